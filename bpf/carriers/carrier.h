@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The carrier that the program was built for: each gives carrier_mark() and carrier_release(). */
+#pragma once
+
+#if defined(CARRIER_METADATA)
+#include "metadata.h"
+#elif defined(CARRIER_NONE)
+#include "none.h"
+#else
+#error "no carrier: build with -DCARRIER_METADATA or -DCARRIER_NONE"
+#endif

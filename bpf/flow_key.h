@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* A 5-tuple in network byte order. An IPv4 address fills the first word, the rest is zero. */
+#pragma once
+
+#include <linux/types.h>
+
+struct flow_key {
+	__be32 src[4];
+	__be32 dst[4];
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};

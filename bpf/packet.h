@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The fixed headers of a frame, read once. Ethernet without VLAN, IPv4 without options or IPv6 without
+ * extension headers, then TCP or UDP.
+ */
+#pragma once
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/types.h>
+
+#include "flow_key.h"
+
+#ifndef AF_INET
+#define AF_INET 2
+#define AF_INET6 10
+#endif
+
+#define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV4_FRAGMENT_OFFSET 0x1fff
+#define TCP_HEADER_BYTES 20
+#define UDP_HEADER_BYTES 8
+#define TCP_FLAGS_BYTE 13
+#define TCP_FLAG_FIN 0x01
+#define TCP_FLAG_SYN 0x02
+#define TCP_FLAG_RST 0x04
+
+struct packet {
+	struct flow_key flow; /* as the packet carries it */
+	__u32 frame_bytes;
+	__u16 ip_bytes; /* v4: total length, v6: payload length; host order */
+	__u8 tos; /* v4 TOS or v6 traffic class */
+	__u8 tcp_flags; /* 0 for UDP */
+};
+
+static __always_inline int is_syn(const struct packet *packet)
+{
+	return packet->tcp_flags & TCP_FLAG_SYN;
+}
+
+static __always_inline int is_rst(const struct packet *packet)
+{
+	return packet->tcp_flags & TCP_FLAG_RST;
+}
+
+/* First or last packet of a connection: its state changes, so the slow path sees it. */
+static __always_inline int is_tcp_edge(const struct packet *packet)
+{
+	return packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST);
+}
+
+/* Ports and TCP flags at `l4`. XDP_TX: go on; XDP_DROP: truncated; XDP_PASS: neither TCP nor UDP. */
+static __always_inline int read_l4(struct packet *packet, void *l4, void *data_end)
+{
+	__u8 *bytes = l4;
+
+	if (packet->flow.proto == IPPROTO_TCP) {
+		if (l4 + TCP_HEADER_BYTES > data_end)
+			return XDP_DROP;
+		packet->tcp_flags = bytes[TCP_FLAGS_BYTE];
+	} else if (packet->flow.proto == IPPROTO_UDP) {
+		if (l4 + UDP_HEADER_BYTES > data_end)
+			return XDP_DROP;
+		packet->tcp_flags = 0;
+	} else {
+		return XDP_PASS;
+	}
+	packet->flow.sport = *(__be16 *)l4;
+	packet->flow.dport = *(__be16 *)(l4 + 2);
+	return XDP_TX;
+}
+
+static __always_inline int read_ipv4(struct packet *packet, void *data, void *data_end)
+{
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+
+	if ((void *)(ip + 1) > data_end)
+		return XDP_DROP;
+	if (ip->ihl != 5)
+		return XDP_DROP;
+	if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET))
+		return XDP_DROP;
+	packet->flow.src[0] = ip->saddr;
+	packet->flow.dst[0] = ip->daddr;
+	packet->flow.proto = ip->protocol;
+	packet->ip_bytes = bpf_ntohs(ip->tot_len);
+	packet->tos = ip->tos;
+	return read_l4(packet, ip + 1, data_end);
+}
+
+static __always_inline int read_ipv6(struct packet *packet, void *data, void *data_end)
+{
+	struct ipv6hdr *ip = data + sizeof(struct ethhdr);
+
+	if ((void *)(ip + 1) > data_end)
+		return XDP_DROP;
+	if (ip->nexthdr == IPPROTO_FRAGMENT)
+		return XDP_DROP;
+	__builtin_memcpy(packet->flow.src, &ip->saddr, sizeof(packet->flow.src));
+	__builtin_memcpy(packet->flow.dst, &ip->daddr, sizeof(packet->flow.dst));
+	packet->flow.proto = ip->nexthdr;
+	packet->ip_bytes = bpf_ntohs(ip->payload_len);
+	packet->tos = (ip->priority << 4) | (ip->flow_lbl[0] >> 4);
+	return read_l4(packet, ip + 1, data_end);
+}

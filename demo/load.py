@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's process: real HTTP/1.1 connections to the VIPs, never retried, each request with a deadline.
+
+Started in the client's namespace, ``python -m demo.load VIP … --short N --kept C``. It waits for one
+command per line on its standard input and writes JSON objects, one per line, on its standard output:
+
+=========  ===========================================================================================
+``short``  `short` connections of one request each, spread evenly over the VIPs
+``open``   `kept` connections, kept alive, with `warm` requests each
+``idle``   one request on each kept connection (keeps the flows going while somebody waits)
+``main``   `measured` requests on each kept connection, one in ten with a body of several full packets
+``close``  closes them, writes a ``connection`` object for every connection, and ends
+=========  ===========================================================================================
+
+While a phase runs ``progress`` objects report sums; ``done`` ends each.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+BODY = bytes(4000)
+"""Three packets at an MTU of 1500: two full ones, which are the longest that the balancer takes."""
+BODY_EVERY = 10
+PROGRESS_INTERVAL = 0.1
+"""Seconds."""
+
+_Lane = TypeVar("_Lane")
+
+
+@dataclass
+class Record:
+    """What happened on one connection; counts are requests, `worst` is the longest in seconds.
+
+    `reals` counts answers by the name in them. `port` is the client's, None if it never connected.
+    `strange` counts answers that were not what a real sends to this very client address and port.
+    """
+
+    family: int
+    kind: str
+    vip: str
+    address: str | None = None
+    port: int | None = None
+    asked: int = 0
+    answered: int = 0
+    strange: int = 0
+    worst: float = 0.0
+    reals: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+
+
+class Connection:
+    """One TCP connection to a VIP and its record. After the first failure it asks nothing more."""
+
+    def __init__(self, vip: str, port: int, kind: str, deadline: float) -> None:
+        self.record = Record(6 if ":" in vip else 4, kind, vip)
+        self.deadline = deadline
+        self._http = http.client.HTTPConnection(vip, port, timeout=deadline)
+        # http.client would quietly open another connection after a close: a retry under another name.
+        self._http.auto_open = 0
+        self._opened = False
+
+    def ask(self, body: bytes | None = None) -> None:
+        """Send one request and wait for its answer. Failures go to the record, never to the caller."""
+        record = self.record
+        record.asked += 1
+        if record.error is not None:
+            return
+        began = time.monotonic()
+        try:
+            self._open()
+            self._exchange(body)
+            record.answered += 1
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            record.error = f"{type(error).__name__}: {error}"
+            self._http.close()
+        taken = time.monotonic() - began
+        record.worst = max(record.worst, taken)
+        if taken > self.deadline and record.error is None:
+            record.answered -= 1
+            record.error = f"answered after {taken:.1f} s, deadline {self.deadline:g} s"
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def _open(self) -> None:
+        if self._opened:
+            return
+        self._opened = True
+        self._http.connect()
+        name: tuple[Any, ...] = self._http.sock.getsockname()
+        self.record.address, self.record.port = name[0], name[1]
+
+    def _exchange(self, body: bytes | None) -> None:
+        self._http.request("GET" if body is None else "POST", "/", body=body)
+        response = self._http.getresponse()
+        words = response.read().decode("ascii").split()
+        if response.status != 200 or len(words) != 4:
+            raise ValueError(f"answer with status {response.status} and body {words}")
+        self.record.reals[words[0]] = self.record.reals.get(words[0], 0) + 1
+        if words[1:] != [str(self.record.address), str(self.record.port), str(len(body or b""))]:
+            self.record.strange += 1
+
+
+class Pace:
+    """Holds a loop to at most `rate` turns per second, so that there is something to see while it runs."""
+
+    def __init__(self, rate: float) -> None:
+        self.step = 1 / rate
+        self.next = time.monotonic()
+
+    def wait(self) -> None:
+        """Return when the next turn is due; a late turn is not made up for by a burst."""
+        now = time.monotonic()
+        if self.next > now:
+            time.sleep(self.next - now)
+        self.next = max(self.next, now) + self.step
+
+
+class Load:
+    """All connections and the threads that drive them."""
+
+    def __init__(self, vips: Sequence[str], port: int, deadline: float, threads: int, rate: float) -> None:
+        self.vips = vips
+        self.port = port
+        self.deadline = deadline
+        self.threads = threads
+        self.rate = rate
+        self.finished: list[Connection] = []
+        self.kept: list[Connection] = []
+
+    def short(self, count: int) -> None:
+        """`count` connections with one request each."""
+        new = [self._connection(number, "short") for number in range(count)]
+        self.finished.extend(new)
+
+        def drive(lane: Sequence[Connection]) -> None:
+            pace = Pace(self.rate / self.threads)
+            for connection in lane:
+                pace.wait()
+                connection.ask()
+                connection.close()
+
+        self._in_threads("short", [new[first :: self.threads] for first in range(self.threads)], drive)
+
+    def open(self, count: int, requests: int) -> None:
+        """`count` more kept-alive connections with `requests` requests each."""
+        self.kept.extend(self._connection(number, "kept") for number in range(count))
+        self.more("open", requests)
+
+    def more(self, phase: str, requests: int, *, bodies: bool = False) -> None:
+        """`requests` more on each kept connection, in turn, so that all stay busy at once."""
+        turns = [
+            (connection, BODY if bodies and turn % BODY_EVERY == BODY_EVERY - 1 else None)
+            for turn in range(requests)
+            for connection in self.kept
+        ]
+        # A connection belongs to one lane and a lane to one thread: no two ever use one at once.
+        self._in_threads(phase, self._lanes(turns), self._drive)
+
+    def close(self) -> None:
+        """Close the kept connections and write every record."""
+        for connection in self.kept:
+            connection.close()
+        for connection in (*self.finished, *self.kept):
+            emit("connection", **asdict(connection.record))
+        emit("done", phase="close", **self._sums())
+
+    def _drive(self, lane: Sequence[tuple[Connection, bytes | None]]) -> None:
+        pace = Pace(self.rate / self.threads)
+        for connection, body in lane:
+            pace.wait()
+            connection.ask(body)
+
+    def _connection(self, number: int, kind: str) -> Connection:
+        return Connection(self.vips[number % len(self.vips)], self.port, kind, self.deadline)
+
+    def _lanes(
+        self, turns: Iterable[tuple[Connection, bytes | None]]
+    ) -> list[list[tuple[Connection, bytes | None]]]:
+        lane_of = {id(connection): number % self.threads for number, connection in enumerate(self.kept)}
+        lanes: list[list[tuple[Connection, bytes | None]]] = [[] for _ in range(self.threads)]
+        for turn in turns:
+            lanes[lane_of[id(turn[0])]].append(turn)
+        return lanes
+
+    def _in_threads(self, phase: str, lanes: Sequence[_Lane], work: Callable[[_Lane], None]) -> None:
+        threads = [threading.Thread(target=work, args=(lane,), daemon=True) for lane in lanes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(PROGRESS_INTERVAL)
+                emit("progress", phase=phase, **self._sums())
+        emit("done", phase=phase, **self._sums())
+
+    def _sums(self) -> dict[str, Any]:
+        records = [connection.record for connection in (*self.finished, *self.kept)]
+        reals: Counter[str] = Counter()
+        for record in records:
+            # A copy in one step: another thread may be adding a real to it.
+            reals.update(record.reals.copy())
+        return {
+            "asked": sum(record.asked for record in records),
+            "answered": sum(record.answered for record in records),
+            "failed": sum(record.error is not None for record in records),
+            "reals": dict(sorted(reals.items())),
+        }
+
+
+def emit(event: str, **values: object) -> None:
+    """Write one JSON object as a line on standard output."""
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+def main(
+    vips: Annotated[list[str], typer.Argument(help="Addresses to ask, in turn.")],
+    *,
+    short: Annotated[int, typer.Option(help="Connections of one request.")] = 1000,
+    kept: Annotated[int, typer.Option(help="Connections that are kept alive.")] = 50,
+    warm: Annotated[int, typer.Option(help="Requests on each when it is opened.")] = 8,
+    measured: Annotated[int, typer.Option(help="Requests on each in the main phase.")] = 52,
+    port: Annotated[int, typer.Option(help="TCP port of the VIPs.")] = 80,
+    deadline: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 5.0,
+    threads: Annotated[int, typer.Option(help="Threads that ask at once.")] = 4,
+    rate: Annotated[float, typer.Option(help="Requests per second at most, over all threads.")] = 2000.0,
+) -> None:
+    """Make requests as the standard input commands."""
+    load = Load(vips, port, deadline, threads, rate)
+    commands: dict[str, Callable[[], None]] = {
+        "short": lambda: load.short(short),
+        "open": lambda: load.open(kept, warm),
+        "idle": lambda: load.more("idle", 1),
+        "main": lambda: load.more("main", measured, bodies=True),
+        "close": load.close,
+    }
+    for line in sys.stdin:
+        command = line.strip()
+        commands[command]()
+        if command == "close":
+            return
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

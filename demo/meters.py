@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon counts, as far as the demo looks at it: read from its control socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nfcore.control import request
+
+
+@dataclass(frozen=True)
+class Meters:
+    """One reading. `fast` and `slow` are packets since the daemon started, `real_packets` is by address."""
+
+    fast: int = 0
+    slow: int = 0
+    flows: int = 0
+    marks: int = 0
+    rules: int = 0
+    real_packets: Mapping[str, int] = field(default_factory=dict)
+
+    def share_since(self, earlier: Meters) -> float | None:
+        """Fast path's share of the packets since an earlier reading, 0 to 1; None if there were none."""
+        fast, slow = self.fast - earlier.fast, self.slow - earlier.slow
+        return fast / (fast + slow) if fast + slow else None
+
+
+def read_meters(socket: Path) -> Meters:
+    """Ask the daemon behind `socket`. Raises nfcore's errors if it does not answer."""
+    answer: Mapping[str, Any] = request(socket, "stats")
+    samples = {family["name"]: family["samples"] for family in answer["metrics"]}
+
+    def matching(name: str, **labels: str) -> Iterator[tuple[Mapping[str, str], int]]:
+        for sample in samples.get(name, ()):
+            if all(sample["labels"].get(label) == value for label, value in labels.items()):
+                yield sample["labels"], int(sample["value"])
+
+    def total(name: str, **labels: str) -> int:
+        return sum(value for _, value in matching(name, **labels))
+
+    real_packets: dict[str, int] = {}
+    for labels, value in matching("nfcore_real_packets_total"):
+        address = labels.get("real", "?")
+        real_packets[address] = real_packets.get(address, 0) + value
+    return Meters(
+        fast=total("nfcore_packets_total", path="fast"),
+        slow=total("nfcore_packets_total", path="slow"),
+        flows=total("nfcore_flows", state="installed"),
+        marks=total("nfcore_marks_in_use"),
+        rules=total("nfcore_rules"),
+        real_packets=real_packets,
+    )

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo claims, checked: against the records of the client and an independent computation.
+
+Independent: which real a connection belongs to is computed here from the TOML and the client's address
+and port alone (Maglev ring and flow hash in Python). No map, counter or log of the balancer goes into it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from nfcore.plugins.katran_accel.hashing import ring_slot
+from nfcore.plugins.katran_accel.maglev import Endpoint, build_ring
+
+from .lab import Real
+from .meters import Meters
+
+FAST_SHARE_WANTED = 0.8
+
+
+class Prediction:
+    """VIP, client address and port → the real that must answer."""
+
+    def __init__(self, config: Path, reals: Sequence[Real]) -> None:
+        names = {address: real.name for real in reals for address in (real.v4, real.v6)}
+        self._rings: dict[str, list[str]] = {}
+        self._ports: dict[str, int] = {}
+        number = 0
+        table = tomllib.loads(config.read_text())["katran_accel"]
+        for vip in table["vips"]:
+            endpoints = []
+            name_of: dict[int, str] = {}
+            for real in vip["reals"]:
+                number += 1
+                endpoints.append(Endpoint(number, ip_address(real["address"]), real.get("weight", 1)))
+                name_of[number] = names[real["address"]]
+            ring = build_ring(endpoints, version=table.get("maglev", 2))
+            self._rings[vip["address"]] = [name_of[int(chosen)] for chosen in ring]
+            self._ports[vip["address"]] = vip["port"]
+
+    def real(self, vip: str, address: str, port: int) -> str:
+        """The name of the real for a connection from `address` and `port` to `vip`."""
+        return self._rings[vip][ring_slot(ip_address(address), port, self._ports[vip])]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim, whether it held, and the figures behind it."""
+
+    claim: str
+    passed: bool
+    detail: str
+
+
+@dataclass
+class Summary:
+    """What was proven. Counts are requests or connections; `seconds` is the time of the traffic."""
+
+    strategy: str
+    requests: dict[str, int]
+    connections: dict[str, int]
+    reals: dict[str, int]
+    packets: dict[str, int]
+    fast_path_share: float | None
+    retransmitted_segments: int
+    slowest_request_ms: float
+    seconds: float
+    checks: list[Check] = field(default_factory=list)
+    left_behind: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every claim held and nothing was left behind."""
+        return all(check.passed for check in self.checks) and not self.left_behind
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`: the fields and ``ok``."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def prove(
+    records: Sequence[Mapping[str, Any]],
+    prediction: Prediction,
+    *,
+    strategy: str,
+    meters: tuple[Meters, Meters],
+    retransmitted: int,
+    seconds: float,
+) -> Summary:
+    """Check the client's records (`demo.load.Record` as mappings) and two readings around the main phase."""
+    reals: Counter[str] = Counter()
+    for record in records:
+        reals.update(record["reals"])
+    sent = sum(record["asked"] for record in records)
+    answered = sum(record["answered"] for record in records)
+    kinds = Counter(record["kind"] for record in records)
+    before, after = meters
+    return Summary(
+        strategy=strategy,
+        requests={"sent": sent, "answered": answered, "lost": sent - answered},
+        connections={"short": kinds["short"], "kept": kinds["kept"]},
+        reals=dict(sorted(reals.items())),
+        packets={"fast": after.fast - before.fast, "slow": after.slow - before.slow},
+        fast_path_share=after.share_since(before),
+        retransmitted_segments=retransmitted,
+        slowest_request_ms=round(1000 * max((record["worst"] for record in records), default=0.0), 1),
+        seconds=round(seconds, 1),
+        checks=[
+            _none_lost(records, sent, answered),
+            _right_real(records, prediction),
+            _address_kept(records),
+            _fast_enough(before, after),
+        ],
+    )
+
+
+def _none_lost(records: Sequence[Mapping[str, Any]], sent: int, answered: int) -> Check:
+    detail = f"{answered:,} of {sent:,} requests on {len(records):,} connections, no retries"
+    errors = Counter(record["error"] for record in records if record["error"])
+    if errors:
+        detail += "; " + "; ".join(f"{count} × {error}" for error, count in errors.most_common(3))
+    return Check("every request was answered in time", sent == answered > 0, detail)
+
+
+def _right_real(records: Sequence[Mapping[str, Any]], prediction: Prediction) -> Check:
+    wrong = []
+    for record in records:
+        if record["port"] is None:
+            continue
+        expected = prediction.real(record["vip"], record["address"], record["port"])
+        if set(record["reals"]) - {expected}:
+            source = f"{record['address']} port {record['port']}"
+            wrong.append(f"{source}: {expected} computed, {' and '.join(record['reals'])} answered")
+    checked = sum(bool(record["reals"]) for record in records)
+    detail = f"{checked - len(wrong):,} of {checked:,} connections"
+    if wrong:
+        detail += "; " + "; ".join(wrong[:3])
+    return Check(
+        "the real that answered is the one computed from ring and hash", checked > 0 and not wrong, detail
+    )
+
+
+def _address_kept(records: Sequence[Mapping[str, Any]]) -> Check:
+    strange = sum(record["strange"] for record in records)
+    detail = "all answers name the client's own address, port and body length"
+    if strange:
+        detail = f"{strange:,} answers name another address, port or body length"
+    return Check("packets reached the real unchanged", strange == 0, detail)
+
+
+def _fast_enough(before: Meters, after: Meters) -> Check:
+    share = after.share_since(before)
+    claim = f"kept-alive connections use the fast path (at least {FAST_SHARE_WANTED:.0%})"
+    if share is None:
+        return Check(claim, False, "no packet was counted")
+    fast, slow = after.fast - before.fast, after.slow - before.slow
+    return Check(claim, share >= FAST_SHARE_WANTED, f"{share:.1%}: {fast:,} packets fast, {slow:,} slow")

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that runs in the lab: emulated NIC, reals, the balancer, the client; and when to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Any, Self
+
+from nfcore.errors import HostError
+
+from .lab import VIP4, VIP6, Lab
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "examples" / "demo.toml"
+READY_WITHIN = 30.0
+"""Seconds; compiling takes most of it on a slow machine."""
+
+
+class StoppedError(Exception):
+    """Somebody asked the demo to end (SIGINT, SIGTERM, SIGHUP); `number` is the signal."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+class StopSwitch:
+    """Remembers a signal to stop, and raises where the demo can be left.
+
+    A signal handler that raises could do so amid the cleaning up; this one only takes a note.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def check(self) -> None:
+        """Raise StoppedError if a signal came."""
+        if self.number is not None:
+            raise StoppedError(self.number)
+
+    def wait(self) -> None:
+        """Until a signal comes."""
+        while self.number is None:
+            time.sleep(0.1)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = self.number or number
+
+
+class Reader:
+    """Reads the lines of a process's output in a thread, so that its pipe never fills."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str], stream: IO[str] | None) -> None:
+        if stream is None:
+            raise ValueError(f"{name} was started without a pipe")
+        self.name = name
+        self.process = process
+        self.tail: deque[str] = deque(maxlen=40)
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._stream = stream
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def line(self, stop: StopSwitch, within: float) -> str | None:
+        """The next line, or None after `within` seconds. Raises HostError when the process has ended."""
+        deadline = time.monotonic() + within
+        while True:
+            stop.check()
+            with contextlib.suppress(queue.Empty):
+                line = self._lines.get(timeout=max(0.0, min(0.1, deadline - time.monotonic())))
+                if line is None:
+                    raise self.ended()
+                return line
+            if time.monotonic() >= deadline:
+                return None
+
+    def wait_for(self, word: str, stop: StopSwitch) -> None:
+        """Until a line contains `word`; HostError with the process's words if it ends or takes too long."""
+        deadline = time.monotonic() + READY_WITHIN
+        while (left := deadline - time.monotonic()) > 0:
+            line = self.line(stop, left)
+            if line is not None and word in line:
+                return
+        raise HostError(
+            f"{self.name} did not say {word!r} within {READY_WITHIN:g} s; it said:\n{self.said()}"
+        )
+
+    def ended(self) -> HostError:
+        """The error to raise when the process is gone and should not be."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)
+        return HostError(f"{self.name} ended with status {self.process.returncode}; it said:\n{self.said()}")
+
+    def said(self) -> str:
+        """The last lines, indented."""
+        return "\n".join(f"    {line}" for line in self.tail) or "    (nothing)"
+
+    def _read(self) -> None:
+        with contextlib.suppress(ValueError, OSError):
+            for line in self._stream:
+                self.tail.append(line.rstrip("\n"))
+                self._lines.put(line)
+        self._lines.put(None)
+
+
+class Stage:
+    """Context: the lab with a balancer at work in it. On leaving, all of it has stopped, in reverse order.
+
+    `strategy` overrides the TOML's marking strategy.
+    """
+
+    def __init__(
+        self, lab: Lab, stop: StopSwitch, *, config: Path = CONFIG, strategy: str | None = None
+    ) -> None:
+        self.lab = lab
+        self.config = config
+        settings = tomllib.loads(config.read_text())
+        self.strategy: str = strategy or settings["marking"]["strategy"]
+        self.socket = Path(settings["nf"]["socket"])
+        self.pins = Path(settings["softnic"]["pins"]["eth1"])
+        self.rules: int = settings["offload"]["max_rules"]
+        self._stop = stop
+        self._daemon: Reader | None = None
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as exits:
+            self._start_nic(exits)
+            self._start_reals()
+            self._start_daemon(exits)
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._exits.close()
+
+    def check(self) -> None:
+        """Raise HostError if the daemon is gone, StoppedError if the demo is to end."""
+        self._stop.check()
+        if self._daemon is not None and self._daemon.process.poll() is not None:
+            raise self._daemon.ended()
+
+    def client(self, *arguments: str) -> Client:
+        """Start the client's process, `demo.load`, with these arguments after the VIPs."""
+        argv = [sys.executable, "-m", "demo.load", VIP4, VIP6, *arguments]
+        process = self.lab.popen("client", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+        return Client(process, self._stop)
+
+    def _start_nic(self, exits: contextlib.ExitStack) -> None:
+        pin = ["--pin", str(self.pins)]
+        ports = ["--wire", "wire0", "--port", "port0", "--rules", str(self.rules)]
+        exits.callback(self.lab.run, "nic", [*nfcore("softnic", "remove"), *pin], check=False)
+        self.lab.run("nic", [*nfcore("softnic", "create"), *ports, *pin], timeout=READY_WITHIN)
+        self._stop.check()
+
+    def _start_reals(self) -> None:
+        readers = []
+        for real in self.lab.reals:
+            argv = [sys.executable, "-m", "demo.web", real.name, "--listen", VIP4, "--listen", VIP6]
+            process = self.lab.popen(
+                real.name,
+                [*argv, "--decap", "eth0"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+            )
+            readers.append(Reader(real.name, process, process.stdout))
+        for reader in readers:
+            reader.wait_for("ready", self._stop)
+
+    def _start_daemon(self, exits: contextlib.ExitStack) -> None:
+        argv = [*nfcore("run"), str(self.config), "--set", f'marking.strategy="{self.strategy}"']
+        process = self.lab.popen("lb", argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+        exits.callback(self.lab.run, "lb", [*nfcore("cleanup"), str(self.config)], check=False)
+        exits.callback(self._stop_daemon, process)
+        self._daemon = Reader("nfcore run", process, process.stderr)
+        self._daemon.wait_for("ready", self._stop)
+
+    def _stop_daemon(self, process: subprocess.Popen[str]) -> None:
+        alive = process.poll() is None
+        status = self.lab.stop(process)
+        if alive and status != 0 and self._daemon is not None:
+            raise HostError(
+                f"nfcore run ended with status {status} on SIGTERM; it said:\n{self._daemon.said()}"
+            )
+
+
+class Client:
+    """The client's process, commanded phase by phase; see `demo.load` for the commands."""
+
+    def __init__(self, process: subprocess.Popen[str], stop: StopSwitch) -> None:
+        self.process = process
+        self._reader = Reader("the client", process, process.stdout)
+        self._stop = stop
+
+    def phase(self, command: str, *, tick: float = 0.2) -> Iterator[dict[str, Any] | None]:
+        """Give a command and yield its events until it is done; None where `tick` seconds brought none."""
+        if self.process.stdin is None:
+            raise ValueError("the client was started without a pipe")
+        try:
+            self.process.stdin.write(command + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._reader.ended() from error
+        while True:
+            line = self._reader.line(self._stop, tick)
+            event: dict[str, Any] | None = None if line is None else json.loads(line)
+            yield event
+            if event is not None and event["event"] == "done":
+                return
+
+
+def nfcore(*arguments: str) -> list[str]:
+    """The command line of this very installation's `nfcore`."""
+    return [str(Path(sys.executable).with_name("nfcore")), *arguments]

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real's process: takes the outer header off (XDP) and answers HTTP/1.1 on the VIPs.
+
+Started in the namespace of a real: ``python -m demo.web NAME --listen VIP … [--decap INTERFACE]``. It
+prints ``ready`` on its standard output once it accepts connections and runs until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import nfcore
+from nfcore.errors import NfcoreError
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Says which real answers and which client address and port it saw: ``real1 198.18.1.2 40001``."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = "nfcore-demo"
+    disable_nagle_algorithm = True
+    # Head and body leave together, in one segment.
+    wbufsize = -1
+    # A client that went away without a word must not hold its thread for ever.
+    timeout = 60
+
+    server: Web
+
+    def do_GET(self) -> None:
+        """Answer a request without a body."""
+        self._answer()
+
+    def do_POST(self) -> None:
+        """Take the request's body in and answer as to GET, with the number of bytes that came."""
+        wanted = int(self.headers.get("Content-Length", "0"))
+        self._answer(len(self.rfile.read(wanted)))
+
+    def _answer(self, received: int = 0) -> None:
+        address, port = self.client_address[:2]
+        body = f"{self.server.real} {address} {port} {received}\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: a line per request would hide the demo's own output."""
+
+
+class Web(ThreadingHTTPServer):
+    """An HTTP server on one address that knows the name of the real that it runs on."""
+
+    daemon_threads = True
+    request_queue_size = 1024
+
+    def __init__(self, real: str, address: str, port: int) -> None:
+        self.real = real
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        super().__init__((address, port), Answer)
+
+    def server_bind(self) -> None:
+        """Bind without asking the resolver for a name, which the namespace could only wait for in vain."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
+def attach_decap(interface: str) -> None:
+    """Load ``bpf/decap.c`` and attach it to an interface of this namespace, natively.
+
+    The attachment outlives this process and ends with the interface. Raises nfcore's errors.
+    """
+    # Here and not above: a server without decapsulation needs no compiler.
+    from nfcore.kernel import XdpMode, attach_xdp, compile_program, interface_index  # noqa: PLC0415
+
+    source = Path(nfcore.__file__).parent / "bpf" / "decap.c"
+    program = compile_program(source, "decap", defines={}, maps={})
+    attach_xdp(interface_index(interface), program, mode=XdpMode.NATIVE)
+
+
+def main(
+    real: Annotated[str, typer.Argument(help="Name that the answers carry.")],
+    listen: Annotated[list[str], typer.Option(help="Address to answer on; may be repeated.")],
+    port: Annotated[int, typer.Option(help="TCP port.")] = 80,
+    decap: Annotated[
+        str | None, typer.Option(help="Interface whose IPIP packets are to be unpacked.")
+    ] = None,
+) -> None:
+    """Answer HTTP on the addresses until SIGTERM."""
+    try:
+        if decap is not None:
+            attach_decap(decap)
+    except NfcoreError as error:
+        print(f"{real}: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_status) from error
+    servers = [Web(real, address, port) for address in listen]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    print("ready", flush=True)
+    stopped.wait()
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

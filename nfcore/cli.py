@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Exit status: 0 done, 1 the machine is not as needed, 2 the configuration or the call is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import toml
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from .errors import NfcoreError
+from .version import __version__
+
+app = typer.Typer(
+    help="Network functions whose XDP fast path is driven by marks that the NIC sets in hardware.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+log = logging.getLogger(__name__)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as marking.strategy=flow-id. Repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+DEFAULT_SOCKET = "/run/nfcore/nfcore.sock"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nfcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, with tracebacks of faults.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Set up logging for every command."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+@app.command()
+def run(config: ConfigArgument, overrides: SetOption = None) -> None:
+    """Run the network functions of CONFIG until SIGINT or SIGTERM.
+
+    Prints a line with "ready" on standard error once packets are taken. On the way out the program is detached, the
+    rules are removed and the maps are gone, unless the configuration pins them.
+
+    Examples:
+
+      nfcore run /etc/nfcore.toml
+
+      nfcore run examples/demo.toml --set marking.strategy=flow-id
+    """
+    from .daemon import run as run_daemon  # noqa: PLC0415 - `--help` must not load numpy and netlink
+    from .session import require_root  # noqa: PLC0415
+
+    loaded, host = _load(config, overrides)
+    require_root("run")
+    run_daemon(loaded, host, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+@app.command()
+def check(
+    config: ConfigArgument,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print all that is in effect, as TOML.")] = False,
+    as_json: JsonOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Check CONFIG without touching the machine.
+
+    Every mistake is named by its full key, with its value and what would be right; exit status 2.
+
+    Examples:
+
+      nfcore check /etc/nfcore.toml
+
+      nfcore check examples/demo.toml --resolved --set offload.min_packets=1
+    """
+    loaded, _ = _load(config, overrides)
+    if as_json:
+        typer.echo(json.dumps(loaded.resolved()))
+    elif resolved:
+        typer.echo(toml.dumps(loaded.resolved()), nl=False)
+    else:
+        typer.echo(f"{config}: no mistakes found")
+
+
+@app.command()
+def plugins(as_json: JsonOption = False) -> None:
+    """List the installed plugins with version, source and the hooks that they answer.
+
+    Example: nfcore plugins --json
+    """
+    from .host import PluginHost  # noqa: PLC0415
+
+    rows: list[dict[str, Any]] = []
+    for name in PluginHost.installed():
+        info = PluginHost.describe(name)
+        row: dict[str, Any] = {
+            "name": name,
+            "version": info.version,
+            "distribution": info.distribution,
+            "source": info.source,
+        }
+        host = PluginHost()
+        try:
+            host.load(name)
+            row |= {"hooks": host.hooks_of(name), "error": None}
+        except Exception as error:  # noqa: BLE001 - a broken plugin is listed as such
+            row |= {"hooks": [], "error": f"{type(error).__name__}: {error}"}
+        rows.append(row)
+    if as_json:
+        typer.echo(json.dumps({"plugins": rows}))
+        return
+    table = RichTable("plugin", "version", "distribution", "source", "hooks")
+    for row in rows:
+        hooks = ", ".join(row["hooks"]) if row["error"] is None else f"cannot be loaded: {row['error']}"
+        table.add_row(row["name"], row["version"], row["distribution"], row["source"], hooks)
+    Console().print(table)
+
+
+SocketOption = Annotated[Path | None, typer.Option("--socket", help=f"The daemon's socket (default {DEFAULT_SOCKET}).")]
+
+
+@app.command()
+def stats(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="Take the socket from this TOML.")] = None,
+    socket: SocketOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the running daemon's figures.
+
+    Examples:
+
+      nfcore stats
+
+      nfcore stats examples/demo.toml --json
+    """
+    from .control import request  # noqa: PLC0415
+
+    if socket is None:
+        socket = Path(_load(config, None)[0].nf.socket) if config else Path(DEFAULT_SOCKET)
+    figures = request(socket, "stats")
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    table = RichTable("figure", "labels", "value", "unit")
+    for metric in figures["metrics"]:
+        for sample in metric["samples"]:
+            labels = ", ".join(f"{key}={value}" for key, value in sample["labels"].items())
+            table.add_row(metric["name"], labels, f"{sample['value']:,}", metric["unit"])
+    Console().print(table)
+
+
+@app.command()
+def cleanup(config: ConfigArgument) -> None:
+    """Remove everything of ours that a killed daemon of CONFIG left: programs, rules, pins, socket.
+
+    Nothing that others made is touched. Refuses while the daemon runs.
+
+    Example: nfcore cleanup /etc/nfcore.toml
+    """
+    from .cleanup import cleanup as clean  # noqa: PLC0415
+    from .session import require_root  # noqa: PLC0415
+
+    loaded, host = _load(config, None)
+    require_root("cleanup")
+    lines = clean(loaded, host)
+    for line in lines:
+        typer.echo(line)
+    if not lines:
+        typer.echo("nothing was left")
+
+
+@app.command()
+def trace(
+    config: ConfigArgument,
+    frames: Annotated[list[str] | None, typer.Option("--hex", metavar="FRAME", help="A frame as hex. Repeatable.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A frame a line as hex, optionally followed by mark=N.")] = None,
+    as_json: JsonOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Show where packets go, and why, without attaching anything.
+
+    Loads the configured program with fresh maps and runs the frames through it in order, on one CPU. Flows are
+    reported by their first packet that can be, and get a mark as in the daemon, but no rule: give mark=N to see what
+    a marked packet does. dest-id marks are numbered from 1 in the order of the TOML's VIPs and reals.
+
+    Examples:
+
+      nfcore trace examples/demo.toml --hex 020000000001…
+
+      nfcore trace examples/demo.toml --file frames.txt --json
+    """
+    from .session import require_root  # noqa: PLC0415
+    from .trace import parse_line, read_frames  # noqa: PLC0415
+    from .trace import trace as run_trace  # noqa: PLC0415
+
+    loaded, host = _load(config, overrides)
+    packets = [parse_line(text, f"--hex {number}") for number, text in enumerate(frames or (), 1)]
+    packets += read_frames(file) if file else []
+    if not packets:
+        raise typer.BadParameter("give at least one frame, with --hex FRAME or --file F")
+    require_root("trace")
+    traced = run_trace(loaded, host, packets)
+    if as_json:
+        typer.echo(json.dumps({"packets": [packet.as_json() for packet in traced]}))
+        return
+    table = RichTable("#", "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out")
+    for number, (given, packet) in enumerate(zip(packets, traced, strict=True), 1):
+        result = packet.trace
+        cells = (result.vip, result.real, given.mark or None, packet.mark_allocated)
+        shown = ["–" if cell is None else str(cell) for cell in cells]
+        table.add_row(str(number), result.verdict, result.path, *shown, str(len(result.output)))
+    Console().print(table)
+
+
+def _load(config: Path, overrides: list[str] | None) -> Any:
+    from .config import load_config  # noqa: PLC0415
+    from .host import PluginHost  # noqa: PLC0415
+
+    host = PluginHost()
+    return load_config(config, host, overrides or ()), host
+
+
+def _add_plugin_commands() -> None:
+    """Let installed plugins add commands. A plugin that cannot be loaded is `nfcore plugins`' to report."""
+    from .host import PluginHost  # noqa: PLC0415
+
+    host = PluginHost()
+    for name in PluginHost.installed():
+        try:
+            host.load(name)
+        except Exception as error:  # noqa: BLE001
+            log.debug("plugin %s cannot be loaded: %s", name, error)
+    for _ in host.each("register_commands", app=app):
+        pass
+
+
+def main() -> None:
+    """Entry point: errors become text and an exit status."""
+    _add_plugin_commands()
+    try:
+        app()
+    except NfcoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

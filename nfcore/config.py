@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One TOML file, strict: every mistake in it is found in one reading and named by its full key.
+
+The core owns the tables `nf`, `interfaces`, `marking` and `offload`; every plugin owns one of its own name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+
+from .errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from .host import PluginHost
+
+_DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+NO_BACKEND = "none"
+_T = TypeVar("_T", bound="Table")
+
+
+def parse_duration(value: object) -> float:
+    """Seconds behind a text such as ``30s`` or ``1.5ms``; ValueError says how to write one."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h)", value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError("should be a duration with its unit, such as '30s', '500ms' or '5m'")
+    return float(found[1]) * _DURATION_UNITS[found[2]]
+
+
+def format_duration(seconds: float) -> str:
+    """Write what :func:`parse_duration` reads, in the largest unit that leaves a whole number."""
+    for unit, size in reversed(_DURATION_UNITS.items()):
+        if seconds >= size and abs(seconds / size - round(seconds / size)) < 1e-9:
+            return f"{round(seconds / size)}{unit}"
+    return f"{seconds:g}s"
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
+"""Seconds, written in the TOML as a text with a unit."""
+
+
+class Table(BaseModel):
+    """Base of all TOML tables: unknown keys and wrong types are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+
+
+class NfTable(Table):
+    """`[nf]`: the daemon."""
+
+    plugins: list[str] = Field(min_length=1)
+    """Plugins to load; only these are."""
+    socket: str = Field(default="/run/nfcore/nfcore.sock", min_length=1)
+    """Where `nfcore stats` and its like reach the daemon."""
+
+
+class InterfaceTable(Table):
+    """`[[interfaces]]`: one device."""
+
+    name: str = Field(min_length=1, max_length=15)
+    chain: list[str] = Field(min_length=1, max_length=1)
+    """Network functions in packet order; this version runs one per interface."""
+    offload: list[str] = Field(default=[NO_BACKEND], min_length=1)
+    """Offload backends, best first; `none` goes on unaccelerated."""
+    xdp_mode: Literal["native", "generic", "auto"] = "native"
+    """`auto` falls back to generic, which is slow and loses most carriers."""
+
+
+class MarkingTable(Table):
+    """`[marking]`: what a mark means and how it travels."""
+
+    strategy: str = "dest-id"
+    carrier: Literal["metadata"] = "metadata"
+    width: int = Field(default=16, ge=1, le=24)
+    """Bits of a mark that NIC and carrier transport."""
+    quarantine: Duration = "1s"  # type: ignore[assignment]
+    """How long a mark rests before it may mean something else."""
+    pool_chunk: int = Field(default=512, ge=2, le=4095)
+    """Marks leased to a CPU at a time (flow-id)."""
+
+
+class OffloadTable(Table):
+    """`[offload]`: which flows get a rule, and for how long."""
+
+    min_packets: int = Field(default=8, ge=1, le=32_767)
+    """Packets on the slow path before a flow is reported."""
+    max_rules: int = Field(default=60_000, ge=1, le=16_000_000)
+    idle_timeout: Duration = "30s"  # type: ignore[assignment]
+    """A rule whose counter stands still for so long is removed."""
+    grace: Duration = "100ms"  # type: ignore[assignment]
+    """Between the removal of a rule and of what its mark meant: packets are still on their way."""
+    events: Literal["ringbuf", "perf"] = "ringbuf"
+    """How XDP tells of new flows."""
+
+
+CheckTable = Callable[[Mapping[str, Any], str], Iterable[Problem]]
+"""Further checks of a plugin's raw table, given with its path. Runs even where single values are wrong."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A plugin's TOML table: its model, and checks across keys that a model's types cannot express."""
+
+    model: type[Table]
+    check: CheckTable | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A configuration that passed every check."""
+
+    source: str
+    nf: NfTable
+    interfaces: Sequence[InterfaceTable]
+    marking: MarkingTable
+    offload: OffloadTable
+    sections: Mapping[str, Table] = field(default_factory=dict)
+    """Plugin name → its table."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Give all that is in effect, defaults included, in the TOML's own form."""
+        tables: dict[str, Any] = {
+            "nf": self.nf.model_dump(mode="json"),
+            "interfaces": [interface.model_dump(mode="json") for interface in self.interfaces],
+            "marking": self.marking.model_dump(mode="json"),
+            "offload": self.offload.model_dump(mode="json"),
+        }
+        tables |= {name: table.model_dump(mode="json", exclude_none=True) for name, table in self.sections.items()}
+        return tables
+
+
+def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the file and apply ``key.path=VALUE`` overrides, whose values are TOML (or plain text)."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(str(path), [Problem("", f"cannot be read: {error.strerror or error}")]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), [Problem("", f"is not UTF-8 text: {error}")]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(path), [Problem("", f"is not TOML: {error}")]) from None
+    for override in overrides:
+        _apply_override(raw, override)
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not sign or not all(parts):
+        raise ConfigError("--set", [Problem(override, "should be KEY.PATH=VALUE, such as marking.strategy=flow-id")])
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table: Any = raw
+    for part in parts[:-1]:
+        table = table.setdefault(part, {}) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
+            raise ConfigError("--set", [Problem(key, f"{part!r} is not a table")])
+    table[parts[-1]] = value
+
+
+class _Reader:
+    """One reading of one file: collects problems instead of stopping at the first."""
+
+    def __init__(self, raw: dict[str, Any]) -> None:
+        self.raw = raw
+        self.problems: list[Problem] = []
+
+    def table(self, model: type[_T], raw: object, path: str) -> _T | None:
+        if not isinstance(raw, dict):
+            self.problems.append(Problem(path, f"is {raw!r}; should be a table"))
+            return None
+        try:
+            return model.model_validate(raw)
+        except ValidationError as error:
+            self.problems.extend(_problem(detail, path, model) for detail in error.errors())
+            return None
+
+    def tables(self, model: type[_T], raw: object, path: str) -> list[_T]:
+        if not isinstance(raw, list):
+            self.problems.append(Problem(path, f"is {raw!r}; should be an array of tables, written [[{path}]]"))
+            return []
+        read = [self.table(model, item, f"{path}[{number}]") for number, item in enumerate(raw)]
+        return [table for table in read if table is not None]
+
+
+def _problem(detail: Any, path: str, model: type[Table]) -> Problem:
+    where = path
+    for step in detail["loc"]:
+        where += f"[{step}]" if isinstance(step, int) else f".{step}"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if detail["type"] == "extra_forbidden":
+        return Problem(where, "unknown key" + _suggest(str(detail["loc"][-1]), _known_keys(model, detail["loc"])))
+    if detail["type"] == "missing":
+        return Problem(where, "is missing")
+    return Problem(where, f"is {detail['input']!r}; {message}")
+
+
+def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    """Keys of the table in which an unknown one was found: walks the models along `loc`."""
+    for step in loc[:-1]:
+        if isinstance(step, int):
+            continue
+        annotation = model.model_fields[step].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        inner = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def load_config(path: Path, host: PluginHost, overrides: Sequence[str] = ()) -> Config:
+    """Read and check `path`, loading the plugins that it names into `host`. ConfigError has all problems."""
+    reader = _Reader(read_toml(path, overrides))
+    raw = reader.raw
+    nf = reader.table(NfTable, raw["nf"], "nf") if "nf" in raw else None
+    if "nf" not in raw:
+        reader.problems.append(Problem("nf", "is missing; should be a table [nf] with plugins = [...]"))
+    _load_plugins(reader, host)
+    sections = _read_sections(reader, host)
+    interfaces = reader.tables(InterfaceTable, raw.get("interfaces", []), "interfaces")
+    marking = reader.table(MarkingTable, raw.get("marking", {}), "marking")
+    offload = reader.table(OffloadTable, raw.get("offload", {}), "offload")
+    _check_tables_owned(reader, host)
+    _check_interfaces(reader, host)
+    _check_strategy(reader, host)
+    if reader.problems or nf is None or marking is None or offload is None:
+        raise ConfigError(str(path), reader.problems)
+    return Config(str(path), nf, interfaces, marking, offload, sections)
+
+
+def _load_plugins(reader: _Reader, host: PluginHost) -> None:
+    nf = reader.raw.get("nf")
+    names = nf.get("plugins") if isinstance(nf, dict) else None
+    if not isinstance(names, list):
+        return
+    installed = host.installed()
+    for number, name in enumerate(names):
+        where = f"nf.plugins[{number}]"
+        if not isinstance(name, str):
+            continue  # the model says so
+        if name in names[:number]:
+            reader.problems.append(Problem(where, f"{name!r} is named twice"))
+        elif name not in installed:
+            reader.problems.append(Problem(where, f"no plugin {name!r} is installed" + _suggest(name, installed)))
+        else:
+            try:
+                host.load(name)
+            except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
+                reader.problems.append(Problem(where, f"plugin {name!r} cannot be loaded: {error}"))
+
+
+def _read_sections(reader: _Reader, host: PluginHost) -> dict[str, Table]:
+    sections: dict[str, Table] = {}
+    for name, section in host.each("config_section"):
+        if section is None:
+            continue
+        raw = reader.raw.get(name, {})
+        table = reader.table(section.model, raw, name)
+        if table is not None:
+            sections[name] = table
+        if section.check is not None and isinstance(raw, dict):
+            reader.problems.extend(section.check(raw, name))
+    return sections
+
+
+def _check_tables_owned(reader: _Reader, host: PluginHost) -> None:
+    owned = {"nf", "interfaces", "marking", "offload"} | {
+        name for name, section in host.each("config_section") if section is not None
+    }
+    installed = host.installed()
+    for name in reader.raw:
+        if name in owned:
+            continue
+        if name in installed and name not in host.loaded():
+            reader.problems.append(Problem(name, "belongs to a plugin that nf.plugins does not name"))
+        else:
+            reader.problems.append(Problem(name, "unknown table" + _suggest(name, owned)))
+
+
+def _check_interfaces(reader: _Reader, host: PluginHost) -> None:
+    interfaces = reader.raw.get("interfaces", [])
+    if not isinstance(interfaces, list):
+        return
+    functions, backends = host.implementing("publish_marks"), host.implementing("install_offload")
+    seen: dict[str, int] = {}
+    for number, interface in enumerate(interfaces):
+        if not isinstance(interface, dict):
+            continue
+        where = f"interfaces[{number}]"
+        name = interface.get("name")
+        if isinstance(name, str) and seen.setdefault(name, number) != number:
+            reader.problems.append(Problem(f"{where}.name", f"{name!r} is already interfaces[{seen[name]}]"))
+        _check_names(reader, interface.get("chain"), f"{where}.chain", "network function", functions)
+        _check_names(reader, interface.get("offload"), f"{where}.offload", "offload backend", [*backends, NO_BACKEND])
+
+
+def _check_names(reader: _Reader, names: object, where: str, kind: str, known: Sequence[str]) -> None:
+    if not isinstance(names, list):
+        return
+    for number, name in enumerate(names):
+        if isinstance(name, str) and name not in known:
+            message = f"{name!r} is no {kind} among nf.plugins" + _suggest(name, known)
+            reader.problems.append(Problem(f"{where}[{number}]", message))
+
+
+def _check_strategy(reader: _Reader, host: PluginHost) -> None:
+    marking = reader.raw.get("marking", {})
+    wanted = marking.get("strategy") if isinstance(marking, dict) else None
+    known = [info.name for _, infos in host.each("marking_strategies") for info in infos or ()]
+    if isinstance(wanted, str) and wanted not in known:
+        message = f"{wanted!r} is no marking strategy of nf.plugins" + _suggest(wanted, known)
+        if not known:
+            message += '; add "marking" to nf.plugins'
+        reader.problems.append(Problem("marking.strategy", message))

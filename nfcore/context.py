@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plugin is given at `setup`, and what a network function gives back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .config import Config
+from .flows import FlowBatch
+from .marks import CpuPools, MarkAllocator, StrategyInfo
+from .metrics import MetricFamily
+from .rules import Device
+from .state import State
+
+Method = Callable[[Mapping[str, Any]], Any]
+"""A method of the control socket: parameters in, JSON out."""
+
+
+class NetworkFunction(Protocol):
+    """What the engine needs of an NF. `number` is given by :meth:`Context.register_nf`."""
+
+    name: str
+    number: int
+    pools: CpuPools | None
+    """Leased marks, when the strategy lets XDP take them."""
+
+    def read_events(self, limit: int) -> FlowBatch:
+        """Take up to `limit` reports of new flows; never waits."""
+
+    def targets(self) -> FlowBatch:
+        """All targets in the configuration's order, a row each with nf and target set and the key zero."""
+
+    def attach(self, device: Device) -> None:
+        """Put the program on the device. HostError when that cannot be."""
+
+    def detach(self, device: Device) -> None:
+        """Take the program off the device, if it is still ours."""
+
+
+@dataclass(frozen=True)
+class PacketTrace:
+    """What a program did with one frame."""
+
+    verdict: str
+    """``XDP_TX``, ``XDP_PASS``, ``XDP_DROP``, …"""
+    output: bytes
+    """The frame afterwards, without metadata."""
+    path: str
+    """``fast`` by a mark, ``slow`` by lookup, ``none`` when it was no traffic of the NF."""
+    vip: str | None
+    real: str | None
+
+
+@dataclass
+class Context:
+    """The world of one run, as plugins may see it."""
+
+    config: Config
+    devices: Sequence[Device]
+    strategy: StrategyInfo | None
+    """None: no interface is accelerated."""
+    marks: MarkAllocator
+    tracing: bool = False
+    """True under `nfcore trace`: nothing will be attached or pinned."""
+    state: State = field(default_factory=State)
+    """Kept for the next run, so that it recognises what a killed one left."""
+    nfs: list[NetworkFunction] = field(default_factory=list)
+    methods: dict[str, Method] = field(default_factory=dict)
+    collect: Callable[[], Iterable[tuple[str, Iterable[MetricFamily]]]] = field(default=lambda: ())
+    """Everybody's figures with their plugin's name. Works once the engine is there."""
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("nfcore"))
+
+    def register_nf(self, nf: NetworkFunction) -> None:
+        """Make a network function known to the engine; numbers it from 1."""
+        nf.number = len(self.nfs) + 1
+        self.nfs.append(nf)
+
+    def register_method(self, name: str, method: Method) -> None:
+        """Answer `name` on the control socket."""
+        self.methods[name] = method
+
+    def devices_of(self, nf_name: str) -> list[Device]:
+        """Give the devices whose chain names the network function."""
+        names = {interface.name for interface in self.config.interfaces if nf_name in interface.chain}
+        return [device for device in self.devices if device.name in names]

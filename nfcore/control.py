@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's socket: one JSON object a line asks, one JSON object a line answers.
+
+Question ``{"method": "stats", "params": {}}``; answer ``{"result": …}`` or ``{"error": "…"}``. The socket belongs
+to the daemon's user alone (mode 0600).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .context import Method
+from .errors import HostError
+
+log = logging.getLogger(__name__)
+LINE_LIMIT = 1 << 20
+"""Longest question, bytes. Answers may be of any length."""
+
+
+class ControlServer:
+    """Answers on a unix socket until it is closed."""
+
+    def __init__(self, path: Path, methods: Mapping[str, Method]) -> None:
+        self._path = path
+        self._methods = methods
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Listen. HostError when another daemon answers there, or the place cannot be used."""
+        if daemon_answers(self._path):
+            raise HostError(f"a daemon is running already: its socket {self._path} answers (set nf.socket to another)")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.unlink(missing_ok=True)
+            mask = os.umask(0o177)
+            try:
+                self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=LINE_LIMIT)
+            finally:
+                os.umask(mask)
+        except OSError as error:
+            raise HostError(f"nf.socket: cannot listen on {self._path}: {error.strerror or error}") from None
+
+    async def close(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            while line := await self._read_line(reader):
+                writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                await writer.drain()
+        writer.close()
+
+    @staticmethod
+    async def _read_line(reader: asyncio.StreamReader) -> bytes:
+        try:
+            return await reader.readline()
+        except ValueError:  # longer than LINE_LIMIT
+            return b""
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            question = json.loads(line)
+            name, parameters = question["method"], question.get("params", {})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return {"error": 'not a question; should be like {"method": "stats", "params": {}}'}
+        method = self._methods.get(name)
+        if method is None:
+            return {"error": f"no method {name!r} here; there are: {', '.join(sorted(self._methods))}"}
+        try:
+            return {"result": method(parameters)}
+        except Exception as error:  # noqa: BLE001 - the daemon goes on, whatever a plugin's method does
+            log.warning("control method %s failed: %s", name, error)
+            log.debug("traceback", exc_info=error)
+            return {"error": f"{name}: {error}"}
+
+
+def daemon_answers(path: Path) -> bool:
+    """Whether a daemon listens on the socket `path`."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def request(path: Path, method: str, timeout: float = 5.0, **parameters: Any) -> Any:
+    """Ask the daemon behind the socket `path`; HostError when none is there or it answers with an error."""
+    question = json.dumps({"method": method, "params": parameters}).encode() + b"\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(timeout)
+        try:
+            client.connect(str(path))
+            client.sendall(question)
+            with client.makefile("rb") as lines:
+                answer = json.loads(lines.readline())
+        except PermissionError:
+            raise HostError(f"the daemon's socket {path} is for its own user: use sudo") from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise HostError(f"no daemon answers at {path}; start one: nfcore run CONFIG") from None
+        except (OSError, ValueError) as error:
+            raise HostError(f"the daemon at {path} gave no answer: {error}") from None
+    if "error" in answer:
+        raise HostError(str(answer["error"]))
+    return answer["result"]

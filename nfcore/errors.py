@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors that reach a user.
+
+Every one of them prints as text that names the thing, its place and what would be right. The command
+line turns them into an exit status; nothing below it calls ``sys.exit``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class NfcoreError(Exception):
+    """Base of all errors that are shown to a user without a traceback."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a configuration file."""
+
+    path: str
+    """Full path of the key, such as ``katran_accel.vips[2].port``; empty for the file as a whole."""
+    message: str
+    """What is wrong, with the value, and what would be right."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class ConfigError(NfcoreError):
+    """The configuration cannot be used. Carries every problem that one reading found."""
+
+    exit_status = 2
+
+    def __init__(self, source: str, problems: Iterable[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+
+
+class HostError(NfcoreError):
+    """The machine is not as needed: privileges, an interface, headers, the kernel's refusal."""
+
+
+class UnsupportedError(HostError):
+    """This kernel, NIC or installation lacks a feature. The only error a test may skip on."""
+
+    def __init__(self, feature: str, requirement: str) -> None:
+        self.feature = feature
+        self.requirement = requirement
+        super().__init__(f"{feature} is not supported here (requires {requirement})")

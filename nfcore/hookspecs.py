@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every hook of nfcore, on one page.
+
+Batches, not single flows: a call per flow is the difference between 10,000 and 500,000 flows a second. All hooks run
+on the event loop's thread and must not block, but `install_offload`, `remove_offload`, `dump_offload` and
+`probe_offload`, which run on the worker thread of their device. A hook that concerns one device or one network
+function is called on its owner alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pluggy
+import typer
+from numpy.typing import NDArray
+
+from .flows import FlowBatch
+from .marks import StrategyInfo
+from .metrics import MetricFamily
+from .rules import Capabilities, Device, Outcomes, RuleBatch
+
+if TYPE_CHECKING:
+    from .config import Section
+    from .context import Context, PacketTrace
+
+PROJECT = "nfcore"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Hooks:
+    """The specifications. A plugin is an object with some of these methods, marked with ``@hookimpl``."""
+
+    # The four that the framework is about.
+
+    @hookspec
+    def on_new_flow(self, batch: FlowBatch) -> NDArray[np.uint8] | None:
+        """Observe new flows, and judge them: a reason per row, 0 = admit (`nfcore.reasons`); None = no opinion."""
+
+    @hookspec(firstresult=True)
+    def allocate_mark(self, batch: FlowBatch) -> NDArray[np.uint32] | None:
+        """Give each flow its mark, 0 = none; None when another strategy is in charge."""
+
+    @hookspec
+    def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes | None:
+        """Put rules on the NIC; a status per rule, partial success is normal."""
+
+    @hookspec
+    def collect_stats(self) -> Iterable[MetricFamily]:
+        """Give the plugin's figures as they are now; counters never go back."""
+
+    # Marks and what they mean.
+
+    @hookspec
+    def marking_strategies(self) -> Sequence[StrategyInfo]:
+        """Name the strategies that the plugin offers to `[marking] strategy`."""
+
+    @hookspec(firstresult=True)
+    def publish_marks(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_] | None:
+        """Write in the NF's maps what each mark means, before any rule sets it; whether it stands, per row."""
+
+    @hookspec
+    def retire_marks(self, nf: int, marks: NDArray[np.uint32]) -> None:
+        """Erase in the NF's maps what the marks meant, after the last rule that set them is gone."""
+
+    @hookspec
+    def release_mark(self, marks: NDArray[np.uint32]) -> None:
+        """Take back marks that no rule and no entry uses any more."""
+
+    @hookspec
+    def restore_flows(self, batch: FlowBatch) -> None:
+        """Make the slow path know these flows again, with the same target, before their rules go."""
+
+    # The NIC.
+
+    @hookspec
+    def remove_offload(self, device: Device, rules: RuleBatch) -> Outcomes | None:
+        """Take rules off the NIC; removing what is not there is no error."""
+
+    @hookspec
+    def dump_offload(self, device: Device) -> NDArray[np.void] | None:
+        """Read back our rules with their counters, rows of `nfcore.rules.INSTALLED_ROW`."""
+
+    @hookspec
+    def probe_offload(self, device: Device) -> Capabilities | None:
+        """Find out what the device can do, by trying."""
+
+    # The plugin's own life.
+
+    @hookspec
+    def config_section(self) -> Section | None:
+        """Declare the plugin's TOML table: its pydantic model and further checks."""
+
+    @hookspec
+    def setup(self, context: Context) -> None:
+        """Get ready: create maps, open devices, register network functions. Nothing is attached yet."""
+
+    @hookspec
+    def teardown(self) -> None:
+        """Give everything back that `setup` took; called also when a later `setup` failed."""
+
+    @hookspec
+    def cleanup(self, context: Context) -> Iterable[str]:
+        """Remove what a killed daemon left behind; a line for each thing removed."""
+
+    @hookspec
+    def register_commands(self, app: typer.Typer) -> None:
+        """Add commands to the command line. Keep the import light: it happens at every start."""
+
+    @hookspec(firstresult=True)
+    def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:
+        """Run one frame through the NF's loaded program; what it did and why."""

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam to the kernel: compile, load, attach and test XDP programs; create, pin, read and write maps.
+
+::
+
+      BPF C ──► compiler ──► Program ──► xdp (attach, replace, detach) ──► interface
+                  │  ▲          └──────► test_run (a packet, no interface)
+     headers ─────┘  │
+                     │ fds
+      MapSpec ───► Map ◄────► numpy arrays (batches, slices, mmap)
+                    │ └─────► events (ring buffer, perf buffers) ──► numpy records
+                    └───────► pins on a bpf file system
+
+Knows neither network functions nor NICs. bcc is needed to compile, for nothing else, and is imported by
+no process but the compiler's own: this package imports without it.
+"""
+
+from .compiler import CompileError, VerifierError, compile_program
+from .cpus import online_cpus, possible_cpus
+from .events import EventReader, PerfReader, RingBufferReader
+from .headers import Headers, find_headers
+from .maps import BatchResult, Map, pinned_entries
+from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
+from .pins import ensure_bpffs, obj_get, obj_pin, remove_bpffs
+from .programs import Program, TestRun, XdpAction
+from .xdp import (
+    AttachedXdp,
+    XdpMode,
+    attach_xdp,
+    attached_xdp,
+    detach_xdp,
+    interface_index,
+    interface_name,
+)
+
+__all__ = [
+    "AttachedXdp",
+    "BatchResult",
+    "CompileError",
+    "EventReader",
+    "Headers",
+    "Map",
+    "MapFlags",
+    "MapSpec",
+    "MapType",
+    "PerfReader",
+    "Program",
+    "RingBufferReader",
+    "TestRun",
+    "UpdateFlags",
+    "VerifierError",
+    "XdpAction",
+    "XdpMode",
+    "attach_xdp",
+    "attached_xdp",
+    "compile_program",
+    "detach_xdp",
+    "ensure_bpffs",
+    "find_headers",
+    "interface_index",
+    "interface_name",
+    "obj_get",
+    "obj_pin",
+    "online_cpus",
+    "pinned_entries",
+    "possible_cpus",
+    "remove_bpffs",
+]

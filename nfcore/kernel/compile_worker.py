@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that compiles one program, run as a script by :mod:`nfcore.kernel.compiler`.
+
+Standard library and bcc only. Reads a request (JSON, up to the end of the stream) from the Unix socket
+whose descriptor is the argument; answers with JSON and, when the program was loaded, its descriptor.
+The descriptors of the maps are inherited under the numbers that the request's flags name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+_LOG_SIZE = 16 << 20
+_XDP = 6
+
+
+def main() -> None:
+    """Serve the one request."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    with channel.makefile("rb") as stream:
+        request = json.load(stream)
+    answer, descriptors = _serve(request)
+    payload = json.dumps(answer).encode()
+    # One byte carries the descriptor, so that the answer may have any length.
+    socket.send_fds(channel, [b"+"], descriptors)
+    channel.sendall(payload)
+    channel.shutdown(socket.SHUT_WR)
+    sys.stdout.flush()
+    # Skips LLVM's destructors, which have nothing to save.
+    os._exit(0)
+
+
+def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    try:
+        from bcc.libbcc import lib  # noqa: PLC0415 - the one place that needs bcc
+    except ImportError as error:
+        return {"status": "no-bcc", "detail": str(error)}, []
+    except OSError as error:
+        return {"status": "no-libbcc", "detail": str(error)}, []
+    flags = [flag.encode() for flag in request["flags"]]
+    array = (ctypes.c_char_p * len(flags))(*flags)
+    source = Path(request["source"]).read_bytes()
+    module = lib.bpf_module_create_c_from_string(source, 0, array, len(flags), True, None)
+    if not module:
+        return {"status": "not-compiled"}, []
+    function = request["function"].encode()
+    if not lib.bpf_function_start(module, function):
+        count = lib.bpf_num_functions(module)
+        names = [lib.bpf_function_name(module, index).decode() for index in range(count)]
+        return {"status": "no-function", "functions": names}, []
+    return _load(lib, module, function)
+
+
+def _load(lib: ctypes.CDLL, module: int, function: bytes) -> tuple[dict[str, Any], list[int]]:
+    fd, _ = _func_load(lib, module, function, 0, None)
+    if fd >= 0:
+        return {"status": "loaded"}, [fd]
+    # Only a refused program is worth the verifier's word on every instruction.
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    fd, code = _func_load(lib, module, function, 1, log)
+    if fd >= 0:
+        return {"status": "loaded"}, [fd]
+    return {"status": "refused", "errno": code, "log": log.value.decode(errors="replace")}, []
+
+
+def _func_load(
+    lib: ctypes.CDLL, module: int, function: bytes, level: int, log: ctypes.Array[ctypes.c_char] | None
+) -> tuple[int, int]:
+    ctypes.set_errno(0)
+    fd = lib.bcc_func_load(
+        module,
+        _XDP,
+        function,
+        lib.bpf_function_start(module, function),
+        lib.bpf_function_size(module, function),
+        lib.bpf_module_license(module),
+        lib.bpf_module_kern_version(module),
+        level,
+        log,
+        _LOG_SIZE if log is not None else 0,
+        None,
+        0,
+        -1,
+    )
+    return fd, ctypes.get_errno()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel headers for the compiler, without a kernel tree.
+
+bcc wants the tree of a kernel package, yet an XDP program includes nothing but the user-space API. So
+a stub tree in a cache folder stands in: a handful of tiny files written here, and links to the UAPI
+headers that the distribution installed for every C program::
+
+    CACHE/headers-DIGEST/
+        include/linux/kconfig.h, types.h, ...      written here
+        include/uapi/linux, asm-generic    ───►    /usr/include/linux, asm-generic
+        arch/x86/include/uapi/asm          ───►    /usr/include/x86_64-linux-gnu/asm
+
+The digest covers the written text and the links, so that another version of either is another tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import HostError, UnsupportedError
+
+_ARCHITECTURES = {
+    # machine: (name in the kernel tree, Debian's triplet, the kernel's own configuration symbol)
+    "x86_64": ("x86", "x86_64-linux-gnu", "CONFIG_X86_64"),
+    "aarch64": ("arm64", "aarch64-linux-gnu", "CONFIG_ARM64"),
+}
+
+_KCONFIG = """\
+#ifndef NFCORE_STUB_KCONFIG_H
+#define NFCORE_STUB_KCONFIG_H
+#define CONFIG_64BIT 1
+#define {architecture} 1
+#define CONFIG_BPF_SYSCALL 1
+/* The compiler brings its own, newer description of BPF: an installed linux/bpf.h must stay empty. */
+#define __LINUX_BPF_H__
+/* Words that headers straight from a kernel tree still carry; installed ones have them stripped. */
+#define __user
+#define __force
+#define __bitwise
+#define __attribute_const__ __attribute__((__const__))
+#endif
+"""
+
+_TYPES = """\
+#ifndef NFCORE_STUB_TYPES_H
+#define NFCORE_STUB_TYPES_H
+#include <uapi/linux/types.h>
+#include <stddef.h>
+#include <stdbool.h>
+typedef __u8 u8;
+typedef __u16 u16;
+typedef __u32 u32;
+typedef __u64 u64;
+typedef __s8 s8;
+typedef __s16 s16;
+typedef __s32 s32;
+typedef __s64 s64;
+typedef __s64 ssize_t;
+typedef __UINTPTR_TYPE__ uintptr_t;
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+#endif
+"""
+
+_STDDEF = """\
+#ifndef NFCORE_STUB_STDDEF_H
+#define NFCORE_STUB_STDDEF_H
+typedef __SIZE_TYPE__ size_t;
+#ifndef NULL
+#define NULL ((void *)0)
+#endif
+#ifndef offsetof
+#define offsetof(type, member) __builtin_offsetof(type, member)
+#endif
+#endif
+"""
+
+_STDBOOL = """\
+#ifndef NFCORE_STUB_STDBOOL_H
+#define NFCORE_STUB_STDBOOL_H
+#ifndef bool
+#define bool _Bool
+#define true 1
+#define false 0
+#endif
+#endif
+"""
+
+_STDINT = """\
+#ifndef NFCORE_STUB_STDINT_H
+#define NFCORE_STUB_STDINT_H
+typedef __UINT8_TYPE__ uint8_t;
+typedef __UINT16_TYPE__ uint16_t;
+typedef __UINT32_TYPE__ uint32_t;
+typedef __UINT64_TYPE__ uint64_t;
+typedef __INT8_TYPE__ int8_t;
+typedef __INT16_TYPE__ int16_t;
+typedef __INT32_TYPE__ int32_t;
+typedef __INT64_TYPE__ int64_t;
+typedef __UINTPTR_TYPE__ uintptr_t;
+#endif
+"""
+
+_STRING = """\
+#ifndef NFCORE_STUB_STRING_H
+#define NFCORE_STUB_STRING_H
+#define memcpy(to, from, length) __builtin_memcpy(to, from, length)
+#define memmove(to, from, length) __builtin_memmove(to, from, length)
+#define memset(to, byte, length) __builtin_memset(to, byte, length)
+#endif
+"""
+
+_PAGE = """\
+#ifndef NFCORE_STUB_PAGE_H
+#define NFCORE_STUB_PAGE_H
+#define PAGE_SHIFT 12
+#define PAGE_SIZE (1UL << PAGE_SHIFT)
+#endif
+"""
+
+_SOCKET = """\
+#ifndef NFCORE_STUB_SOCKET_H
+#define NFCORE_STUB_SOCKET_H
+struct sockaddr {
+    unsigned short sa_family;
+    char sa_data[14];
+};
+#endif
+"""
+
+_LINUX_SOCKET = """\
+#ifndef NFCORE_STUB_LINUX_SOCKET_H
+#define NFCORE_STUB_LINUX_SOCKET_H
+#include <uapi/linux/socket.h>
+#include <sys/socket.h>
+#endif
+"""
+
+_EMPTY = "/* nothing that an XDP program needs */\n"
+
+
+@dataclass(frozen=True)
+class Headers:
+    """A tree that the compiler accepts as a kernel's."""
+
+    path: Path
+    """What the compiler gets as its kernel source."""
+    origin: str
+    """Where the headers come from, in words for a user."""
+
+
+@dataclass(frozen=True)
+class _Installed:
+    """User-space API headers found on this machine: folders to link, by their place in the tree."""
+
+    links: Mapping[str, Path]
+    origin: str
+
+
+def find_headers(cache_dir: Path | None = None) -> Headers:
+    """Headers to compile with, building the stub tree in ``cache_dir`` if it is not there.
+
+    A user's BCC_KERNEL_SOURCE goes first. ``cache_dir`` defaults to ``/var/cache/nfcore`` for root
+    and to ``nfcore`` in the user's cache folder otherwise. Raises HostError naming the package to
+    install when nothing usable is found.
+    """
+    chosen = os.environ.get("BCC_KERNEL_SOURCE")
+    if chosen:
+        return _from_environment(Path(chosen))
+    architecture = _ARCHITECTURES.get(platform.machine())
+    if architecture is None:
+        raise UnsupportedError(f"compiling on {platform.machine()}", " or ".join(_ARCHITECTURES))
+    for installed in _installed_headers(Path("/usr"), *architecture[:2]):
+        files = _stub_files(architecture[0], architecture[2])
+        tree = _build(cache_dir or default_cache_dir(), files, installed.links)
+        return Headers(tree, f"stub tree over {installed.origin}")
+    raise HostError(
+        "no kernel headers found: install linux-libc-dev (Debian, Ubuntu) or kernel-headers (Fedora)"
+    )
+
+
+def default_cache_dir() -> Path:
+    """``/var/cache/nfcore`` for root, else ``nfcore`` in XDG_CACHE_HOME or ``~/.cache``."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/nfcore")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfcore"
+
+
+def _from_environment(path: Path) -> Headers:
+    if not (path / "include/linux/kconfig.h").is_file():
+        raise HostError(
+            f"BCC_KERNEL_SOURCE names {path}, which has no include/linux/kconfig.h: "
+            "let it name a kernel source tree, or unset it"
+        )
+    return Headers(path.resolve(), "BCC_KERNEL_SOURCE")
+
+
+def _installed_headers(prefix: Path, architecture: str, triplet: str) -> Iterator[_Installed]:
+    """What is installed below ``prefix``, best first: headers for C programs, then kernel packages."""
+    include = prefix / "include"
+    for assembly in (include / triplet / "asm", include / "asm"):
+        links = {
+            "include/uapi/linux": include / "linux",
+            "include/uapi/asm-generic": include / "asm-generic",
+            f"arch/{architecture}/include/uapi/asm": assembly,
+        }
+        if _usable(links):
+            yield _Installed(links, f"{include} (linux-libc-dev)")
+    trees = [*(prefix / "src").glob("linux-headers-*"), *(prefix / "src/kernels").glob("*")]
+    for tree in sorted(trees, key=lambda tree: tree.stat().st_mtime, reverse=True):
+        links = {
+            "include/uapi/linux": tree / "include/uapi/linux",
+            "include/uapi/asm-generic": tree / "include/uapi/asm-generic",
+            f"arch/{architecture}/include/uapi/asm": tree / f"arch/{architecture}/include/uapi/asm",
+        }
+        if not _usable(links):
+            continue
+        generated = _generated(tree, trees, architecture)
+        if generated:
+            yield _Installed({**links, **generated}, f"{tree} (a kernel headers package)")
+
+
+def _generated(tree: Path, trees: list[Path], architecture: str) -> dict[str, Path]:
+    """Links to what was generated for ``tree``; a split package keeps that in the tree of a flavour."""
+    version = tree.name.removesuffix("common")
+    folders = (f"arch/{architecture}/include/generated/uapi/asm", "include/generated/uapi/linux")
+    for candidate in (tree, *(other for other in trees if other.name.startswith(version))):
+        if all((candidate / folder).is_dir() for folder in folders):
+            return {folder: candidate / folder for folder in folders}
+    return {}
+
+
+def _usable(links: Mapping[str, Path]) -> bool:
+    return all(target.is_dir() for target in links.values()) and all(
+        (links["include/uapi/linux"] / name).is_file() for name in ("types.h", "if_ether.h", "if_packet.h")
+    )
+
+
+def _stub_files(architecture: str, symbol: str) -> dict[str, str]:
+    return {
+        "include/linux/kconfig.h": _KCONFIG.format(architecture=symbol),
+        "include/linux/types.h": _TYPES,
+        "include/linux/socket.h": _LINUX_SOCKET,
+        "include/linux/log2.h": _EMPTY,
+        "include/linux/compiler.h": _EMPTY,
+        "include/linux/compiler_types.h": _EMPTY,
+        "include/stddef.h": _STDDEF,
+        "include/stdbool.h": _STDBOOL,
+        "include/stdint.h": _STDINT,
+        "include/string.h": _STRING,
+        "include/sys/socket.h": _SOCKET,
+        f"arch/{architecture}/include/asm/page.h": _PAGE,
+    }
+
+
+def _build(cache_dir: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> Path:
+    """The finished tree for ``files`` and ``links``: the cached one if intact, else a new one."""
+    digest = hashlib.sha256(repr((sorted(files.items()), sorted(links.items()))).encode()).hexdigest()
+    tree = cache_dir / f"headers-{digest[:12]}"
+    if _intact(tree, files, links):
+        return tree
+    try:
+        cache_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        workplace = Path(tempfile.mkdtemp(prefix=".headers-", dir=cache_dir))
+        try:
+            _write(workplace / "tree", files, links)
+            _put_in_place(workplace, tree, files, links)
+        finally:
+            shutil.rmtree(workplace, ignore_errors=True)
+    except OSError as error:
+        raise HostError(
+            f"cannot build the header tree in {cache_dir}: {error.strerror} ({error.filename})"
+        ) from error
+    return tree
+
+
+def _put_in_place(workplace: Path, tree: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> None:
+    """Rename the new tree to its name. A process that was faster with the same one is welcome to win."""
+    if tree.exists():
+        tree.rename(workplace / "damaged")
+    try:
+        (workplace / "tree").rename(tree)
+    except OSError:
+        if not _intact(tree, files, links):
+            raise
+
+
+def _write(tree: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> None:
+    for name, text in files.items():
+        path = tree / name
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.write_text(text)
+    for name, target in links.items():
+        path = tree / name
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.symlink_to(target)
+
+
+def _intact(tree: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> bool:
+    try:
+        return all((tree / name).read_text() == text for name, text in files.items()) and all(
+            (tree / name).readlink() == target for name, target in links.items()
+        )
+    except OSError:
+        return False

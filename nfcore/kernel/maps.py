@@ -1,0 +1,558 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maps in the kernel: created, pinned, opened, read and written in bulk with numpy.
+
+::
+
+    MapSpec ──create──►  Map (owns an fd)  ◄──open_pinned── /sys/fs/bpf/...
+                          │ lookup, update, delete            one element
+                          │ read_slice, write_array, ...      many, one system call
+                          └ mmap                              none
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap as memory_map
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import HostError
+from .codec import ValueLayout, address, encode, round_up
+from .cpus import online_cpus, possible_cpus
+from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
+from .pins import ensure_bpffs, obj_get, obj_pin
+from .syscall import ENOTSUPP, Command, bpf, fd_by_id, lift_locked_memory_limit, object_info, object_kind
+
+__all__ = [
+    "BatchResult",
+    "Descriptor",
+    "Map",
+    "MapFlags",
+    "MapSpec",
+    "MapType",
+    "UpdateFlags",
+    "ensure_bpffs",
+    "obj_get",
+    "obj_pin",
+    "online_cpus",
+    "possible_cpus",
+]
+
+_CHUNK = 65536
+"""Elements asked for in one batch call: a few megabytes of buffer at most, for any size of map."""
+_NO_BATCH = frozenset({errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP})
+"""How kernels say that a map type has no batch operation."""
+_MAP_INFO = struct.Struct("=IIIIII16s")
+"""Head of ``struct bpf_map_info``: type, id, key_size, value_size, max_entries, map_flags, name."""
+
+
+class Descriptor(Protocol):
+    """Anything that has an open file descriptor: a map, a program, an event."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        ...
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """How far a batch came."""
+
+    done: int
+    """Elements that were written or deleted before the kernel refused one."""
+    errno: int
+    """Why it refused; 0 when all were done."""
+
+
+class Map:
+    """A map in the kernel. Owns its file descriptor; a context manager.
+
+    Single elements: ``lookup`` gives a numpy scalar (``np.void`` for structured values) or, for per-CPU
+    maps, an array with one row per possible CPU. Methods raise HostError with the map's name when the
+    kernel refuses, TypeError when data does not fit the spec.
+    """
+
+    def __init__(self, fd: int, spec: MapSpec) -> None:
+        """Adopt ``fd``, trusting that it is a map like ``spec``."""
+        self._fd = fd
+        self._spec = spec
+        self._layout = ValueLayout(spec)
+        self._id: int | None = None
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, spec: MapSpec) -> Self:
+        """A new, empty map. Raises HostError when the kernel refuses (privileges, memory, flags)."""
+        if spec.inner is None:
+            return cls(_create(spec, 0), spec)
+        prototype = _create(spec.inner, 0)
+        try:
+            return cls(_create(spec, prototype), spec)
+        finally:
+            os.close(prototype)
+
+    @classmethod
+    def open_pinned(cls, path: Path, spec: MapSpec) -> Self:
+        """The map pinned at ``path``, which must be as ``spec`` says in all but its name.
+
+        Raises HostError naming the pin, the field, what was found and what was expected. The inner
+        spec of a map of maps cannot be compared: the kernel does not tell it.
+        """
+        return cls._adopt(obj_get(path), spec, f"the pin {path}")
+
+    @classmethod
+    def from_id(cls, identifier: int, spec: MapSpec) -> Self:
+        """The map with this id, compared with ``spec`` like a pinned one. Raises HostError."""
+        try:
+            fd = fd_by_id(Command.MAP_GET_FD_BY_ID, identifier)
+        except OSError as error:
+            raise HostError(f"cannot open the map with id {identifier}: {error.strerror}") from error
+        return cls._adopt(fd, spec, f"the map with id {identifier}")
+
+    @classmethod
+    def _adopt(cls, fd: int, spec: MapSpec, place: str) -> Self:
+        try:
+            _compare(fd, spec, place)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, spec)
+
+    @property
+    def fd(self) -> int:
+        """The open file descriptor; ValueError after close()."""
+        if self._fd < 0:
+            raise ValueError(f"map {self._spec.name} is closed")
+        return self._fd
+
+    @property
+    def id(self) -> int:
+        """The kernel's number of the map, unique while it lives."""
+        if self._id is None:
+            self._id = _MAP_INFO.unpack_from(object_info(self.fd, 80))[1]
+        return self._id
+
+    @property
+    def spec(self) -> MapSpec:
+        """What the map is like."""
+        return self._spec
+
+    def pin(self, path: Path) -> None:
+        """Name the map ``path`` on a bpf file system, where it outlives the process."""
+        obj_pin(self.fd, path)
+
+    def close(self) -> None:
+        """Give up the descriptor. Programs, pins and mappings keep the map alive. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Map {self._spec}{' closed' if self._fd < 0 else ''}>"
+
+    # -- one element --------------------------------------------------------------------------------
+
+    def lookup(self, key: object) -> Any | None:  # noqa: ANN401 - the spec decides
+        """The value under ``key`` (a copy), or None. Of a map of maps: the inner map's id.
+
+        A numpy scalar or ``np.void``; for per-CPU maps an array of shape ``(possible CPUs,)``.
+        """
+        encoded_key = self._key(key)
+        buffer = self._layout.empty(1)
+        try:
+            self._element(Command.MAP_LOOKUP_ELEM, encoded_key, buffer)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise self._trouble("look up a key in", error) from error
+        return self._layout.decode(buffer, 1)[0]
+
+    def update(self, key: object, value: object, flags: int = 0) -> None:
+        """Set the value under ``key``.
+
+        ``value`` may be a Map or Program where the map holds such, and one value for all CPUs of a
+        per-CPU map. ``flags`` is an UpdateFlags. Raises HostError, e.g. when the map is full.
+        """
+        try:
+            self._update(self._key(key), self._layout.encode(value, 1), flags)
+        except OSError as error:
+            raise self._trouble(f"set key {key!r} of", error) from error
+
+    def delete(self, key: object) -> bool:
+        """Remove ``key``; False if it was not there."""
+        try:
+            self._element(Command.MAP_DELETE_ELEM, self._key(key), None)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise self._trouble(f"delete key {key!r} of", error) from error
+        return True
+
+    def _key(self, key: object) -> NDArray[Any]:
+        return encode(key, self._spec.key, 1, f"key of {self._spec.name}")
+
+    def _element(
+        self, command: Command, key: NDArray[Any], value: NDArray[Any] | None, flags: int = 0
+    ) -> None:
+        where = [0 if array is None or not array.size else address(array) for array in (key, value)]
+        bpf(command, bytearray(struct.pack("=IIQQQ", self.fd, 0, *where, flags)))
+
+    def _update(self, key: NDArray[Any], value: NDArray[Any], flags: int) -> None:
+        self._element(Command.MAP_UPDATE_ELEM, key, value, flags)
+
+    def _trouble(self, what: str, error: OSError) -> HostError:
+        reason = error.strerror or str(error)
+        if error.errno == errno.E2BIG:
+            reason = f"it is full or the key is beyond its {self._spec.max_entries} entries"
+        elif error.errno == ENOTSUPP:
+            reason = "its type has no such operation"
+        return HostError(f"cannot {what} map {self._spec.name}: {reason}")
+
+    # -- all elements -------------------------------------------------------------------------------
+
+    def lookup_all(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Keys ``(n,)`` and values ``(n,)`` or ``(n, possible CPUs)`` of everything in the map.
+
+        Not a snapshot: elements that programs add or remove meanwhile may or may not be there.
+        """
+        if self._spec.is_array:
+            keys: NDArray[Any] = np.arange(self._spec.max_entries, dtype=np.uint32)
+            return keys, self.read_array()
+        if self._spec.key is None:
+            raise TypeError(f"map {self._spec.name} is a {self._spec.type.name}, which has no keys")
+        batches = self._lookup_batches()
+        if batches is None:
+            return self._walk()
+        # Joined as bytes: numpy gives the concatenation of structured arrays the machine's byte order.
+        keys = np.concatenate([np.zeros(0, np.uint8), *(raw for raw, _ in batches)])
+        values = np.concatenate([np.zeros(0, np.uint8), *(raw for _, raw in batches)])
+        count = len(keys) // self._spec.key_size
+        return keys.view(self._spec.key), self._layout.decode(values, count)
+
+    def _lookup_batches(self) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] | None:
+        """Everything, as bytes, in the kernel's chunks; None if it has no batch operation."""
+        batches: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+        # The position is a u32 bucket for hash tables and a key for the other types.
+        position = np.zeros(max(self._spec.key_size, 8), np.uint8)
+        started = False
+        chunk = min(self._spec.max_entries, _CHUNK)
+        while True:
+            keys = np.zeros(chunk * self._spec.key_size, np.uint8)
+            values = self._layout.empty(chunk)
+            start = position if started else None
+            result = self._batch(Command.MAP_LOOKUP_BATCH, keys, values, chunk, start, position)
+            if result.errno in _NO_BATCH and not started:
+                return None
+            if result.errno == errno.ENOSPC:
+                # One bucket holds more than the buffer: nothing was copied, the position stands.
+                chunk *= 2
+                continue
+            if result.errno not in (0, errno.ENOENT):
+                raise self._trouble("read", OSError(result.errno, os.strerror(result.errno)))
+            started = True
+            done = result.done
+            batches.append((keys[: done * self._spec.key_size], values[: done * self._layout.stride]))
+            if result.errno == errno.ENOENT:
+                return batches
+
+    def _walk(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Everything, key by key, for types without batch operations."""
+        keys, values = bytearray(), bytearray()
+        count = 0
+        for key in self._iterate_keys():
+            value = self._layout.empty(1)
+            try:
+                self._element(Command.MAP_LOOKUP_ELEM, key, value)
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    continue
+                raise self._trouble("read", error) from error
+            keys += key.tobytes()
+            values += value.tobytes()
+            count += 1
+        return np.frombuffer(keys, self._spec.key), self._layout.decode(
+            np.frombuffer(values, np.uint8), count
+        )
+
+    def _iterate_keys(self) -> Iterator[NDArray[Any]]:
+        # A key that is deleted under the walk sends it back to the start: each key is given once.
+        seen: set[bytes] = set()
+        key: NDArray[Any] | None = None
+        for _ in range(2 * self._spec.max_entries + 2):
+            following = np.zeros(1, self._spec.key)
+            attr = struct.pack(
+                "=IIQQQ", self.fd, 0, 0 if key is None else address(key), address(following), 0
+            )
+            try:
+                bpf(Command.MAP_GET_NEXT_KEY, bytearray(attr))
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return
+                raise self._trouble("walk", error) from error
+            key = following
+            if (token := key.tobytes()) not in seen:
+                seen.add(token)
+                yield key
+
+    # -- arrays -------------------------------------------------------------------------------------
+
+    def read_array(self) -> NDArray[Any]:
+        """All values of an array: shape ``(max_entries,)`` or ``(max_entries, possible CPUs)``."""
+        return self.read_slice(0, self._spec.max_entries)
+
+    def read_slice(self, first: int, count: int) -> NDArray[Any]:
+        """Values ``first`` … ``first + count - 1`` of an array, shaped as read_array's rows."""
+        self._check_range(first, count)
+        buffer = self._layout.empty(count)
+        for start in range(0, count, _CHUNK):
+            size = min(_CHUNK, count - start)
+            self._read_chunk(first + start, size, buffer[start * self._layout.stride :])
+        return self._layout.decode(buffer, count)
+
+    def _read_chunk(self, first: int, count: int, buffer: NDArray[np.uint8]) -> None:
+        # The kernel goes on after the position, and keys before the first wrap around to it.
+        position = np.array([(first - 1) & 0xFFFFFFFF, 0], np.uint32)
+        keys = np.zeros(count, np.uint32)
+        result = self._batch(Command.MAP_LOOKUP_BATCH, keys, buffer, count, position, position)
+        if result.errno in _NO_BATCH:
+            for index in range(count):
+                row = buffer[index * self._layout.stride :]
+                key = np.array([first + index], np.uint32)
+                try:
+                    self._element(Command.MAP_LOOKUP_ELEM, key, row)
+                except OSError as error:
+                    if error.errno != errno.ENOENT:
+                        raise self._trouble("read", error) from error
+        elif result.errno not in (0, errno.ENOENT):
+            raise self._trouble("read", OSError(result.errno, os.strerror(result.errno)))
+
+    def write_array(self, first: int, values: object) -> None:
+        """Write consecutive values of an array, from index ``first`` on.
+
+        ``values`` has shape ``(n,)``, or ``(n, possible CPUs)`` for a per-CPU array.
+        """
+        count = len(values)  # type: ignore[arg-type]
+        self._check_range(first, count)
+        keys = np.arange(first, first + count, dtype=np.uint32)
+        result = self.update_batch(keys, values)
+        if result.errno:
+            error = OSError(result.errno, os.strerror(result.errno))
+            raise self._trouble(f"write element {first + result.done} of", error)
+
+    def _check_range(self, first: int, count: int) -> None:
+        if not self._spec.is_array:
+            raise TypeError(f"map {self._spec.name} is a {self._spec.type.name}, not an array")
+        if first < 0 or count < 0 or first + count > self._spec.max_entries:
+            raise IndexError(
+                f"elements {first}..{first + count - 1} of map {self._spec.name}: "
+                f"it has {self._spec.max_entries}"
+            )
+
+    def mmap(self) -> NDArray[Any]:
+        """The memory of a MMAPABLE array itself: writable, shape ``(max_entries,)``.
+
+        Programs see writes at once and the other way round, word by word: there is no lock. The
+        mapping lives as long as the array or a view of it. Elements lie 8-byte aligned.
+        """
+        if self._spec.type is not MapType.ARRAY or not self._spec.flags & MapFlags.MMAPABLE:
+            raise TypeError(f"map {self._spec.name} is not an ARRAY created with MapFlags.MMAPABLE")
+        stride = round_up(self._spec.value_size)
+        length = round_up(stride * self._spec.max_entries, memory_map.PAGESIZE)
+        try:
+            memory = memory_map.mmap(self.fd, length)
+        except OSError as error:
+            raise self._trouble("map the memory of", error) from error
+        return np.ndarray((self._spec.max_entries,), self._spec.value, buffer=memory, strides=(stride,))
+
+    # -- batches ------------------------------------------------------------------------------------
+
+    def update_batch(self, keys: object, values: object, flags: int = 0) -> BatchResult:
+        """Set many elements, in order, until the kernel refuses one."""
+        encoded_keys = self._keys(keys)
+        count = len(encoded_keys)
+        encoded = self._layout.encode(values, count)
+        if not flags:
+            result = self._batch(Command.MAP_UPDATE_BATCH, encoded_keys, encoded, count)
+            if result.errno not in _NO_BATCH or result.done:
+                return result
+        # The batch operation knows no NOEXIST and EXIST, and some types have none at all.
+        rows = encoded.view(np.uint8).reshape(count, -1)
+        return self._one_by_one(encoded_keys, partial(self._update_row, encoded_keys, rows, flags))
+
+    def _update_row(self, keys: NDArray[Any], rows: NDArray[np.uint8], flags: int, index: int) -> None:
+        self._update(keys[index : index + 1], rows[index], flags)
+
+    def delete_batch(self, keys: object) -> BatchResult:
+        """Delete many elements; those that are not there are passed over and not counted."""
+        encoded = self._keys(keys)
+        done = start = 0
+        while start < len(encoded):
+            rest = encoded[start:]
+            result = self._batch(Command.MAP_DELETE_BATCH, rest, None, len(rest))
+            if result.errno in _NO_BATCH and not done and not result.done:
+                return self._delete_one_by_one(encoded)
+            done += result.done
+            if result.errno not in (0, errno.ENOENT):
+                return BatchResult(done, result.errno)
+            start += result.done + (result.errno == errno.ENOENT)
+        return BatchResult(done, 0)
+
+    def _delete_one_by_one(self, keys: NDArray[Any]) -> BatchResult:
+        missing = 0
+        for index in range(len(keys)):
+            try:
+                self._element(Command.MAP_DELETE_ELEM, keys[index : index + 1], None)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    return BatchResult(index - missing, error.errno or errno.EIO)
+                missing += 1
+        return BatchResult(len(keys) - missing, 0)
+
+    @staticmethod
+    def _one_by_one(keys: NDArray[Any], action: partial[None]) -> BatchResult:
+        for index in range(len(keys)):
+            try:
+                action(index)
+            except OSError as error:
+                return BatchResult(index, error.errno or errno.EIO)
+        return BatchResult(len(keys), 0)
+
+    def lookup_batch_keys(self, keys: object) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+        """Which of ``keys`` are there, ``(n,)``, and their values, ``(n,)`` or ``(n, possible CPUs)``.
+
+        Values of missing keys are zeros. The kernel has no batch operation for chosen keys: this is a
+        system call per key, except for arrays whose keys lie close together.
+        """
+        encoded = self._keys(keys)
+        count = len(encoded)
+        if self._spec.is_array and count and int(encoded.max()) < self._spec.max_entries:
+            first, last = int(encoded.min()), int(encoded.max())
+            if last - first < 16 * count:
+                return np.ones(count, np.bool_), self.read_slice(first, last - first + 1)[encoded - first]
+        found = np.zeros(count, np.bool_)
+        buffer = self._layout.empty(count)
+        key_at, value_at = address(encoded), address(buffer)
+        attr = bytearray(struct.pack("=IIQQQ", self.fd, 0, key_at, value_at, 0))
+        for index in range(count):
+            offsets = (key_at + index * self._spec.key_size, value_at + index * self._layout.stride)
+            struct.pack_into("=QQ", attr, 8, *offsets)
+            try:
+                bpf(Command.MAP_LOOKUP_ELEM, attr)
+                found[index] = True
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise self._trouble("look up keys in", error) from error
+        return found, self._layout.decode(buffer, count)
+
+    def _keys(self, keys: object) -> NDArray[Any]:
+        encoded = encode(keys, self._spec.key, None, f"keys of {self._spec.name}")
+        if encoded.ndim != 1:
+            raise TypeError(f"keys of {self._spec.name}: shape {encoded.shape} given, (n,) expected")
+        return encoded
+
+    def _batch(  # noqa: PLR0917
+        self,
+        command: Command,
+        keys: NDArray[Any],
+        values: NDArray[Any] | None,
+        count: int,
+        start: NDArray[Any] | None = None,
+        end: NDArray[Any] | None = None,
+    ) -> BatchResult:
+        """One batch call on ``count`` elements; positions are read from ``start``, written to ``end``."""
+        if not count:
+            return BatchResult(0, errno.ENOENT if command is Command.MAP_LOOKUP_BATCH else 0)
+        pointers = [0 if array is None else address(array) for array in (start, end, keys, values)]
+        attr = bytearray(struct.pack("=QQQQIIQQ", *pointers, count, self.fd, 0, 0))
+        try:
+            bpf(command, attr)
+        except OSError as error:
+            done: int = struct.unpack_from("=I", attr, 32)[0]
+            code = error.errno or errno.EIO
+            # A call that is refused as a whole leaves the count as it was.
+            refused = done == count and (command is not Command.MAP_LOOKUP_BATCH or code != errno.ENOENT)
+            return BatchResult(0 if refused else done, code)
+        return BatchResult(struct.unpack_from("=I", attr, 32)[0], 0)
+
+
+def _create(spec: MapSpec, inner_fd: int) -> int:
+    attr = struct.pack(
+        "=IIIIIII16s",
+        spec.type,
+        spec.key_size,
+        spec.value_size,
+        spec.max_entries,
+        spec.creation_flags,
+        inner_fd,
+        spec.numa_node or 0,
+        spec.kernel_name.encode(),
+    )
+    try:
+        return bpf(Command.MAP_CREATE, bytearray(attr))
+    except OSError as error:
+        if error.errno == errno.EPERM and lift_locked_memory_limit():
+            return _create(spec, inner_fd)
+        reason = error.strerror or str(error)
+        if error.errno == errno.EPERM:
+            reason = "not permitted (needs root, or CAP_BPF and CAP_NET_ADMIN)"
+        elif error.errno in (errno.ENOMEM, errno.E2BIG):
+            reason = f"{reason}; fewer entries would need less memory"
+        raise HostError(f"cannot create map {spec}: {reason}") from error
+
+
+def pinned_entries(path: Path) -> int:
+    """How many entries the map pinned at ``path`` was made for; HostError when nothing is pinned there."""
+    fd = obj_get(path)
+    try:
+        return int(_MAP_INFO.unpack_from(object_info(fd, 80))[4])
+    finally:
+        os.close(fd)
+
+
+def _compare(fd: int, spec: MapSpec, place: str) -> None:
+    kind = object_kind(fd)
+    if kind != "bpf-map":
+        raise HostError(f"{place} is a {kind}, not the map {spec.name}")
+    number, _, key_size, value_size, max_entries, flags, _ = _MAP_INFO.unpack_from(object_info(fd, 80))
+    # The kernel adds this flag to device maps by itself.
+    own = MapFlags.RDONLY_PROG if spec.type in (MapType.DEVMAP, MapType.DEVMAP_HASH) else 0
+    transient = MapFlags.RDONLY | MapFlags.WRONLY | own
+    fields = (
+        ("type", _type_name(number), spec.type.name),
+        ("key size", key_size, spec.key_size),
+        ("value size", value_size, spec.value_size),
+        ("max_entries", max_entries, spec.max_entries),
+        ("flags", hex(flags & ~transient), hex(spec.creation_flags & ~transient)),
+    )
+    for field, found, expected in fields:
+        if found != expected:
+            raise HostError(
+                f"{place} does not fit the map {spec.name}: {field} is {found}, expected {expected}; "
+                "remove it or restore the configuration that created it"
+            )
+
+
+def _type_name(number: int) -> str:
+    try:
+        return MapType(number).name
+    except ValueError:
+        return f"type {number}"

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few rtnetlink messages that XDP needs, with the kernel's own words when it refuses.
+
+Layouts and numbers: ``include/uapi/linux/{netlink,rtnetlink,if_link}.h``; native byte order. A request
+goes to the network namespace of the calling thread.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+RTM_GETLINK = 18
+RTM_SETLINK = 19
+
+_REQUEST, _ACK = 0x1, 0x4
+_ERROR = 2
+_HEADER = struct.Struct("=IHHII")
+"""``struct nlmsghdr``: length, type, flags, sequence number, port."""
+_LINK = struct.Struct("=BxHiII")
+"""``struct ifinfomsg``: family, device type, index, flags, change mask."""
+_ATTRIBUTE = struct.Struct("=HH")
+_NESTED = 0x8000
+_ERROR_CAPPED, _ERROR_ATTRIBUTES = 0x100, 0x200
+_ERROR_MESSAGE = 1
+_SOL_NETLINK, _EXT_ACK, _CAP_ACK = 270, 11, 10
+
+
+class NetlinkError(OSError):
+    """The kernel refused. ``strerror`` has its reason in words where it gave one."""
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded to 4 bytes."""
+    return _ATTRIBUTE.pack(len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """An attribute made of attributes."""
+    return attribute(kind | _NESTED, b"".join(attributes))
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and payload of each attribute in ``data``."""
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & 0x3FFF, data[_ATTRIBUTE.size : length]
+        data = data[length + -length % 4 :]
+
+
+def link_request(message: int, ifindex: int, *payload: bytes) -> dict[int, bytes]:
+    """Send a message about one interface; its attributes by kind, or nothing for a plain yes.
+
+    Raises NetlinkError.
+    """
+    # An acknowledgement as well as an answer would leave something unread; the answer is enough.
+    flags = _REQUEST | (_ACK if message == RTM_SETLINK else 0)
+    body = _LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0) + b"".join(payload)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as channel:
+        channel.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
+        channel.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        channel.bind((0, 0))
+        channel.send(_HEADER.pack(_HEADER.size + len(body), message, flags, 1, 0) + body)
+        answer = channel.recv(1 << 17)
+    length, kind, answer_flags, _, _ = _HEADER.unpack_from(answer)
+    content = answer[_HEADER.size : length]
+    if kind == _ERROR:
+        _raise_refusal(content, answer_flags)
+        return {}
+    return dict(attributes(content[_LINK.size :]))
+
+
+def _raise_refusal(content: bytes, flags: int) -> None:
+    code = -struct.unpack_from("=i", content)[0]
+    if not code:
+        return
+    reason = os.strerror(code)
+    if flags & _ERROR_ATTRIBUTES:
+        # The request follows the code: its header alone if the answer is capped.
+        request = _HEADER.size if flags & _ERROR_CAPPED else struct.unpack_from("=I", content, 4)[0]
+        words = dict(attributes(content[4 + request :])).get(_ERROR_MESSAGE)
+        if words:
+            reason = f"{words.rstrip(bytes(1)).decode(errors='replace')} ({reason})"
+    raise NetlinkError(code, reason)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loaded XDP programs: what the kernel knows of them, pins, and runs on a packet without a NIC."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from ..errors import HostError
+from .codec import address
+from .pins import obj_get, obj_pin
+from .syscall import Command, bpf, fd_by_id, object_info, object_kind
+
+_PROG_INFO = struct.Struct("=II8sIIQQQIIQ16s")
+"""Head of ``struct bpf_prog_info``: type, id, tag, jited_prog_len, xlated_prog_len, two pointers,
+load_time, created_by_uid, nr_map_ids, a pointer, name."""
+_TYPE_XDP = 6
+_SHORTEST_FRAME = 14
+"""Bytes of an Ethernet header, the least that the kernel runs a program on."""
+_ROOM = 4096
+"""Bytes that a program can prepend and append at most: the kernel's test buffer is one page."""
+
+
+class XdpAction(enum.IntEnum):
+    """What a program decided (``enum xdp_action``). Prints as the kernel's name, e.g. ``XDP_TX``."""
+
+    ABORTED = 0
+    DROP = 1
+    PASS = 2
+    TX = 3
+    REDIRECT = 4
+
+    @enum.property
+    def name(self) -> str:
+        """The kernel's name, such as ``"XDP_TX"``."""
+        return f"XDP_{self._name_}"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class TestRun:
+    """What became of one packet."""
+
+    # pytest collects classes by this prefix.
+    __test__ = False
+
+    verdict: XdpAction
+    output: bytes
+    """The frame as the program left it, without metadata."""
+    metadata: bytes
+    """What the program left in front of the frame."""
+    duration_ns: int
+    """Mean time of one repetition, whole nanoseconds, truncated by the kernel."""
+
+
+class Program:
+    """A loaded XDP program. Owns its file descriptor; a context manager."""
+
+    def __init__(self, fd: int) -> None:
+        """Adopt ``fd``. Raises HostError (and leaves ``fd`` open) when it is not an XDP program."""
+        kind = object_kind(fd)
+        if kind != "bpf-prog":
+            raise HostError(f"a {kind} was found where an XDP program was expected")
+        info = _PROG_INFO.unpack_from(object_info(fd, 128))
+        self._fd = fd
+        self._type: int = info[0]
+        self._id: int = info[1]
+        self._tag: str = info[2].hex()
+        self._jited: int = info[3]
+        self._xlated: int = info[4]
+        self._name: str = info[11].rstrip(b"\0").decode(errors="replace")
+
+    @classmethod
+    def open_pinned(cls, path: Path) -> Self:
+        """The XDP program pinned at ``path``. Raises HostError."""
+        return cls._adopt(obj_get(path), f"the pin {path}")
+
+    @classmethod
+    def from_id(cls, identifier: int) -> Self:
+        """The XDP program with this id. Raises HostError."""
+        try:
+            fd = fd_by_id(Command.PROG_GET_FD_BY_ID, identifier)
+        except OSError as error:
+            raise HostError(f"cannot open the program with id {identifier}: {error.strerror}") from error
+        return cls._adopt(fd, f"the program with id {identifier}")
+
+    @classmethod
+    def _adopt(cls, fd: int, place: str) -> Self:
+        try:
+            program = cls(fd)
+        except HostError as error:
+            os.close(fd)
+            raise HostError(f"{place}: {error}") from None
+        if program._type != _TYPE_XDP:
+            program.close()
+            raise HostError(f"{place} is a BPF program of type {program._type}, not an XDP program")
+        return program
+
+    @property
+    def fd(self) -> int:
+        """The open file descriptor; ValueError after close()."""
+        if self._fd < 0:
+            raise ValueError(f"program {self._name} is closed")
+        return self._fd
+
+    @property
+    def id(self) -> int:
+        """The kernel's number of the program, unique while it lives."""
+        return self._id
+
+    @property
+    def name(self) -> str:
+        """The function's name, cut to 15 characters."""
+        return self._name
+
+    @property
+    def tag(self) -> str:
+        """The kernel's digest of the instructions, 16 hexadecimal digits: equal code has equal tags."""
+        return self._tag
+
+    @property
+    def jited_size(self) -> int:
+        """Bytes of machine code; 0 when the kernel interprets the program."""
+        return self._jited
+
+    @property
+    def xlated_size(self) -> int:
+        """Bytes of BPF instructions (8 each) after the verifier rewrote them."""
+        return self._xlated
+
+    def pin(self, path: Path) -> None:
+        """Name the program ``path`` on a bpf file system, where it outlives the process."""
+        obj_pin(self.fd, path)
+
+    def close(self) -> None:
+        """Give up the descriptor. Attachments and pins keep the program alive. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Program {self._name} id {self._id}{' closed' if self._fd < 0 else ''}>"
+
+    def test_run(
+        self,
+        frame: bytes,
+        *,
+        metadata: bytes = b"",
+        ifindex: int = 0,
+        rx_queue_index: int = 0,
+        repeat: int = 1,
+    ) -> TestRun:
+        """Run the program on ``frame`` in the kernel, with no interface involved.
+
+        ``frame`` begins with the Ethernet header. ``metadata`` is put in front, as a driver would: 0 or
+        4, 8, … 32 bytes. ``ifindex`` (of an interface that is up and XDP-capable, in this network
+        namespace) and ``rx_queue_index`` are what the program sees in its context. With ``repeat`` the
+        packet is *not* restored in between. Maps are written as by real packets. Raises ValueError for
+        lengths that no packet has, HostError when the kernel refuses.
+        """
+        if len(frame) < _SHORTEST_FRAME:
+            raise ValueError(f"a frame of {len(frame)} bytes: at least {_SHORTEST_FRAME} are needed")
+        if len(metadata) > 32 or len(metadata) % 4:
+            raise ValueError(f"{len(metadata)} bytes of metadata: 0 or 4..32 in steps of 4 are possible")
+        total = len(metadata) + len(frame)
+        data_in = np.frombuffer(metadata + frame, np.uint8)
+        data_out = np.zeros(total + _ROOM, np.uint8)
+        # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        # In a test run the first three are offsets from the beginning of the metadata.
+        ctx_in = np.array([len(metadata), total, 0, ifindex, rx_queue_index, 0], np.uint32)
+        ctx_out = np.zeros(6, np.uint32)
+        attr = bytearray(
+            struct.pack(
+                "=IIIIQQIIIIQQIIII",
+                *(self.fd, 0, data_in.nbytes, data_out.nbytes, address(data_in), address(data_out)),
+                *(repeat, 0, ctx_in.nbytes, ctx_out.nbytes, address(ctx_in), address(ctx_out)),
+                *(0, 0, 0, 0),
+            )
+        )
+        try:
+            bpf(Command.PROG_TEST_RUN, attr)
+        except OSError as error:
+            raise HostError(
+                f"cannot run program {self._name} on a test packet: {_why(error, ifindex)}"
+            ) from error
+        _, verdict, _, size = struct.unpack_from("=IIII", attr)
+        duration: int = struct.unpack_from("=I", attr, 36)[0]
+        left = data_out[:size].tobytes()
+        start = int(ctx_out[0])
+        return TestRun(_action(verdict), left[start:], left[:start], duration)
+
+
+def _action(number: int) -> XdpAction:
+    # The kernel drops packets with an unknown verdict as if the program had aborted.
+    return XdpAction(number) if number <= XdpAction.REDIRECT else XdpAction.ABORTED
+
+
+def _why(error: OSError, ifindex: int) -> str:
+    if error.errno in (errno.EINVAL, errno.ENODEV) and ifindex:
+        return f"{error.strerror} (is interface {ifindex} up, XDP-capable and has it that receive queue?)"
+    if error.errno == errno.EPERM:
+        return "not permitted (needs root, or CAP_BPF and CAP_NET_ADMIN)"
+    return error.strerror or str(error)

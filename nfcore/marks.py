@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks: which are free, leased to a CPU, live or in quarantine.
+
+A mark is never handed out again before its quarantine has passed: a packet that the NIC marked a moment ago may
+still be on its way. Within one process all calls come from the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class MarkMeaning(StrEnum):
+    """What a strategy lets a mark stand for. An NF builds its datapath for one of them."""
+
+    FLOW = "flow"
+    """One flow. XDP takes marks from pools leased to its CPU and writes the entry itself."""
+    TARGET = "target"
+    """One (nf, target), shared by all its flows. User space writes the entries."""
+
+
+@dataclass(frozen=True)
+class StrategyInfo:
+    """A marking strategy by the word that chooses it in the TOML."""
+
+    name: str
+    meaning: MarkMeaning
+    help: str
+
+
+class MarkState(IntEnum):
+    """Where a mark is in its life."""
+
+    FREE = 0
+    LEASED = 1
+    LIVE = 2
+    QUARANTINED = 3
+
+
+class MarkAllocator:
+    """The marks 1 … 2**width − 1, each in exactly one state.
+
+    `width` is what NIC and carrier can transport, in bits (1 to 24: an array of them is held here and in the
+    kernel). `quarantine` is in seconds, by `clock`.
+    """
+
+    def __init__(self, width: int, quarantine: float, clock: Callable[[], float] = time.monotonic) -> None:
+        if not 1 <= width <= 24:
+            raise ValueError(f"a mark of {width} bits: between 1 and 24 can be tracked")
+        self.width = width
+        self.size = 1 << width
+        self.quarantine = quarantine
+        self._clock = clock
+        self.state: NDArray[np.uint8] = np.full(self.size, MarkState.FREE, dtype=np.uint8)
+        self.generation: NDArray[np.uint16] = np.zeros(self.size, dtype=np.uint16)
+        """How often each mark has been given back, modulo 65,536."""
+        self._free: deque[NDArray[np.uint32]] = deque([np.arange(1, self.size, dtype=np.uint32)])
+        self._waiting: deque[tuple[float, NDArray[np.uint32]]] = deque()
+
+    def count(self, state: MarkState) -> int:
+        """How many marks are in `state`; mark 0 is never counted."""
+        return int(np.count_nonzero(self.state[1:] == state))
+
+    def take(self, wanted: int, state: MarkState = MarkState.LIVE) -> NDArray[np.uint32]:
+        """Give up to `wanted` free marks, longest free first, and put them into `state`."""
+        self._end_quarantine()
+        taken: list[NDArray[np.uint32]] = []
+        while wanted > 0 and self._free:
+            chunk = self._free.popleft()
+            if len(chunk) > wanted:
+                self._free.appendleft(chunk[wanted:])
+                chunk = chunk[:wanted]
+            wanted -= len(chunk)
+            taken.append(chunk)
+        marks = np.concatenate(taken) if taken else np.zeros(0, dtype=np.uint32)
+        self.state[marks] = state
+        return marks
+
+    def confirm(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Make leased marks live. False for those that are not leased, 0 and out-of-range ones among them."""
+        inside = np.where(marks < self.size, marks, 0).astype(np.uint32)
+        good = (inside != 0) & (self.state[inside] == MarkState.LEASED)
+        # Of a mark that comes twice in one batch only the first is confirmed.
+        first = np.zeros(len(marks), dtype=bool)
+        first[np.unique(inside, return_index=True)[1]] = True
+        good &= first
+        self.state[inside[good]] = MarkState.LIVE
+        return good
+
+    def release(self, marks: NDArray[np.uint32]) -> None:
+        """Put leased or live marks into quarantine. ValueError names a mark that is neither."""
+        marks = np.unique(marks[marks != 0]).astype(np.uint32)
+        if not len(marks):
+            return
+        held = self.state[marks]
+        wrong = marks[(held != MarkState.LEASED) & (held != MarkState.LIVE)]
+        if len(wrong):
+            state = MarkState(int(self.state[wrong[0]])).name.lower()
+            raise ValueError(f"mark {int(wrong[0])} cannot be released: it is {state}")
+        self.state[marks] = MarkState.QUARANTINED
+        self.generation[marks] += 1
+        self._waiting.append((self._clock() + self.quarantine, marks))
+
+    def _end_quarantine(self) -> None:
+        now = self._clock()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, marks = self._waiting.popleft()
+            self.state[marks] = MarkState.FREE
+            self._free.append(marks)
+
+
+class CpuPools:
+    """Marks leased to CPUs through memory that XDP shares: `struct mark_pool` of bpf/report.h, one row per CPU.
+
+    `rows` is a structured array with fields ``taken`` (written by XDP alone), ``filled`` (written here alone), both
+    u32 that count up for ever, and ``slots``, a power of two of u32 marks.
+    """
+
+    def __init__(self, rows: NDArray[np.void], cpus: list[int]) -> None:
+        self.rows = rows
+        self.cpus = cpus
+        self.slots = int(rows.dtype["slots"].shape[0])
+
+    def stock(self, cpu: int) -> int:
+        """How many marks are waiting for `cpu`."""
+        row = self.rows[cpu]
+        return (int(row["filled"]) - int(row["taken"])) & 0xFFFF_FFFF
+
+    def lease(self, allocator: MarkAllocator, chunk: int) -> int:
+        """Bring each CPU that has less than half a chunk up to a chunk of marks; how many were leased."""
+        leased = 0
+        # One slot stays empty, so that XDP can give back the mark that it has just taken.
+        chunk = min(chunk, self.slots - 1)
+        for cpu in self.cpus:
+            stock = self.stock(cpu)
+            if stock * 2 >= chunk:
+                continue
+            marks = allocator.take(chunk - stock, MarkState.LEASED)
+            filled = int(self.rows[cpu]["filled"])
+            self.rows["slots"][cpu, (filled + np.arange(len(marks))) % self.slots] = marks
+            # The marks stand before the count shows them: XDP reads the count first.
+            self.rows["filled"][cpu] = (filled + len(marks)) & 0xFFFF_FFFF
+            leased += len(marks)
+        return leased

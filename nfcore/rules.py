@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules for a NIC: pure descriptions, and what a backend says became of them.
+
+A rule matches one flow exactly and either sets a mark on its packets or drops them. Its cookie is its identity on
+the NIC: a dump maps back to the flow table without a second table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .flows import FLOW_KEY, FlowMatch
+
+COOKIE_TAG = 0x6E66
+"""Upper 16 bits of every cookie of ours ("nf"); then 16 bits of generation and 32 of the flow's slot."""
+
+
+class Action(IntEnum):
+    """What the NIC does with a matching packet."""
+
+    SET_MARK = 1
+    DROP = 2
+
+
+@dataclass(frozen=True)
+class SetMark:
+    """Write `mark` (u32 > 0) on the packet, by the carrier of the installation."""
+
+    mark: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Drop the packet in the NIC."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule as an object."""
+
+    match: FlowMatch
+    action: SetMark | Drop
+    cookie: int
+
+
+RULE_ROW = np.dtype(
+    [("key", FLOW_KEY), ("family", "<u4"), ("action", "<u4"), ("mark", "<u4"), ("reserved", "<u4"), ("cookie", "<u8")]
+)
+"""One rule of a batch: the 5-tuple in network byte order, family 4 or 6, :class:`Action`, mark (0 for a drop)."""
+
+INSTALLED_ROW = np.dtype([("rule", RULE_ROW), ("packets", "<u8"), ("bytes", "<u8"), ("last_used", "<u8")])
+"""One rule as a NIC holds it. packets, bytes: hits since it was installed. last_used: ns, CLOCK_MONOTONIC, or 0."""
+
+
+def make_cookies(slots: NDArray[np.int64], generations: NDArray[np.uint16]) -> NDArray[np.uint64]:
+    """Cookies of the flows in `slots`, whose slots have been used `generations` times."""
+    tag = np.uint64(COOKIE_TAG << 48)
+    return tag | (generations.astype(np.uint64) << np.uint64(32)) | slots.astype(np.uint64)
+
+
+def split_cookies(
+    cookies: NDArray[np.uint64],
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint16]]:
+    """Whether each cookie is ours, and the slot and generation in it."""
+    ours = (cookies >> np.uint64(48)) == np.uint64(COOKIE_TAG)
+    slots = (cookies & np.uint64(0xFFFF_FFFF)).astype(np.int64)
+    generations = ((cookies >> np.uint64(32)) & np.uint64(0xFFFF)).astype(np.uint16)
+    return ours, slots, generations
+
+
+class RuleBatch:
+    """Rules for one device. ``rows`` is the array, iteration gives :class:`Rule` objects."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: NDArray[np.void]) -> None:
+        if rows.dtype != RULE_ROW:
+            raise TypeError(f"a rule batch has rows of {RULE_ROW}, not {rows.dtype}")
+        self.rows = rows
+
+    @classmethod
+    def of(cls, rules: Sequence[Rule]) -> RuleBatch:
+        """Make a batch from objects."""
+        rows = np.zeros(len(rules), dtype=RULE_ROW)
+        for row, rule in zip(rows, rules, strict=True):
+            row["key"], row["family"], row["cookie"] = rule.match.to_key(), rule.match.family, rule.cookie
+            if isinstance(rule.action, SetMark):
+                row["action"], row["mark"] = Action.SET_MARK, rule.action.mark
+            else:
+                row["action"] = Action.DROP
+        return cls(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Rule]:
+        for row in self.rows:
+            action = SetMark(int(row["mark"])) if row["action"] == Action.SET_MARK else Drop()
+            yield Rule(FlowMatch.from_key(row["key"], int(row["family"])), action, int(row["cookie"]))
+
+
+class Outcome(IntEnum):
+    """What became of one rule."""
+
+    INSTALLED = 1
+    FULL = 2
+    UNSUPPORTED = 3
+    FAILED = 4
+    REMOVED = 5
+    ABSENT = 6
+
+
+@dataclass
+class Outcomes:
+    """A backend's answer for a batch: one status per rule, and its words for those that need any."""
+
+    status: NDArray[np.uint8]
+    """:class:`Outcome` per rule."""
+    words: dict[int, str] = field(default_factory=dict)
+    """Row number → what the backend or the kernel said."""
+
+    @classmethod
+    def all(cls, status: Outcome, length: int, words: str = "") -> Outcomes:
+        """Give the same status to every rule; the words stand for the first."""
+        return cls(np.full(length, status, dtype=np.uint8), {0: words} if words and length else {})
+
+
+@dataclass(frozen=True)
+class Device:
+    """An interface with the backends that may offload for it, best first."""
+
+    name: str
+    ifindex: int
+    backends: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do on one device, probed on the real thing."""
+
+    mark_width: int
+    """Bits of a mark that arrive: 16 for most NICs, 0 when marks cannot be set."""
+    ipv6: bool = True
+    drop: bool = True
+    table_size: int | None = None
+    """Rules that fit, if the device says so."""
+    notes: tuple[str, ...] = ()

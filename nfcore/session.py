@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a configuration to set-up plugins and an engine, and back: what `run`, `trace` and `cleanup` share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from .config import NO_BACKEND, Config
+from .context import Context
+from .engine import Engine
+from .errors import HostError
+from .host import PluginHost
+from .marks import MarkAllocator, StrategyInfo
+from .metrics import MetricFamily
+from .rules import Device
+from .state import State
+from .worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+def require_root(command: str) -> None:
+    """Say so when the process lacks the rights; HostError."""
+    if os.geteuid() != 0:
+        raise HostError(f"nfcore {command} loads BPF programs and needs root: use sudo")
+
+
+def find_devices(config: Config) -> list[Device]:
+    """Look up the configuration's interfaces. HostError names those that are missing, all of them."""
+    there = {name: index for index, name in socket.if_nameindex()}
+    missing = [
+        f"interfaces[{number}].name: there is no interface {interface.name!r} in this network namespace"
+        for number, interface in enumerate(config.interfaces)
+        if interface.name not in there
+    ]
+    if missing:
+        known = ", ".join(sorted(there))
+        raise HostError("\n".join(f"{config.source}: {line} (there are: {known})" for line in missing))
+    return [
+        Device(
+            interface.name,
+            there[interface.name],
+            tuple(name for name in interface.offload if name != NO_BACKEND),
+        )
+        for interface in config.interfaces
+    ]
+
+
+def chosen_strategy(config: Config, host: PluginHost) -> StrategyInfo | None:
+    """Find the strategy that the configuration names, if a loaded plugin offers it."""
+    for _, infos in host.each("marking_strategies"):
+        for info in infos or ():
+            if info.name == config.marking.strategy:
+                return info  # type: ignore[no-any-return]
+    return None
+
+
+def state_path(config: Config) -> Path:
+    """Where a run leaves notes for the next: beside the socket."""
+    return Path(config.nf.socket).with_suffix(".state")
+
+
+def make_context(config: Config, host: PluginHost, devices: list[Device], *, tracing: bool = False) -> Context:
+    """Make the context of one run. Without a backend on any device no strategy is chosen: nothing sets marks."""
+    accelerated = any(device.backends for device in devices)
+    context = Context(
+        config=config,
+        devices=devices,
+        strategy=chosen_strategy(config, host) if accelerated else None,
+        marks=MarkAllocator(config.marking.width, config.marking.quarantine),
+        tracing=tracing,
+        state=State(None if tracing else state_path(config)),
+    )
+    if accelerated and context.strategy is None:
+        log.warning('no plugin offers a marking strategy: add "marking" to nf.plugins; going on unaccelerated')
+    return context
+
+
+@contextmanager
+def set_up(context: Context, host: PluginHost) -> Iterator[None]:
+    """Set all plugins up; tear them all down, in reverse order, whatever happens."""
+    reached: list[str] = []
+    try:
+        for plugin in host.implementing("setup"):
+            reached.append(plugin)
+            host.call(plugin, "setup", context=context)
+        yield
+    finally:
+        for plugin in reversed(reached):
+            try:
+                host.call(plugin, "teardown")
+            except Exception as error:  # noqa: BLE001 - the others must be torn down all the same
+                log.error("plugin %s: teardown failed: %s", plugin, error)
+
+
+def make_engine(context: Context, host: PluginHost, workers: Mapping[int, Worker]) -> Engine:
+    """Make the engine, and let plugins collect everybody's figures."""
+    engine = Engine(context, host, workers)
+
+    def collect() -> Iterator[tuple[str, list[MetricFamily]]]:
+        yield "nfcore", engine.collect()
+        for plugin, families in host.each("collect_stats"):
+            yield plugin, list(families)
+
+    context.collect = collect
+    return engine

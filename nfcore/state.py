@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a daemon must know of the run before it: a small JSON file beside its socket.
+
+Kernel object ids never repeat until the next boot, and /run does not outlive one: an id found here is that object
+or gone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+class State:
+    """Numbers by name. Without a path nothing is kept."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._values: dict[str, int] = {}
+        if path is not None:
+            try:
+                read = json.loads(path.read_text(encoding="utf-8"))
+                self._values = {str(key): int(value) for key, value in read.items()}
+            except (OSError, ValueError, AttributeError, TypeError):
+                self._values = {}
+
+    def recall(self, name: str) -> int | None:
+        """Give what was remembered, or None."""
+        return self._values.get(name)
+
+    def remember(self, name: str, value: int) -> None:
+        """Keep a number for the next run."""
+        self._values[name] = value
+        self._write()
+
+    def forget(self, name: str) -> None:
+        """Drop a number; an empty file is removed."""
+        self._values.pop(name, None)
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        if not self._values:
+            self._path.unlink(missing_ok=True)
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._path.with_suffix(".new")
+        draft.write_text(json.dumps(self._values), encoding="utf-8")
+        draft.replace(self._path)

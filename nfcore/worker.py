@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker per device: the only place where a NIC is waited for.
+
+Jobs go in through a bounded queue and come out, finished, on the engine's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .host import PluginHost
+from .rules import INSTALLED_ROW, Device, Outcome, Outcomes, RuleBatch
+
+log = logging.getLogger(__name__)
+Job = Callable[[], Any]
+Done = Callable[[Any], None]
+
+
+@dataclass
+class InstallResult:
+    """What became of a batch over all backends of a device."""
+
+    status: NDArray[np.uint8]
+    """:class:`Outcome` per rule, of the last backend that was asked."""
+    backend: NDArray[np.uint8]
+    """Index of that backend in the device's list."""
+    words: list[str]
+    """What backends said, each sentence once."""
+
+
+class Backends:
+    """The offload backends of one device as one: the best first, the next for what it could not take."""
+
+    def __init__(self, device: Device, host: PluginHost) -> None:
+        self.device = device
+        self._host = host
+
+    def install(self, rules: RuleBatch) -> InstallResult:
+        """Install rules; every row gets the outcome of the last backend asked."""
+        result = InstallResult(
+            np.full(len(rules), Outcome.UNSUPPORTED, dtype=np.uint8), np.zeros(len(rules), dtype=np.uint8), []
+        )
+        left = np.arange(len(rules))
+        for number, backend in enumerate(self.device.backends):
+            outcomes = self._ask(backend, "install_offload", RuleBatch(rules.rows[left]))
+            result.status[left], result.backend[left] = outcomes.status, number
+            result.words += [words for words in outcomes.words.values() if words not in result.words]
+            left = left[outcomes.status != Outcome.INSTALLED]
+            if not len(left):
+                break
+        return result
+
+    def remove(self, rules: RuleBatch, backend: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Remove rules, each from the backend (by index) that holds it; which are gone now."""
+        gone = np.zeros(len(rules), dtype=bool)
+        for number, name in enumerate(self.device.backends):
+            mine = np.flatnonzero(backend == number)
+            if len(mine):
+                outcomes = self._ask(name, "remove_offload", RuleBatch(rules.rows[mine]))
+                gone[mine] = np.isin(outcomes.status, (Outcome.REMOVED, Outcome.ABSENT))
+        return gone
+
+    def dump(self) -> NDArray[np.void]:
+        """All rules that the backends hold for us."""
+        dumps = []
+        for backend in self.device.backends:
+            rows = self._host.call(backend, "dump_offload", device=self.device)
+            if rows is not None:
+                dumps.append(rows)
+        return np.concatenate(dumps) if dumps else np.zeros(0, dtype=INSTALLED_ROW)
+
+    def _ask(self, backend: str, hook: str, rules: RuleBatch) -> Outcomes:
+        try:
+            outcomes = self._host.call(backend, hook, device=self.device, rules=rules)
+        except Exception as error:  # noqa: BLE001 - a backend's fault is an outcome of its rules
+            self._host.errors[backend, hook] += 1
+            log.debug("traceback", exc_info=error)
+            return Outcomes.all(Outcome.FAILED, len(rules), f"plugin {backend}: {hook}: {error}")
+        if not isinstance(outcomes, Outcomes) or len(outcomes.status) != len(rules):
+            self._host.errors[backend, hook] += 1
+            words = f"plugin {backend}: {hook} answered {outcomes!r:.80} for {len(rules)} rules; should be Outcomes"
+            return Outcomes.all(Outcome.FAILED, len(rules), words)
+        return outcomes
+
+
+class Worker(Protocol):
+    """Runs jobs away from the caller."""
+
+    def submit(self, job: Job, done: Done) -> bool:
+        """Queue a job; `done` gets its result, or the exception that it raised. False: the queue is full."""
+
+    def stop(self, timeout: float) -> bool:
+        """Finish what is queued and stop; False when that took longer than `timeout` seconds."""
+
+
+class InlineWorker:
+    """Runs every job at once, in the caller's thread: for tracing one packet after the other."""
+
+    def submit(self, job: Job, done: Done) -> bool:
+        """Run `job`, then `done`."""
+        done(_attempt(job))
+        return True
+
+    def stop(self, timeout: float) -> bool:
+        """Nothing is ever queued."""
+        return True
+
+
+class DeviceWorker:
+    """A thread with a bounded queue; results are handed to `deliver`, which brings them to the engine's thread."""
+
+    def __init__(self, name: str, deliver: Callable[[Callable[[], None]], None], depth: int = 64) -> None:
+        self._jobs: queue.Queue[tuple[Job, Done] | None] = queue.Queue(depth)
+        self._deliver = deliver
+        self._thread = threading.Thread(target=self._run, name=f"offload-{name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job, done: Done) -> bool:
+        """Queue a job unless the queue is full."""
+        try:
+            self._jobs.put_nowait((job, done))
+        except queue.Full:
+            return False
+        return True
+
+    def stop(self, timeout: float) -> bool:
+        """Let the thread finish its queue; whether it did in time."""
+        try:
+            self._jobs.put(None, timeout=timeout)
+        except queue.Full:
+            return False
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, done = item
+            result = _attempt(job)
+            self._deliver(lambda done=done, result=result: done(result))  # type: ignore[misc]
+
+
+def _attempt(job: Job) -> Any:
+    try:
+        return job()
+    except Exception as error:  # noqa: BLE001 - handed to `done`, which says what it means
+        log.debug("traceback", exc_info=error)
+        return error

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The L4 load balancer that speaks Katran's map ABI and is driven by marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.config import Section
+from nfcore.context import Context, PacketTrace
+from nfcore.flows import FlowBatch
+from nfcore.hookspecs import hookimpl
+from nfcore.metrics import MetricFamily
+
+from .balancer import NAME, Balancer, remove_leftovers
+from .figures import families
+from .table import KatranTable, check_table
+from .tracing import trace
+
+
+class KatranAccelPlugin:
+    """Answers the hooks for the balancer. The kernel is touched from `setup` on, never by importing."""
+
+    def __init__(self) -> None:
+        self._balancer: Balancer | None = None
+
+    @hookimpl
+    def config_section(self) -> Section:
+        """Own `[katran_accel]`."""
+        return Section(KatranTable, check_table)
+
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        """Create the maps, load the program, register the network function."""
+        table = context.config.sections[NAME]
+        assert isinstance(table, KatranTable)  # config_section() said so
+        meaning = context.strategy.meaning if context.strategy else None
+        self._balancer = Balancer(context.config, table, meaning)
+        self._balancer.open(context)
+        context.register_nf(self._balancer)
+
+    @hookimpl
+    def teardown(self) -> None:
+        """Detach the program and let go of everything."""
+        if self._balancer is not None:
+            self._balancer.close()
+            self._balancer = None
+
+    @hookimpl
+    def publish_marks(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Write hw_accel_targets, or check what XDP wrote to hw_accel_mapping."""
+        return self._running.publish(batch, marks)
+
+    @hookimpl
+    def retire_marks(self, nf: int, marks: NDArray[np.uint32]) -> None:
+        """Erase the marks' entries."""
+        self._running.retire(marks)
+
+    @hookimpl
+    def restore_flows(self, batch: FlowBatch) -> None:
+        """Put the flows back into the connection table."""
+        self._running.restore(batch)
+
+    @hookimpl
+    def collect_stats(self) -> Iterable[MetricFamily]:
+        """Give packets and bytes per VIP and real, paths, verdicts, drops."""
+        return list(families(self._running))
+
+    @hookimpl
+    def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:
+        """Run a frame through the program."""
+        return trace(self._running, frame, mark) if nf == self._running.number else None
+
+    @hookimpl
+    def cleanup(self, context: Context) -> Iterable[str]:
+        """Detach a killed daemon's program and remove its pins."""
+        table = context.config.sections[NAME]
+        assert isinstance(table, KatranTable)  # config_section() said so
+        return list(remove_leftovers(context, Path(table.pin_dir) if table.pin_dir else None))
+
+    @property
+    def _running(self) -> Balancer:
+        assert self._balancer is not None, "the core calls setup() before any other hook of a network function"
+        return self._balancer

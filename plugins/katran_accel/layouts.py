@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's structs as numpy dtypes: bpf/katran_abi.h, hw_accel.h, report.h and counters.h, field by field.
+
+Addresses and ports are in network byte order, the rest in the host's. A test compares sizes and offsets with
+what the compiler makes of the headers.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+import numpy as np
+
+from nfcore.flows import FLOW_KEY
+
+RING_SLOTS = 65_537
+MAX_VIPS = 512
+MAX_REALS = 4096
+POOL_SLOTS = 4096
+
+VIP_DEFINITION = np.dtype([("addr", "u1", (16,)), ("port", ">u2"), ("proto", "u1"), ("pad", "u1")])
+VIP_META = np.dtype([("flags", "<u4"), ("vip_num", "<u4")])
+VIP_LPM_KEY = np.dtype(
+    [("prefixlen", "<u4"), ("port", ">u2"), ("proto", "u1"), ("pad", "u1"), ("addr", "u1", (16,))]
+)
+REAL_DEFINITION = np.dtype([("addr", "u1", (16,)), ("flags", "u1"), ("pad", "u1", (3,))])
+REAL_POS_LRU = np.dtype([("pos", "<u4"), ("left", "<u2"), ("reports", "<u2"), ("atime", "<u8")])
+LB_STATS = np.dtype([("v1", "<u8"), ("v2", "<u8")])
+CTL_VALUE = np.dtype([("mac", "u1", (6,)), ("pad", "u1", (2,))])
+
+VIP_BY_ID = np.dtype(
+    [
+        ("addr", "u1", (16,)),
+        ("mask", "u1", (16,)),
+        ("port", ">u2"),
+        ("proto", "u1"),
+        ("family", "u1"),
+        ("flags", "<u4"),
+        ("generation", "<u4"),
+        ("pad", "<u4"),
+    ]
+)
+HW_ACCEL_FLOW = np.dtype(
+    [
+        ("vip_num", "<u4"),
+        ("real_key", "<u4"),
+        ("flow", FLOW_KEY),
+        ("vip_generation", "<u4"),
+        ("real_generation", "<u4"),
+        ("family", "<u4"),
+        ("pad", "<u4"),
+    ]
+)
+HW_ACCEL_TARGET = np.dtype(
+    [("vip_num", "<u4"), ("real_key", "<u4"), ("vip_generation", "<u4"), ("real_generation", "<u4")]
+)
+HW_ACCEL_EVENT = np.dtype(
+    [
+        ("flow", FLOW_KEY),
+        ("vip_num", "<u4"),
+        ("real_key", "<u4"),
+        ("mark", "<u4"),
+        ("packets", "<u4"),
+        ("ifindex", "<u4"),
+        ("cpu", "<u2"),
+        ("family", "u1"),
+        ("pad", "u1"),
+    ]
+)
+MARK_POOL = np.dtype(
+    [
+        ("taken", "<u4"),
+        ("pad_taken", "<u4", (15,)),
+        ("filled", "<u4"),
+        ("pad_filled", "<u4", (15,)),
+        ("slots", "<u4", (POOL_SLOTS,)),
+    ]
+)
+
+
+class VipFlag(IntFlag):
+    """Katran's VIP flags, those that exist here."""
+
+    HASH_NO_SRC_PORT = 1 << 0
+    LRU_BYPASS = 1 << 1
+    HASH_DPORT_ONLY = 1 << 3
+    HASH_SRC_DST_PORT = 1 << 7
+
+
+class RealFlag(IntFlag):
+    """Katran's real flags."""
+
+    IPV6 = 1 << 0
+
+
+class StatsSlot(IntEnum):
+    """Slots of `stats` behind the VIPs' own."""
+
+    LRU = 512
+    TCP_MISS = 513
+    NEW_FLOWS = 514
+    FALLBACK_LRU = 515
+    TOO_BIG = 516
+    ENCAP_FAIL = 519
+    RING_DROP = 521
+    XDP_TOTAL = 528
+    XDP_TX = 529
+    XDP_DROP = 530
+    XDP_PASS = 531
+
+
+class AccelCounter(IntEnum):
+    """Slots of `hw_accel_stats`, in the order of bpf/counters.h."""
+
+    FAST = 0
+    SLOW = 1
+    INELIGIBLE = 2
+    UNKNOWN_MARK = 3
+    OTHER_FLOW = 4
+    STALE = 5
+    REPORTED = 6
+    REPORT_LOST = 7
+    POOL_EMPTY = 8
+    MALFORMED = 9
+
+
+def make_target(vip_num: int, real: int) -> int:
+    """The u64 by which the core knows (VIP, real)."""
+    return vip_num << 32 | real

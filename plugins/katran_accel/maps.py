@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The balancer's maps: Katran's by Katran's names and layouts, and those of the marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nfcore.flows import FLOW_KEY
+from nfcore.kernel import Map, MapFlags, MapSpec, MapType, ensure_bpffs, online_cpus, possible_cpus, remove_bpffs
+from nfcore.marks import MarkMeaning
+
+from . import layouts as lay
+
+U32 = np.dtype("<u4")
+U64 = np.dtype("<u8")
+FALLBACK_ENTRIES = 1000
+LRU_CPUS = 128
+EVENT_BYTES = 1 << 23
+"""Ring buffer: 116,000 reports."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What of the maps' sizes the configuration decides."""
+
+    vips: int
+    lru_entries: int
+    mark_width: int
+    meaning: MarkMeaning | None
+    events: str
+
+
+def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
+    """Specify every map of one program; those of marks only when marks are used."""
+    lru = MapSpec("lru", MapType.LRU_HASH, FLOW_KEY, lay.REAL_POS_LRU, sizes.lru_entries)
+    array, hashed, per_cpu = MapType.ARRAY, MapType.HASH, MapType.PERCPU_ARRAY
+    specs = [
+        MapSpec("vip_map", hashed, lay.VIP_DEFINITION, lay.VIP_META, lay.MAX_VIPS),
+        MapSpec("vip_lpm_map", MapType.LPM_TRIE, lay.VIP_LPM_KEY, lay.VIP_META, 256, MapFlags.NO_PREALLOC),
+        MapSpec("ch_rings", array, U32, U32, sizes.vips * lay.RING_SLOTS),
+        MapSpec("reals", array, U32, lay.REAL_DEFINITION, lay.MAX_REALS),
+        MapSpec("lru_mapping", MapType.ARRAY_OF_MAPS, U32, U32, LRU_CPUS, inner=lru),
+        MapSpec("fallback_cache", MapType.LRU_HASH, FLOW_KEY, lay.REAL_POS_LRU, FALLBACK_ENTRIES),
+        MapSpec("stats", per_cpu, U32, lay.LB_STATS, 2 * lay.MAX_VIPS),
+        MapSpec("reals_stats", per_cpu, U32, lay.LB_STATS, lay.MAX_REALS),
+        MapSpec("ctl_array", array, U32, lay.CTL_VALUE, 16),
+        MapSpec("hw_accel_stats", per_cpu, U32, U64, len(lay.AccelCounter)),
+    ]
+    return {spec.name: spec for spec in [*specs, *_mark_specs(sizes)]}
+
+
+def _mark_specs(sizes: Sizes) -> Iterator[MapSpec]:
+    if sizes.meaning is None:
+        return
+    marks, shared = 1 << sizes.mark_width, MapFlags.MMAPABLE
+    yield MapSpec("vip_map_by_id", MapType.ARRAY, U32, lay.VIP_BY_ID, lay.MAX_VIPS, shared)
+    yield MapSpec("hw_accel_reals", MapType.ARRAY, U32, U32, lay.MAX_REALS, shared)
+    if sizes.meaning is MarkMeaning.FLOW:
+        yield MapSpec("hw_accel_mapping", MapType.ARRAY, U32, lay.HW_ACCEL_FLOW, marks, shared)
+        yield MapSpec("markid_pool_mapping", MapType.ARRAY, U32, lay.MARK_POOL, possible_cpus(), shared)
+    else:
+        yield MapSpec("hw_accel_targets", MapType.ARRAY, U32, lay.HW_ACCEL_TARGET, marks, shared)
+    if sizes.events == "ringbuf":
+        yield MapSpec("hw_accel_events", MapType.RINGBUF, None, None, EVENT_BYTES)
+    else:
+        yield MapSpec("hw_accel_events", MapType.PERF_EVENT_ARRAY, U32, U32, possible_cpus())
+
+
+@dataclass
+class BalancerMaps:
+    """The maps of one balancer, created or reopened from their pins."""
+
+    maps: dict[str, Map]
+    lrus: dict[int, Map] = field(default_factory=dict)
+    """CPU → its connection table."""
+
+    def __getitem__(self, name: str) -> Map:
+        return self.maps[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.maps
+
+    @classmethod
+    def open(cls, sizes: Sizes, cpus: list[int], pin_dir: Path | None) -> BalancerMaps:
+        """Create the maps, or take those that are pinned in `pin_dir`. HostError when a pin has another shape."""
+        maps = cls({})
+        try:
+            if pin_dir is not None:
+                ensure_bpffs(pin_dir)
+            specs = map_specs(sizes)
+            for name, spec in specs.items():
+                # What the event buffer and the pools hold belongs to one run only.
+                fleeting = name in ("hw_accel_events", "markid_pool_mapping")
+                maps.maps[name] = _open_or_create(spec, pin_dir, renew=fleeting)
+            for cpu in cpus:
+                inner = specs["lru_mapping"].inner
+                assert inner is not None  # map_specs() gave it
+                named = MapSpec(f"lru_{cpu}", inner.type, inner.key, inner.value, inner.max_entries)
+                maps.lrus[cpu] = _open_or_create(named, pin_dir, renew=False)
+                maps["lru_mapping"].update(cpu, maps.lrus[cpu])
+        except BaseException:
+            maps.close()
+            raise
+        return maps
+
+    def close(self) -> None:
+        """Let go of every map; the kernel keeps those that a program or a pin holds."""
+        for opened in [*self.maps.values(), *self.lrus.values()]:
+            opened.close()
+        self.maps.clear()
+        self.lrus.clear()
+
+
+def _open_or_create(spec: MapSpec, pin_dir: Path | None, *, renew: bool) -> Map:
+    if pin_dir is None:
+        return Map.create(spec)
+    pin = pin_dir / spec.name
+    if pin.exists() and not renew:
+        return Map.open_pinned(pin, spec)
+    pin.unlink(missing_ok=True)
+    created = Map.create(spec)
+    created.pin(pin)
+    return created
+
+
+def forwarding_cpus(wanted: list[int] | None) -> list[int]:
+    """CPUs that get a connection table: those wanted, or all that are online."""
+    return online_cpus() if wanted is None else list(wanted)
+
+
+def remove_pins(pin_dir: Path) -> Iterator[Path]:
+    """Unpin the balancer's maps and program and remove the folder, with the file system mounted for it."""
+    names = {"balancer_ingress", "hw_accel_mapping", "hw_accel_targets", "markid_pool_mapping"}
+    names |= {"vip_map_by_id", "hw_accel_reals", "hw_accel_events"} | set(map_specs(Sizes(1, 128, 1, None, "")))
+    for pin in sorted(pin_dir.iterdir()) if pin_dir.is_dir() else ():
+        if pin.name in names or pin.name.startswith("lru_"):
+            pin.unlink()
+            yield pin
+    remove_bpffs(pin_dir)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One frame through the loaded program: what it did, told from the counters that it moved."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.context import PacketTrace
+
+from . import layouts as lay
+from .balancer import Balancer
+
+
+def trace(balancer: Balancer, frame: bytes, mark: int) -> PacketTrace:
+    """Run `frame` with `mark` (0 = none) as its metadata through the program, exactly as deployed."""
+    before = _snapshot(balancer)
+    metadata = struct.pack("=I", mark) if mark else b""
+    run = balancer.program.test_run(frame, metadata=metadata)
+    vips, reals, accel = (now - then for now, then in zip(_snapshot(balancer), before, strict=True))
+    vip, real = _moved(vips), _moved(reals)
+    path = "none"
+    if accel[lay.AccelCounter.FAST]:
+        path = "fast"
+    elif accel[lay.AccelCounter.SLOW]:
+        path = "slow"
+    return PacketTrace(
+        verdict=run.verdict.name,
+        output=run.output,
+        path=path,
+        vip=None if vip is None else balancer.inventory.vips[vip].name,
+        real=None if real is None else balancer.inventory.real_name(real),
+    )
+
+
+def _snapshot(balancer: Balancer) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Packets per VIP, packets per real, and `hw_accel_stats`, summed over the CPUs."""
+    vips = balancer.maps["stats"].read_slice(0, len(balancer.inventory.vips))["v1"].sum(axis=1)
+    reals = balancer.maps["reals_stats"].read_slice(0, len(balancer.inventory.reals) + 1)["v1"].sum(axis=1)
+    accel = balancer.maps["hw_accel_stats"].read_array().sum(axis=1)
+    return vips.astype(np.int64), reals.astype(np.int64), accel.astype(np.int64)
+
+
+def _moved(delta: NDArray[np.int64]) -> int | None:
+    """Index of the counter that moved."""
+    moved = np.flatnonzero(delta)
+    return int(moved[0]) if len(moved) else None

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""softnic: a NIC emulated in eBPF, as an ordinary offload backend. Any kernel, no hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from nfcore.config import Section, Table
+from nfcore.context import Context
+from nfcore.hookspecs import hookimpl
+from nfcore.metrics import MetricFamily, MetricKind
+from nfcore.rules import Capabilities, Device, Outcomes, RuleBatch, split_cookies
+
+from .backend import SoftnicBackend
+from .commands import app as commands
+from .layouts import NicCounter
+
+NAME = "softnic"
+
+
+class SoftnicTable(Table):
+    """`[softnic]`."""
+
+    pins: dict[str, str] = {}
+    """Interface → folder where `nfcore softnic create` pinned the NIC in front of it."""
+
+
+class SoftnicPlugin:
+    """The backend hooks over :class:`SoftnicBackend`, one per device."""
+
+    def __init__(self) -> None:
+        self._nics: dict[int, SoftnicBackend] = {}
+        self._names: dict[int, str] = {}
+
+    @hookimpl
+    def config_section(self) -> Section:
+        """Own `[softnic]`."""
+        return Section(SoftnicTable)
+
+    @hookimpl
+    def register_commands(self, app: typer.Typer) -> None:
+        """Add `nfcore softnic`."""
+        app.add_typer(commands, name=NAME)
+
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        """Open the NIC of every device that names this backend."""
+        if context.tracing:
+            return
+        self._open(context)
+
+    def _open(self, context: Context) -> None:
+        table = context.config.sections[NAME]
+        assert isinstance(table, SoftnicTable)  # config_section() said so
+        for device in context.devices:
+            if NAME in device.backends:
+                where = f"{context.config.source}: softnic.pins.{device.name}"
+                pin_dir = table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}")
+                self._nics[device.ifindex] = SoftnicBackend.open(Path(pin_dir), where)
+                self._names[device.ifindex] = device.name
+
+    @hookimpl
+    def teardown(self) -> None:
+        """Let go of the NICs."""
+        for nic in self._nics.values():
+            nic.close()
+        self._nics.clear()
+
+    @hookimpl
+    def probe_offload(self, device: Device) -> Capabilities:
+        """Tell what the NIC can do."""
+        return self._nics[device.ifindex].capabilities()
+
+    @hookimpl
+    def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+        """Install rules."""
+        return self._nics[device.ifindex].install(rules)
+
+    @hookimpl
+    def remove_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+        """Remove rules."""
+        return self._nics[device.ifindex].remove(rules)
+
+    @hookimpl
+    def dump_offload(self, device: Device) -> NDArray[np.void]:
+        """Read rules and counters."""
+        return self._nics[device.ifindex].dump()
+
+    @hookimpl
+    def collect_stats(self) -> Iterable[MetricFamily]:
+        """Give the NIC's own counters."""
+        family = MetricFamily("nfcore_softnic_packets_total", MetricKind.COUNTER, "Frames in the emulated NIC.", "packets")
+        for ifindex, nic in self._nics.items():
+            for counter, value in zip(NicCounter, nic.counters().tolist(), strict=True):
+                family.add(value, interface=self._names[ifindex], kind=counter.name.lower())
+        return [family]
+
+    @hookimpl
+    def cleanup(self, context: Context) -> Iterable[str]:
+        """Remove the rules that a killed daemon left. The NIC itself stays: it is hardware here."""
+        self._open(context)
+        try:
+            return [line for ifindex, nic in self._nics.items() if (line := _sweep(nic, self._names[ifindex]))]
+        finally:
+            self.teardown()
+
+
+def _sweep(nic: SoftnicBackend, name: str) -> str:
+    rows = nic.dump()
+    ours = rows[split_cookies(rows["rule"]["cookie"])[0]]
+    nic.remove(RuleBatch(np.ascontiguousarray(ours["rule"])))
+    return f"{NAME}: removed {len(ours)} rules from {name}" if len(ours) else ""
