@@ -155,11 +155,7 @@ def perform(view: View, stop: StopSwitch, *, strategy: str | None, requests: int
         with view:
             summary = Run(stage, view, requests).traffic()
         if keep:
-            view.say(
-                "\n".join(
-                    f"{'held' if check.passed else 'FAILED'}: {check.claim}" for check in summary.checks
-                )
-            )
+            view.say("\n".join(f"{'held' if check.passed else 'FAILED'}: {check.claim}" for check in summary.checks))
             view.say(hints(stage))
             stop.wait()
     summary.left_behind = [*lab.leftovers(), *traces.left()]

@@ -95,9 +95,7 @@ class Lab:
 
     def __init__(self, prefix: str = "nfdemo-", *, reals: int = 3, nic: bool = True) -> None:
         if not _PREFIX.fullmatch(prefix):
-            raise HostError(
-                f"prefix {prefix!r} of a lab: expected 2-9 of a-z 0-9 and a hyphen, such as 'nfdemo-'"
-            )
+            raise HostError(f"prefix {prefix!r} of a lab: expected 2-9 of a-z 0-9 and a hyphen, such as 'nfdemo-'")
         self.prefix = prefix
         self.nic = nic
         self.reals = tuple(
@@ -266,13 +264,9 @@ class Lab:
                 if end.role == role:
                     yield f"link set {end.name} up"
         if role == "client":
-            yield from self._host_lines(
-                "client", "eth0", (CLIENT4, CLIENT6), (CLIENT_GATEWAY4, CLIENT_GATEWAY6)
-            )
+            yield from self._host_lines("client", "eth0", (CLIENT4, CLIENT6), (CLIENT_GATEWAY4, CLIENT_GATEWAY6))
         elif role == "lb":
-            yield from self._host_lines(
-                "lb", "eth1", (BALANCER4, BALANCER6), (BALANCER_GATEWAY4, BALANCER_GATEWAY6)
-            )
+            yield from self._host_lines("lb", "eth1", (BALANCER4, BALANCER6), (BALANCER_GATEWAY4, BALANCER_GATEWAY6))
         elif role == "gw":
             yield from self._gateway_lines()
         for real in self.reals:
@@ -281,9 +275,7 @@ class Lab:
                 yield f"address add {VIP6}/128 dev lo nodad"
                 yield from self._host_lines(role, "eth0", (real.v4, real.v6), (REAL_GATEWAY4, REAL_GATEWAY6))
 
-    def _host_lines(
-        self, role: str, interface: str, own: tuple[str, str], gateway: tuple[str, str]
-    ) -> Iterator[str]:
+    def _host_lines(self, role: str, interface: str, own: tuple[str, str], gateway: tuple[str, str]) -> Iterator[str]:
         own_end = self.end(role, interface)
         mac = self._gateway_end(own_end).mac
         for address, via, length in ((own[0], gateway[0], 32), (own[1], gateway[1], 128)):

@@ -186,9 +186,7 @@ class Load:
     def _connection(self, number: int, kind: str) -> Connection:
         return Connection(self.vips[number % len(self.vips)], self.port, kind, self.deadline)
 
-    def _lanes(
-        self, turns: Iterable[tuple[Connection, bytes | None]]
-    ) -> list[list[tuple[Connection, bytes | None]]]:
+    def _lanes(self, turns: Iterable[tuple[Connection, bytes | None]]) -> list[list[tuple[Connection, bytes | None]]]:
         lane_of = {id(connection): number % self.threads for number, connection in enumerate(self.kept)}
         lanes: list[list[tuple[Connection, bytes | None]]] = [[] for _ in range(self.threads)]
         for turn in turns:

@@ -141,9 +141,7 @@ def _right_real(records: Sequence[Mapping[str, Any]], prediction: Prediction) ->
     detail = f"{checked - len(wrong):,} of {checked:,} connections"
     if wrong:
         detail += "; " + "; ".join(wrong[:3])
-    return Check(
-        "the real that answered is the one computed from ring and hash", checked > 0 and not wrong, detail
-    )
+    return Check("the real that answered is the one computed from ring and hash", checked > 0 and not wrong, detail)
 
 
 def _address_kept(records: Sequence[Mapping[str, Any]]) -> Check:

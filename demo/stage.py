@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -88,15 +89,13 @@ class Reader:
                 return None
 
     def wait_for(self, word: str, stop: StopSwitch) -> None:
-        """Until a line contains `word`; HostError with the process's words if it ends or takes too long."""
+        """Until a line has `word` as a whole word; HostError with what was said if it ends or takes too long."""
         deadline = time.monotonic() + READY_WITHIN
         while (left := deadline - time.monotonic()) > 0:
             line = self.line(stop, left)
-            if line is not None and word in line:
+            if line is not None and re.search(rf"\b{word}\b", line):
                 return
-        raise HostError(
-            f"{self.name} did not say {word!r} within {READY_WITHIN:g} s; it said:\n{self.said()}"
-        )
+        raise HostError(f"{self.name} did not say {word!r} within {READY_WITHIN:g} s; it said:\n{self.said()}")
 
     def ended(self) -> HostError:
         """The error to raise when the process is gone and should not be."""
@@ -122,9 +121,7 @@ class Stage:
     `strategy` overrides the TOML's marking strategy.
     """
 
-    def __init__(
-        self, lab: Lab, stop: StopSwitch, *, config: Path = CONFIG, strategy: str | None = None
-    ) -> None:
+    def __init__(self, lab: Lab, stop: StopSwitch, *, config: Path = CONFIG, strategy: str | None = None) -> None:
         self.lab = lab
         self.config = config
         settings = tomllib.loads(config.read_text())
@@ -198,9 +195,7 @@ class Stage:
         alive = process.poll() is None
         status = self.lab.stop(process)
         if alive and status != 0 and self._daemon is not None:
-            raise HostError(
-                f"nfcore run ended with status {status} on SIGTERM; it said:\n{self._daemon.said()}"
-            )
+            raise HostError(f"nfcore run ended with status {status} on SIGTERM; it said:\n{self._daemon.said()}")
 
 
 class Client:

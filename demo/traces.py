@@ -21,28 +21,32 @@ from typing import Self
 from nfcore.errors import HostError
 
 FOLDER = Path("/run/nfcore")
-BPFFS = FOLDER / "bpf"
 _NOTE = Path("/run/nfcore-demo.json")
 
 
 @dataclass(frozen=True)
 class Before:
-    """How the host was: whether `FOLDER` existed and whether a file system was mounted on `BPFFS`."""
+    """How the host was: which folders above the demo's own files existed, and which of them were mounts."""
 
-    folder: bool
-    mounted: bool
+    paths: list[str]
+    mounts: list[str]
 
 
 class Traces:
     """Context: alone on this machine, and the host as it was at the end.
 
-    `socket` and `pins` are the paths that the demo's own TOML names. Raises HostError if another demo runs.
+    `control_socket` and `pins` are the paths that the demo's own TOML names; what is there is the demo's.
+    Raises HostError if another demo runs.
     """
 
     def __init__(self, control_socket: Path, pins: Path) -> None:
-        self.socket = control_socket
-        self.pins = pins
-        self.before = Before(folder=False, mounted=False)
+        self.own = (control_socket, control_socket.with_suffix(".state"), pins)
+        self._folders = sorted(
+            {folder for path in self.own for folder in path.parents if folder.is_relative_to(FOLDER)},
+            key=lambda folder: len(folder.parts),
+            reverse=True,
+        )
+        self.before = Before([], [])
         # An abstract name vanishes with its owner, however that ends: no stale lock file.
         self._lock = socket.socket(socket.AF_UNIX)
 
@@ -51,13 +55,14 @@ class Traces:
             self._lock.bind("\0nfcore-demo")
         except OSError as error:
             self._lock.close()
-            raise HostError(
-                "another demo is running on this machine: stop it first (Ctrl-C in its terminal)"
-            ) from error
+            raise HostError("another demo is running on this machine: end it first (Ctrl-C there)") from error
         if _NOTE.exists():
             self.before = Before(**json.loads(_NOTE.read_text()))
         else:
-            self.before = Before(folder=FOLDER.is_dir(), mounted=BPFFS.is_mount())
+            self.before = Before(
+                [str(folder) for folder in self._folders if folder.is_dir()],
+                [str(folder) for folder in self._folders if folder.is_mount()],
+            )
             _NOTE.write_text(json.dumps(asdict(self.before)))
         self.sweep()
         return self
@@ -73,25 +78,45 @@ class Traces:
         self._lock.close()
 
     def sweep(self) -> None:
-        """Remove the demo's socket and pins, and the mount and folders if they were not there before.
+        """Remove the demo's socket, notes and pins, and mounts and folders that were not there before.
 
-        The mount goes only when nothing is pinned in it: somebody else may have begun to use it meanwhile.
+        A mount or folder in which there is something else stays: somebody began to use it meanwhile.
         """
-        with contextlib.suppress(OSError):
-            self.socket.unlink(missing_ok=True)
-        shutil.rmtree(self.pins, ignore_errors=True)
-        if not self.before.mounted and BPFFS.is_mount() and not any(BPFFS.iterdir()):
-            subprocess.run(["umount", str(BPFFS)], check=False, capture_output=True)
-        if not self.before.folder:
-            for folder in (BPFFS, FOLDER):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+        for path in self.own:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+                _unmount(path)
+                _remove(path)
+            else:
+                path.unlink(missing_ok=True)
+        for folder in self._folders:
+            if str(folder) not in self.before.mounts:
+                _unmount(folder)
+            if str(folder) not in self.before.paths:
+                _remove(folder)
 
     def left(self) -> list[str]:
-        """What is on the host now and was not there before, as paths; empty after a clean end."""
-        found = [str(path) for path in (self.socket, self.pins, _NOTE) if path.exists()]
-        if not self.before.mounted and BPFFS.is_mount():
-            found.append(f"{BPFFS} (mounted)")
-        if not self.before.folder and FOLDER.exists():
-            found.append(str(FOLDER))
-        return found
+        """What of the demo's is on the host still, as paths; empty after a clean end."""
+        new = [folder for folder in self._folders if str(folder) not in self.before.paths]
+        mounts = [folder for folder in self._folders if str(folder) not in self.before.mounts]
+        # What holds something of somebody else's by now is no longer the demo's to remove.
+        return [
+            *(str(path) for path in (*self.own, _NOTE) if path.exists()),
+            *(str(folder) for folder in new if folder.is_dir() and not any(folder.iterdir())),
+            *(f"{folder} (mounted)" for folder in mounts if folder.is_mount() and _nothing_pinned(folder)),
+        ]
+
+
+def _nothing_pinned(mount: Path) -> bool:
+    # The kernel itself keeps two files in every BPF file system.
+    return all(entry.suffix == ".debug" for entry in mount.iterdir())
+
+
+def _unmount(folder: Path) -> None:
+    if folder.is_mount() and _nothing_pinned(folder):
+        subprocess.run(["umount", str(folder)], check=False, capture_output=True)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -92,9 +92,7 @@ def main(
     real: Annotated[str, typer.Argument(help="Name that the answers carry.")],
     listen: Annotated[list[str], typer.Option(help="Address to answer on; may be repeated.")],
     port: Annotated[int, typer.Option(help="TCP port.")] = 80,
-    decap: Annotated[
-        str | None, typer.Option(help="Interface whose IPIP packets are to be unpacked.")
-    ] = None,
+    decap: Annotated[str | None, typer.Option(help="Interface whose IPIP packets are to be unpacked.")] = None,
 ) -> None:
     """Answer HTTP on the addresses until SIGTERM."""
     try:

@@ -19,8 +19,8 @@ def cleanup(config: Config, host: PluginHost) -> list[str]:
         raise HostError(f"the daemon is running: its socket {socket} answers; stop it instead (SIGTERM)")
     context = make_context(config, host, find_devices(config))
     lines = [line for _, found in host.each("cleanup", context=context) for line in found]
-    for leftover in (socket, state_path(config)):
-        if leftover.exists():
+    for leftover, is_ours in ((socket, socket.is_socket()), (state_path(config), state_path(config).is_file())):
+        if is_ours:
             leftover.unlink()
             lines.append(f"nfcore: removed {leftover}")
     return lines

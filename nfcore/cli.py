@@ -44,7 +44,8 @@ def _show_version(wanted: bool) -> None:
 def options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, with tracebacks of faults.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Set up logging for every command."""
@@ -192,7 +193,9 @@ def cleanup(config: ConfigArgument) -> None:
 @app.command()
 def trace(
     config: ConfigArgument,
-    frames: Annotated[list[str] | None, typer.Option("--hex", metavar="FRAME", help="A frame as hex. Repeatable.")] = None,
+    frames: Annotated[
+        list[str] | None, typer.Option("--hex", metavar="FRAME", help="A frame as hex. Repeatable.")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="A frame a line as hex, optionally followed by mark=N.")] = None,
     as_json: JsonOption = False,
     overrides: SetOption = None,

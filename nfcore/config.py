@@ -7,10 +7,12 @@ The core owns the tables `nf`, `interfaces`, `marking` and `offload`; every plug
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -28,18 +30,18 @@ _T = TypeVar("_T", bound="Table")
 
 def parse_duration(value: object) -> float:
     """Seconds behind a text such as ``30s`` or ``1.5ms``; ValueError says how to write one."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h)", value) if isinstance(value, str) else None
-    if not found:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|m|h)", value) if isinstance(value, str) else None
+    if not found or not math.isfinite(float(found[1])):
         raise ValueError("should be a duration with its unit, such as '30s', '500ms' or '5m'")
     return float(found[1]) * _DURATION_UNITS[found[2]]
 
 
 def format_duration(seconds: float) -> str:
-    """Write what :func:`parse_duration` reads, in the largest unit that leaves a whole number."""
+    """Write what :func:`parse_duration` reads as the same float, in the largest unit that leaves a whole number."""
     for unit, size in reversed(_DURATION_UNITS.items()):
-        if seconds >= size and abs(seconds / size - round(seconds / size)) < 1e-9:
+        if seconds >= size and round(seconds / size) * size == seconds:
             return f"{round(seconds / size)}{unit}"
-    return f"{seconds:g}s"
+    return f"{Decimal(repr(seconds)):f}s"
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
@@ -132,8 +134,15 @@ class Config:
             "marking": self.marking.model_dump(mode="json"),
             "offload": self.offload.model_dump(mode="json"),
         }
-        tables |= {name: table.model_dump(mode="json", exclude_none=True) for name, table in self.sections.items()}
+        tables |= {name: _without_none(table.model_dump(mode="json")) for name, table in self.sections.items()}
         return tables
+
+
+def _without_none(value: Any) -> Any:
+    """Drop what TOML cannot write. pydantic's exclude_none would drop values that are None only in Python, too."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
 def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -144,7 +153,7 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(str(path), [Problem("", f"cannot be read: {error.strerror or error}")]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [Problem("", f"is not UTF-8 text: {error}")]) from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib lets int()'s and the stack's limits through
         raise ConfigError(str(path), [Problem("", f"is not TOML: {error}")]) from None
     for override in overrides:
         _apply_override(raw, override)
@@ -158,7 +167,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError("--set", [Problem(override, "should be KEY.PATH=VALUE, such as marking.strategy=flow-id")])
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     table: Any = raw
     for part in parts[:-1]:
@@ -271,7 +280,12 @@ def _load_plugins(reader: _Reader, host: PluginHost) -> None:
 
 def _read_sections(reader: _Reader, host: PluginHost) -> dict[str, Table]:
     sections: dict[str, Table] = {}
-    for name, section in host.each("config_section"):
+    for name in host.implementing("config_section"):
+        try:
+            section = host.call(name, "config_section")
+        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
+            reader.problems.append(Problem(name, f"plugin {name!r} cannot say what its table should be: {error}"))
+            continue
         if section is None:
             continue
         raw = reader.raw.get(name, {})
@@ -284,13 +298,15 @@ def _read_sections(reader: _Reader, host: PluginHost) -> dict[str, Table]:
 
 
 def _check_tables_owned(reader: _Reader, host: PluginHost) -> None:
-    owned = {"nf", "interfaces", "marking", "offload"} | {
-        name for name, section in host.each("config_section") if section is not None
-    }
+    owned = {"nf", "interfaces", "marking", "offload", *host.implementing("config_section")}
     installed = host.installed()
+    nf = reader.raw.get("nf")
+    named = nf.get("plugins") if isinstance(nf, dict) else None
     for name in reader.raw:
         if name in owned:
             continue
+        if name in installed and isinstance(named, list) and name in named and name not in host.loaded():
+            continue  # it could not be loaded, which has been said
         if name in installed and name not in host.loaded():
             reader.problems.append(Problem(name, "belongs to a plugin that nf.plugins does not name"))
         else:
@@ -312,6 +328,7 @@ def _check_interfaces(reader: _Reader, host: PluginHost) -> None:
             reader.problems.append(Problem(f"{where}.name", f"{name!r} is already interfaces[{seen[name]}]"))
         _check_names(reader, interface.get("chain"), f"{where}.chain", "network function", functions)
         _check_names(reader, interface.get("offload"), f"{where}.offload", "offload backend", [*backends, NO_BACKEND])
+        _check_order(reader, interface.get("offload"), f"{where}.offload")
 
 
 def _check_names(reader: _Reader, names: object, where: str, kind: str, known: Sequence[str]) -> None:
@@ -320,6 +337,17 @@ def _check_names(reader: _Reader, names: object, where: str, kind: str, known: S
     for number, name in enumerate(names):
         if isinstance(name, str) and name not in known:
             message = f"{name!r} is no {kind} among nf.plugins" + _suggest(name, known)
+            reader.problems.append(Problem(f"{where}[{number}]", message))
+
+
+def _check_order(reader: _Reader, backends: object, where: str) -> None:
+    if not isinstance(backends, list):
+        return
+    for number, name in enumerate(backends):
+        if name in backends[:number]:
+            reader.problems.append(Problem(f"{where}[{number}]", f"{name!r} is named twice"))
+        elif NO_BACKEND in backends[:number]:
+            message = f'{name!r} would never be asked: "{NO_BACKEND}" before it goes on unaccelerated'
             reader.problems.append(Problem(f"{where}[{number}]", message))
 
 

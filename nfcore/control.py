@@ -39,7 +39,8 @@ class ControlServer:
             raise HostError(f"a daemon is running already: its socket {self._path} answers (set nf.socket to another)")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.unlink(missing_ok=True)
+            if self._path.is_socket():  # a daemon's that is gone; anything else there is not ours to remove
+                self._path.unlink()
             mask = os.umask(0o177)
             try:
                 self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=LINE_LIMIT)
@@ -58,7 +59,7 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             while line := await self._read_line(reader):
-                writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                writer.write(self._answer(line) + b"\n")
                 await writer.drain()
         writer.close()
 
@@ -69,18 +70,25 @@ class ControlServer:
         except ValueError:  # longer than LINE_LIMIT
             return b""
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _answer(self, line: bytes) -> bytes:
+        answer = self._ask(line)
+        try:
+            return json.dumps(answer).encode()
+        except (TypeError, ValueError) as error:
+            return json.dumps({"error": f"the method's answer cannot be written as JSON: {error}"}).encode()
+
+    def _ask(self, line: bytes) -> dict[str, Any]:
         try:
             question = json.loads(line)
             name, parameters = question["method"], question.get("params", {})
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return {"error": 'not a question; should be like {"method": "stats", "params": {}}'}
-        method = self._methods.get(name)
+        method = self._methods.get(name) if isinstance(name, str) else None
         if method is None:
             return {"error": f"no method {name!r} here; there are: {', '.join(sorted(self._methods))}"}
         try:
             return {"result": method(parameters)}
-        except Exception as error:  # noqa: BLE001 - the daemon goes on, whatever a plugin's method does
+        except Exception as error:
             log.warning("control method %s failed: %s", name, error)
             log.debug("traceback", exc_info=error)
             return {"error": f"{name}: {error}"}
@@ -112,6 +120,8 @@ def request(path: Path, method: str, timeout: float = 5.0, **parameters: Any) ->
             raise HostError(f"no daemon answers at {path}; start one: nfcore run CONFIG") from None
         except (OSError, ValueError) as error:
             raise HostError(f"the daemon at {path} gave no answer: {error}") from None
+    if not isinstance(answer, dict) or not answer.keys() & {"error", "result"}:
+        raise HostError(f"what answers at {path} is no nfcore daemon")
     if "error" in answer:
         raise HostError(str(answer["error"]))
     return answer["result"]

@@ -57,9 +57,10 @@ class _Daemon:
             await server.close()
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        workers = {
-            device.ifindex: DeviceWorker(device.name, loop.call_soon_threadsafe) for device in self._context.devices
-        }
+        def deliver(done: Callable[[], None]) -> None:
+            loop.call_soon_threadsafe(done)
+
+        workers = {device.ifindex: DeviceWorker(device.name, deliver) for device in self._context.devices}
         engine = make_engine(self._context, self._host, workers)
         attached: list[Callable[[], None]] = []
         try:

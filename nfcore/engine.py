@@ -159,7 +159,8 @@ class Engine:
         refused = reasons != 0
         self._count_reasons(reasons[refused])
         self._release(batch.rows["mark"][refused])
-        return batch[~refused]
+        admitted_batch: FlowBatch = batch[~refused]
+        return admitted_batch
 
     def _allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
         """Marks of the strategy in charge; a mark that XDP took and that is not confirmed goes back."""
@@ -348,7 +349,10 @@ class Engine:
         name = self.context.strategy.name if self.context.strategy else "none"
         in_use.add(self.context.marks.count(MarkState.LIVE), strategy=name)
         refused = MetricFamily(
-            "nfcore_not_offloaded_total", MetricKind.COUNTER, "Reports that led to no rule, by reason.", "flows"
+            "nfcore_not_offloaded_total",
+            MetricKind.COUNTER,
+            "Reports that led to no rule, by reason.",
+            "flows",
         )
         for reason, number in sorted(self.not_offloaded.items()):
             refused.add(number, reason=reason_word(reason))

@@ -80,7 +80,10 @@ class FlowMatch:
     sport: int
     dport: int
 
-    _TEXT = re.compile(r"\s*(\S+):(\d+)\s*>\s*(\S+):(\d+)/(tcp|udp)\s*")
+    _TEXT = re.compile(
+        r"\s*(\[[0-9A-Fa-f:.]+\]|[0-9.]+):([0-9]{1,5})\s*>\s*"
+        r"(\[[0-9A-Fa-f:.]+\]|[0-9.]+):([0-9]{1,5})/(tcp|udp|[0-9]{1,3})\s*"
+    )
 
     def __str__(self) -> str:
         def end(address: Address, port: int) -> str:
@@ -104,7 +107,12 @@ class FlowMatch:
         ends = [ipaddress.ip_address(end.strip("[]")) for end in (src, dst)]
         if ends[0].version != ends[1].version:
             raise ValueError(f"{text!r} mixes IPv4 and IPv6")
-        return cls(ends[0], ends[1], PROTOCOL_NUMBERS[proto], int(sport), int(dport))
+        if max(int(sport), int(dport)) > 0xFFFF:
+            raise ValueError(f"{text!r}: a port is a number from 0 to 65535")
+        number = PROTOCOL_NUMBERS[proto] if proto in PROTOCOL_NUMBERS else int(proto)
+        if number > 0xFF:
+            raise ValueError(f"{text!r}: a protocol is tcp, udp or a number from 0 to 255")
+        return cls(ends[0], ends[1], number, int(sport), int(dport))
 
     @classmethod
     def from_key(cls, key: np.void, family: int) -> FlowMatch:
@@ -119,10 +127,11 @@ class FlowMatch:
 
     def to_key(self) -> np.void:
         """Give the flow as one :data:`FLOW_KEY`."""
-        key = np.zeros((), dtype=FLOW_KEY)
-        key["src"], key["dst"] = pack_address(self.src), pack_address(self.dst)
-        key["sport"], key["dport"], key["proto"] = self.sport, self.dport, self.proto
-        return key[()]  # type: ignore[no-any-return]
+        keys = np.zeros(1, dtype=FLOW_KEY)
+        keys["src"], keys["dst"] = pack_address(self.src), pack_address(self.dst)
+        keys["sport"], keys["dport"], keys["proto"] = self.sport, self.dport, self.proto
+        key: np.void = keys[0]
+        return key
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: disable-error-code="empty-body"
 """Every hook of nfcore, on one page.
 
 Batches, not single flows: a call per flow is the difference between 10,000 and 500,000 flows a second. All hooks run

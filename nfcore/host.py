@@ -71,6 +71,8 @@ class PluginHost:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             raise NfcoreError(f"plugin {name!r}: {error}") from None
+        except ValueError:
+            raise NfcoreError(f"plugin {name!r}: the name is taken, or the object is registered already") from None
         self._callers.clear()
 
     def loaded(self) -> list[str]:
@@ -98,14 +100,24 @@ class PluginHost:
     def each(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
         """Call `hook` of every plugin that has it; those that raise are logged, counted and left out."""
         for plugin in self.implementing(hook):
-            try:
-                result = self.call(plugin, hook, **arguments)
-            except Exception as error:  # noqa: BLE001 - one plugin's fault must not stop the others
-                self.errors[plugin, hook] += 1
-                log.error("plugin %s: %s failed: %s: %s", plugin, hook, type(error).__name__, error)
-                log.debug("traceback", exc_info=error)
-                continue
-            yield plugin, result
+            done, result = self.attempt(plugin, hook, **arguments)
+            if done:
+                yield plugin, result
+
+    def attempt(self, plugin: str, hook: str, **arguments: Any) -> tuple[bool, Any]:
+        """Call `hook` of one plugin; (False, None) when it raised, which is logged and counted."""
+        try:
+            return True, self.call(plugin, hook, **arguments)
+        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its fault, named
+            self.blame(plugin, hook, f"failed: {type(error).__name__}: {error}", error)
+            return False, None
+
+    def blame(self, plugin: str, hook: str, words: str, error: Exception | None = None) -> None:
+        """Count a plugin's fault; log the first of its kind: a million flows must not make a million lines."""
+        if not self.errors[plugin, hook]:
+            log.error("plugin %s: %s %s", plugin, hook, words)
+        self.errors[plugin, hook] += 1
+        log.debug("plugin %s: %s %s", plugin, hook, words, exc_info=error)
 
     def first(self, hook: str, **arguments: Any) -> Any:
         """Give the first answer that is not None, in loading order."""

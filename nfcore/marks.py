@@ -86,7 +86,7 @@ class MarkAllocator:
     def confirm(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Make leased marks live. False for those that are not leased, 0 and out-of-range ones among them."""
         inside = np.where(marks < self.size, marks, 0).astype(np.uint32)
-        good = (inside != 0) & (self.state[inside] == MarkState.LEASED)
+        good: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == MarkState.LEASED)
         # Of a mark that comes twice in one batch only the first is confirmed.
         first = np.zeros(len(marks), dtype=bool)
         first[np.unique(inside, return_index=True)[1]] = True

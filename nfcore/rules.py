@@ -49,7 +49,14 @@ class Rule:
 
 
 RULE_ROW = np.dtype(
-    [("key", FLOW_KEY), ("family", "<u4"), ("action", "<u4"), ("mark", "<u4"), ("reserved", "<u4"), ("cookie", "<u8")]
+    [
+        ("key", FLOW_KEY),
+        ("family", "<u4"),
+        ("action", "<u4"),
+        ("mark", "<u4"),
+        ("reserved", "<u4"),
+        ("cookie", "<u8"),
+    ]
 )
 """One rule of a batch: the 5-tuple in network byte order, family 4 or 6, :class:`Action`, mark (0 for a drop)."""
 

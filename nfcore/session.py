@@ -13,7 +13,7 @@ from pathlib import Path
 from .config import NO_BACKEND, Config
 from .context import Context
 from .engine import Engine
-from .errors import HostError
+from .errors import HostError, NfcoreError
 from .host import PluginHost
 from .marks import MarkAllocator, StrategyInfo
 from .metrics import MetricFamily
@@ -88,7 +88,13 @@ def set_up(context: Context, host: PluginHost) -> Iterator[None]:
     try:
         for plugin in host.implementing("setup"):
             reached.append(plugin)
-            host.call(plugin, "setup", context=context)
+            try:
+                host.call(plugin, "setup", context=context)
+            except NfcoreError:
+                raise
+            except Exception as error:
+                log.debug("traceback", exc_info=error)
+                raise HostError(f"plugin {plugin}: setup failed: {type(error).__name__}: {error}") from error
         yield
     finally:
         for plugin in reversed(reached):
@@ -105,7 +111,10 @@ def make_engine(context: Context, host: PluginHost, workers: Mapping[int, Worker
     def collect() -> Iterator[tuple[str, list[MetricFamily]]]:
         yield "nfcore", engine.collect()
         for plugin, families in host.each("collect_stats"):
-            yield plugin, list(families)
+            try:
+                yield plugin, list(families or ())
+            except Exception as error:  # noqa: BLE001 - a generator raises here, not in the call
+                host.blame(plugin, "collect_stats", f"failed: {type(error).__name__}: {error}", error)
 
     context.collect = collect
     return engine

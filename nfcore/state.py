@@ -21,7 +21,7 @@ class State:
             try:
                 read = json.loads(path.read_text(encoding="utf-8"))
                 self._values = {str(key): int(value) for key, value in read.items()}
-            except (OSError, ValueError, AttributeError, TypeError):
+            except (OSError, ValueError, OverflowError, AttributeError, TypeError):
                 self._values = {}
 
     def recall(self, name: str) -> int | None:

@@ -62,8 +62,10 @@ def parse_line(text: str, where: str) -> TraceInput:
         problem = "more than one mark=N"
     elif marks:
         number = marks[0].removeprefix("mark=")
-        if re.fullmatch(r"\d+|0[xX][0-9a-fA-F]+", number) and int(number, 0) < 1 << 32:
-            mark = int(number, 0)
+        if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}", number):
+            mark = int(number, 16)
+        elif re.fullmatch(r"[0-9]{1,10}", number) and int(number) < 1 << 32:
+            mark = int(number)
         else:
             problem = f"{marks[0]!r}: a mark is a number from 0 to 4294967295"
     if problem is None and (not re.fullmatch(r"([0-9a-fA-F]{2})+", digits)):
@@ -101,7 +103,9 @@ def trace(config: Config, host: PluginHost, packets: Iterable[TraceInput]) -> li
     functions = [name for interface in config.interfaces for name in interface.chain]
     functions = list(dict.fromkeys(functions)) or host.implementing("trace_packet")
     if len(functions) != 1:
-        raise HostError(f"{config.source}: trace follows one network function; here are: {', '.join(functions) or 'none'}")
+        raise HostError(
+            f"{config.source}: trace follows one network function; here are: {', '.join(functions) or 'none'}"
+        )
     offload = config.offload.model_copy(update={"min_packets": 1})
     config = replace(config, offload=offload)
     host.register(NullBackend(), NULL_BACKEND)

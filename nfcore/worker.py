@@ -75,12 +75,14 @@ class Backends:
             rows = self._host.call(backend, "dump_offload", device=self.device)
             if rows is not None:
                 dumps.append(rows)
-        return np.concatenate(dumps) if dumps else np.zeros(0, dtype=INSTALLED_ROW)
+        # Joined as bytes: numpy's concatenate would turn the ports to the host's byte order.
+        raw = [np.ascontiguousarray(rows).view(np.uint8) for rows in dumps if rows.dtype == INSTALLED_ROW]
+        return np.concatenate(raw).view(INSTALLED_ROW) if raw else np.zeros(0, dtype=INSTALLED_ROW)
 
     def _ask(self, backend: str, hook: str, rules: RuleBatch) -> Outcomes:
         try:
             outcomes = self._host.call(backend, hook, device=self.device, rules=rules)
-        except Exception as error:  # noqa: BLE001 - a backend's fault is an outcome of its rules
+        except Exception as error:
             self._host.errors[backend, hook] += 1
             log.debug("traceback", exc_info=error)
             return Outcomes.all(Outcome.FAILED, len(rules), f"plugin {backend}: {hook}: {error}")
@@ -150,6 +152,6 @@ class DeviceWorker:
 def _attempt(job: Job) -> Any:
     try:
         return job()
-    except Exception as error:  # noqa: BLE001 - handed to `done`, which says what it means
+    except Exception as error:
         log.debug("traceback", exc_info=error)
         return error

@@ -174,9 +174,7 @@ def _error(source: Path, function: str, answer: Mapping[str, Any], noise: str) -
         return HostError(f"{source} defines no program {function} (it has: {names})")
     if status == "refused":
         return _refusal(source, function, answer["errno"], answer["log"])
-    return HostError(
-        f"the compiler process died with status {answer.get('returncode')} on {source}: {_tail(noise, 5)}"
-    )
+    return HostError(f"the compiler process died with status {answer.get('returncode')} on {source}: {_tail(noise, 5)}")
 
 
 def _refusal(source: Path, function: str, code: int, log: str) -> HostError:

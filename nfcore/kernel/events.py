@@ -135,9 +135,7 @@ class RingBufferReader:
             consumer[0] = position
         return _joined(runs, self._record)
 
-    def _next_run(
-        self, data: NDArray[np.uint8], position: int, end: int, limit: int
-    ) -> tuple[NDArray[Any], int]:
+    def _next_run(self, data: NDArray[np.uint8], position: int, end: int, limit: int) -> tuple[NDArray[Any], int]:
         """Records of the right size from ``position`` on, and the bytes passed; 0 when it has to wait."""
         offset = position & (self._size - 1)
         # One more than fits, so that a short record at the end is still looked at.
@@ -206,9 +204,7 @@ class PerfReader:
                 map.update(cpu, self._buffers[cpu])
         except OSError as error:
             self.close()
-            raise HostError(
-                f"cannot open perf buffers for {map.spec.name}: {_perf_trouble(error)}"
-            ) from error
+            raise HostError(f"cannot open perf buffers for {map.spec.name}: {_perf_trouble(error)}") from error
         except HostError:
             self.close()
             raise

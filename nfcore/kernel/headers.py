@@ -182,9 +182,7 @@ def find_headers(cache_dir: Path | None = None) -> Headers:
         files = _stub_files(architecture[0], architecture[2])
         tree = _build(cache_dir or default_cache_dir(), files, installed.links)
         return Headers(tree, f"stub tree over {installed.origin}")
-    raise HostError(
-        "no kernel headers found: install linux-libc-dev (Debian, Ubuntu) or kernel-headers (Fedora)"
-    )
+    raise HostError("no kernel headers found: install linux-libc-dev (Debian, Ubuntu) or kernel-headers (Fedora)")
 
 
 def default_cache_dir() -> Path:
@@ -276,9 +274,7 @@ def _build(cache_dir: Path, files: Mapping[str, str], links: Mapping[str, Path])
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
     except OSError as error:
-        raise HostError(
-            f"cannot build the header tree in {cache_dir}: {error.strerror} ({error.filename})"
-        ) from error
+        raise HostError(f"cannot build the header tree in {cache_dir}: {error.strerror} ({error.filename})") from error
     return tree
 
 

@@ -171,7 +171,7 @@ class Map:
 
     # -- one element --------------------------------------------------------------------------------
 
-    def lookup(self, key: object) -> Any | None:  # noqa: ANN401 - the spec decides
+    def lookup(self, key: object) -> Any | None:
         """The value under ``key`` (a copy), or None. Of a map of maps: the inner map's id.
 
         A numpy scalar or ``np.void``; for per-CPU maps an array of shape ``(possible CPUs,)``.
@@ -210,9 +210,7 @@ class Map:
     def _key(self, key: object) -> NDArray[Any]:
         return encode(key, self._spec.key, 1, f"key of {self._spec.name}")
 
-    def _element(
-        self, command: Command, key: NDArray[Any], value: NDArray[Any] | None, flags: int = 0
-    ) -> None:
+    def _element(self, command: Command, key: NDArray[Any], value: NDArray[Any] | None, flags: int = 0) -> None:
         where = [0 if array is None or not array.size else address(array) for array in (key, value)]
         bpf(command, bytearray(struct.pack("=IIQQQ", self.fd, 0, *where, flags)))
 
@@ -289,9 +287,7 @@ class Map:
             keys += key.tobytes()
             values += value.tobytes()
             count += 1
-        return np.frombuffer(keys, self._spec.key), self._layout.decode(
-            np.frombuffer(values, np.uint8), count
-        )
+        return np.frombuffer(keys, self._spec.key), self._layout.decode(np.frombuffer(values, np.uint8), count)
 
     def _iterate_keys(self) -> Iterator[NDArray[Any]]:
         # A key that is deleted under the walk sends it back to the start: each key is given once.
@@ -299,9 +295,7 @@ class Map:
         key: NDArray[Any] | None = None
         for _ in range(2 * self._spec.max_entries + 2):
             following = np.zeros(1, self._spec.key)
-            attr = struct.pack(
-                "=IIQQQ", self.fd, 0, 0 if key is None else address(key), address(following), 0
-            )
+            attr = struct.pack("=IIQQQ", self.fd, 0, 0 if key is None else address(key), address(following), 0)
             try:
                 bpf(Command.MAP_GET_NEXT_KEY, bytearray(attr))
             except OSError as error:
@@ -363,8 +357,7 @@ class Map:
             raise TypeError(f"map {self._spec.name} is a {self._spec.type.name}, not an array")
         if first < 0 or count < 0 or first + count > self._spec.max_entries:
             raise IndexError(
-                f"elements {first}..{first + count - 1} of map {self._spec.name}: "
-                f"it has {self._spec.max_entries}"
+                f"elements {first}..{first + count - 1} of map {self._spec.name}: it has {self._spec.max_entries}"
             )
 
     def mmap(self) -> NDArray[Any]:

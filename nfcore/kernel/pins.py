@@ -13,6 +13,8 @@ from ..errors import HostError
 from .syscall import Command, bpf, is_on_bpffs, mount_bpffs, unmount
 
 _SYSTEM_BPFFS = Path("/sys/fs/bpf")
+_KERNELS_OWN = frozenset({"maps.debug", "progs.debug"})
+"""Files that the kernel puts into the root of every bpf file system."""
 
 
 def ensure_bpffs(path: Path) -> bool:
@@ -35,9 +37,11 @@ def ensure_bpffs(path: Path) -> bool:
 def remove_bpffs(path: Path) -> None:
     """Undo :func:`ensure_bpffs` for an empty folder: unmount what is mounted at ``path`` and remove it.
 
-    A folder that still holds pins, or that is not there, is left alone.
+    A folder that still holds pins, or that is not there, is left alone. Raises HostError when the
+    kernel refuses.
     """
-    if not path.is_dir() or any(path.iterdir()):
+    # The kernel puts maps.debug and progs.debug into a new bpf file system; no pin can have a dot.
+    if not path.is_dir() or any("." not in entry.name for entry in path.iterdir()):
         return
     if path.is_mount() and path != _SYSTEM_BPFFS:
         try:

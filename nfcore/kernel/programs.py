@@ -198,9 +198,7 @@ class Program:
         try:
             bpf(Command.PROG_TEST_RUN, attr)
         except OSError as error:
-            raise HostError(
-                f"cannot run program {self._name} on a test packet: {_why(error, ifindex)}"
-            ) from error
+            raise HostError(f"cannot run program {self._name} on a test packet: {_why(error, ifindex)}") from error
         _, verdict, _, size = struct.unpack_from("=IIII", attr)
         duration: int = struct.unpack_from("=I", attr, 36)[0]
         left = data_out[:size].tobytes()

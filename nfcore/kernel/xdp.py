@@ -167,9 +167,7 @@ def _attach_new(ifindex: int, name: str, program: Program, mode: XdpMode) -> Non
         there = attached_xdp(ifindex)
         if error.errno in (errno.EBUSY, errno.EEXIST) and there is not None:
             raise HostError(_occupied(name, there)) from error
-        raise HostError(
-            f"cannot attach {program.name} to interface {name} in {mode} mode: {error.strerror}"
-        ) from error
+        raise HostError(f"cannot attach {program.name} to interface {name} in {mode} mode: {error.strerror}") from error
 
 
 def _replace(ifindex: int, name: str, program: Program, there: AttachedXdp) -> None:

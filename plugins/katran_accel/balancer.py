@@ -176,7 +176,9 @@ class Balancer:
         self._entries[:] = np.zeros((), dtype=self._entries.dtype)
         ringbuf = self.config.offload.events == "ringbuf"
         events = self.maps["hw_accel_events"]
-        self._reader = RingBufferReader(events, lay.HW_ACCEL_EVENT) if ringbuf else PerfReader(events, lay.HW_ACCEL_EVENT)
+        self._reader = (
+            RingBufferReader(events, lay.HW_ACCEL_EVENT) if ringbuf else PerfReader(events, lay.HW_ACCEL_EVENT)
+        )
 
     @property
     def events_lost(self) -> int:
@@ -208,12 +210,13 @@ class Balancer:
         """Write what the marks mean, or check what XDP wrote; True where the entry stands and is live."""
         vips = (batch.rows["target"] >> np.uint64(32)).astype(np.int64)
         reals = (batch.rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.int64)
-        live = (self._vips["generation"][vips] != 0) & (self._reals[reals] != 0)
+        live: NDArray[np.bool_] = (self._vips["generation"][vips] != 0) & (self._reals[reals] != 0)
         if self.meaning is MarkMeaning.FLOW:
             entries = self._entries[marks]
             live &= entries["flow"] == batch.rows["key"]
             live &= entries["vip_generation"] == self._vips["generation"][vips]
-            return live & (entries["real_generation"] == self._reals[reals])
+            live &= entries["real_generation"] == self._reals[reals]
+            return live
         live &= ~np.isin(vips, list(self.shadowed))
         for row in _first_per_mark(marks, live):
             self._write_target(int(marks[row]), int(vips[row]), int(reals[row]))

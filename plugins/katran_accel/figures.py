@@ -27,7 +27,8 @@ def _summed(balancer: Balancer, name: str) -> NDArray[np.void]:
 
 def accel_counters(balancer: Balancer) -> NDArray[np.uint64]:
     """`hw_accel_stats` by :class:`layouts.AccelCounter`, summed over the CPUs."""
-    return balancer.maps["hw_accel_stats"].read_array().sum(axis=1).astype(np.uint64)
+    total: NDArray[np.uint64] = balancer.maps["hw_accel_stats"].read_array().sum(axis=1).astype(np.uint64)
+    return total
 
 
 def families(balancer: Balancer) -> Iterator[MetricFamily]:
@@ -99,7 +100,10 @@ def _datapath(stats: NDArray[np.void], accel: NDArray[np.uint64]) -> Iterator[Me
     reports.add(int(accel[counter.REPORTED]))
     yield reports
     empty = MetricFamily(
-        "nfcore_mark_pool_empty_total", COUNTER, "Reports made without a mark: the CPU's pool was empty.", "flows"
+        "nfcore_mark_pool_empty_total",
+        COUNTER,
+        "Reports made without a mark: the CPU's pool was empty.",
+        "flows",
     )
     empty.add(int(accel[counter.POOL_EMPTY]))
     yield empty

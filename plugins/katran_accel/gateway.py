@@ -20,7 +20,7 @@ def gateway_mac(interface: str, ifindex: int, patience: float = 1.0) -> str:
 
     Waits up to `patience` seconds for an answer. HostError says what is missing and how to go without.
     """
-    advice = f'add the route or neighbour, or set katran_accel.gateway_mac to the MAC address instead of "auto"'
+    advice = 'add the route or neighbour, or set katran_accel.gateway_mac to the MAC address instead of "auto"'
     with IPRoute() as netlink:
         gateways = [
             (family, gateway)

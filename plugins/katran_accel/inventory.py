@@ -57,28 +57,37 @@ class Inventory:
 
     def ring(self, vip_num: int) -> NDArray[np.uint32]:
         """Give the Maglev ring of a VIP, :data:`layouts.RING_SLOTS` real numbers; 0 where it has no real."""
-        endpoints = [
-            Endpoint(self.reals[real.address], real.address, real.weight) for real in self.vips[vip_num].reals
-        ]
+        endpoints = [Endpoint(self.reals[real.address], real.address, real.weight) for real in self.vips[vip_num].reals]
         return build_ring(endpoints, version=self.maglev)
 
     def vip_definition(self, vip_num: int) -> NDArray[np.void]:
         """Give the key of a VIP in `vip_map`."""
         vip, key = self.vips[vip_num], np.zeros((), dtype=lay.VIP_DEFINITION)
-        key["addr"], key["port"], key["proto"] = pack_address(vip.address.network_address), vip.port, vip.proto
+        key["addr"], key["port"], key["proto"] = (
+            pack_address(vip.address.network_address),
+            vip.port,
+            vip.proto,
+        )
         return key
 
     def lpm_key(self, vip_num: int) -> NDArray[np.void]:
         """Give the key of a VIP in `vip_lpm_map`."""
         vip, key = self.vips[vip_num], np.zeros((), dtype=lay.VIP_LPM_KEY)
         key["prefixlen"] = 32 + vip.address.prefixlen
-        key["addr"], key["port"], key["proto"] = pack_address(vip.address.network_address), vip.port, vip.proto
+        key["addr"], key["port"], key["proto"] = (
+            pack_address(vip.address.network_address),
+            vip.port,
+            vip.proto,
+        )
         return key
 
     def vip_by_id(self, vip_num: int, generation: int) -> NDArray[np.void]:
         """Give the entry of a VIP in `vip_map_by_id`."""
         vip, entry = self.vips[vip_num], np.zeros((), dtype=lay.VIP_BY_ID)
-        entry["addr"], entry["mask"] = pack_address(vip.address.network_address), pack_address(vip.address.netmask)
+        entry["addr"], entry["mask"] = (
+            pack_address(vip.address.network_address),
+            pack_address(vip.address.netmask),
+        )
         entry["port"], entry["proto"], entry["family"] = vip.port, vip.proto, vip.address.version
         entry["flags"], entry["generation"] = vip.flag_bits, generation
         return entry

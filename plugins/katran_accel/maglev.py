@@ -261,9 +261,7 @@ class _Game:
         lengths = np.diff(firsts)
         # A player that lost nothing would reach the slot at place i of the lists at times[i]; each loss
         # before it makes that the time of one place earlier.
-        times = self._schedule.time_of(
-            np.repeat(self._players, lists.lengths), _ranges(self._played, lists.lengths)
-        )
+        times = self._schedule.time_of(np.repeat(self._players, lists.lengths), _ranges(self._played, lists.lengths))
         # Any first guess converges to the same answer.
         lost = np.arange(len(entries)) % 2 == 1
         running = np.zeros(len(entries) + 1, np.intp)
@@ -336,9 +334,7 @@ class _Game:
         keys = (steps << _INDEX_BITS | np.arange(len(slots))).astype(np.uint32)
         keys.sort(axis=1)
         orders = slots[keys & np.uint32((1 << _INDEX_BITS) - 1)]
-        for row in np.flatnonzero(
-            offsets + (self._size - 1) * self._skips[active].astype(np.intp) > _U32_MAX
-        ):
+        for row in np.flatnonzero(offsets + (self._size - 1) * self._skips[active].astype(np.intp) > _U32_MAX):
             orders[row] = self._wrapping_order(int(active[row]), orders[row])
         lengths = np.zeros_like(self._played)
         lengths[active] = len(slots)
@@ -381,15 +377,11 @@ def _check(endpoints: Sequence[Endpoint], version: int, ring_size: int) -> None:
     seen: set[Address] = set()
     for real in endpoints:
         if real.address in seen:
-            raise NfcoreError(
-                f"real {real.address} is listed twice; give it once, with the weight that it is to have"
-            )
+            raise NfcoreError(f"real {real.address} is listed twice; give it once, with the weight that it is to have")
         seen.add(real.address)
 
 
-def build_ring(
-    endpoints: Sequence[Endpoint], *, version: int = 2, ring_size: int = RING_SIZE
-) -> NDArray[np.uint32]:
+def build_ring(endpoints: Sequence[Endpoint], *, version: int = 2, ring_size: int = RING_SIZE) -> NDArray[np.uint32]:
     """The ring of one VIP: shape (ring_size,), dtype ``<u4``; a slot holds the number of its real.
 
     ``version`` is Katran's Maglev version (1 or 2); ``ring_size`` a prime up to 65,537, the ABI's size. The

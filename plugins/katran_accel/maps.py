@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from nfcore.flows import FLOW_KEY
-from nfcore.kernel import Map, MapFlags, MapSpec, MapType, ensure_bpffs, online_cpus, possible_cpus, remove_bpffs
+from nfcore.kernel import (
+    Map,
+    MapFlags,
+    MapSpec,
+    MapType,
+    ensure_bpffs,
+    online_cpus,
+    possible_cpus,
+    remove_bpffs,
+)
 from nfcore.marks import MarkMeaning
 
 from . import layouts as lay

@@ -22,7 +22,8 @@ FLAG_NAMES = {flag.name.lower(): flag for flag in VipFlag if flag.name}
 
 def _address(value: object) -> Address:
     try:
-        return ipaddress.ip_address(value if isinstance(value, str) else "")
+        # A zone ("fe80::1%eth0") means something on one link only, and a packet cannot carry it.
+        return ipaddress.ip_address(value if isinstance(value, str) and "%" not in value else "")
     except ValueError:
         raise ValueError("should be an IPv4 or IPv6 address such as '198.18.20.11'") from None
 
@@ -32,15 +33,11 @@ def _network(value: object) -> Network:
         return ipaddress.ip_network(value if isinstance(value, str) else "")
     except ValueError as error:
         hint = f" ({error})" if isinstance(value, str) and "host bits" in str(error) else ""
-        raise ValueError(
-            f"should be an IPv4 or IPv6 address, or a prefix such as '198.18.10.0/24'{hint}"
-        ) from None
+        raise ValueError(f"should be an IPv4 or IPv6 address, or a prefix such as '198.18.10.0/24'{hint}") from None
 
 
 def _mac(value: object) -> str:
-    if value == "auto" or (
-        isinstance(value, str) and re.fullmatch(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}", value)
-    ):
+    if value == "auto" or (isinstance(value, str) and re.fullmatch(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}", value)):
         return str(value).lower()
     raise ValueError("should be 'auto' or a MAC address such as '02:00:5e:10:00:01'")
 
@@ -48,10 +45,14 @@ def _mac(value: object) -> str:
 def _cpus(value: object) -> list[int] | None:
     if value == "all":
         return None
-    if isinstance(value, list) and all(type(cpu) is int and 0 <= cpu < 128 for cpu in value):
-        if len(set(value)) == len(value):
-            return value
+    numbers = isinstance(value, list) and all(type(cpu) is int and 0 <= cpu < 128 for cpu in value)
+    if isinstance(value, list) and numbers and len(set(value)) == len(value):
+        return value
     raise ValueError("should be 'all' or a list of different CPU numbers below 128, such as [0, 1]")
+
+
+def _format_cpus(cpus: list[int] | None) -> list[int] | str:
+    return "all" if cpus is None else cpus
 
 
 def _flag(value: object) -> str:
@@ -80,7 +81,7 @@ class VipTable(Table):
     port: int = Field(ge=0, le=65_535)
     """0 takes every port."""
     protocol: Literal["tcp", "udp"]
-    flags: list[Annotated[str, BeforeValidator(_flag)]] = []
+    flags: list[Annotated[str, BeforeValidator(_flag)]] = Field(default=[])
     reals: list[RealTable] = Field(min_length=1)
 
     @property
@@ -88,9 +89,7 @@ class VipTable(Table):
         """The VIP as people and metrics write it, such as ``198.18.10.1:80/tcp``."""
         address = format_network(self.address)
         return (
-            f"[{address}]:{self.port}/{self.protocol}"
-            if ":" in address
-            else f"{address}:{self.port}/{self.protocol}"
+            f"[{address}]:{self.port}/{self.protocol}" if ":" in address else f"{address}:{self.port}/{self.protocol}"
         )
 
     @property
@@ -121,11 +120,9 @@ class KatranTable(Table):
 
     gateway_mac: Annotated[str, BeforeValidator(_mac)] = "auto"
     """Where encapsulated packets go; `auto` asks the default route of the first interface for its neighbour."""
-    forwarding_cpus: Annotated[
-        list[int] | None,
-        BeforeValidator(_cpus),
-        PlainSerializer(lambda cpus: "all" if cpus is None else cpus),
-    ] = None
+    forwarding_cpus: Annotated[list[int] | None, BeforeValidator(_cpus), PlainSerializer(_format_cpus)] = (
+        "all"  # type: ignore[assignment]
+    )
     """CPUs with a connection table and marks of their own; the others share the fallback table."""
     lru_size: int = Field(default=262_144, ge=128, le=64_000_000)
     """Flows in the connection table of one CPU."""
@@ -146,7 +143,7 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
             continue
         where = f"{path}.vips[{number}]"
         network = _try(_network, vip.get("address"))
-        identity = (network, vip.get("port"), vip.get("protocol"))
+        identity = (network, str(vip.get("port")), str(vip.get("protocol")))
         if network is not None and seen.setdefault(identity, number) != number:
             text = f"{format_network(network)}:{vip.get('port')}/{vip.get('protocol')}"
             yield Problem(where, f"VIP {text} is already {path}.vips[{seen[identity]}]; each VIP stands once")
@@ -166,9 +163,7 @@ def _check_reals(raw: object, vip: Network | None, where: str, reals: set[Addres
         if mine.setdefault(address, number) != number:
             yield Problem(here, f"{str(address)!r} is already reals[{mine[address]}] of this VIP")
         if vip is not None and vip.version == 6 and address.version == 4:
-            yield Problem(
-                here, f"{str(address)!r} cannot serve an IPv6 VIP: IPv6 is encapsulated in IPv6 only"
-            )
+            yield Problem(here, f"{str(address)!r} cannot serve an IPv6 VIP: IPv6 is encapsulated in IPv6 only")
 
 
 def _try(parse: Any, value: object) -> Any:

@@ -73,9 +73,10 @@ class MarkingPlugin:
     @hookimpl
     def setup(self, context: Context) -> None:
         """Take charge, if the configuration says so."""
-        kinds = {FLOW_ID: FlowId, DEST_ID: DestId}
-        kind = kinds.get(context.strategy) if context.strategy else None
-        self._chosen = kind(context.marks) if kind else None
+        if context.strategy == FLOW_ID:
+            self._chosen = FlowId(context.marks)
+        elif context.strategy == DEST_ID:
+            self._chosen = DestId(context.marks)
 
     @hookimpl
     def teardown(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from pydantic import Field
 
 from nfcore.config import Section, Table
 from nfcore.context import Context
@@ -26,7 +27,7 @@ NAME = "softnic"
 class SoftnicTable(Table):
     """`[softnic]`."""
 
-    pins: dict[str, str] = {}
+    pins: dict[str, str] = Field(default={})
     """Interface → folder where `nfcore softnic create` pinned the NIC in front of it."""
 
 
@@ -94,7 +95,9 @@ class SoftnicPlugin:
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
         """Give the NIC's own counters."""
-        family = MetricFamily("nfcore_softnic_packets_total", MetricKind.COUNTER, "Frames in the emulated NIC.", "packets")
+        family = MetricFamily(
+            "nfcore_softnic_packets_total", MetricKind.COUNTER, "Frames in the emulated NIC.", "packets"
+        )
         for ifindex, nic in self._nics.items():
             for counter, value in zip(NicCounter, nic.counters().tolist(), strict=True):
                 family.add(value, interface=self._names[ifindex], kind=counter.name.lower())

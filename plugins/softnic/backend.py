@@ -88,12 +88,11 @@ class SoftnicBackend:
 
     def counters(self) -> NDArray[np.uint64]:
         """Give the NIC's own counters by :class:`layouts.NicCounter`, summed over the CPUs."""
-        return self._stats.read_array().sum(axis=1).astype(np.uint64)
+        total: NDArray[np.uint64] = self._stats.read_array().sum(axis=1).astype(np.uint64)
+        return total
 
 
 def _matches(rules: RuleBatch) -> NDArray[np.void]:
     keys = np.zeros(len(rules), dtype=MATCH)
     keys["flow"], keys["family"] = rules.rows["key"], rules.rows["family"]
     return keys
-
-

@@ -72,7 +72,9 @@ def remove_nic(pin_dir: Path, interfaces: Iterator[int]) -> list[str]:
             with Program.open_pinned(pin_dir / function) as program:
                 ours.add(program.id)
     for ifindex in interfaces:
-        removed += [f"program {program} from interface {ifindex}" for program in ours if detach_xdp(ifindex, expected=program)]
+        removed += [
+            f"program {program} from interface {ifindex}" for program in ours if detach_xdp(ifindex, expected=program)
+        ]
     removed += [str(pin) for pin in _remove_pins(pin_dir)]
     return removed
 

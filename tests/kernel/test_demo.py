@@ -76,9 +76,7 @@ def test_a_killed_demo_is_cleaned_up_by_the_next() -> None:
     demo.wait()
     demo.stdout.close()
     assert leftovers()
-    again = subprocess.run(
-        [*DEMO, "--requests", "500"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    again = subprocess.run([*DEMO, "--requests", "500"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     assert leftovers() == set()
     assert RUN.exists() == was_there

@@ -125,9 +125,7 @@ def test_from_id_is_the_same_map(create: Callable[[MapSpec], Map]) -> None:
         other.update(5, 50)
         assert other.id == made.id
         assert made.lookup(5) == 50
-    with pytest.raises(
-        HostError, match=f"map with id {made.id} does not fit the map t: value size is 8, expected 4"
-    ):
+    with pytest.raises(HostError, match=f"map with id {made.id} does not fit the map t: value size is 8, expected 4"):
         Map.from_id(made.id, spec(MapType.HASH, value=U32))
     with pytest.raises(HostError, match="id 2147483647"):
         Map.from_id(2147483647, made.spec)

@@ -38,9 +38,7 @@ def counts() -> Iterator[Map]:
 
 @pytest.fixture
 def meta(counts: Map) -> Iterator[Program]:
-    with compile_program(
-        PROGRAMS / "meta.c", "meta_prog", defines={"ADD": 100}, maps={"counts": counts}
-    ) as program:
+    with compile_program(PROGRAMS / "meta.c", "meta_prog", defines={"ADD": 100}, maps={"counts": counts}) as program:
         yield program
 
 

@@ -132,9 +132,7 @@ def test_auto_falls_back_and_keeps_the_reason(
         assert inside(lambda: attach_xdp(loopback, programs[0], mode=XdpMode.AUTO)) is XdpMode.GENERIC
     assert "cannot attach verdict_prog_wi to interface lo in native mode: " in caplog.text
     assert "it runs in generic mode" in caplog.text
-    with pytest.raises(
-        HostError, match=r"interface lo runs program .* in generic mode, which cannot become native"
-    ):
+    with pytest.raises(HostError, match=r"interface lo runs program .* in generic mode, which cannot become native"):
         inside(lambda: attach_xdp(loopback, programs[1], mode=XdpMode.NATIVE, replace=programs[0].id))
 
 
@@ -159,9 +157,7 @@ def test_another_program_is_not_displaced(inside: Inside, nf0: int, programs: li
 
 
 @pytest.mark.parametrize("mode", [XdpMode.NATIVE, XdpMode.GENERIC])
-def test_replaced_program_keeps_the_mode(
-    inside: Inside, nf0: int, programs: list[Program], mode: XdpMode
-) -> None:
+def test_replaced_program_keeps_the_mode(inside: Inside, nf0: int, programs: list[Program], mode: XdpMode) -> None:
     def scenario() -> None:
         attach_xdp(nf0, programs[0], mode=mode)
         assert attach_xdp(nf0, programs[1], mode=XdpMode.AUTO, replace=programs[0].id) is mode

@@ -96,9 +96,7 @@ def test_jhash_2words(a: int, b: int, initval: int) -> None:
 
 
 def flow_keys(flows: list[tuple[Address, int, int]]) -> np.ndarray:
-    return np.array(
-        [(src.packed.ljust(16, b"\0"), b"", sport, dport, 6) for src, sport, dport in flows], FLOW_KEY
-    )
+    return np.array([(src.packed.ljust(16, b"\0"), b"", sport, dport, 6) for src, sport, dport in flows], FLOW_KEY)
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -178,10 +176,7 @@ def plain_murmur3_low64(data: bytes, seed: int) -> int:
 
 @given(st.lists(u64s, min_size=1, max_size=9), u64s, u32s)
 def test_murmur3_of_numbers_and_arrays(firsts: list[int], second: int, seed: int) -> None:
-    wanted = [
-        plain_murmur3_low64(first.to_bytes(8, "little") + second.to_bytes(8, "little"), seed)
-        for first in firsts
-    ]
+    wanted = [plain_murmur3_low64(first.to_bytes(8, "little") + second.to_bytes(8, "little"), seed) for first in firsts]
     assert murmur3_pair(np.array(firsts, np.uint64), second, seed).tolist() == wanted
     assert murmur3_pair(firsts[0], second, seed) == wanted[0]
 
