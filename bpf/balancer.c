@@ -21,7 +21,7 @@
 /* `family` is a constant at both calls: the compiler makes a program for each. */
 static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_end, __u32 mark, int family)
 {
-	struct packet packet = { .frame_bytes = data_end - data };
+	struct packet packet = {.frame_bytes = data_end - data};
 	int verdict = family == AF_INET ? read_ipv4(&packet, data, data_end) : read_ipv6(&packet, data, data_end);
 
 	if (verdict != XDP_TX) {

@@ -32,8 +32,8 @@ static __always_inline void count_lru_miss(const struct packet *packet)
 }
 
 /* First packet that this CPU sees of a flow: the ring chooses, the connection table remembers. */
-static __always_inline __u32 route_new_flow(struct xdp_md *ctx, const struct packet *packet,
-					    const struct flow_key *key, const struct vip_meta *vip, void *lru, int family)
+static __always_inline __u32 route_new_flow(struct xdp_md *ctx, const struct packet *packet, const struct flow_key *key,
+					    const struct vip_meta *vip, void *lru, int family)
 {
 	__u32 real = ring_real(packet->flow.src, key, vip, family);
 	__u64 now = bpf_ktime_get_ns();

@@ -16,7 +16,7 @@ static __always_inline struct vip_meta *vip_by_port(const struct packet *packet,
 	meta = bpf_map_lookup_elem(MAP(vip_map), &vip);
 #ifdef HAVE_CIDR_VIPS
 	if (!meta) {
-		struct vip_lpm_key key = { .prefixlen = 32 + 128 };
+		struct vip_lpm_key key = {.prefixlen = 32 + 128};
 
 		__builtin_memcpy(key.addr, packet->flow.dst, sizeof(key.addr));
 		key.port = port;

@@ -20,6 +20,7 @@ from nfcore.errors import HostError, NfcoreError
 
 from .lab import VIP4, VIP6, Lab
 from .meters import read_meters
+from .objects import KernelObjects
 from .proof import Prediction, Summary, prove
 from .stage import CONFIG, Client, Stage, StoppedError, StopSwitch, nfcore
 from .traces import Traces
@@ -92,8 +93,11 @@ class Run:
 
     def _wait_for_rules(self, client: Client) -> None:
         deadline = time.monotonic() + RULES_WITHIN
-        while read_meters(self.stage.socket).flows < self.kept and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            before = read_meters(self.stage.socket)
             self._phase(client, "idle")
+            if read_meters(self.stage.socket).slow == before.slow:
+                return
             time.sleep(0.1)
 
     def _read(self) -> None:
@@ -133,8 +137,7 @@ The lab stays up until Ctrl-C. In another terminal, as root:
 
   {inside}client curl http://{VIP4}/            # ask the VIP: names the real, your address and port
   {inside}client curl -g 'http://[{VIP6}]/'
-  {command} stats --socket {stage.socket}
-  {command} top --socket {stage.socket}
+  {command} stats {stage.config}
   {inside}gw tcpdump -ni net0                   # to the balancer and, encapsulated, back
   {inside}real1 tcpdump -ni eth0                # at a real, after decapsulation
   bpftool map list                              # {stage.pins} holds the emulated NIC's
@@ -154,11 +157,12 @@ def perform(view: View, stop: StopSwitch, *, strategy: str | None, requests: int
         exits.enter_context(stage)
         with view:
             summary = Run(stage, view, requests).traffic()
+        objects = KernelObjects.of(lab)
         if keep:
             view.say("\n".join(f"{'held' if check.passed else 'FAILED'}: {check.claim}" for check in summary.checks))
             view.say(hints(stage))
             stop.wait()
-    summary.left_behind = [*lab.leftovers(), *traces.left()]
+    summary.left_behind = [*lab.leftovers(), *traces.left(), *objects.left()]
     return summary
 
 

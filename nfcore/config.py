@@ -293,7 +293,10 @@ def _read_sections(reader: _Reader, host: PluginHost) -> dict[str, Table]:
         if table is not None:
             sections[name] = table
         if section.check is not None and isinstance(raw, dict):
-            reader.problems.extend(section.check(raw, name))
+            try:
+                reader.problems.extend(section.check(raw, name))
+            except Exception as error:  # noqa: BLE001 - as above
+                reader.problems.append(Problem(name, f"plugin {name!r} cannot check its table: {error}"))
     return sections
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 from .config import Config
 from .context import Context
-from .control import ControlServer
+from .control import ControlServer, daemon_answers
 from .engine import READ_LIMIT, Engine
 from .errors import HostError
 from .host import PluginHost
@@ -26,64 +29,101 @@ LONGEST_NAP = 0.016
 pause doubles while nothing comes, so that an idle daemon costs next to nothing."""
 STOP_PATIENCE = 10.0
 """Seconds that a worker has to remove its rules when the daemon stops."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Results = queue.SimpleQueue[Callable[[], None]]
+"""What workers have finished, to be run on the event loop's thread."""
 
 
 def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> None:
     """Run until SIGINT or SIGTERM, then leave the machine as it was. HostError when something is in the way."""
     if not config.interfaces:
         raise HostError(f"{config.source}: interfaces: there is none; add a table [[interfaces]] with name and chain")
-    devices = find_devices(config)
-    context = make_context(config, host, devices)
-    asyncio.run(_Daemon(context, host, announce).run())
+    context = make_context(config, host, find_devices(config))
+    socket = Path(config.nf.socket)
+    if daemon_answers(socket):
+        raise HostError(f"a daemon is running already: its socket {socket} answers (set nf.socket to another)")
+    with _stopped_by_signals(), set_up(context, host), _engine(context, host) as (engine, results):
+        daemon = _Daemon(engine, results, ControlServer(socket, context.methods))
+        asyncio.run(daemon.run(lambda: announce(_describe(context))))
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let the first stop signal end the block, wherever it is, and ignore further ones: leaving must complete.
+
+    Within, the event loop has handlers of its own; these are for the time before it runs and after.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(number, stop) for number in STOP_SIGNALS]
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.info("stopped before the daemon was ready")
+    finally:
+        for number, handler in zip(STOP_SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _engine(context: Context, host: PluginHost) -> Iterator[tuple[Engine, Results]]:
+    """Start the engine with its workers and attach the programs; undo all of it in reverse."""
+    results: Results = queue.SimpleQueue()
+    workers = {device.ifindex: DeviceWorker(device.name, results.put) for device in context.devices}
+    engine = make_engine(context, host, workers)
+    with ExitStack() as leaving:
+        leaving.callback(_stop_workers, engine, workers)
+        engine.start()
+        for nf in context.nfs:
+            for device in context.devices_of(nf.name):
+                nf.attach(device)
+                leaving.callback(nf.detach, device)
+        yield engine, results
+
+
+def _stop_workers(engine: Engine, workers: dict[int, DeviceWorker]) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    engine.remove_all()
+    for worker in workers.values():
+        if not worker.stop(STOP_PATIENCE):
+            log.error("a device's worker did not finish in %.0f s: rules may be left", STOP_PATIENCE)
 
 
 class _Daemon:
-    def __init__(self, context: Context, host: PluginHost, announce: Callable[[str], None]) -> None:
-        self._context = context
-        self._host = host
-        self._announce = announce
-        self._stop = asyncio.Event()
+    """The event loop's part: the socket and the pump."""
 
-    async def run(self) -> None:
+    def __init__(self, engine: Engine, results: Results, server: ControlServer) -> None:
+        self._engine = engine
+        self._results = results
+        self._server = server
+
+    async def run(self, announce: Callable[[], None]) -> None:
+        stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop.set)
-        server = ControlServer(Path(self._context.config.nf.socket), self._context.methods)
-        await server.open()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, stop.set)
+        await self._server.open()
         try:
-            with set_up(self._context, self._host):
-                await self._serve(loop)
+            announce()
+            await self._pump(stop)
         finally:
-            await server.close()
+            await self._server.close()
+            # Between the loop's handlers and the next ones nothing may end the process half-way.
+            for number in STOP_SIGNALS:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
 
-    async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        def deliver(done: Callable[[], None]) -> None:
-            loop.call_soon_threadsafe(done)
-
-        workers = {device.ifindex: DeviceWorker(device.name, deliver) for device in self._context.devices}
-        engine = make_engine(self._context, self._host, workers)
-        attached: list[Callable[[], None]] = []
-        try:
-            engine.start()
-            for nf in self._context.nfs:
-                for device in self._context.devices_of(nf.name):
-                    nf.attach(device)
-                    attached.append(lambda nf=nf, device=device: nf.detach(device))  # type: ignore[misc]
-            self._announce(self._describe())
-            await self._pump(engine)
-        finally:
-            for detach in attached:
-                detach()
-            engine.remove_all()
-            for worker in workers.values():
-                if not await asyncio.to_thread(worker.stop, STOP_PATIENCE):
-                    log.error("a device's worker did not finish in %.0f s: rules may be left", STOP_PATIENCE)
-
-    async def _pump(self, engine: Engine) -> None:
+    async def _pump(self, stop: asyncio.Event) -> None:
         nap = SHORTEST_NAP
-        while not self._stop.is_set():
-            taken = engine.poll()
-            engine.tick()
+        while not stop.is_set():
+            taken = self._engine.poll()
+            self._deliver()
+            self._engine.tick()
             if taken >= READ_LIMIT:
                 nap = 0.0
             elif taken:
@@ -92,8 +132,13 @@ class _Daemon:
                 nap = min(max(nap * 2, SHORTEST_NAP), LONGEST_NAP)
             await asyncio.sleep(nap)
 
-    def _describe(self) -> str:
-        config, strategy = self._context.config, self._context.strategy
-        parts = [f"{i.name}: {' → '.join(i.chain)}, offload {', '.join(i.offload)}" for i in config.interfaces]
-        marks = f"{strategy.name} marks by {config.marking.carrier}" if strategy else "unaccelerated"
-        return f"ready: {'; '.join(parts)}; {marks}; socket {config.nf.socket}"
+    def _deliver(self) -> None:
+        while not self._results.empty():
+            self._results.get_nowait()()
+
+
+def _describe(context: Context) -> str:
+    config, strategy = context.config, context.strategy
+    parts = [f"{i.name}: {' → '.join(i.chain)}, offload {', '.join(i.offload)}" for i in config.interfaces]
+    marks = f"{strategy.name} marks by {config.marking.carrier}" if strategy else "unaccelerated"
+    return f"ready: {'; '.join(parts)}; {marks}; socket {config.nf.socket}"

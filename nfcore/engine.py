@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,8 @@ from .host import PluginHost
 from .marks import MarkMeaning, MarkState
 from .metrics import MetricFamily, MetricKind
 from .reasons import Reason, reason_word
-from .rules import INSTALLED_ROW, RULE_ROW, Action, Outcome, RuleBatch, make_cookies, split_cookies
-from .worker import Backends, InstallResult, Worker
+from .rules import RULE_ROW, Action, Outcome, RuleBatch, make_cookies, split_cookies
+from .worker import Backends, Dump, InstallResult, Worker
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +88,14 @@ class Engine:
             for nf in self.context.nfs:
                 targets = nf.targets()
                 marks = self._allocate(targets)
-                self.host.call(nf.name, "publish_marks", batch=targets, marks=marks)
+                given = marks != 0
+                if given.any():
+                    self.host.attempt(nf.name, "publish_marks", batch=targets[given], marks=marks[given])
         self._lease()
 
     @staticmethod
     def _sweep(backends: Backends) -> int:
-        rows = backends.dump()
+        rows = backends.dump().rows
         ours = rows[split_cookies(rows["rule"]["cookie"])[0]] if len(rows) else rows
         rules = RuleBatch(np.ascontiguousarray(ours["rule"]))
         for number in range(len(backends.device.backends)):
@@ -124,19 +127,15 @@ class Engine:
         identities = batch.identities()
         fresh = self.table.find(identities) < 0
         fresh &= _first_of_each(identities)
-        self._release(batch.rows["mark"][~fresh])
+        self._give_back(batch.rows["mark"][~fresh])
         self.counts["events_known"] += int(np.count_nonzero(~fresh))
-        batch = batch[fresh]
-        batch = self._admit(batch)
+        batch = self._admit(batch[fresh]) if fresh.any() else batch[fresh]
         if not len(batch):
             return
         marks = self._allocate(batch)
         batch, marks = self._keep(batch, marks != 0, marks, Reason.NO_MARK)
-        published = self.host.call(nf.name, "publish_marks", batch=batch, marks=marks) if len(batch) else None
-        if published is None:
-            published = np.zeros(len(batch), dtype=bool)
-        self._undo_marks(nf.number, marks[~published])
-        batch, marks = self._keep(batch, published, marks, Reason.NOT_PUBLISHED)
+        if len(batch):
+            batch, marks = self._publish(nf, batch, marks)
         if len(batch):
             self._install(batch, marks)
 
@@ -146,32 +145,49 @@ class Engine:
             port = self._ports.get(ifindex)
             if port is None or not port.backends.device.backends:
                 reasons[batch.rows["ifindex"] == ifindex] = Reason.NO_BACKEND
-        for plugin, answer in self.host.each("on_new_flow", batch=batch):
-            if answer is None:
+        for plugin in self.host.implementing("on_new_flow"):
+            done, answer = self.host.attempt(plugin, "on_new_flow", batch=batch)
+            if done and answer is None:
                 continue
-            if len(answer) != len(batch):
-                self.host.errors[plugin, "on_new_flow"] += 1
-                self._say_once(f"plugin {plugin}: on_new_flow gave {len(answer)} reasons for {len(batch)} flows")
-                continue
+            if not (done and self._fits(answer, batch, plugin, "on_new_flow")):
+                # What a broken policy would have said is not known, and the slow path is always right.
+                answer = np.full(len(batch), Reason.HOOK_FAILED, dtype=np.uint8)
             reasons = np.where(reasons == 0, answer, reasons).astype(np.uint8)
         admitted = np.flatnonzero(reasons == 0)
         reasons[admitted[max(self.table.room, 0) :]] = Reason.TABLE_FULL
         refused = reasons != 0
         self._count_reasons(reasons[refused])
-        self._release(batch.rows["mark"][refused])
+        self._give_back(batch.rows["mark"][refused])
         admitted_batch: FlowBatch = batch[~refused]
         return admitted_batch
 
     def _allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
         """Marks of the strategy in charge; a mark that XDP took and that is not confirmed goes back."""
-        marks = self.host.first("allocate_mark", batch=batch)
-        if marks is None or len(marks) != len(batch):
-            if marks is not None:
-                self._say_once(f"allocate_mark gave {len(marks)} marks for {len(batch)} flows")
-            marks = np.zeros(len(batch), dtype=np.uint32)
+        marks = np.zeros(len(batch), dtype=np.uint32)
+        for plugin, answer in self.host.each("allocate_mark", batch=batch):
+            if answer is not None:
+                if self._fits(answer, batch, plugin, "allocate_mark"):
+                    marks = answer.astype(np.uint32)
+                break
         taken = batch.rows["mark"]
-        self._release(taken[(taken != 0) & (taken != marks)])
-        return np.asarray(marks, dtype=np.uint32)
+        self._give_back(taken[taken != marks])
+        return marks
+
+    def _publish(
+        self, nf: NetworkFunction, batch: FlowBatch, marks: NDArray[np.uint32]
+    ) -> tuple[FlowBatch, NDArray[np.uint32]]:
+        """Let the NF write what the marks mean; what is left is what it wrote."""
+        done, answer = self.host.attempt(nf.name, "publish_marks", batch=batch, marks=marks)
+        done = done and self._fits(answer, batch, nf.name, "publish_marks")
+        published = answer.astype(bool) if done else np.zeros(len(batch), dtype=bool)
+        self._undo_marks(nf.number, marks[~published])
+        return self._keep(batch, published, marks, Reason.NOT_PUBLISHED if done else Reason.HOOK_FAILED)
+
+    def _fits(self, answer: Any, batch: FlowBatch, plugin: str, hook: str) -> bool:
+        if isinstance(answer, np.ndarray) and answer.shape == (len(batch),):
+            return True
+        self.host.blame(plugin, hook, f"gave {answer!r:.60}; should be an array of {len(batch)} values, one per flow")
+        return False
 
     def _keep(
         self, batch: FlowBatch, good: NDArray[np.bool_], marks: NDArray[np.uint32], reason: Reason
@@ -236,19 +252,19 @@ class Engine:
         if port.polling or not port.backends.device.backends:
             return
 
-        def done(result: NDArray[np.void] | Exception) -> None:
+        def done(result: Dump | Exception) -> None:
             port.polling = False
             if isinstance(result, Exception):
                 self._say_once(f"counters of {port.backends.device.name} cannot be read: {result}")
             else:
                 self._counted(port, result)
 
-        port.polling = port.worker.submit(port.backends.dump, done)
+        port.polling = True
+        if not port.worker.submit(port.backends.dump, done):
+            port.polling = False
 
-    def _counted(self, port: _Port, rows: NDArray[np.void]) -> None:
-        if rows.dtype != INSTALLED_ROW:
-            self._say_once(f"dump_offload for {port.backends.device.name} gave rows of {rows.dtype}")
-            return
+    def _counted(self, port: _Port, dump: Dump) -> None:
+        rows = dump.rows
         ours, slots, generations = split_cookies(rows["rule"]["cookie"])
         ours &= slots < len(self.table.rows)
         rows, slots, generations = rows[ours], slots[ours], generations[ours]
@@ -260,18 +276,23 @@ class Engine:
         self.table.rows["seen"][moved] = now
         self.table.rows["packets"][slots] = rows["packets"]
         self.table.rows["bytes"][slots] = rows["bytes"]
-        idle = slots[now - self.table.rows["seen"][slots] >= self.offload.idle_timeout]
+        # Those that a backend no longer lists stand still, too: somebody else removed the rule.
+        held = self.table.slots_in(FlowState.INSTALLED)
+        tracked = self.table.rows[held]
+        mine = (tracked["flow"]["ifindex"] == port.backends.device.ifindex) & np.isin(tracked["backend"], dump.answered)
+        idle = held[mine & (now - tracked["seen"] >= self.offload.idle_timeout)]
         if len(idle):
-            self.counts["aged"] += len(idle)
             self.drain(idle)
 
     def drain(self, slots: NDArray[np.int64]) -> None:
         """Take installed flows out of hardware without losing their target."""
         flows = self.table.batch(slots)
+        known = np.ones(len(slots), dtype=bool)
         for nf in self.context.nfs:
             mine = flows.rows["nf"] == nf.number
             if mine.any():
-                self.host.call(nf.name, "restore_flows", batch=flows[mine])
+                known[mine], _ = self.host.attempt(nf.name, "restore_flows", batch=flows[mine])
+        slots, flows = slots[known], flows[known]  # the others would lose their target: they keep their rules
         self.table.rows["state"][slots] = FlowState.DRAINING
         for ifindex in np.unique(flows.rows["ifindex"]).tolist():
             mine = slots[flows.rows["ifindex"] == ifindex]
@@ -282,6 +303,7 @@ class Engine:
 
         def done(result: NDArray[np.bool_] | Exception) -> None:
             gone = np.zeros(len(slots), dtype=bool) if isinstance(result, Exception) else result
+            self.counts["aged"] += int(np.count_nonzero(gone))
             self._graces.append((self._clock() + self.offload.grace, slots[gone]))
             if not gone.all():
                 # Still on the NIC: the flow stays tracked, and the next counters will find it idle again.
@@ -306,8 +328,13 @@ class Engine:
         if strategy is None or strategy.meaning is not MarkMeaning.FLOW or not len(marks):
             return
         nf = self.context.nfs[nf_number - 1]
-        self.host.call(nf.name, "retire_marks", nf=nf_number, marks=marks)
-        self._release(marks)
+        retired, _ = self.host.attempt(nf.name, "retire_marks", nf=nf_number, marks=marks)
+        if retired:  # a mark that may still mean something must not be given to another flow
+            self._release(marks)
+
+    def _give_back(self, taken: NDArray[np.uint32]) -> None:
+        """Return marks that XDP took and no flow will use. What is not on lease is in use, or never was ours."""
+        self._release(taken[self.context.marks.leased(taken)])
 
     def _release(self, marks: NDArray[np.uint32]) -> None:
         marks = marks[marks != 0]
@@ -332,10 +359,11 @@ class Engine:
             rules = self._rules(mine)
             for number in range(len(port.backends.device.backends)):
                 where = np.full(len(mine), number, dtype=np.uint8)
-                port.worker.submit(
+                if not port.worker.submit(
                     lambda port=port, rules=rules, where=where: port.backends.remove(rules, where),  # type: ignore[misc]
                     lambda result: None,
-                )
+                ):
+                    log.error("%s is too far behind: rules are left, see nfcore cleanup", port.backends.device.name)
 
     def collect(self) -> list[MetricFamily]:
         """Give the engine's own figures."""

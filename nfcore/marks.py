@@ -83,15 +83,20 @@ class MarkAllocator:
         self.state[marks] = state
         return marks
 
+    def leased(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Whether each mark is on lease to a CPU; never 0 or one that is out of range."""
+        inside = np.where(marks < self.size, marks, 0).astype(np.uint32)
+        on_lease: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == MarkState.LEASED)
+        return on_lease
+
     def confirm(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Make leased marks live. False for those that are not leased, 0 and out-of-range ones among them."""
-        inside = np.where(marks < self.size, marks, 0).astype(np.uint32)
-        good: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == MarkState.LEASED)
+        good = self.leased(marks)
         # Of a mark that comes twice in one batch only the first is confirmed.
         first = np.zeros(len(marks), dtype=bool)
-        first[np.unique(inside, return_index=True)[1]] = True
+        first[np.unique(marks, return_index=True)[1]] = True
         good &= first
-        self.state[inside[good]] = MarkState.LIVE
+        self.state[marks[good]] = MarkState.LIVE
         return good
 
     def release(self, marks: NDArray[np.uint32]) -> None:
@@ -99,6 +104,8 @@ class MarkAllocator:
         marks = np.unique(marks[marks != 0]).astype(np.uint32)
         if not len(marks):
             return
+        if marks[-1] >= self.size:
+            raise ValueError(f"mark {int(marks[-1])} cannot be released: it is wider than {self.width} bits")
         held = self.state[marks]
         wrong = marks[(held != MarkState.LEASED) & (held != MarkState.LIVE)]
         if len(wrong):

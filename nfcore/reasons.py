@@ -24,7 +24,7 @@ class Reason(IntEnum):
     UNSUPPORTED = 7
     FAILED = 8
     HOOK_FAILED = 9
-    """A policy raised; the flow stays on the slow path."""
+    """A policy or the NF raised, or gave no answer for each flow; the flow stays on the slow path."""
 
     @property
     def word(self) -> str:

@@ -112,9 +112,11 @@ def make_engine(context: Context, host: PluginHost, workers: Mapping[int, Worker
         yield "nfcore", engine.collect()
         for plugin, families in host.each("collect_stats"):
             try:
-                yield plugin, list(families or ())
+                figures = list(families or ())
             except Exception as error:  # noqa: BLE001 - a generator raises here, not in the call
                 host.blame(plugin, "collect_stats", f"failed: {type(error).__name__}: {error}", error)
+                continue
+            yield plugin, figures
 
     context.collect = collect
     return engine

@@ -36,6 +36,16 @@ class InstallResult:
     """What backends said, each sentence once."""
 
 
+@dataclass
+class Dump:
+    """What the backends of a device hold for us."""
+
+    rows: NDArray[np.void]
+    """:data:`INSTALLED_ROW` per rule."""
+    answered: list[int]
+    """Backends, by index in the device's list, whose rules are all among the rows."""
+
+
 class Backends:
     """The offload backends of one device as one: the best first, the next for what it could not take."""
 
@@ -68,28 +78,31 @@ class Backends:
                 gone[mine] = np.isin(outcomes.status, (Outcome.REMOVED, Outcome.ABSENT))
         return gone
 
-    def dump(self) -> NDArray[np.void]:
-        """All rules that the backends hold for us."""
-        dumps = []
-        for backend in self.device.backends:
-            rows = self._host.call(backend, "dump_offload", device=self.device)
-            if rows is not None:
-                dumps.append(rows)
-        # Joined as bytes: numpy's concatenate would turn the ports to the host's byte order.
-        raw = [np.ascontiguousarray(rows).view(np.uint8) for rows in dumps if rows.dtype == INSTALLED_ROW]
-        return np.concatenate(raw).view(INSTALLED_ROW) if raw else np.zeros(0, dtype=INSTALLED_ROW)
+    def dump(self) -> Dump:
+        """All rules that the backends hold for us, of those backends that can tell."""
+        raw = []
+        answered = []
+        for number, backend in enumerate(self.device.backends):
+            done, rows = self._host.attempt(backend, "dump_offload", device=self.device)
+            if not done or rows is None:
+                continue
+            if not isinstance(rows, np.ndarray) or rows.dtype != INSTALLED_ROW:
+                self._host.blame(backend, "dump_offload", f"gave {type(rows).__name__}, not rows of INSTALLED_ROW")
+                continue
+            answered.append(number)
+            # Joined as bytes: numpy's concatenate would turn the ports to the host's byte order.
+            raw.append(np.ascontiguousarray(rows).view(np.uint8))
+        rows = np.concatenate(raw).view(INSTALLED_ROW) if raw else np.zeros(0, dtype=INSTALLED_ROW)
+        return Dump(rows, answered)
 
     def _ask(self, backend: str, hook: str, rules: RuleBatch) -> Outcomes:
-        try:
-            outcomes = self._host.call(backend, hook, device=self.device, rules=rules)
-        except Exception as error:
-            self._host.errors[backend, hook] += 1
-            log.debug("traceback", exc_info=error)
-            return Outcomes.all(Outcome.FAILED, len(rules), f"plugin {backend}: {hook}: {error}")
-        if not isinstance(outcomes, Outcomes) or len(outcomes.status) != len(rules):
-            self._host.errors[backend, hook] += 1
-            words = f"plugin {backend}: {hook} answered {outcomes!r:.80} for {len(rules)} rules; should be Outcomes"
-            return Outcomes.all(Outcome.FAILED, len(rules), words)
+        done, outcomes = self._host.attempt(backend, hook, device=self.device, rules=rules)
+        if not done:
+            return Outcomes.all(Outcome.FAILED, len(rules))
+        if not isinstance(outcomes, Outcomes) or np.shape(outcomes.status) != (len(rules),):
+            words = f"answered {outcomes!r:.80} for {len(rules)} rules; should be Outcomes with a status each"
+            self._host.blame(backend, hook, words)
+            return Outcomes.all(Outcome.FAILED, len(rules))
         return outcomes
 
 

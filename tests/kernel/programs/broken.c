@@ -4,9 +4,9 @@
 
 int broken(struct xdp_md *ctx)
 {
-    struct nowhere value;
-    missing_name = 1;
-    undeclared_function(ctx);
-    another_missing_name = 2;
-    return XDP_PASS;
+	struct nowhere value;
+	missing_name = 1;
+	undeclared_function(ctx);
+	another_missing_name = 2;
+	return XDP_PASS;
 }

@@ -6,11 +6,13 @@
 
 int interface(struct xdp_md *ctx)
 {
-    __u32 zero = 0;
-    struct { __u32 ifindex, queue; } *seen = bpf_map_lookup_elem(MAP(seen), &zero);
-    if (!seen)
-        return XDP_ABORTED;
-    seen->ifindex = ctx->ingress_ifindex;
-    seen->queue = ctx->rx_queue_index;
-    return XDP_PASS;
+	__u32 zero = 0;
+	struct {
+		__u32 ifindex, queue;
+	} *seen = bpf_map_lookup_elem(MAP(seen), &zero);
+	if (!seen)
+		return XDP_ABORTED;
+	seen->ifindex = ctx->ingress_ifindex;
+	seen->queue = ctx->rx_queue_index;
+	return XDP_PASS;
 }

@@ -6,23 +6,23 @@
 
 int inner_map(struct xdp_md *ctx)
 {
-    __u32 key = 1, zero = 0;
-    void *inner = bpf_map_lookup_elem(MAP(outer), &key);
-    if (!inner)
-        return XDP_ABORTED;
-    __u32 *verdict = bpf_map_lookup_elem(inner, &zero);
-    return verdict ? *verdict : XDP_ABORTED;
+	__u32 key = 1, zero = 0;
+	void *inner = bpf_map_lookup_elem(MAP(outer), &key);
+	if (!inner)
+		return XDP_ABORTED;
+	__u32 *verdict = bpf_map_lookup_elem(inner, &zero);
+	return verdict ? *verdict : XDP_ABORTED;
 }
 
 int jump(struct xdp_md *ctx)
 {
-    /* The compiler's own header spells this helper in another way. */
-    void (*tail_call)(void *, void *, __u32) = (void *)BPF_FUNC_tail_call;
-    tail_call(ctx, MAP(programs), 2);
-    return XDP_ABORTED;
+	/* The compiler's own header spells this helper in another way. */
+	void (*tail_call)(void *, void *, __u32) = (void *)BPF_FUNC_tail_call;
+	tail_call(ctx, MAP(programs), 2);
+	return XDP_ABORTED;
 }
 
 int redirect(struct xdp_md *ctx)
 {
-    return bpf_redirect_map(MAP(devices), 0, XDP_DROP);
+	return bpf_redirect_map(MAP(devices), 0, XDP_DROP);
 }

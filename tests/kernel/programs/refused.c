@@ -4,6 +4,6 @@
 
 int refused(struct xdp_md *ctx)
 {
-    __u8 *data = (void *)(long)ctx->data;
-    return data[20];
+	__u8 *data = (void *)(long)ctx->data;
+	return data[20];
 }

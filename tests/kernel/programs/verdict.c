@@ -6,9 +6,9 @@
 
 int verdict_prog_with_a_long_name(struct xdp_md *ctx)
 {
-    __u32 key = COUNT_AS;
-    __u64 *count = bpf_map_lookup_elem(MAP(counts), &key);
-    if (count)
-        __sync_fetch_and_add(count, 1);
-    return VERDICT;
+	__u32 key = COUNT_AS;
+	__u64 *count = bpf_map_lookup_elem(MAP(counts), &key);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	return VERDICT;
 }

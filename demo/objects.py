@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which BPF programs and maps the demo brought into the kernel, and whether they are gone again."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import struct
+import time
+from dataclasses import dataclass
+
+from nfcore.kernel.syscall import Command, bpf, fd_by_id
+
+from .lab import Lab
+
+_MAPS_MAX = 64
+_GONE_WITHIN = 10.0
+"""Seconds. The kernel takes a deleted namespace apart in the background, and its XDP programs with it."""
+# include/uapi/linux/bpf.h: offsets in struct bpf_prog_info.
+_INFO_SIZE, _NR_MAP_IDS, _MAP_IDS = 128, 52, 56
+
+
+@dataclass(frozen=True)
+class KernelObjects:
+    """Ids of programs and of the maps that they use."""
+
+    programs: frozenset[int]
+    maps: frozenset[int]
+
+    @classmethod
+    def of(cls, lab: Lab) -> KernelObjects:
+        """The programs attached to the lab's interfaces now, and their maps."""
+        programs = set()
+        for role in lab.roles:
+            for link in json.loads(lab.run(role, ["ip", "-json", "link", "show"]).stdout):
+                if "xdp" in link:
+                    programs.add(int(link["xdp"]["prog"]["id"]))
+        maps = {number for program in programs for number in _map_ids(program)}
+        return cls(frozenset(programs), frozenset(maps))
+
+    def left(self) -> list[str]:
+        """Those that still are in the kernel after a while, such as ``BPF map 17``."""
+        deadline = time.monotonic() + _GONE_WITHIN
+        while True:
+            found = [f"BPF program {number}" for number in self.programs if _exists(Command.PROG_GET_FD_BY_ID, number)]
+            found += [f"BPF map {number}" for number in self.maps if _exists(Command.MAP_GET_FD_BY_ID, number)]
+            if not found or time.monotonic() > deadline:
+                return sorted(found)
+            time.sleep(0.05)
+
+
+def _map_ids(program: int) -> list[int]:
+    fd = fd_by_id(Command.PROG_GET_FD_BY_ID, program)
+    try:
+        ids = (ctypes.c_uint32 * _MAPS_MAX)()
+        info = bytearray(_INFO_SIZE)
+        struct.pack_into("=I", info, _NR_MAP_IDS, _MAPS_MAX)
+        struct.pack_into("=Q", info, _MAP_IDS, ctypes.addressof(ids))
+        buffer = (ctypes.c_char * _INFO_SIZE).from_buffer(info)
+        bpf(Command.OBJ_GET_INFO_BY_FD, bytearray(struct.pack("=IIQ", fd, _INFO_SIZE, ctypes.addressof(buffer))))
+        count: int = struct.unpack_from("=I", info, _NR_MAP_IDS)[0]
+        return list(ids[: min(count, _MAPS_MAX)])
+    finally:
+        os.close(fd)
+
+
+def _exists(command: Command, number: int) -> bool:
+    with contextlib.suppress(OSError):
+        os.close(fd_by_id(command, number))
+        return True
+    return False

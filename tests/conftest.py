@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiers: tests/unit runs anywhere, tests/kernel needs root and bcc.
+
+What is missing is named and skips the tier. Where CI is set to "true" nothing may be missing: there a skip is a
+failure, but for what this kernel or NIC does not support (`UnsupportedError`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from nfcore.errors import UnsupportedError
+
+KERNEL_TIER = Path(__file__).parent / "kernel"
+STRICT = os.environ.get("CI", "").lower() == "true"
+
+settings.register_profile("nfcore", deadline=None, max_examples=60)
+settings.load_profile("nfcore")
+
+
+def missing_for_kernel_tier() -> list[str]:
+    """What this process lacks to run tests/kernel, in words."""
+    missing = [] if os.geteuid() == 0 else ["root"]
+    try:
+        import bcc  # noqa: F401
+    except ImportError:
+        missing.append("bcc (the distribution's python3-bpfcc)")
+    return missing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tier = [item for item in items if KERNEL_TIER in item.path.parents]
+    missing = missing_for_kernel_tier() if tier else []
+    if not missing:
+        return
+    reason = f"tests/kernel needs {' and '.join(missing)}"
+    if STRICT:
+        raise pytest.UsageError(f"{reason}; with CI=true nothing may be missing")
+    for item in tier:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Turn UnsupportedError into a skip that says so, and with CI=true every other skip into a failure."""
+    report = yield
+    error = call.excinfo.value if call.excinfo is not None else None
+    if isinstance(error, UnsupportedError):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {error}")
+    elif STRICT and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where CI=true allows none: {report.longrepr}"
+    return report

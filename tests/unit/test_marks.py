@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks: never two meanings at a time, never a second one before the quarantine is over."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from nfcore.marks import CpuPools, MarkAllocator, MarkState
+
+QUARANTINE = 5.0
+WIDTH = 6
+SLOTS = 8
+CPUS = [0, 2]
+POOL = np.dtype([("taken", "<u4"), ("filled", "<u4"), ("slots", "<u4", (SLOTS,))])
+COUNTS_BEFORE_WRAP = 2**32 - 3
+
+
+def marks_of(*numbers: int) -> np.ndarray:
+    return np.array(numbers, dtype=np.uint32)
+
+
+class Xdp:
+    """The other side of the pools: what `take_mark` and `give_back_mark` of bpf/report.h do."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def take(self, cpu: int) -> int:
+        row = self._rows[cpu]
+        if row["taken"] == row["filled"]:
+            return 0
+        mark = int(row["slots"][int(row["taken"]) % SLOTS])
+        self._rows["taken"][cpu] = (int(row["taken"]) + 1) % 2**32
+        return mark
+
+    def give_back(self, cpu: int) -> None:
+        self._rows["taken"][cpu] = (int(self._rows["taken"][cpu]) - 1) % 2**32
+
+
+class LivesOfMarks(RuleBasedStateMachine):
+    """MarkAllocator and CpuPools against sets of marks and the time of their release."""
+
+    @initialize()
+    def start(self) -> None:
+        self.now = 100.0
+        self.allocator = MarkAllocator(WIDTH, QUARANTINE, lambda: self.now)
+        self.rows = np.zeros(3, dtype=POOL)
+        self.rows["taken"] = self.rows["filled"] = COUNTS_BEFORE_WRAP
+        self.pools = CpuPools(self.rows, CPUS)
+        self.xdp = Xdp(self.rows)
+        self.pooled: dict[int, list[int]] = {cpu: [] for cpu in CPUS}
+        self.reported: set[int] = set()
+        self.live: set[int] = set()
+        self.released: dict[int, float] = {}
+        self.undoable: dict[int, int] = {}
+
+    def _handed_out(self, marks: list[int]) -> None:
+        held = {mark for pool in self.pooled.values() for mark in pool} | self.reported | self.live
+        assert len(set(marks)) == len(marks)
+        assert not held & set(marks)
+        for mark in marks:
+            assert 1 <= mark < 1 << WIDTH
+            assert self.now - self.released.pop(mark, -QUARANTINE) >= QUARANTINE
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, QUARANTINE, 60.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(wanted=st.integers(0, 12))
+    def take(self, wanted: int) -> None:
+        free = (1 << WIDTH) - 1 - self._busy()
+        marks = self.allocator.take(wanted).tolist()
+        assert len(marks) == min(wanted, free)
+        self._handed_out(marks)
+        self.live |= set(marks)
+
+    def _busy(self) -> int:
+        resting = sum(self.now - since < QUARANTINE for since in self.released.values())
+        return sum(map(len, self.pooled.values())) + len(self.reported) + len(self.live) + resting
+
+    @rule(chunk=st.integers(2, 2 * SLOTS))
+    def lease(self, chunk: int) -> None:
+        before = {cpu: self.pools.stock(cpu) for cpu in CPUS}
+        leased = self.pools.lease(self.allocator, chunk)
+        fresh: list[int] = []
+        for cpu in CPUS:
+            stock = self.pools.stock(cpu)
+            first = int(self.rows[cpu]["taken"]) + before[cpu]
+            added = [int(self.rows[cpu]["slots"][(first + n) % SLOTS]) for n in range(stock - before[cpu])]
+            assert stock <= SLOTS - 1 or not added
+            fresh += added
+            self.pooled[cpu] += added
+        assert leased == len(fresh)
+        for cpu in CPUS:
+            self.pooled[cpu] = [mark for mark in self.pooled[cpu] if mark not in fresh]
+        self._handed_out(fresh)
+        for cpu in CPUS:
+            first = int(self.rows[cpu]["taken"])
+            self.pooled[cpu] = [
+                int(self.rows[cpu]["slots"][(first + n) % SLOTS]) for n in range(self.pools.stock(cpu))
+            ]
+
+    @rule(cpu=st.sampled_from(CPUS))
+    def xdp_reports(self, cpu: int) -> None:
+        mark = self.xdp.take(cpu)
+        assert mark == (self.pooled[cpu].pop(0) if self.pooled[cpu] else 0)
+        if mark:
+            self.reported.add(mark)
+
+    @rule(cpu=st.sampled_from(CPUS), chunk=st.integers(2, SLOTS))
+    def xdp_gives_back_after_a_lease(self, cpu: int, chunk: int) -> None:
+        mark = self.xdp.take(cpu)
+        if not mark:
+            return
+        assert self.pooled[cpu].pop(0) == mark
+        self.reported.add(mark)  # in XDP's hand while user space fills the pools
+        self.lease(chunk)
+        self.reported.discard(mark)
+        self.xdp.give_back(cpu)
+        self.pooled[cpu].insert(0, mark)
+
+    @rule(data=st.data())
+    def confirm(self, data: st.DataObject) -> None:
+        foreign = st.sampled_from([0, 1 << WIDTH, 2**32 - 1, *sorted(self.live), *sorted(self.released)])
+        known = st.sampled_from(sorted(self.reported)) if self.reported else foreign
+        marks = data.draw(st.lists(st.one_of(known, foreign), max_size=8))
+        first = [mark in self.reported and mark not in marks[:number] for number, mark in enumerate(marks)]
+        assert self.allocator.confirm(marks_of(*marks)).tolist() == first
+        self.live |= self.reported & set(marks)
+        self.reported -= set(marks)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.live | self.reported)
+    def release(self, data: st.DataObject) -> None:
+        marks = data.draw(st.lists(st.sampled_from(sorted(self.live | self.reported)), min_size=1, max_size=8))
+        self.allocator.release(marks_of(0, *marks))
+        self.live -= set(marks)
+        self.reported -= set(marks)
+        self.released |= dict.fromkeys(marks, self.now)
+
+    @rule(data=st.data())
+    def wrong_release_changes_nothing(self, data: st.DataObject) -> None:
+        held = self.live | self.reported | {mark for pool in self.pooled.values() for mark in pool}
+        wrong = data.draw(st.sampled_from(sorted({1 << WIDTH, *range(1, 1 << WIDTH)} - held) or [1 << WIDTH]))
+        good = sorted(self.live)[:1]
+        before = self.allocator.state.copy()
+        with pytest.raises(ValueError, match=f"mark {wrong} cannot be released"):
+            self.allocator.release(marks_of(wrong, *good))
+        assert (self.allocator.state == before).all()
+
+    @invariant()
+    def each_mark_is_in_one_state(self) -> None:
+        states = self.allocator.state
+        leased = {mark for pool in self.pooled.values() for mark in pool} | self.reported
+        assert set(np.flatnonzero(states == MarkState.LIVE).tolist()) == self.live
+        assert set(np.flatnonzero(states == MarkState.LEASED).tolist()) == leased
+        resting = set(np.flatnonzero(states == MarkState.QUARANTINED).tolist())
+        assert resting <= self.released.keys()
+        assert {mark for mark, since in self.released.items() if self.now - since < QUARANTINE} <= resting
+        assert sum(self.allocator.count(state) for state in MarkState) == (1 << WIDTH) - 1
+
+    @invariant()
+    def stock_is_what_waits(self) -> None:
+        for cpu in CPUS:
+            assert self.pools.stock(cpu) == len(self.pooled[cpu]) <= SLOTS
+        assert self.pools.stock(1) == 0
+
+
+TestLivesOfMarks = LivesOfMarks.TestCase
+TestLivesOfMarks.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_marks_rest_longest_free_first() -> None:
+    allocator = MarkAllocator(3, 0.0, lambda: 0.0)
+    assert allocator.take(3).tolist() == [1, 2, 3]
+    allocator.release(marks_of(2))
+    assert allocator.take(9).tolist() == [4, 5, 6, 7, 2]
+    assert allocator.generation[[1, 2]].tolist() == [0, 1]
+
+
+def test_a_lease_fills_only_cpus_that_run_low() -> None:
+    rows = np.zeros(2, dtype=POOL)
+    pools, allocator, xdp = CpuPools(rows, [0, 1]), MarkAllocator(8, 0.0), Xdp(rows)
+    assert pools.lease(allocator, 4) == 8
+    xdp.take(0)
+    assert pools.lease(allocator, 4) == 0
+    xdp.take(0)
+    xdp.take(0)
+    assert pools.lease(allocator, 4) == 3
+    assert [pools.stock(0), pools.stock(1)] == [4, 4]
+
+
+def test_an_exhausted_allocator_leases_what_it_has() -> None:
+    rows = np.zeros(2, dtype=POOL)
+    pools = CpuPools(rows, [0, 1])
+    assert pools.lease(MarkAllocator(2, 0.0), 4) == 3
+    assert [pools.stock(0), pools.stock(1)] == [3, 0]
+
+
+@pytest.mark.parametrize("width", [0, 25, -1])
+def test_width_out_of_range(width: int) -> None:
+    with pytest.raises(ValueError, match="between 1 and 24"):
+        MarkAllocator(width, 1.0)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules, their cookies, and a backend's answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfcore.flows import FLOW_KEY, FlowMatch
+from nfcore.rules import Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark, make_cookies, split_cookies
+
+V4 = FlowMatch.parse("198.18.1.2:40000 > 198.18.10.1:80/tcp")
+V6 = FlowMatch.parse("[2001:db8::1]:40000 > [2001:db8::2]:80/udp")
+
+
+def test_a_batch_gives_back_its_rules() -> None:
+    rules = [Rule(V4, SetMark(7), 1), Rule(V6, Drop(), 2**64 - 1), Rule(V6, SetMark(2**32 - 1), 3)]
+    assert list(RuleBatch.of(rules)) == rules
+    assert list(RuleBatch.of([])) == []
+
+
+def test_other_rows_are_refused() -> None:
+    with pytest.raises(TypeError, match="rule batch has rows of"):
+        RuleBatch(np.zeros(1, dtype=FLOW_KEY))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**16 - 1)), max_size=20))
+def test_cookies_carry_slot_and_generation(pairs: list[tuple[int, int]]) -> None:
+    slots = np.array([slot for slot, _ in pairs], dtype=np.int64)
+    generations = np.array([generation for _, generation in pairs], dtype=np.uint16)
+    ours, slots_back, generations_back = split_cookies(make_cookies(slots, generations))
+    assert ours.all()
+    assert slots_back.tolist() == slots.tolist()
+    assert generations_back.tolist() == generations.tolist()
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_only_the_tag_makes_a_cookie_ours(cookie: int) -> None:
+    ours, _, _ = split_cookies(np.array([cookie], dtype=np.uint64))
+    assert bool(ours[0]) == (cookie.to_bytes(8, "big")[:2] == b"nf")
+
+
+def test_one_answer_for_all() -> None:
+    outcomes = Outcomes.all(Outcome.FULL, 3, "table is full")
+    assert outcomes.status.tolist() == [Outcome.FULL] * 3
+    assert outcomes.words == {0: "table is full"}
+    assert Outcomes.all(Outcome.FULL, 0, "nobody to say it to").words == {}
