@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import toml
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -98,7 +97,9 @@ def check(
     if as_json:
         typer.echo(json.dumps(loaded.resolved()))
     elif resolved:
-        typer.echo(toml.dumps(loaded.resolved()), nl=False)
+        from .config import write_toml  # noqa: PLC0415
+
+        typer.echo(write_toml(loaded.resolved()), nl=False)
     else:
         typer.echo(f"{config}: no mistakes found")
 

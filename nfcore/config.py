@@ -7,6 +7,7 @@ The core owns the tables `nf`, `interfaces`, `marking` and `offload`; every plug
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 import tomllib
@@ -16,6 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+import toml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from .errors import ConfigError, Problem
@@ -41,7 +43,7 @@ def format_duration(seconds: float) -> str:
     for unit, size in reversed(_DURATION_UNITS.items()):
         if seconds >= size and round(seconds / size) * size == seconds:
             return f"{round(seconds / size)}{unit}"
-    return f"{Decimal(repr(seconds)):f}s"
+    return f"{Decimal(repr(seconds)).normalize():f}s"
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
@@ -143,6 +145,14 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value
+
+
+def write_toml(tables: Mapping[str, Any]) -> str:
+    """Write tables, such as :meth:`Config.resolved` gives, as a TOML document."""
+    encoder = toml.TomlEncoder()
+    # toml's own escaping turns a backslash before an x into no TOML; a JSON string is one, but for the DEL character.
+    encoder.dump_funcs[str] = lambda text: json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return toml.dumps(tables, encoder)
 
 
 def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

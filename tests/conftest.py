@@ -8,15 +8,17 @@ failure, but for what this kernel or NIC does not support (`UnsupportedError`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from nfcore.config import Config, MarkingTable, NfTable, OffloadTable
 from nfcore.errors import UnsupportedError
 
 KERNEL_TIER = Path(__file__).parent / "kernel"
+NOBODY = 65_534
 STRICT = os.environ.get("CI", "").lower() == "true"
 
 settings.register_profile("nfcore", deadline=None, max_examples=60)
@@ -57,3 +59,44 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "failed"
         report.longrepr = f"skipped where CI=true allows none: {report.longrepr}"
     return report
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A configuration with the core's defaults and no interface."""
+    return Config(
+        source="test.toml",
+        nf=NfTable(plugins=["marking"], socket=str(tmp_path / "nfcore.sock")),
+        interfaces=[],
+        marking=MarkingTable(),
+        offload=OffloadTable(),
+    )
+
+
+@pytest.fixture
+def unprivileged(tmp_path: Path) -> Callable[..., str]:
+    """Call a function as user nobody, in a child process: what it raised, or the repr of what it gave."""
+
+    def call(function: Callable[..., object], *arguments: object) -> str:
+        note = tmp_path / "note"
+        note.touch()
+        note.chmod(0o666)
+        tmp_path.chmod(0o777)
+        with note.open("w", encoding="utf-8") as file:
+            child = os.fork()
+            if child == 0:
+                try:
+                    if os.geteuid() == 0:
+                        os.setgroups([])
+                        os.setresgid(NOBODY, NOBODY, NOBODY)
+                        os.setresuid(NOBODY, NOBODY, NOBODY)
+                    file.write(repr(function(*arguments)))
+                except BaseException as error:  # noqa: BLE001 - it is the result
+                    file.write(str(error))
+                finally:
+                    file.flush()
+                    os._exit(0)
+            os.waitpid(child, 0)
+        return note.read_text(encoding="utf-8")
+
+    return call

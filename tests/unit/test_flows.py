@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.flows import FLOW_KEY, FLOW_ROW, IDENTITY_BYTES, FlowBatch, FlowMatch
+from nfcore.flows import FLOW_KEY, IDENTITY_BYTES, FlowBatch, FlowMatch
 
 PORTS = st.integers(0, 65_535)
 
@@ -52,7 +52,9 @@ def test_key_is_what_the_packet_carries() -> None:
 
 
 def test_text_of_a_flow() -> None:
-    assert str(FlowMatch.parse("[2001:db8::1]:1 > [2001:0db8:0::2]:443/udp")) == "[2001:db8::1]:1 > [2001:db8::2]:443/udp"
+    assert (
+        str(FlowMatch.parse("[2001:db8::1]:1 > [2001:0db8:0::2]:443/udp")) == "[2001:db8::1]:1 > [2001:db8::2]:443/udp"
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,4 +129,3 @@ def test_a_batch_without_rows() -> None:
 def test_other_rows_are_refused() -> None:
     with pytest.raises(TypeError, match="flow batch has rows of"):
         FlowBatch(np.zeros(3, dtype=FLOW_KEY))
-    assert FLOW_ROW.itemsize == 88

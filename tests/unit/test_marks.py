@@ -56,7 +56,6 @@ class LivesOfMarks(RuleBasedStateMachine):
         self.reported: set[int] = set()
         self.live: set[int] = set()
         self.released: dict[int, float] = {}
-        self.undoable: dict[int, int] = {}
 
     def _handed_out(self, marks: list[int]) -> None:
         held = {mark for pool in self.pooled.values() for mark in pool} | self.reported | self.live
@@ -86,23 +85,16 @@ class LivesOfMarks(RuleBasedStateMachine):
     def lease(self, chunk: int) -> None:
         before = {cpu: self.pools.stock(cpu) for cpu in CPUS}
         leased = self.pools.lease(self.allocator, chunk)
-        fresh: list[int] = []
+        added: dict[int, list[int]] = {}
         for cpu in CPUS:
-            stock = self.pools.stock(cpu)
-            first = int(self.rows[cpu]["taken"]) + before[cpu]
-            added = [int(self.rows[cpu]["slots"][(first + n) % SLOTS]) for n in range(stock - before[cpu])]
-            assert stock <= SLOTS - 1 or not added
-            fresh += added
-            self.pooled[cpu] += added
+            first, stock = int(self.rows[cpu]["taken"]) + before[cpu], self.pools.stock(cpu)
+            added[cpu] = [int(self.rows[cpu]["slots"][(first + n) % SLOTS]) for n in range(stock - before[cpu])]
+            assert stock <= SLOTS - 1 or not added[cpu]
+        fresh = [mark for marks in added.values() for mark in marks]
         assert leased == len(fresh)
-        for cpu in CPUS:
-            self.pooled[cpu] = [mark for mark in self.pooled[cpu] if mark not in fresh]
         self._handed_out(fresh)
         for cpu in CPUS:
-            first = int(self.rows[cpu]["taken"])
-            self.pooled[cpu] = [
-                int(self.rows[cpu]["slots"][(first + n) % SLOTS]) for n in range(self.pools.stock(cpu))
-            ]
+            self.pooled[cpu] += added[cpu]
 
     @rule(cpu=st.sampled_from(CPUS))
     def xdp_reports(self, cpu: int) -> None:
