@@ -336,8 +336,16 @@ def _run(
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     try:
+        # In a session of its own: Ctrl-C in a terminal must not reach the commands that clean up after it.
         result = subprocess.run(
-            argv, input=stdin or "", capture_output=True, text=True, timeout=timeout, env=env, check=False
+            argv,
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=env,
+            check=False,
+            start_new_session=True,
         )
     except FileNotFoundError as error:
         raise HostError(f"{argv[0]} is not installed: run scripts/setup.sh") from error

@@ -149,10 +149,10 @@ def _without_none(value: Any) -> Any:
 
 def write_toml(tables: Mapping[str, Any]) -> str:
     """Write tables, such as :meth:`Config.resolved` gives, as a TOML document."""
-    encoder = toml.TomlEncoder()
+    encoder: toml.TomlEncoder[dict[str, Any]] = toml.TomlEncoder()
     # toml's own escaping turns a backslash before an x into no TOML; a JSON string is one, but for the DEL character.
     encoder.dump_funcs[str] = lambda text: json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
-    return toml.dumps(tables, encoder)
+    return toml.dumps(dict(tables), encoder)
 
 
 def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

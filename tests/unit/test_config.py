@@ -271,14 +271,22 @@ def test_any_duration_survives_being_written(seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds", "written"),
-    [("90s", 90, "90s"), ("120s", 120, "2m"), ("1.5ms", 0.0015, "1500us"), ("0s", 0, "0s"), ("0.5us", 5e-7, "0.0000005s")],
+    [
+        ("90s", 90, "90s"),
+        ("120s", 120, "2m"),
+        ("1.5ms", 0.0015, "1500us"),
+        ("0s", 0, "0s"),
+        ("0.5us", 5e-7, "0.0000005s"),
+    ],
 )
 def test_durations(text: str, seconds: float, written: str) -> None:
     assert math.isclose(parse_duration(text), seconds)
     assert format_duration(parse_duration(text)) == written
 
 
-@pytest.mark.parametrize("value", ["", "30", "s", "-3s", "1e3s", "3d", " 3s", "3s\n", "٣s", "9" * 400 + "s", 30, 3.0, None])
+@pytest.mark.parametrize(
+    "value", ["", "30", "s", "-3s", "1e3s", "3d", " 3s", "3s\n", "٣s", "9" * 400 + "s", 30, 3.0, None]
+)
 def test_bad_durations(value: object) -> None:
     with pytest.raises(ValueError, match="should be a duration with its unit"):
         parse_duration(value)
@@ -328,7 +336,9 @@ LEAVES = st.one_of(
     st.booleans(),
     st.floats(allow_nan=True),
     st.dates(),
-    st.sampled_from(["katran_accel", "marking", "softnic", "stats", "none", "tcp", "198.18.10.1", "2001:db8::1", "30s"]),
+    st.sampled_from(
+        ["katran_accel", "marking", "softnic", "stats", "none", "tcp", "198.18.10.1", "2001:db8::1", "30s"]
+    ),
     st.text(st.characters(codec="utf-8"), max_size=6),
 )
 TOMLISH = st.recursive(

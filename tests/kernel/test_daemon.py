@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon with a NIC in front of it: real frames over veth, clean stops, kills, restarts, and who else is there."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scapy.layers.inet import ICMP, IP
+from scapy.layers.l2 import Ether
+
+from nfcore.control import request
+from nfcore.errors import HostError
+from nfcore.kernel import Program
+from nfcore.plugins.softnic.backend import SoftnicBackend
+
+from .balancer_world import CLIENT, GATEWAY, NIC, tcp, udp
+
+NAMESPACE = "nftest-daemon"
+PATIENCE = 30.0
+"""Seconds until something that should happen counts as not happening."""
+
+CONFIG = """
+[nf]
+plugins = ["katran_accel", "marking", "softnic", "stats"]
+socket = "{socket}"
+[[interfaces]]
+name = "eth1"
+chain = ["katran_accel"]
+offload = ["softnic"]
+[marking]
+strategy = "{strategy}"
+quarantine = "100ms"
+[offload]
+min_packets = 3
+idle_timeout = "{idle_timeout}"
+events = "{events}"
+[softnic]
+pins = {{ eth1 = "{nic}" }}
+[katran_accel]
+lru_size = 4096
+{katran}
+[[katran_accel.vips]]
+address = "198.18.10.1"
+port = 80
+protocol = "tcp"
+reals = [{{ address = "198.18.20.11" }}, {{ address = "198.18.20.12" }}, {{ address = "198.18.20.13" }}]
+[[katran_accel.vips]]
+address = "2001:db8:10::1"
+port = 53
+protocol = "udp"
+reals = [{{ address = "2001:db8:20::11" }}, {{ address = "2001:db8:20::12" }}]
+"""
+
+
+def ip(*arguments: str) -> str:
+    command = ["ip", "-n", NAMESPACE, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def inside(*command: str) -> list[str]:
+    return ["nsenter", f"--net=/run/netns/{NAMESPACE}", *command]
+
+
+def nfcore(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = inside(sys.executable, "-m", "nfcore.cli", *arguments)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    """Wait until `condition` holds; the last value otherwise."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return value
+
+
+@dataclass
+class Site:
+    """net0 ══ wire0 [NIC] port0 ══ eth1 [balancer], all in one namespace; frames go in and come out at net0."""
+
+    folder: Path
+    network: socket.socket
+    daemons: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def nic(self) -> Path:
+        return self.folder / "nic"
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "nf.sock"
+
+    def config(
+        self, *, strategy: str = "dest-id", katran: str = "", idle_timeout: str = "30s", events: str = "ringbuf"
+    ) -> Path:
+        path = self.folder / "nf.toml"
+        text = CONFIG.format(
+            socket=self.socket, nic=self.nic, strategy=strategy, katran=katran, idle_timeout=idle_timeout, events=events
+        )
+        path.write_text(text)
+        return path
+
+    def start(self, config: Path) -> subprocess.Popen[str]:
+        command = inside(sys.executable, "-m", "nfcore.cli", "run", str(config))
+        daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.daemons.append(daemon)
+        assert daemon.stderr is not None
+        lines = []
+        for line in daemon.stderr:
+            lines.append(line)
+            if line.startswith("ready"):
+                return daemon
+        raise AssertionError(f"the daemon ended with {daemon.wait()}: {''.join(lines)}")
+
+    @contextmanager
+    def running(self, config: Path) -> Iterator[subprocess.Popen[str]]:
+        daemon = self.start(config)
+        yield daemon
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(PATIENCE) == 0, daemon.stderr and daemon.stderr.read()
+
+    def figure(self, name: str, **labels: str) -> float:
+        metrics = request(self.socket, "stats")["metrics"]
+        samples = [s for metric in metrics if metric["name"] == name for s in metric["samples"]]
+        return sum(s["value"] for s in samples if labels.items() <= s["labels"].items())
+
+    def exchange(self, frame: bytes) -> bytes:
+        """Send a frame from the network; the balancer's answer to it."""
+        self.network.send(frame)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            received = self.network.recv(4096)
+            if received.endswith(frame[14:]) and len(received) > len(frame):
+                return received
+        raise AssertionError("no encapsulated frame came back")
+
+    def rules(self) -> int:
+        backend = SoftnicBackend.open(self.nic, "nic")
+        try:
+            return len(backend.dump())
+        finally:
+            backend.close()
+
+    def program(self) -> int | None:
+        """Id of the program on eth1."""
+        (link,) = json.loads(ip("-j", "-d", "link", "show", "eth1"))
+        return link["xdp"]["prog"]["id"] if "xdp" in link else None
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    subprocess.run(["ip", "netns", "add", NAMESPACE], check=True)
+    daemons: list[subprocess.Popen[str]] = []
+    try:
+        for link, peer in (("wire0", "net0"), ("port0", "eth1")):
+            ip("link", "add", link, "type", "veth", "peer", peer)
+        ip("link", "set", "eth1", "address", NIC)
+        for link in ("lo", "net0", "wire0", "port0", "eth1"):
+            ip("link", "set", link, "up")
+        subprocess.run(inside("ethtool", "-K", "net0", "gro", "on"), check=True, capture_output=True)
+        ip("address", "add", "198.18.2.2/24", "dev", "eth1")
+        ip("neighbour", "add", "198.18.2.1", "lladdr", GATEWAY, "dev", "eth1")
+        ip("route", "add", "default", "via", "198.18.2.1")
+        with enter(NAMESPACE):
+            network = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        with network:
+            network.bind(("net0", 3))
+            network.settimeout(PATIENCE)
+            made = Site(tmp_path, network, daemons)
+            nic = nfcore("softnic", "create", "--wire", "wire0", "--port", "port0", "--pin", str(made.nic))
+            assert nic.returncode == 0, nic.stderr
+            yield made
+    finally:
+        for daemon in daemons:
+            if daemon.poll() is None:
+                daemon.kill()
+                daemon.wait()
+        nfcore("softnic", "remove", "--pin", str(tmp_path / "nic"))
+        subprocess.run(["ip", "netns", "del", NAMESPACE], check=True)
+
+
+@contextmanager
+def enter(namespace: str) -> Iterator[None]:
+    """This thread in another network namespace for a moment."""
+    with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{namespace}").open() as there:
+        _setns(there.fileno())
+        try:
+            yield
+        finally:
+            _setns(home.fileno())
+
+
+def _setns(fd: int) -> None:
+    # Python has os.setns() from 3.12 on; 0x40000000 is CLONE_NEWNET.
+    if ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+FLOWS = {
+    "v4": tcp("198.18.1.2", "198.18.10.1"),
+    "v6": udp("2001:db8:1::2", "2001:db8:10::1"),
+}
+
+
+@pytest.mark.parametrize("family", FLOWS)
+@pytest.mark.parametrize("events", ["ringbuf", "perf"])
+@pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
+def test_a_flow_goes_to_hardware_and_is_sent_the_same_way(site: Site, strategy: str, events: str, family: str) -> None:
+    frame = FLOWS[family]
+    with site.running(site.config(strategy=strategy, events=events)):
+        slow = [site.exchange(frame) for _ in range(3)]
+        assert eventually(lambda: site.figure("nfcore_flows", state="installed")) == 1
+        before = site.figure("nfcore_packets_total", path="fast")
+        fast = [site.exchange(frame) for _ in range(5)]
+        assert set(slow) == set(fast)
+        assert site.figure("nfcore_packets_total", path="fast") - before == 5
+        assert site.figure("nfcore_softnic_packets_total", kind="marked") == 5
+    assert site.rules() == 0
+
+
+@pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
+def test_an_idle_flow_leaves_hardware_and_comes_back(site: Site, strategy: str) -> None:
+    frame = FLOWS["v4"]
+    with site.running(site.config(strategy=strategy, idle_timeout="400ms")):
+        first = site.exchange(frame)
+        for _ in range(2):
+            site.exchange(frame)
+        assert eventually(lambda: site.figure("nfcore_aged_total")) == 1
+        assert eventually(lambda: site.rules() == 0)
+        assert eventually(lambda: site.figure("nfcore_flows") == 0)
+        assert site.exchange(frame) == first
+        # The report comes after twice as many packets as the time before, then the rule is back.
+        assert eventually(lambda: site.exchange(frame) and site.rules())
+        assert site.exchange(frame) == first
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_daemon_leaves_nothing(site: Site, number: int) -> None:
+    daemon = site.start(site.config())
+    for _ in range(3):
+        site.exchange(FLOWS["v4"])
+    assert eventually(site.rules) == 1
+    program = site.program()
+    assert program is not None
+    daemon.send_signal(number)
+    assert daemon.wait(PATIENCE) == 0
+    assert (site.program(), site.rules()) == (None, 0)
+    assert sorted(path.name for path in site.folder.iterdir()) == ["nf.toml", "nic"]
+    assert eventually(lambda: gone(program))
+
+
+def gone(program: int) -> bool:
+    try:
+        Program.from_id(program).close()
+    except HostError:
+        return True
+    return False
+
+
+def test_a_signal_before_it_is_ready_leaves_nothing(site: Site) -> None:
+    command = inside(sys.executable, "-m", "nfcore.cli", "run", str(site.config()))
+    for delay in (0.3, 0.6, 0.9, 1.2):
+        daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        time.sleep(delay)
+        daemon.send_signal(signal.SIGTERM)
+        _, said = daemon.communicate(timeout=PATIENCE)
+        assert "Traceback" not in said
+        assert site.program() is None
+        assert not site.socket.exists()
+
+
+def test_a_killed_daemons_rules_work_on_and_the_next_one_takes_over(site: Site) -> None:
+    frame = FLOWS["v4"]
+    daemon = site.start(site.config())
+    sent = {site.exchange(frame) for _ in range(3)}
+    assert eventually(site.rules) == 1
+    killed = site.program()
+    daemon.kill()
+    daemon.wait()
+    sent |= {site.exchange(frame) for _ in range(5)}
+    with site.running(site.config()):
+        assert site.program() not in (None, killed)
+        sent |= {site.exchange(frame) for _ in range(5)}
+        assert eventually(lambda: site.figure("nfcore_flows", state="installed")) == 1
+    assert len(sent) == 1
+    assert (site.program(), site.rules()) == (None, 0)
+
+
+def test_cleanup_removes_what_a_killed_daemon_left(site: Site) -> None:
+    config = site.config()
+    daemon = site.start(config)
+    refused = nfcore("cleanup", str(config))
+    assert refused.returncode == 1
+    assert "the daemon is running" in refused.stderr
+    for _ in range(3):
+        site.exchange(FLOWS["v4"])
+    assert eventually(site.rules) == 1
+    daemon.kill()
+    daemon.wait()
+    cleaned = nfcore("cleanup", str(config))
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert "detached program" in cleaned.stdout and "removed 1 rules from eth1" in cleaned.stdout
+    assert (site.program(), site.rules()) == (None, 0)
+    assert sorted(path.name for path in site.folder.iterdir()) == ["nf.toml", "nic"]
+    assert nfcore("cleanup", str(config)).stdout == "nothing was left\n"
+
+
+def test_a_second_daemon_is_refused_and_harms_nothing(site: Site) -> None:
+    config = site.config()
+    with site.running(config):
+        program = site.program()
+        second = nfcore("run", str(config))
+        assert second.returncode == 1
+        assert "a daemon is running already" in second.stderr and "Traceback" not in second.stderr
+        assert site.program() == program
+        assert site.exchange(FLOWS["v4"])
+
+
+def test_somebody_elses_program_is_left_alone(site: Site) -> None:
+    others = nfcore("softnic", "create", "--wire", "eth1", "--port", "net0", "--pin", str(site.folder / "other"))
+    assert others.returncode == 0, others.stderr
+    program = site.program()
+    refused = nfcore("run", str(site.config()))
+    assert refused.returncode == 1
+    assert "eth1" in refused.stderr and "softnic_wire" in refused.stderr and "Traceback" not in refused.stderr
+    assert site.program() == program
+    assert nfcore("softnic", "remove", "--pin", str(site.folder / "other")).returncode == 0
+
+
+@pytest.fixture
+def _one_cpu() -> Iterator[None]:
+    """Frames are handled on the CPU that sends them: one connection table sees them all."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.usefixtures("_one_cpu")
+def test_pins_outlive_the_daemon_and_are_taken_over(site: Site) -> None:
+    pins = site.folder / "pins"
+    config = site.config(katran=f'pin_dir = "{pins}"')
+    with site.running(config):
+        sent = {site.exchange(FLOWS["v4"]) for _ in range(2)}
+        assert {"balancer_ingress", "vip_map", "ch_rings", "hw_accel_targets"} <= {p.name for p in pins.iterdir()}
+    assert site.program() is None
+    assert (pins / "vip_map").exists()
+    with site.running(config):
+        # One packet more is the third on this CPU: the connection table was taken over.
+        sent.add(site.exchange(FLOWS["v4"]))
+        assert eventually(site.rules) == 1
+    assert len(sent) == 1
+    smaller = site.config(katran=f'pin_dir = "{pins}"\n').read_text().replace("lru_size = 4096", "lru_size = 2048")
+    config.write_text(smaller)
+    refused = nfcore("run", str(config))
+    assert refused.returncode == 1
+    assert "2048" in refused.stderr and "4096" in refused.stderr and "Traceback" not in refused.stderr
+    assert nfcore("cleanup", str(config)).returncode == 0
+    assert not pins.exists()
+
+
+def test_what_is_missing_is_named(site: Site) -> None:
+    config = site.config()
+    ip("route", "del", "default")
+    failed = nfcore("run", str(config))
+    assert failed.returncode == 1
+    assert "gateway_mac" in failed.stderr and "no default route" in failed.stderr
+    ip("link", "set", "eth1", "name", "eth9")
+    failed = nfcore("run", str(config))
+    assert failed.returncode == 1
+    assert "interfaces[0].name: there is no interface 'eth1'" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_other_traffic_reaches_the_stack(site: Site) -> None:
+    with site.running(site.config()):
+        ip("neighbour", "add", "198.18.2.9", "lladdr", CLIENT, "dev", "eth1")
+        ping = Ether(src=CLIENT, dst=NIC) / IP(src="198.18.2.9", dst="198.18.2.2") / ICMP(id=77) / b"payload"
+        site.network.send(bytes(ping))
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            answer = Ether(site.network.recv(4096))
+            if ICMP in answer and answer[ICMP].type == 0 and answer[ICMP].id == 77:
+                return
+        pytest.fail("no answer to the ping")

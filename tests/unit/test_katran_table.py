@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`[katran_accel]`: VIPs and reals as people write them, and what cannot be served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from nfcore.plugins.katran_accel.layouts import MAX_REALS, VipFlag
+from nfcore.plugins.katran_accel.table import KatranTable, VipTable, check_table
+
+REALS = [{"address": "198.18.20.11"}]
+
+
+def vip(address: str = "198.18.10.1", **changes: Any) -> dict[str, Any]:
+    return {"address": address, "port": 80, "protocol": "tcp", "reals": REALS} | changes
+
+
+def problems(*vips: object) -> dict[str, str]:
+    return {problem.path: problem.message for problem in check_table({"vips": list(vips)}, "katran_accel")}
+
+
+def words_against(table: dict[str, Any]) -> str:
+    with pytest.raises(ValidationError) as refused:
+        VipTable.model_validate(table)
+    (error,) = refused.value.errors()
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("198.18.10.1", "198.18.10.1"),
+        ("198.18.10.1", "198.18.10.1/32"),
+        ("2001:db8::1", "2001:DB8:0:0:0:0:0:1"),
+        ("2001:db8::1", "2001:db8::0.0.0.1"),
+        ("2001:db8::/64", "2001:0db8:0000::/64"),
+    ],
+)
+def test_a_vip_stands_once_however_it_is_written(first: str, second: str) -> None:
+    reals = [{"address": "2001:db8::2"}]
+    found = problems(vip("198.18.99.9"), vip(first, reals=reals), vip(second, reals=reals))
+    assert found.keys() == {"katran_accel.vips[2]"}
+    assert "is already katran_accel.vips[1]" in found["katran_accel.vips[2]"]
+
+
+def test_port_and_protocol_make_other_vips() -> None:
+    assert problems(vip(), vip(port=443), vip(protocol="udp"), vip("198.18.10.0/24")) == {}
+
+
+def test_an_ipv4_real_cannot_serve_an_ipv6_vip() -> None:
+    found = problems(vip("2001:db8::1", reals=[{"address": "2001:db8::2"}, {"address": "198.18.20.11"}]))
+    assert found.keys() == {"katran_accel.vips[0].reals[1].address"}
+    assert "IPv6 is encapsulated in IPv6 only" in found.popitem()[1]
+
+
+def test_an_ipv6_real_may_serve_an_ipv4_vip() -> None:
+    assert problems(vip(reals=[{"address": "2001:db8::2"}])) == {}
+
+
+def test_a_real_stands_once_in_a_vip() -> None:
+    reals = [{"address": "2001:db8::2"}, {"address": "198.18.20.11"}, {"address": "2001:DB8::0:2"}]
+    assert problems(vip(reals=reals)) == {
+        "katran_accel.vips[0].reals[2].address": "'2001:db8::2' is already reals[0] of this VIP"
+    }
+    assert problems(vip(reals=reals[:2]), vip(port=443, reals=reals[:2])) == {}
+
+
+def test_more_reals_than_the_map_holds() -> None:
+    reals = [{"address": f"2001:db8::{number:x}"} for number in range(MAX_REALS)]
+    assert problems(vip(reals=reals[1:])) == {}
+    assert f"at most {MAX_REALS - 1} fit" in problems(vip(reals=reals))["katran_accel.vips"]
+
+
+ANYTHING = st.recursive(
+    st.one_of(st.none(), st.integers(), st.text(max_size=5), st.just("198.18.10.1")),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["address", "port", "protocol", "reals"]), inner)
+    ),
+)
+
+
+@given(st.lists(ANYTHING, max_size=4))
+def test_values_of_any_type_can_be_checked(vips: list[Any]) -> None:
+    assert all(problem.path and problem.message for problem in check_table({"vips": vips}, "katran_accel"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"address": "198.18.10.1/24"}, "has host bits set"),
+        ({"address": "web.example"}, "address: Value error, should be an IPv4 or IPv6 address, or a prefix"),
+        ({"address": 3}, "should be an IPv4 or IPv6 address"),
+        ({"port": 65_536}, "port: Input should be less than or equal to 65535"),
+        ({"port": -1}, "port: Input should be greater than or equal to 0"),
+        ({"protocol": "sctp"}, "protocol: Input should be 'tcp' or 'udp'"),
+        ({"reals": []}, "reals: List should have at least 1 item"),
+        ({"reals": [{"address": "198.18.20.0/24"}]}, "reals.0.address: Value error, should be an IPv4 or IPv6 address"),
+        ({"reals": [{"address": "fe80::1%eth0"}]}, "reals.0.address: Value error, should be an IPv4 or IPv6 address"),
+        ({"reals": [{"address": "198.18.20.1", "weight": -1}]}, "reals.0.weight"),
+        ({"flags": ["no_such_flag"]}, "flags.0: Value error, should be one of "),
+    ],
+)
+def test_what_a_vip_cannot_be(changes: dict[str, Any], words: str) -> None:
+    assert words in words_against(vip(**changes))
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("198.18.10.1", "198.18.10.1:80/tcp"),
+        ("198.18.10.1/32", "198.18.10.1:80/tcp"),
+        ("198.18.10.0/24", "198.18.10.0/24:80/tcp"),
+        ("2001:DB8::0001", "[2001:db8::1]:80/tcp"),
+        ("2001:db8::/64", "[2001:db8::/64]:80/tcp"),
+    ],
+)
+def test_names(address: str, name: str) -> None:
+    assert VipTable.model_validate(vip(address)).name == name
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "covers"),
+    [
+        (vip("198.18.10.0/24"), vip(), True),
+        (vip(), vip("198.18.10.0/24"), False),
+        (vip(port=0), vip(), True),
+        (vip(), vip(port=0), False),
+        (vip(protocol="udp"), vip(), False),
+        (vip("2001:db8::/32", port=0), vip(), False),
+        (vip("0.0.0.0/0", port=0), vip(), True),
+    ],
+)
+def test_which_vip_takes_the_packets_of_another(wide: dict[str, Any], narrow: dict[str, Any], covers: bool) -> None:
+    assert VipTable.model_validate(wide).covers(VipTable.model_validate(narrow)) is covers
+
+
+def test_flags_by_name() -> None:
+    names = [flag.name.lower() for flag in VipFlag if flag.name]
+    table = VipTable.model_validate(vip(flags=[*names, names[0]]))
+    assert table.flag_bits == sum(VipFlag)
+    assert VipTable.model_validate(vip()).flag_bits == 0
+
+
+@pytest.mark.parametrize("cpus", ["some", [0, 0], [-1], [128], [True], [0.0], 3, {}])
+def test_bad_cpu_lists(cpus: object) -> None:
+    with pytest.raises(ValidationError, match="should be 'all' or a list of different CPU numbers below 128"):
+        KatranTable.model_validate({"vips": [vip()], "forwarding_cpus": cpus})
+
+
+@pytest.mark.parametrize("mac", ["02:00:5e:10:00", "02-00-5e-10-00-01", "AUTO", 5])
+def test_bad_mac(mac: object) -> None:
+    with pytest.raises(ValidationError, match="should be 'auto' or a MAC address"):
+        KatranTable.model_validate({"vips": [vip()], "gateway_mac": mac})

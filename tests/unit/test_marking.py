@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two strategies, as the engine asks them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfcore.config import Config
+from nfcore.context import Context
+from nfcore.flows import FlowBatch
+from nfcore.host import PluginHost
+from nfcore.marks import MarkAllocator, MarkMeaning, MarkState
+from nfcore.plugins.marking import DEST_ID, FLOW_ID, DestId, MarkingPlugin
+from nfcore.rules import Device
+from nfcore.session import chosen_strategy, make_context
+
+DEVICE = Device("eth1", 4, ("some_nic",))
+
+
+def batch(targets: list[int], marks: list[int] | None = None, nf: int = 1) -> FlowBatch:
+    flows = FlowBatch.empty(len(targets))
+    flows.rows["target"], flows.rows["nf"] = targets, nf
+    flows.rows["mark"] = marks or 0
+    return flows
+
+
+@pytest.fixture
+def host() -> PluginHost:
+    host = PluginHost()
+    host.register(MarkingPlugin(), "marking")
+    return host
+
+
+def in_charge(host: PluginHost, config: Config, strategy: str, *devices: Device) -> Context:
+    marking = config.marking.model_copy(update={"strategy": strategy, "width": 4})
+    context = make_context(replace(config, marking=marking), host, list(devices))
+    host.call("marking", "setup", context=context)
+    return context
+
+
+@pytest.mark.parametrize(("name", "meaning"), [("flow-id", MarkMeaning.FLOW), ("dest-id", MarkMeaning.TARGET)])
+def test_one_word_chooses(host: PluginHost, config: Config, name: str, meaning: MarkMeaning) -> None:
+    marking = config.marking.model_copy(update={"strategy": name})
+    info = chosen_strategy(replace(config, marking=marking), host)
+    assert info is not None
+    assert (info.name, info.meaning) == (name, meaning)
+
+
+def test_flow_id_confirms_what_is_on_lease(host: PluginHost, config: Config) -> None:
+    context = in_charge(host, config, "flow-id", DEVICE)
+    leased = context.marks.take(3, MarkState.LEASED).tolist()
+    live = context.marks.take(1).tolist()
+    asked = [leased[1], 0, live[0], 9, 2**31, leased[1], leased[2]]
+    marks = host.first("allocate_mark", batch=batch([7] * len(asked), asked))
+    assert marks.tolist() == [leased[1], 0, 0, 0, 0, 0, leased[2]]
+    assert marks.dtype == np.uint32
+    assert context.marks.state[leased].tolist() == [MarkState.LEASED, MarkState.LIVE, MarkState.LIVE]
+
+
+def test_flow_id_puts_released_marks_to_rest(host: PluginHost, config: Config) -> None:
+    context = in_charge(host, config, "flow-id", DEVICE)
+    marks = context.marks.take(2)
+    host.call("marking", "release_mark", marks=marks)
+    assert context.marks.count(MarkState.QUARANTINED) == 2
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2**64 - 1)), max_size=12), max_size=5))
+def test_dest_id_is_one_mark_per_target_for_ever(batches: list[list[tuple[int, int]]]) -> None:
+    strategy = DestId(MarkAllocator(10, 0.0))
+    known: dict[tuple[int, int], int] = {}
+    for pairs in batches:
+        flows = batch([target for _, target in pairs])
+        flows.rows["nf"] = [nf for nf, _ in pairs]
+        marks = strategy.allocate(flows).tolist()
+        for pair, mark in zip(pairs, marks, strict=True):
+            assert mark == known.setdefault(pair, mark)
+        strategy.release(np.array(marks, dtype=np.uint32))
+    assert sorted(known.values()) == list(range(1, len(known) + 1))
+
+
+def test_dest_id_without_marks_left(host: PluginHost, config: Config) -> None:
+    in_charge(host, config, "dest-id", DEVICE)
+    marks = host.first("allocate_mark", batch=batch(list(range(20))))
+    assert marks.tolist() == [*range(1, 16), 0, 0, 0, 0, 0]
+    assert host.first("allocate_mark", batch=batch([19, 3])).tolist() == [0, 4]
+
+
+def test_another_strategy_leaves_this_plugin_out(host: PluginHost, config: Config) -> None:
+    in_charge(host, config, "odd-even", DEVICE)
+    assert host.first("allocate_mark", batch=batch([1])) is None
+
+
+def test_without_a_backend_there_are_no_marks(host: PluginHost, config: Config) -> None:
+    context = in_charge(host, config, "dest-id", Device("eth1", 4))
+    assert context.strategy is None
+    assert host.first("allocate_mark", batch=batch([1])) is None
+
+
+def test_teardown_forgets(host: PluginHost, config: Config) -> None:
+    in_charge(host, config, "dest-id", DEVICE)
+    host.call("marking", "teardown")
+    assert host.first("allocate_mark", batch=batch([1])) is None
+
+
+@pytest.mark.parametrize("info", [FLOW_ID, DEST_ID])
+def test_strategies_say_what_they_are(info: Any) -> None:
+    assert info.help

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one run leaves for the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nfcore.state import State
+
+
+def test_the_next_run_knows(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "demo.state"
+    state = State(path)
+    assert state.recall("program") is None
+    state.remember("program", 77)
+    state.remember("map", 2**40)
+    state.remember("program", 78)
+    again = State(path)
+    assert (again.recall("program"), again.recall("map")) == (78, 2**40)
+    assert [entry.name for entry in path.parent.iterdir()] == ["demo.state"]
+
+
+def test_an_empty_state_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "demo.state"
+    state = State(path)
+    state.remember("program", 77)
+    state.forget("program")
+    state.forget("program")
+    assert not path.exists()
+    assert State(path).recall("program") is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"null", b'{"a": "x"}', b'{"a": null}', b'{"a": 1e999}', b"\xff", b'{"a": [1]}']
+)
+def test_a_damaged_file_is_an_empty_state(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "demo.state"
+    path.write_bytes(content)
+    state = State(path)
+    assert state.recall("a") is None
+    state.remember("a", 1)
+    assert State(path).recall("a") == 1
+
+
+def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = State()
+    state.remember("a", 1)
+    assert state.recall("a") == 1
+    state.forget("a")
+    assert list(tmp_path.iterdir()) == []
