@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that runs in the lab: emulated NIC, reals, the balancer, the client; and when to stop."""
+"""Everything that runs in the lab: emulated NIC, reals, the balancer, the client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import json
 import queue
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -16,50 +15,18 @@ import tomllib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, Any, Self
 
 from nfcore.errors import HostError
 
 from .lab import VIP4, VIP6, Lab
+from .stop import StopSwitch
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "examples" / "demo.toml"
 READY_WITHIN = 30.0
 """Seconds; compiling takes most of it on a slow machine."""
-
-
-class StoppedError(Exception):
-    """Somebody asked the demo to end (SIGINT, SIGTERM, SIGHUP); `number` is the signal."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(signal.Signals(number).name)
-
-
-class StopSwitch:
-    """Remembers a signal to stop, and raises where the demo can be left.
-
-    A signal handler that raises could do so amid the cleaning up; this one only takes a note.
-    """
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
-
-    def check(self) -> None:
-        """Raise StoppedError if a signal came."""
-        if self.number is not None:
-            raise StoppedError(self.number)
-
-    def wait(self) -> None:
-        """Until a signal comes."""
-        while self.number is None:
-            time.sleep(0.1)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = self.number or number
 
 
 class Reader:

@@ -163,7 +163,7 @@ def print_summary(console: Console, summary: Summary) -> None:
     table = Table.grid(padding=(0, 2))
     for check in summary.checks:
         mark = Text("PASS", style="bold green") if check.passed else Text("FAIL", style="bold red")
-        table.add_row(mark, Text(check.claim), Text(check.detail, style="dim"))
+        table.add_row(mark, Text(check.claim).append(f"\n{check.detail}", style="dim"))
     console.print()
     console.print(table)
     split = ", ".join(f"{name} {count:,}" for name, count in summary.reals.items())

@@ -62,7 +62,7 @@ class Backends:
         for number, backend in enumerate(self.device.backends):
             outcomes = self._ask(backend, "install_offload", RuleBatch(rules.rows[left]))
             result.status[left], result.backend[left] = outcomes.status, number
-            result.words += [words for words in outcomes.words.values() if words not in result.words]
+            result.words = list(dict.fromkeys([*result.words, *outcomes.words.values()]))
             left = left[outcomes.status != Outcome.INSTALLED]
             if not len(left):
                 break

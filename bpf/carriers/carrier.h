@@ -4,8 +4,10 @@
 
 #if defined(CARRIER_METADATA)
 #include "metadata.h"
+#elif defined(CARRIER_SKB_MARK)
+#include "skb_mark.h"
 #elif defined(CARRIER_NONE)
 #include "none.h"
 #else
-#error "no carrier: build with -DCARRIER_METADATA or -DCARRIER_NONE"
+#error "no carrier: build with -DCARRIER_METADATA, -DCARRIER_SKB_MARK or -DCARRIER_NONE"
 #endif

@@ -189,6 +189,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
                 daemon.kill()
                 daemon.wait()
         nfcore("softnic", "remove", "--pin", str(tmp_path / "nic"))
+        if (tmp_path / "pins").is_mount():
+            subprocess.run(["umount", tmp_path / "pins"], check=True)
         subprocess.run(["ip", "netns", "del", NAMESPACE], check=True)
 
 

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's command line: build, run, show, prove, remove."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from nfcore.errors import HostError, NfcoreError
+
+from .lab import VIP4, VIP6, Lab
+from .objects import KernelObjects
+from .proof import Summary
+from .run import Run
+from .stage import CONFIG, Stage, nfcore
+from .stop import StoppedError, StopSwitch
+from .traces import Traces
+from .view import View, make_view, print_summary
+
+
+class Strategy(StrEnum):
+    """What a mark means."""
+
+    FLOW_ID = "flow-id"
+    DEST_ID = "dest-id"
+
+
+def hints(stage: Stage) -> str:
+    """How to look around while the demo stays up."""
+    lab = stage.lab
+    inside = "nsenter --net=/run/netns/" + lab.prefix
+    command = nfcore()[0]
+    return f"""
+The lab stays up until Ctrl-C. In another terminal, as root:
+
+  {inside}client curl http://{VIP4}/            # ask the VIP: names the real, your address and port
+  {inside}client curl -g 'http://[{VIP6}]/'
+  {command} stats {stage.config}
+  {inside}gw tcpdump -ni net0                   # to the balancer and, encapsulated, back
+  {inside}real1 tcpdump -ni eth0                # at a real, after decapsulation
+  bpftool map list                              # {stage.pins} holds the emulated NIC's
+"""
+
+
+def perform(
+    console: Console, view: View, stop: StopSwitch, *, strategy: str | None, requests: int, keep: bool
+) -> Summary:
+    """Build, run, prove, remove. Raises nfcore's errors and StoppedError; everything is removed even then."""
+    lab = Lab()
+    stage = Stage(lab, stop, strategy=strategy)
+    traces = Traces(stage.socket, stage.pins)
+    with contextlib.ExitStack() as exits:
+        exits.enter_context(traces)
+        view.say("building the lab: client, gateway, emulated NIC, balancer, three reals")
+        exits.enter_context(lab)
+        view.say(f"starting the reals and nfcore run {CONFIG.name} (strategy {stage.strategy})")
+        exits.enter_context(stage)
+        with view:
+            summary = Run(stage, view, requests).traffic()
+        objects = KernelObjects.of(lab)
+        print_summary(console, summary)
+        if keep:
+            view.say(hints(stage))
+            stop.wait()
+    summary.left_behind = [*lab.leftovers(), *traces.left(), *objects.left()]
+    return summary
+
+
+def main(
+    context: typer.Context,
+    strategy: Annotated[
+        Strategy | None, typer.Option(help="What a mark means (default: as in examples/demo.toml).")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Stay up after the run until Ctrl-C.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as one JSON object on standard output, alone.")
+    ] = False,
+    requests: Annotated[int, typer.Option(min=8, max=1_000_000, help="HTTP requests, at least.")] = 12_000,
+) -> None:
+    """An L4 load balancer with an emulated NIC, real HTTP through it, and the proof that all of it was right.
+
+    Exit status: 0 all claims held; 1 one did not, or the demo could not run; 130 or 143 stopped by a signal.
+    """
+    stop: StopSwitch = context.obj
+    console = Console(stderr=as_json)
+    view = make_view(console)
+    try:
+        if os.geteuid() != 0:
+            raise HostError("the demo needs root (network namespaces, XDP): run sudo ./demo.sh")
+        summary = perform(console, view, stop, strategy=strategy, requests=requests, keep=keep)
+        if as_json:
+            print(json.dumps(summary.as_json()))
+        if summary.left_behind:
+            view.say(f"left behind: {', '.join(summary.left_behind)}")
+        else:
+            view.say("nothing left behind: namespaces, processes, programs, maps, pins and mounts are gone")
+        status = 0 if summary.ok else 1
+    except NfcoreError as error:
+        # A command that was about to start when Ctrl-C came fails by that; its words are then beside the point.
+        if stop.number is None:
+            print(f"demo: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_status) from error
+        status = _stopped(view, stop.number)
+    except StoppedError as error:
+        status = _stopped(view, error.number)
+    raise typer.Exit(status)
+
+
+def _stopped(view: View, number: int) -> int:
+    view.say(f"stopped by {signal.Signals(number).name}; everything was removed")
+    return 128 + number

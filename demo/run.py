@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of the demo's traffic: its phases, what is shown meanwhile, and the proof at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+from .meters import read_meters
+from .proof import Prediction, Summary, prove
+from .stage import Client, Stage
+from .view import Picture, View
+
+WARM, MEASURED = 8, 52
+"""Requests on each kept-alive connection, before and after the rules are in."""
+RULES_WITHIN = 3.0
+"""Seconds that the demo waits for the rules of the kept-alive connections."""
+METERS_EVERY = 0.25
+"""Seconds between two readings of the daemon's counters."""
+
+
+class Run:
+    """One run of the traffic on a stage: the phases, what is shown of them, and the proof."""
+
+    def __init__(self, stage: Stage, view: View, requests: int) -> None:
+        short = requests // 4
+        self.kept = math.ceil((requests - short) / (WARM + MEASURED))
+        self.stage = stage
+        self.view = view
+        self._picture = Picture("start", total=short + self.kept * (WARM + MEASURED))
+        self._read_at = 0.0
+        self._arguments = (
+            *("--short", str(short), "--kept", str(self.kept)),
+            *("--warm", str(WARM), "--measured", str(MEASURED)),
+        )
+
+    def traffic(self) -> Summary:
+        """Make the requests and check everything about them."""
+        client = self.stage.client(*self._arguments)
+        began = time.monotonic()
+        self._phase(client, "short")
+        self._phase(client, "open")
+        self._wait_for_rules(client)
+        before = read_meters(self.stage.socket)
+        self._phase(client, "main")
+        after = read_meters(self.stage.socket)
+        seconds = time.monotonic() - began
+        records = self._phase(client, "close")
+        return prove(
+            records,
+            Prediction(self.stage.config, self.stage.lab.reals),
+            strategy=self.stage.strategy,
+            meters=(before, after),
+            retransmitted=self._retransmitted(),
+            seconds=seconds,
+        )
+
+    def _phase(self, client: Client, name: str) -> list[dict[str, Any]]:
+        records = []
+        self._show(replace(self._picture, phase=name))
+        for event in client.phase(name):
+            self.stage.check()
+            if event is not None and event["event"] == "connection":
+                records.append(event)
+                continue
+            if event is not None and "asked" in event:
+                counts = {key: event[key] for key in ("asked", "answered", "failed", "reals")}
+                self._show(replace(self._picture, **counts))
+            self._read()
+        return records
+
+    def _wait_for_rules(self, client: Client) -> None:
+        deadline = time.monotonic() + RULES_WITHIN
+        while time.monotonic() < deadline:
+            before = read_meters(self.stage.socket)
+            self._phase(client, "idle")
+            if read_meters(self.stage.socket).slow == before.slow:
+                return
+            time.sleep(0.1)
+
+    def _read(self) -> None:
+        now = time.monotonic()
+        if now < self._read_at + METERS_EVERY:
+            return
+        self._read_at = now
+        meters = read_meters(self.stage.socket)
+        share = meters.share_since(self._picture.meters)
+        recent = self._picture.recent_share if share is None else share
+        self._show(replace(self._picture, meters=meters, recent_share=recent))
+
+    def _show(self, picture: Picture) -> None:
+        self._picture = replace(picture, total=max(picture.total, picture.asked))
+        self.view.show(self._picture)
+
+    def _retransmitted(self) -> int:
+        # Segments that TCP sent again hide from an HTTP client, so they are reported beside its word.
+        total = 0
+        for role in ("client", *(real.name for real in self.stage.lab.reals)):
+            names, values = (
+                line.split()
+                for line in self.stage.lab.run(role, ["cat", "/proc/net/snmp"]).stdout.splitlines()
+                if line.startswith("Tcp:")
+            )
+            total += int(values[names.index("RetransSegs")])
+        return total

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's socket, asked by the real client and by clients that are none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nfcore.control import LINE_LIMIT, ControlServer, daemon_answers, request
+from nfcore.errors import HostError
+
+
+def fails(parameters: Mapping[str, Any]) -> Any:
+    raise LookupError("no flow of that name")
+
+
+METHODS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "echo": lambda parameters: parameters,
+    "fails": fails,
+    "odd": lambda parameters: np.uint32(7),
+    "big": lambda parameters: "x" * (2 * LINE_LIMIT),
+}
+
+
+@contextmanager
+def daemon(path: Path) -> Iterator[None]:
+    """Serve METHODS from an event loop of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def wait(what: Any) -> None:
+        asyncio.run_coroutine_threadsafe(what, loop).result(timeout=10)
+
+    server = ControlServer(path, METHODS)
+    try:
+        wait(server.open())
+        yield
+    finally:
+        wait(server.close())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(settle())
+        loop.close()
+
+
+async def settle() -> None:
+    """Let connections that a test left open end."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "nfcore.sock"
+
+
+@pytest.fixture
+def served(path: Path) -> Iterator[Path]:
+    with daemon(path):
+        yield path
+
+
+def raw(path: Path, *lines: bytes) -> list[dict[str, Any]]:
+    """Send lines as they are on one connection; the answer to each."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(path))
+        with client.makefile("rb") as answers:
+            found = []
+            for line in lines:
+                client.sendall(line + b"\n")
+                found.append(json.loads(answers.readline()))
+            return found
+
+
+def test_questions_and_answers(served: Path) -> None:
+    assert request(served, "echo", a=1, b=["ü", None]) == {"a": 1, "b": ["ü", None]}
+    assert request(served, "echo") == {}
+
+
+def test_a_long_answer_arrives_whole(served: Path) -> None:
+    assert request(served, "big") == "x" * (2 * LINE_LIMIT)
+
+
+def test_an_unknown_method_names_those_that_there_are(served: Path) -> None:
+    with pytest.raises(HostError, match="no method 'stat' here; there are: big, echo, fails, odd"):
+        request(served, "stat")
+
+
+def test_a_method_that_raises(served: Path) -> None:
+    with pytest.raises(HostError, match="fails: no flow of that name"):
+        request(served, "fails")
+    assert request(served, "echo") == {}
+
+
+def test_an_answer_that_is_no_json(served: Path) -> None:
+    with pytest.raises(HostError, match="cannot be written as JSON"):
+        request(served, "odd")
+
+
+BAD = [b"{", b"stats", b"[]", b"1", b"null", b"{}", b'{"method": ["echo"]}', b'{"method": {}}', b"\xff", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("line", BAD, ids=[repr(line[:12]) for line in BAD])
+def test_what_is_no_question_is_said_to_be_none(served: Path, line: bytes) -> None:
+    bad, good = raw(served, line, b'{"method": "echo", "params": {"a": 1}}')
+    assert "no method" in bad["error"] or "not a question; should be like" in bad["error"]
+    assert good == {"result": {"a": 1}}
+
+
+def test_a_question_that_never_ends(served: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(served))
+        with pytest.raises((BrokenPipeError, ConnectionResetError, AssertionError)):
+            for _ in range(64):
+                client.sendall(b"x" * LINE_LIMIT)
+            raise AssertionError("still connected")
+    assert request(served, "echo") == {}
+
+
+def test_a_client_that_goes_away(served: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(served))
+        client.sendall(b'{"method": "big"}\n')
+    assert request(served, "echo") == {}
+
+
+def test_clients_at_the_same_time(served: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as idle:
+        idle.connect(str(served))
+        assert request(served, "echo", a=1) == {"a": 1}
+
+
+def test_the_socket_is_its_users_alone(served: Path) -> None:
+    assert stat.S_IMODE(served.stat().st_mode) == 0o600
+
+
+def test_another_user_is_told_to_use_sudo(served: Path, unprivileged: Callable[..., str]) -> None:
+    assert f"the daemon's socket {served} is for its own user: use sudo" in unprivileged(request, served, "echo")
+
+
+def test_closing_removes_the_socket(path: Path) -> None:
+    with daemon(path):
+        assert daemon_answers(path)
+    assert not path.exists()
+    assert not daemon_answers(path)
+
+
+def test_a_second_daemon_is_refused(served: Path) -> None:
+    with pytest.raises(HostError, match=f"a daemon is running already: its socket {served} answers"):
+        asyncio.run(ControlServer(served, {}).open())
+    assert request(served, "echo", a=1) == {"a": 1}
+
+
+def test_a_dead_daemons_socket_is_taken_over(path: Path) -> None:
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert path.is_socket()
+    with daemon(path):
+        assert request(path, "echo", a=1) == {"a": 1}
+
+
+def test_a_users_file_is_not_taken_over(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("precious")
+    with pytest.raises(HostError, match=rf"nf\.socket: cannot listen on {path}"):
+        asyncio.run(ControlServer(path, {}).open())
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("place", ["file/x.sock", "x" * 120])
+def test_a_place_that_cannot_be_used(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match=r"nf\.socket: cannot listen on"):
+        asyncio.run(ControlServer(tmp_path / place, {}).open())
+
+
+def test_without_a_daemon(path: Path) -> None:
+    with pytest.raises(HostError, match=f"no daemon answers at {path}; start one: nfcore run CONFIG"):
+        request(path, "stats")
+
+
+def test_after_a_killed_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "old.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with pytest.raises(HostError, match="no daemon answers at"):
+        request(path, "stats")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(b"", "gave no answer"), (b"hello\n", "gave no answer"), (b"3\n", "is no nfcore daemon"), (b"{}\n", "is no nfcore")],
+)
+def test_somebody_elses_socket(tmp_path: Path, answer: bytes, words: str) -> None:
+    path = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+
+        def serve() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(HostError, match=words):
+            request(path, "stats")
+        thread.join()
