@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: disable-error-code="empty-body"
 """What a plugin is given at `setup`, and what a network function gives back."""
 
 from __future__ import annotations
@@ -7,6 +8,9 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .config import Config
 from .flows import FlowBatch
@@ -32,6 +36,15 @@ class NetworkFunction(Protocol):
 
     def targets(self) -> FlowBatch:
         """All targets in the configuration's order, a row each with nf and target set and the key zero."""
+
+    def fingerprint(self) -> bytes:
+        """Whatever decides which number stands for what: equal in two runs, targets mean the same in both."""
+
+    def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Fill in the targets of flows whose rules an earlier run left; False where a mark does not lead there.
+
+        Asked at the start, after the targets were published, and only when the fingerprints of both runs are equal.
+        """
 
     def attach(self, device: Device) -> None:
         """Put the program on the device. HostError when that cannot be."""

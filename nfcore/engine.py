@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .adoption import Leftovers, same_meaning, take_over
 from .config import OffloadTable
 from .context import Context, NetworkFunction
 from .flows import FlowBatch
@@ -78,35 +79,38 @@ class Engine:
     # Start
 
     def start(self) -> None:
-        """Remove stale rules of ours, give every known target its mark, fill the pools."""
-        for port in self._ports.values():
-            port.worker.submit(lambda port=port: self._sweep(port.backends), self._report_sweep)  # type: ignore[misc]
+        """Give every known target its mark, take over or remove the rules of an earlier run, fill the pools.
+
+        The one time that the caller waits for a NIC.
+        """
         strategy = self.context.strategy
-        if strategy is None:
-            return
-        if strategy.meaning is MarkMeaning.TARGET:
+        trusted = same_meaning(self.context) and strategy is not None
+        if strategy is not None and strategy.meaning is MarkMeaning.TARGET:
             for nf in self.context.nfs:
                 targets = nf.targets()
                 marks = self._allocate(targets)
                 given = marks != 0
                 if given.any():
                     self.host.attempt(nf.name, "publish_marks", batch=targets[given], marks=marks[given])
-        self._lease()
+        for port in self._ports.values():
+            self._take_over(port, trusted=trusted)
+        if strategy is not None:
+            self._lease()
 
-    @staticmethod
-    def _sweep(backends: Backends) -> int:
-        rows = backends.dump().rows
-        ours = rows[split_cookies(rows["rule"]["cookie"])[0]] if len(rows) else rows
-        rules = RuleBatch(np.ascontiguousarray(ours["rule"]))
-        for number in range(len(backends.device.backends)):
-            backends.remove(rules, np.full(len(rules), number, dtype=np.uint8))
-        return len(ours)
-
-    def _report_sweep(self, result: int | Exception) -> None:
-        if isinstance(result, Exception):
-            self._say_once(f"stale rules could not be removed: {result}")
-        elif result:
-            log.info("removed %d rules of an earlier run", result)
+    def _take_over(self, port: _Port, *, trusted: bool) -> None:
+        try:
+            left: Leftovers = port.worker.call(
+                lambda: take_over(port.backends, self.context, self.table, trusted=trusted)
+            )
+        except Exception as error:  # noqa: BLE001 - an NF's or a backend's fault: unaccelerated is better than not at all
+            self._say_once(f"{port.backends.device.name}: rules of an earlier run cannot be taken over: {error}")
+            return
+        self.table.rows["seen"][left.adopted] = self._clock()
+        if len(left.adopted) or left.removed:
+            self.counts["adopted"] += len(left.adopted)
+            self.counts["stale_removed"] += left.removed
+            words = (port.backends.device.name, len(left.adopted), left.removed)
+            log.info("%s: of an earlier run's rules %d were taken over, %d removed", *words)
 
     # New flows
 
@@ -202,14 +206,14 @@ class Engine:
         slots = self.table.insert(batch, batch.identities(), marks)
         self.table.rows["seen"][slots] = self._clock()
         for ifindex in np.unique(batch.rows["ifindex"]).tolist():
-            mine = slots[batch.rows["ifindex"] == ifindex]
-            port, rules = self._ports[ifindex], self._rules(mine)
-            if not port.worker.submit(
-                lambda port=port, rules=rules: port.backends.install(rules),  # type: ignore[misc]
-                lambda result, mine=mine: self._installed(mine, result),  # type: ignore[misc]
-            ):
-                self._count_reasons(np.full(len(mine), Reason.QUEUE_FULL, dtype=np.uint8))
-                self._forget(mine)
+            self._submit_install(self._ports[ifindex], slots[batch.rows["ifindex"] == ifindex])
+
+    def _submit_install(self, port: _Port, slots: NDArray[np.int64]) -> None:
+        self.table.rows["state"][slots] = FlowState.PENDING
+        rules = self._rules(slots)
+        if not port.worker.submit(lambda: port.backends.install(rules), lambda result: self._installed(slots, result)):
+            self._count_reasons(np.full(len(slots), Reason.QUEUE_FULL, dtype=np.uint8))
+            self._forget(slots)
 
     def _rules(self, slots: NDArray[np.int64]) -> RuleBatch:
         rows = np.zeros(len(slots), dtype=RULE_ROW)
@@ -264,39 +268,66 @@ class Engine:
             port.polling = False
 
     def _counted(self, port: _Port, dump: Dump) -> None:
-        rows = dump.rows
-        ours, slots, generations = split_cookies(rows["rule"]["cookie"])
-        ours &= slots < len(self.table.rows)
-        rows, slots, generations = rows[ours], slots[ours], generations[ours]
-        current = self.table.rows["generation"][slots] == generations
-        current &= self.table.rows["state"][slots] == FlowState.INSTALLED
-        rows, slots = rows[current], slots[current]
+        ours, slots, generations = split_cookies(dump.rows["rule"]["cookie"])
+        known = ours & (slots < len(self.table.rows))
+        known[known] &= self.table.rows["generation"][slots[known]] == generations[known]
+        known[known] &= self.table.rows["state"][slots[known]] != FlowState.FREE
+        self._remove_orphans(port, dump, ours & ~known)
+        known[known] &= self.table.rows["state"][slots[known]] == FlowState.INSTALLED
+        rows, slots = dump.rows[known], slots[known]
         now = self._clock()
         moved = slots[rows["packets"] != self.table.rows["packets"][slots]]
         self.table.rows["seen"][moved] = now
         self.table.rows["packets"][slots] = rows["packets"]
         self.table.rows["bytes"][slots] = rows["bytes"]
-        # Those that a backend no longer lists stand still, too: somebody else removed the rule.
         held = self.table.slots_in(FlowState.INSTALLED)
         tracked = self.table.rows[held]
         mine = (tracked["flow"]["ifindex"] == port.backends.device.ifindex) & np.isin(tracked["backend"], dump.answered)
-        idle = held[mine & (now - tracked["seen"] >= self.offload.idle_timeout)]
-        if len(idle):
-            self.drain(idle)
+        idle = mine & (now - tracked["seen"] >= self.offload.idle_timeout)
+        self._reinstall(port, held[mine & ~idle & ~np.isin(held, slots)])
+        if idle.any():
+            self.drain(held[idle])
+
+    def _reinstall(self, port: _Port, slots: NDArray[np.int64]) -> None:
+        """Put back rules that the NIC no longer has though nobody here removed them."""
+        if not len(slots):
+            return
+        self.counts["reinstalled"] += len(slots)
+        self.table.rows["packets"][slots] = 0
+        # Their packets are on the slow path already, which must send them where their marks did.
+        self._restore(self.table.batch(slots))
+        self._submit_install(port, slots)
+
+    def _remove_orphans(self, port: _Port, dump: Dump, which: NDArray[np.bool_]) -> None:
+        """Take rules of ours off the NIC that no flow accounts for, such as those whose answer was lost."""
+        if not which.any():
+            return
+        rules, backend = RuleBatch(np.ascontiguousarray(dump.rows["rule"][which])), dump.backend[which]
+
+        def done(result: NDArray[np.bool_] | Exception) -> None:
+            if not isinstance(result, Exception):
+                self.counts["orphans_removed"] += int(np.count_nonzero(result))
+
+        port.worker.submit(lambda: port.backends.remove(rules, backend), done)
 
     def drain(self, slots: NDArray[np.int64]) -> None:
         """Take installed flows out of hardware without losing their target."""
         flows = self.table.batch(slots)
-        known = np.ones(len(slots), dtype=bool)
-        for nf in self.context.nfs:
-            mine = flows.rows["nf"] == nf.number
-            if mine.any():
-                known[mine], _ = self.host.attempt(nf.name, "restore_flows", batch=flows[mine])
+        known = self._restore(flows)
         slots, flows = slots[known], flows[known]  # the others would lose their target: they keep their rules
         self.table.rows["state"][slots] = FlowState.DRAINING
         for ifindex in np.unique(flows.rows["ifindex"]).tolist():
             mine = slots[flows.rows["ifindex"] == ifindex]
             self._remove(self._ports[ifindex], mine)
+
+    def _restore(self, flows: FlowBatch) -> NDArray[np.bool_]:
+        """Let the slow path know the flows; whether it does, per row."""
+        known = np.ones(len(flows), dtype=bool)
+        for nf in self.context.nfs:
+            mine = flows.rows["nf"] == nf.number
+            if mine.any():
+                known[mine], _ = self.host.attempt(nf.name, "restore_flows", batch=flows[mine])
+        return known
 
     def _remove(self, port: _Port, slots: NDArray[np.int64]) -> None:
         rules, backend = self._rules(slots), self.table.rows["backend"][slots].copy()
@@ -391,6 +422,10 @@ class Engine:
             "events": "Reports of flows taken from the datapath.",
             "events_known": "Reports of flows that were tracked already.",
             "installed": "Rules installed.",
+            "adopted": "Rules of an earlier run that were taken over.",
+            "stale_removed": "Rules of an earlier run that were removed.",
+            "reinstalled": "Rules put back because somebody else had removed them.",
+            "orphans_removed": "Rules of ours on a NIC that belonged to no flow.",
             "aged": "Rules removed because their counter stood still.",
             "remove_failed": "Rules that a backend could not remove.",
         }

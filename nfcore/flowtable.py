@@ -85,6 +85,31 @@ class FlowTable:
         self._index.update(zip(identities, taken, strict=True))
         return slots
 
+    def adopt(
+        self,
+        batch: FlowBatch,
+        marks: NDArray[np.uint32],
+        slots: NDArray[np.int64],
+        generations: NDArray[np.uint16],
+    ) -> None:
+        """Track flows of an earlier run as INSTALLED in the slots that their rules' cookies name.
+
+        Flows and slots are distinct. ValueError: a slot is beyond the capacity or in use.
+        """
+        if len(slots) and int(slots.max()) >= self.capacity:
+            raise ValueError(f"slot {int(slots.max())} is beyond the table's {self.capacity}")
+        while len(slots) and int(slots.max()) >= len(self.rows):
+            self._grow()
+        if (self.rows["state"][slots] != FlowState.FREE).any():
+            raise ValueError("a slot to adopt is in use")
+        self.rows["flow"][slots] = batch.rows
+        self.rows["mark"][slots] = marks
+        self.rows["state"][slots] = FlowState.INSTALLED
+        self.rows["generation"][slots] = generations
+        self._index.update(zip(batch.identities(), slots.tolist(), strict=True))
+        taken = set(slots.tolist())
+        self._free = [slot for slot in self._free if slot not in taken]
+
     def remove(self, slots: NDArray[np.int64]) -> None:
         """Forget the flows in `slots`."""
         for identity in self.batch(slots).identities():

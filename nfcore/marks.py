@@ -89,13 +89,21 @@ class MarkAllocator:
         on_lease: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == MarkState.LEASED)
         return on_lease
 
+    def adopt(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Make free marks live that are in use since an earlier run. False for those that are not free."""
+        inside = np.where(marks < self.size, marks, 0).astype(np.uint32)
+        good: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == MarkState.FREE)
+        good &= _first_of_each(inside)
+        self.state[inside[good]] = MarkState.LIVE
+        left = [chunk[self.state[chunk] == MarkState.FREE] for chunk in self._free]
+        self._free = deque(chunk for chunk in left if len(chunk))
+        return good
+
     def confirm(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Make leased marks live. False for those that are not leased, 0 and out-of-range ones among them."""
         good = self.leased(marks)
         # Of a mark that comes twice in one batch only the first is confirmed.
-        first = np.zeros(len(marks), dtype=bool)
-        first[np.unique(marks, return_index=True)[1]] = True
-        good &= first
+        good &= _first_of_each(marks)
         self.state[marks[good]] = MarkState.LIVE
         return good
 
@@ -121,6 +129,12 @@ class MarkAllocator:
             _, marks = self._waiting.popleft()
             self.state[marks] = MarkState.FREE
             self._free.append(marks)
+
+
+def _first_of_each(values: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    first = np.zeros(len(values), dtype=bool)
+    first[np.unique(values, return_index=True)[1]] = True
+    return first
 
 
 class CpuPools:

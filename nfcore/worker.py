@@ -42,6 +42,8 @@ class Dump:
 
     rows: NDArray[np.void]
     """:data:`INSTALLED_ROW` per rule."""
+    backend: NDArray[np.uint8]
+    """Per row: index of the backend that holds it in the device's list."""
     answered: list[int]
     """Backends, by index in the device's list, whose rules are all among the rows."""
 
@@ -80,7 +82,8 @@ class Backends:
 
     def dump(self) -> Dump:
         """All rules that the backends hold for us, of those backends that can tell."""
-        raw = []
+        raw: list[NDArray[np.uint8]] = []
+        holders: list[NDArray[np.uint8]] = []
         answered = []
         for number, backend in enumerate(self.device.backends):
             done, rows = self._host.attempt(backend, "dump_offload", device=self.device)
@@ -92,8 +95,9 @@ class Backends:
             answered.append(number)
             # Joined as bytes: numpy's concatenate would turn the ports to the host's byte order.
             raw.append(np.ascontiguousarray(rows).view(np.uint8))
+            holders.append(np.full(len(rows), number, dtype=np.uint8))
         rows = np.concatenate(raw).view(INSTALLED_ROW) if raw else np.zeros(0, dtype=INSTALLED_ROW)
-        return Dump(rows, answered)
+        return Dump(rows, np.concatenate(holders) if holders else np.zeros(0, dtype=np.uint8), answered)
 
     def _ask(self, backend: str, hook: str, rules: RuleBatch) -> Outcomes:
         done, outcomes = self._host.attempt(backend, hook, device=self.device, rules=rules)
@@ -109,6 +113,12 @@ class Backends:
 class Worker(Protocol):
     """Runs jobs away from the caller."""
 
+    def call(self, job: Job) -> Any:
+        """Run a job behind those that are queued and wait for its result; what it raises comes through.
+
+        For the time before the event loop runs, which must never wait.
+        """
+
     def submit(self, job: Job, done: Done) -> bool:
         """Queue a job; `done` gets its result, or the exception that it raised. False: the queue is full."""
 
@@ -118,6 +128,10 @@ class Worker(Protocol):
 
 class InlineWorker:
     """Runs every job at once, in the caller's thread: for tracing one packet after the other."""
+
+    def call(self, job: Job) -> Any:
+        """Run `job`."""
+        return job()
 
     def submit(self, job: Job, done: Done) -> bool:
         """Run `job`, then `done`."""
@@ -137,6 +151,15 @@ class DeviceWorker:
         self._deliver = deliver
         self._thread = threading.Thread(target=self._run, name=f"offload-{name}", daemon=True)
         self._thread.start()
+
+    def call(self, job: Job) -> Any:
+        """Wait for the result of a job."""
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._jobs.put((lambda: answer.put(_attempt(job)), lambda _: None))
+        result = answer.get()
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def submit(self, job: Job, done: Done) -> bool:
         """Queue a job unless the queue is full."""

@@ -7,8 +7,10 @@ failure, but for what this kernel or NIC does not support (`UnsupportedError`).
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -25,30 +27,39 @@ settings.register_profile("nfcore", deadline=None, max_examples=60)
 settings.load_profile("nfcore")
 
 
+@functools.cache
 def missing_for_kernel_tier() -> list[str]:
     """What this process lacks to run tests/kernel, in words."""
     missing = [] if os.geteuid() == 0 else ["root"]
-    try:
-        import bcc  # noqa: F401
-    except ImportError:
+    # Looked for, not imported: bcc belongs into the compiling child alone, which a test makes sure of.
+    if importlib.util.find_spec("bcc") is None:
         missing.append("bcc (the distribution's python3-bpfcc)")
     return missing
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    tier = [item for item in items if KERNEL_TIER in item.path.parents]
-    missing = missing_for_kernel_tier() if tier else []
-    if not missing:
-        return
-    reason = f"tests/kernel needs {' and '.join(missing)}"
-    if STRICT:
-        raise pytest.UsageError(f"{reason}; with CI=true nothing may be missing")
-    for item in tier:
-        item.add_marker(pytest.mark.skip(reason=reason))
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    missing = missing_for_kernel_tier() if KERNEL_TIER in item.path.parents else []
+    if missing:
+        reason = f"tests/kernel needs {' and '.join(missing)}"
+        if STRICT:
+            pytest.fail(f"{reason}; with CI=true nothing may be missing", pytrace=False)
+        pytest.skip(reason)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """With CI=true, turn the skip of a whole module into a failure."""
+    report = yield
+    if STRICT and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped where CI=true allows none: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn UnsupportedError into a skip that says so, and with CI=true every other skip into a failure."""
     report = yield
     error = call.excinfo.value if call.excinfo is not None else None

@@ -62,12 +62,12 @@ class Btf:
         self._first_string = base.string_end if base else 0
         strings = header + string_offset
         self._strings = raw[strings : strings + string_length]
-        self.string_end = self._first_string + string_length
+        self.string_end: int = self._first_string + string_length
         self._next_type = base.type_end if base else 1
         self._records: dict[int, _Record] = {}
         self._by_name: dict[str, int] = {}
         self._read(raw[header + type_offset : header + type_offset + type_length])
-        self.type_end = self._next_type
+        self.type_end: int = self._next_type
 
     def _read(self, raw: bytes) -> None:
         position = 0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from importlib.resources import as_file, files
@@ -36,6 +37,7 @@ from .table import KatranTable
 NAME = "katran_accel"
 PROGRAM = "balancer_ingress"
 PROGRAM_PIN = "balancer_ingress"
+NUMBERING = f"{NAME}.numbering"
 NO_GATEWAY = "00:00:00:00:00:00"
 """Stands in while tracing on a machine that does not have the interface."""
 
@@ -158,27 +160,39 @@ class Balancer:
     # Marks
 
     def _open_marks(self) -> None:
-        """Make VIPs and reals live, with generations that no entry of an earlier run can have."""
+        """Make VIPs and reals live: as they are in maps of a run with the same numbers, else in a new generation."""
         if self.meaning is None:
             return
-        generation = max(1, time.time_ns() // 1_000_000_000 & 0xFFFF_FFFF)
         self._vips, self._reals = self.maps["vip_map_by_id"].mmap(), self.maps["hw_accel_reals"].mmap()
-        self._vips[:] = np.zeros((), dtype=lay.VIP_BY_ID)
-        self._reals[:] = 0
-        for number in range(len(self.inventory.vips)):
-            self._vips[number] = self.inventory.vip_by_id(number, generation)
-        self._reals[1 : len(self.inventory.reals) + 1] = generation
         if self.meaning is MarkMeaning.FLOW:
             self._entries = self.maps["hw_accel_mapping"].mmap()
             self.pools = CpuPools(self.maps["markid_pool_mapping"].mmap(), self.cpus)
         else:
             self._entries = self.maps["hw_accel_targets"].mmap()
-        self._entries[:] = np.zeros((), dtype=self._entries.dtype)
+        if not self._numbers_survive():
+            self._begin_generation()
         ringbuf = self.config.offload.events == "ringbuf"
         events = self.maps["hw_accel_events"]
         self._reader = (
             RingBufferReader(events, lay.HW_ACCEL_EVENT) if ringbuf else PerfReader(events, lay.HW_ACCEL_EVENT)
         )
+
+    def _numbers_survive(self) -> bool:
+        """Whether the maps are those of an earlier run in which every number meant the same."""
+        now = int.from_bytes(hashlib.blake2b(self.fingerprint(), digest_size=7).digest(), "big")
+        before = self._state.recall(NUMBERING)
+        self._state.remember(NUMBERING, now)
+        return self.pin_dir is not None and before == now and bool(self._vips["generation"][0])
+
+    def _begin_generation(self) -> None:
+        """Void what marks meant, with a generation that no entry of an earlier run can have."""
+        generation = max(1, time.time_ns() // 1_000_000_000 & 0xFFFF_FFFF)
+        self._vips[:] = np.zeros((), dtype=lay.VIP_BY_ID)
+        self._reals[:] = 0
+        self._entries[:] = np.zeros((), dtype=self._entries.dtype)
+        for number in range(len(self.inventory.vips)):
+            self._vips[number] = self.inventory.vip_by_id(number, generation)
+        self._reals[1 : len(self.inventory.reals) + 1] = generation
 
     @property
     def events_lost(self) -> int:
@@ -205,6 +219,25 @@ class Balancer:
         batch.rows["nf"] = self.number
         batch.rows["target"] = [lay.make_target(*pair) for pair in pairs]
         return batch
+
+    def fingerprint(self) -> bytes:
+        """Numbers of VIPs and reals, and whether flow-id's entries are still in the maps."""
+        numbering = [vip.name for vip in self.inventory.vips], [str(real) for real in self.inventory.reals]
+        pairs = list(self.inventory.pairs())
+        return repr((numbering, pairs, str(self.pin_dir), self.meaning)).encode()
+
+    def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Read the targets of a former run's marks: dest-id's are numbered alike, flow-id's need pinned maps."""
+        known: NDArray[np.bool_] = marks < len(self._entries)
+        entries = self._entries[np.where(known, marks, 0)]
+        vips, reals = entries["vip_num"].astype(np.int64), entries["real_key"].astype(np.int64)
+        known &= (entries["vip_generation"] != 0) & (entries["vip_generation"] == self._vips["generation"][vips])
+        known &= entries["real_generation"] == self._reals[reals]
+        batch.rows["target"] = vips.astype(np.uint64) << np.uint64(32) | reals.astype(np.uint64)
+        if self.meaning is MarkMeaning.FLOW:
+            known &= entries["flow"] == batch.rows["key"]
+            known &= entries["family"] == batch.rows["family"]
+        return known
 
     def publish(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Write what the marks mean, or check what XDP wrote; True where the entry stands and is live."""

@@ -120,9 +120,7 @@ class KatranTable(Table):
 
     gateway_mac: Annotated[str, BeforeValidator(_mac)] = "auto"
     """Where encapsulated packets go; `auto` asks the default route of the first interface for its neighbour."""
-    forwarding_cpus: Annotated[list[int] | None, BeforeValidator(_cpus), PlainSerializer(_format_cpus)] = (
-        "all"  # type: ignore[assignment]
-    )
+    forwarding_cpus: Annotated[list[int] | None, BeforeValidator(_cpus), PlainSerializer(_format_cpus)] = "all"  # type: ignore[assignment]
     """CPUs with a connection table and marks of their own; the others share the fallback table."""
     lru_size: int = Field(default=262_144, ge=128, le=64_000_000)
     """Flows in the connection table of one CPU."""

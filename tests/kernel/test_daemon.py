@@ -284,21 +284,42 @@ def test_a_signal_before_it_is_ready_leaves_nothing(site: Site) -> None:
         assert not site.socket.exists()
 
 
-def test_a_killed_daemons_rules_work_on_and_the_next_one_takes_over(site: Site) -> None:
+@pytest.mark.parametrize(("strategy", "pinned"), [("dest-id", False), ("dest-id", True), ("flow-id", True)])
+def test_a_killed_daemons_rules_work_on_and_the_next_one_takes_them_over(
+    site: Site, strategy: str, pinned: bool
+) -> None:
     frame = FLOWS["v4"]
-    daemon = site.start(site.config())
+    config = site.config(strategy=strategy, katran=f'pin_dir = "{site.folder / "pins"}"' if pinned else "")
+    daemon = site.start(config)
     sent = {site.exchange(frame) for _ in range(3)}
     assert eventually(site.rules) == 1
     killed = site.program()
     daemon.kill()
     daemon.wait()
     sent |= {site.exchange(frame) for _ in range(5)}
-    with site.running(site.config()):
+    with site.running(config):
         assert site.program() not in (None, killed)
+        assert site.figure("nfcore_adopted_total") == site.rules() == 1
+        before = site.figure("nfcore_packets_total", path="fast")
         sent |= {site.exchange(frame) for _ in range(5)}
-        assert eventually(lambda: site.figure("nfcore_flows", state="installed")) == 1
+        assert site.figure("nfcore_packets_total", path="fast") - before == 5
     assert len(sent) == 1
     assert (site.program(), site.rules()) == (None, 0)
+
+
+@pytest.mark.parametrize("strategy", ["dest-id", "flow-id"])
+def test_rules_whose_marks_mean_something_else_now_are_removed(site: Site, strategy: str) -> None:
+    config = site.config(strategy=strategy)
+    daemon = site.start(config)
+    for _ in range(3):
+        site.exchange(FLOWS["v4"])
+    assert eventually(site.rules) == 1
+    daemon.kill()
+    daemon.wait()
+    # Another real in front: every number behind it means another one. flow-id's entries died with the maps.
+    config.write_text(config.read_text().replace("reals = [{", 'reals = [{ address = "198.18.20.9" }, {', 1))
+    with site.running(config):
+        assert (site.figure("nfcore_stale_removed_total"), site.rules()) == (1, 0)
 
 
 def test_cleanup_removes_what_a_killed_daemon_left(site: Site) -> None:

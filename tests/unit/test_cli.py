@@ -151,7 +151,10 @@ def test_a_missing_interface_is_status_1(tmp_path: Path) -> None:
     done = nfcore("run", path)
     assert done.returncode == 1
     if os.geteuid() == 0:
-        assert "interfaces[0].name: there is no interface 'nosuchif0' in this network namespace (there are: " in done.stderr
+        assert (
+            "interfaces[0].name: there is no interface 'nosuchif0' in this network namespace (there are: "
+            in done.stderr
+        )
     else:
         assert done.stderr == "error: nfcore run loads BPF programs and needs root: use sudo\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["demo.toml"]

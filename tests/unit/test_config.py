@@ -327,9 +327,9 @@ def test_resolved_has_the_defaults(tmp_path: Path) -> None:
 
 
 KEYS = st.sampled_from(
-    ["nf", "plugins", "socket", "interfaces", "name", "chain", "offload", "marking", "strategy", "width", "carrier"]
-    + ["katran_accel", "vips", "address", "port", "protocol", "reals", "weight", "flags", "softnic", "pins", "odd"]
-    + ["idle_timeout", "forwarding_cpus", "gateway_mac", "quarantine", "max_rules", "xdp_mode", "stats"]
+    "nf plugins socket interfaces name chain offload xdp_mode marking strategy width carrier quarantine idle_timeout "
+    "max_rules katran_accel vips address port protocol reals weight flags forwarding_cpus gateway_mac softnic pins odd "
+    "stats".split()
 )
 LEAVES = st.one_of(
     st.integers(-3, 70_000),

@@ -205,7 +205,12 @@ def test_after_a_killed_daemon(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [(b"", "gave no answer"), (b"hello\n", "gave no answer"), (b"3\n", "is no nfcore daemon"), (b"{}\n", "is no nfcore")],
+    [
+        (b"", "gave no answer"),
+        (b"hello\n", "gave no answer"),
+        (b"3\n", "is no nfcore daemon"),
+        (b"{}\n", "is no nfcore"),
+    ],
 )
 def test_somebody_elses_socket(tmp_path: Path, answer: bytes, words: str) -> None:
     path = tmp_path / "other.sock"

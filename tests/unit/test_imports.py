@@ -107,7 +107,9 @@ def test_every_source_names_its_licence() -> None:
 
 def folders() -> list[Path]:
     fixed = ("", "nfcore", "nfcore/kernel", "plugins", "bpf", "bpf/carriers", "tests", "tests/unit", "tests/kernel")
-    return [ROOT / folder for folder in (*fixed, "examples", "demo", "docs")] + [PLUGINS / name for name in plugin_names()]
+    return [ROOT / folder for folder in (*fixed, "examples", "demo", "docs")] + [
+        PLUGINS / name for name in plugin_names()
+    ]
 
 
 @pytest.mark.parametrize("folder", folders(), ids=lambda folder: str(folder.relative_to(ROOT)))

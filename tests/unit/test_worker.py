@@ -135,7 +135,9 @@ def test_a_broken_backend_has_failed_and_the_next_is_asked(answer: object) -> No
 def test_dumps_of_all_backends_are_one() -> None:
     first, second = np.zeros(2, dtype=INSTALLED_ROW), np.zeros(1, dtype=INSTALLED_ROW)
     first["rule"], second["rule"] = rules(1001, 1002).rows, rules(80).rows
-    device, host = backends(first=Answers(first), silent=Picky(set()), broken=Answers(OSError()), second=Answers(second))
+    device, host = backends(
+        first=Answers(first), silent=Picky(set()), broken=Answers(OSError()), second=Answers(second)
+    )
     dump = device.dump()
     assert dump.rows["rule"]["key"]["sport"].tolist() == [1001, 1002, 80]
     assert dump.rows.dtype == INSTALLED_ROW

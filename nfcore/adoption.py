@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules that an earlier run left on the NIC: taken over when their marks still mean the same, removed otherwise.
+
+Told apart by cookie: rules of others are not touched. Whether marks mean the same is told by a fingerprint of
+strategy, width and the network functions' numbering, which each run leaves for the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .context import Context, NetworkFunction
+from .flows import FlowBatch
+from .flowtable import FlowTable
+from .marks import MarkMeaning
+from .rules import Action, RuleBatch, split_cookies
+from .worker import Backends, Dump
+
+FINGERPRINT = "fingerprint"
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What became of the rules that a device held."""
+
+    adopted: NDArray[np.int64]
+    """Slots of the flows that are tracked from now on."""
+    removed: int
+
+
+def same_meaning(context: Context) -> bool:
+    """Whether marks mean what they meant in the run before; leaves this run's fingerprint for the next."""
+    digest = hashlib.blake2b(digest_size=7)
+    strategy = context.strategy
+    digest.update(f"{strategy and strategy.name} {context.marks.width}".encode())
+    for nf in context.nfs:
+        digest.update(nf.name.encode() + b"\0" + nf.fingerprint())
+    now = int.from_bytes(digest.digest(), "big")
+    before = context.state.recall(FINGERPRINT)
+    context.state.remember(FINGERPRINT, now)
+    return before == now
+
+
+def take_over(backends: Backends, context: Context, table: FlowTable, *, trusted: bool) -> Leftovers:
+    """Adopt the device's rules whose marks still mean the same (`trusted`), and remove the rest of ours.
+
+    Runs on the device's worker while the engine waits for it.
+    """
+    dump = backends.dump()
+    ours, slots, generations = split_cookies(dump.rows["rule"]["cookie"])
+    good = np.zeros(len(dump.rows), dtype=bool)
+    if trusted and ours.any() and len(set(dump.backend[ours].tolist())) == 1:
+        good = ours & _adoptable(backends, context, table, dump, slots)
+    batch, kept = _as_flows(backends, context, dump, good)
+    good[np.flatnonzero(good)[~kept]] = False
+    batch = batch[kept]
+    rules = dump.rows["rule"][good]
+    table.adopt(batch, rules["mark"], slots[good], generations[good])
+    table.rows["backend"][slots[good]] = dump.backend[good]
+    table.rows["packets"][slots[good]] = dump.rows["packets"][good]
+    stale = ours & ~good
+    backends.remove(RuleBatch(np.ascontiguousarray(dump.rows["rule"][stale])), dump.backend[stale])
+    return Leftovers(slots[good], int(np.count_nonzero(stale)))
+
+
+def _adoptable(
+    backends: Backends, context: Context, table: FlowTable, dump: Dump, slots: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Rows that could be tracked at all: they set a mark, and their slot is one that nobody else has."""
+    good: NDArray[np.bool_] = np.zeros(len(slots), dtype=bool)
+    good[np.unique(slots, return_index=True)[1]] = True
+    good &= (slots < table.capacity) & (dump.rows["rule"]["action"] == Action.SET_MARK)
+    inside = good & (slots < len(table.rows))
+    good[inside] &= table.rows["state"][slots[inside]] == 0
+    return good
+
+
+def _as_flows(
+    backends: Backends, context: Context, dump: Dump, good: NDArray[np.bool_]
+) -> tuple[FlowBatch, NDArray[np.bool_]]:
+    """The good rows as flows of the device's network function, and which of them it recognises."""
+    rules = dump.rows["rule"][good]
+    batch = FlowBatch.empty(len(rules))
+    batch.rows["key"], batch.rows["family"], batch.rows["mark"] = rules["key"], rules["family"], rules["mark"]
+    batch.rows["ifindex"] = backends.device.ifindex
+    nf = _function_of(backends, context)
+    if nf is None or not len(batch):
+        return batch, np.zeros(len(batch), dtype=bool)
+    batch.rows["nf"] = nf.number
+    kept = nf.recognise(batch, rules["mark"])
+    if context.strategy is not None and context.strategy.meaning is MarkMeaning.FLOW:
+        kept[kept] = context.marks.adopt(rules["mark"][kept])
+    return batch, kept
+
+
+def _function_of(backends: Backends, context: Context) -> NetworkFunction | None:
+    for nf in context.nfs:
+        if backends.device in context.devices_of(nf.name):
+            return nf
+    return None
