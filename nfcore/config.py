@@ -81,7 +81,7 @@ class MarkingTable(Table):
     """`[marking]`: what a mark means and how it travels."""
 
     strategy: str = "dest-id"
-    carrier: Literal["metadata"] = "metadata"
+    carrier: Literal["metadata", "skb-mark"] = "metadata"
     width: int = Field(default=16, ge=1, le=24)
     """Bits of a mark that NIC and carrier transport."""
     quarantine: Duration = "1s"  # type: ignore[assignment]
@@ -114,6 +114,8 @@ class Section:
 
     model: type[Table]
     check: CheckTable | None = None
+    count_targets: Callable[[Any], int] | None = None
+    """Of a network function: how many targets a table (a `model`) names, each of which needs a mark of its own."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,9 @@ def load_config(path: Path, host: PluginHost, overrides: Sequence[str] = ()) -> 
     _check_tables_owned(reader, host)
     _check_interfaces(reader, host)
     _check_strategy(reader, host)
+    _check_carrier(reader, marking, interfaces)
+    if marking is not None and offload is not None:
+        _check_width(reader, host, marking, offload, sections)
     if reader.problems or nf is None or marking is None or offload is None:
         raise ConfigError(str(path), reader.problems)
     return Config(str(path), nf, interfaces, marking, offload, sections)
@@ -373,3 +378,31 @@ def _check_strategy(reader: _Reader, host: PluginHost) -> None:
         if not known:
             message += '; add "marking" to nf.plugins'
         reader.problems.append(Problem("marking.strategy", message))
+
+
+def _check_carrier(reader: _Reader, marking: MarkingTable | None, interfaces: Sequence[InterfaceTable]) -> None:
+    if marking is None or marking.carrier != "skb-mark":
+        return
+    for number, interface in enumerate(interfaces):
+        if interface.xdp_mode != "native":
+            message = f"is {interface.xdp_mode!r}; should be 'native': the carrier skb-mark exists in no other mode"
+            reader.problems.append(Problem(f"interfaces[{number}].xdp_mode", message))
+
+
+def _check_width(
+    reader: _Reader, host: PluginHost, marking: MarkingTable, offload: OffloadTable, sections: Mapping[str, Table]
+) -> None:
+    """Compare the marks that the strategy needs for sure with those that the width gives."""
+    infos = [info for _, infos in host.each("marking_strategies") for info in infos or ()]
+    meaning = next((info.meaning for info in infos if info.name == marking.strategy), None)
+    marks = (1 << marking.width) - 1
+    gives = f"marking.width = {marking.width} gives {marks:,}"
+    if meaning == "flow" and offload.max_rules > marks:
+        message = f"is {offload.max_rules}; {marking.strategy} needs a mark per rule, and {gives}"
+        reader.problems.append(Problem("offload.max_rules", message))
+    if meaning == "target":
+        counters = {name: s.count_targets for name, s in host.each("config_section") if s is not None}
+        needed = sum(count(sections[name]) for name, count in counters.items() if count and name in sections)
+        if needed > marks:
+            message = f"{marking.strategy} needs {needed:,} marks, one per target; {gives}"
+            reader.problems.append(Problem("marking.width", message))

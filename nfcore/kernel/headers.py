@@ -15,12 +15,14 @@ The digest covers the written text and the links, so that another version of eit
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -267,26 +269,32 @@ def _build(cache_dir: Path, files: Mapping[str, str], links: Mapping[str, Path])
         return tree
     try:
         cache_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(prefix=".headers-", dir=cache_dir))
-        try:
-            _write(workplace / "tree", files, links)
-            _put_in_place(workplace, tree, files, links)
-        finally:
-            shutil.rmtree(workplace, ignore_errors=True)
+        with _alone_in(cache_dir):
+            if not _intact(tree, files, links):
+                _replace(cache_dir, tree, files, links)
     except OSError as error:
         raise HostError(f"cannot build the header tree in {cache_dir}: {error.strerror} ({error.filename})") from error
     return tree
 
 
-def _put_in_place(workplace: Path, tree: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> None:
-    """Rename the new tree to its name. A process that was faster with the same one is welcome to win."""
-    if tree.exists():
-        tree.rename(workplace / "damaged")
+@contextmanager
+def _alone_in(cache_dir: Path) -> Iterator[None]:
+    """One builder at a time, of all threads and processes."""
+    with (cache_dir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _replace(cache_dir: Path, tree: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> None:
+    """Build the tree aside and rename it to its name, so that a reader finds all of it or nothing."""
+    workplace = Path(tempfile.mkdtemp(prefix=".headers-", dir=cache_dir))
     try:
+        _write(workplace / "tree", files, links)
+        if tree.exists():
+            tree.rename(workplace / "damaged")
         (workplace / "tree").rename(tree)
-    except OSError:
-        if not _intact(tree, files, links):
-            raise
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
 
 
 def _write(tree: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> None:

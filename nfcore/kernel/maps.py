@@ -462,7 +462,7 @@ class Map:
             raise TypeError(f"keys of {self._spec.name}: shape {encoded.shape} given, (n,) expected")
         return encoded
 
-    def _batch(  # noqa: PLR0917
+    def _batch(
         self,
         command: Command,
         keys: NDArray[Any],

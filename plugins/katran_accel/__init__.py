@@ -17,7 +17,7 @@ from nfcore.metrics import MetricFamily
 
 from .balancer import NAME, Balancer, remove_leftovers
 from .figures import families
-from .table import KatranTable, check_table
+from .table import KatranTable, check_table, count_pairs
 from .tracing import trace
 
 
@@ -30,7 +30,7 @@ class KatranAccelPlugin:
     @hookimpl
     def config_section(self) -> Section:
         """Own `[katran_accel]`."""
-        return Section(KatranTable, check_table)
+        return Section(KatranTable, check_table, count_pairs)
 
     @hookimpl
     def setup(self, context: Context) -> None:

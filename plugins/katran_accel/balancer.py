@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.carriers import Carrier, carrier_defines
 from nfcore.config import Config
 from nfcore.context import Context
 from nfcore.flows import FlowBatch
@@ -76,7 +77,7 @@ class Balancer:
         )
         self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
         self._state = context.state
-        self.program = self._load()
+        self.program = self._load(tracing=context.tracing)
         self._fill(self._gateway(context))
         self._open_marks()
 
@@ -109,7 +110,7 @@ class Balancer:
             detach_xdp(device.ifindex, expected=self.program.id)
             self._state.forget(_state_key(device))
 
-    def _load(self) -> Program:
+    def _load(self, *, tracing: bool) -> Program:
         defines: dict[str, int | str] = {
             "MIN_PACKETS": self.config.offload.min_packets,
             "POOL_SLOTS": lay.POOL_SLOTS,
@@ -117,10 +118,9 @@ class Balancer:
         }
         if any(vip.is_prefix for vip in self.inventory.vips):
             defines["HAVE_CIDR_VIPS"] = 1
-        if self.meaning is None:
-            defines["CARRIER_NONE"] = 1
-        else:
-            defines["CARRIER_" + self.config.marking.carrier.upper().replace("-", "_")] = 1
+        carrier = None if self.meaning is None else Carrier(self.config.marking.carrier)
+        defines |= carrier_defines(carrier, tracing=tracing)
+        if self.meaning is not None:
             defines["MARK_IS_FLOW" if self.meaning is MarkMeaning.FLOW else "MARK_IS_TARGET"] = 1
         with as_file(files("nfcore") / "bpf" / "balancer.c") as source:
             return compile_program(source, PROGRAM, defines=defines, maps=self.maps.maps)

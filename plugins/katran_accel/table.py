@@ -131,6 +131,11 @@ class KatranTable(Table):
     vips: list[VipTable] = Field(min_length=1, max_length=MAX_VIPS)
 
 
+def count_pairs(table: KatranTable) -> int:
+    """How many (VIP, real) pairs there are: the balancer's targets."""
+    return sum(len(vip.reals) for vip in table.vips)
+
+
 def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     """Find duplicates and impossible pairs, as far as the values can be read at all."""
     vips = raw.get("vips")

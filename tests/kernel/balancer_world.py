@@ -124,7 +124,7 @@ class World:
 
 
 @contextmanager
-def open_world(  # noqa: PLR0913
+def open_world(
     tmp_path: Path,
     *,
     vips: str = TWO_FAMILIES,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -12,8 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ from nfcore.kernel import Program
 from nfcore.plugins.softnic.backend import SoftnicBackend
 
 from .balancer_world import CLIENT, GATEWAY, NIC, tcp, udp
+from .network import enter, namespaces
+from .network import ip as ip_in
 
 NAMESPACE = "nftest-daemon"
+ip = partial(ip_in, NAMESPACE)
 PATIENCE = 30.0
 """Seconds until something that should happen counts as not happening."""
 
@@ -63,11 +66,6 @@ port = 53
 protocol = "udp"
 reals = [{{ address = "2001:db8:20::11" }}, {{ address = "2001:db8:20::12" }}]
 """
-
-
-def ip(*arguments: str) -> str:
-    command = ["ip", "-n", NAMESPACE, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def inside(*command: str) -> list[str]:
@@ -162,9 +160,9 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    subprocess.run(["ip", "netns", "add", NAMESPACE], check=True)
     daemons: list[subprocess.Popen[str]] = []
-    try:
+    with namespaces(NAMESPACE), ExitStack() as leaving:
+        leaving.callback(stop_all, daemons, tmp_path)
         for link, peer in (("wire0", "net0"), ("port0", "eth1")):
             ip("link", "add", link, "type", "veth", "peer", peer)
         ip("link", "set", "eth1", "address", NIC)
@@ -183,32 +181,17 @@ def site(tmp_path: Path) -> Iterator[Site]:
             nic = nfcore("softnic", "create", "--wire", "wire0", "--port", "port0", "--pin", str(made.nic))
             assert nic.returncode == 0, nic.stderr
             yield made
-    finally:
-        for daemon in daemons:
-            if daemon.poll() is None:
-                daemon.kill()
-                daemon.wait()
-        nfcore("softnic", "remove", "--pin", str(tmp_path / "nic"))
-        if (tmp_path / "pins").is_mount():
-            subprocess.run(["umount", tmp_path / "pins"], check=True)
-        subprocess.run(["ip", "netns", "del", NAMESPACE], check=True)
 
 
-@contextmanager
-def enter(namespace: str) -> Iterator[None]:
-    """This thread in another network namespace for a moment."""
-    with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{namespace}").open() as there:
-        _setns(there.fileno())
-        try:
-            yield
-        finally:
-            _setns(home.fileno())
-
-
-def _setns(fd: int) -> None:
-    # Python has os.setns() from 3.12 on; 0x40000000 is CLONE_NEWNET.
-    if ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000):
-        raise OSError(ctypes.get_errno(), "setns")
+def stop_all(daemons: list[subprocess.Popen[str]], folder: Path) -> None:
+    """Leave nothing behind, also when a test failed half-way."""
+    for daemon in daemons:
+        if daemon.poll() is None:
+            daemon.kill()
+            daemon.wait()
+    nfcore("softnic", "remove", "--pin", str(folder / "nic"))
+    if (folder / "pins").is_mount():
+        subprocess.run(["umount", folder / "pins"], check=True)
 
 
 FLOWS = {

@@ -11,9 +11,9 @@ import pytest
 import nfcore
 from nfcore.flows import FLOW_KEY
 from nfcore.kernel import CompileError, Map, compile_program
+from nfcore.marks import MarkMeaning
 from nfcore.plugins.katran_accel import layouts as lay
 from nfcore.plugins.katran_accel.maps import Sizes, map_specs
-from nfcore.marks import MarkMeaning
 
 BPF = Path(nfcore.__file__).parent / "bpf"
 PROGRAM = Path(__file__).parent / "programs" / "layouts.c"

@@ -107,7 +107,7 @@ def test_a_changed_vip_or_real_makes_the_mark_stale(tmp_path: Path, strategy: st
 
 def test_a_reused_flow_id_mark_means_the_new_flow_only(tmp_path: Path) -> None:
     marking = 'quarantine = "1us"\nwidth = 2\npool_chunk = 3'
-    with open_world(tmp_path, strategy="flow-id", marking=marking) as world:
+    with open_world(tmp_path, strategy="flow-id", marking=marking, offload="min_packets = 1\nmax_rules = 3") as world:
         old = FLOWS["tcp4"]
         mark = world.offload(old)
         plain = world.send(old).output
@@ -213,7 +213,7 @@ def test_a_refused_rule_gives_its_mark_back(tmp_path: Path) -> None:
         mark = world.offload(FLOWS["tcp4"])
         entry = world.balancer.maps["hw_accel_mapping"].lookup(mark)
         assert entry is not None and entry["vip_generation"]
-        world.engine._installed(world.engine.table.slots_in(FlowState.INSTALLED), failed(1))  # noqa: SLF001 - the worker's answer, come late
+        world.engine._installed(world.engine.table.slots_in(FlowState.INSTALLED), failed(1))
         assert world.balancer.maps["hw_accel_mapping"].lookup(mark)["vip_generation"] == 0
 
 

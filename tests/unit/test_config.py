@@ -326,11 +326,14 @@ def test_resolved_has_the_defaults(tmp_path: Path) -> None:
     assert first["katran_accel"]["vips"][0]["reals"][0]["weight"] == 1
 
 
-KEYS = st.sampled_from(
-    "nf plugins socket interfaces name chain offload xdp_mode marking strategy width carrier quarantine idle_timeout "
-    "max_rules katran_accel vips address port protocol reals weight flags forwarding_cpus gateway_mac softnic pins odd "
-    "stats".split()
-)
+# fmt: off
+KEYS = st.sampled_from([
+    "nf", "plugins", "socket", "interfaces", "name", "chain", "offload", "xdp_mode", "marking",
+    "strategy", "width", "carrier", "quarantine", "idle_timeout", "max_rules", "katran_accel", "vips",
+    "address", "port", "protocol", "reals", "weight", "flags", "forwarding_cpus", "gateway_mac",
+    "softnic", "pins", "odd", "stats",
+])
+# fmt: on
 LEAVES = st.one_of(
     st.integers(-3, 70_000),
     st.booleans(),

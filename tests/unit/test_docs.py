@@ -27,7 +27,7 @@ TABLES = {
 def rows(heading: str) -> dict[str, str]:
     """Key → default, as the section's table has them."""
     section = re.split(r"^#+ ", GUIDE.split(f"# {heading}", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
-    return {key: default for key, default in re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, flags=re.MULTILINE)}
+    return dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("heading", TABLES)
