@@ -99,6 +99,6 @@ def _as_flows(
 
 def _function_of(backends: Backends, context: Context) -> NetworkFunction | None:
     for nf in context.nfs:
-        if backends.device in context.devices_of(nf.name):
+        if any(device.ifindex == backends.device.ifindex for device in context.devices_of(nf.name)):
             return nf
     return None

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -189,6 +190,45 @@ def cleanup(config: ConfigArgument) -> None:
         typer.echo(line)
     if not lines:
         typer.echo("nothing was left")
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="Examine what this TOML names.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say why nothing is forwarded, or would not be: each line is ok, or why not and what to do.
+
+    Looks at kernel, headers and bcc; with CONFIG also at its interfaces (XDP mode, MTU, LRO, hw-tc-offload), at what
+    the offload backends can do, tried on the device, and at what the network functions need, such as the gateway's
+    address. An interface without an XDP program gets one for a moment. Exit status 1 when there is a fault.
+
+    Examples:
+
+      nfcore doctor
+
+      nfcore doctor /etc/nfcore.toml --json
+    """
+    from .doctor import examine, examine_machine  # noqa: PLC0415
+    from .findings import Finding, Status  # noqa: PLC0415
+    from .session import require_root  # noqa: PLC0415
+
+    findings: list[Finding] = []
+    if config is None:
+        findings += examine_machine()
+    else:
+        loaded, host = _load(config, None)
+        require_root("doctor")
+        findings += [*examine_machine(), *examine(loaded, host)]
+    faulty = any(finding.status is Status.FAULT for finding in findings)
+    if as_json:
+        typer.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}))
+    else:
+        table = RichTable("", "what", "found", "what to do")
+        for finding in findings:
+            table.add_row(str(finding.status), finding.what, finding.found, finding.advice)
+        Console().print(table)
+    raise typer.Exit(1 if faulty else 0)
 
 
 @app.command()

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from .adoption import Leftovers, same_meaning, take_over
 from .config import OffloadTable
 from .context import Context, NetworkFunction
+from .errors import HostError
 from .flows import FlowBatch
 from .flowtable import FlowState, FlowTable
 from .host import PluginHost
 from .marks import MarkMeaning, MarkState
 from .metrics import MetricFamily, MetricKind
 from .reasons import Reason, reason_word
-from .rules import RULE_ROW, Action, Outcome, RuleBatch, make_cookies, split_cookies
+from .rules import RULE_ROW, Action, Capabilities, Outcome, RuleBatch, make_cookies, split_cookies
 from .worker import Backends, Dump, InstallResult, Worker
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class Engine:
 
         The one time that the caller waits for a NIC.
         """
+        for port in self._ports.values():
+            self._probe(port)
         strategy = self.context.strategy
         trusted = same_meaning(self.context) and strategy is not None
         if strategy is not None and strategy.meaning is MarkMeaning.TARGET:
@@ -96,6 +99,20 @@ class Engine:
             self._take_over(port, trusted=trusted)
         if strategy is not None:
             self._lease()
+
+    def _probe(self, port: _Port) -> None:
+        """Say once what the NIC can do; go on without what cannot set marks. HostError: the marks are too wide."""
+        width, name = self.context.config.marking.width, port.backends.device.name
+        able: dict[str, Capabilities] = port.worker.call(port.backends.probe)
+        for backend, each in able.items():
+            log.info("%s: %s: %s", name, backend, each.describe())
+            if 0 < each.mark_width < width:
+                wide = f"{self.context.config.source}: marking.width: is {width}; {backend} on {name} transports"
+                raise HostError(f"{wide} {each.mark_width} bits: set it to {each.mark_width} or less")
+        useless = [backend for backend, each in able.items() if each.mark_width == 0]
+        if useless:
+            port.backends.leave_out(useless)
+            log.warning("%s: %s cannot set marks here: going on without", name, ", ".join(useless))
 
     def _take_over(self, port: _Port, *, trusted: bool) -> None:
         try:

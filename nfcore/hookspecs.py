@@ -18,6 +18,7 @@ import pluggy
 import typer
 from numpy.typing import NDArray
 
+from .findings import Finding
 from .flows import FlowBatch
 from .marks import StrategyInfo
 from .metrics import MetricFamily
@@ -106,6 +107,10 @@ class Hooks:
     @hookspec
     def cleanup(self, context: Context) -> Iterable[str]:
         """Remove what a killed daemon left behind; a line for each thing removed."""
+
+    @hookspec
+    def diagnose(self, context: Context) -> Iterable[Finding]:
+        """Look for what would keep the plugin from working, without changing anything, for `nfcore doctor`."""
 
     @hookspec
     def register_commands(self, app: typer.Typer) -> None:

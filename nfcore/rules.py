@@ -157,3 +157,12 @@ class Capabilities:
     table_size: int | None = None
     """Rules that fit, if the device says so."""
     notes: tuple[str, ...] = ()
+    """Whatever else is worth a line, such as a feature that the device refuses, with the kernel's words."""
+
+    def describe(self) -> str:
+        """Say it in one line."""
+        marks = f"marks of {self.mark_width} bits" if self.mark_width else "no marks"
+        parts = [marks, "IPv6" if self.ipv6 else "no IPv6", "drop" if self.drop else "no drop"]
+        if self.table_size is not None:
+            parts.append(f"room for {self.table_size:,} rules")
+        return ", ".join([*parts, *self.notes])

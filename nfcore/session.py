@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .config import NO_BACKEND, Config
@@ -84,24 +84,29 @@ def make_context(config: Config, host: PluginHost, devices: list[Device], *, tra
 @contextmanager
 def set_up(context: Context, host: PluginHost) -> Iterator[None]:
     """Set all plugins up; tear them all down, in reverse order, whatever happens."""
-    reached: list[str] = []
-    try:
+    with ExitStack() as leaving:
         for plugin in host.implementing("setup"):
-            reached.append(plugin)
-            try:
-                host.call(plugin, "setup", context=context)
-            except NfcoreError:
-                raise
-            except Exception as error:
-                log.debug("traceback", exc_info=error)
-                raise HostError(f"plugin {plugin}: setup failed: {type(error).__name__}: {error}") from error
+            set_up_plugin(plugin, context, host, leaving)
         yield
-    finally:
-        for plugin in reversed(reached):
-            try:
-                host.call(plugin, "teardown")
-            except Exception as error:  # noqa: BLE001 - the others must be torn down all the same
-                log.error("plugin %s: teardown failed: %s", plugin, error)
+
+
+def set_up_plugin(plugin: str, context: Context, host: PluginHost, leaving: ExitStack) -> None:
+    """Set one plugin up, and let `leaving` tear it down, also when its set-up failed half-way. HostError names it."""
+
+    def tear_down() -> None:
+        try:
+            host.call(plugin, "teardown")
+        except Exception as error:  # noqa: BLE001 - the others must be torn down all the same
+            log.error("plugin %s: teardown failed: %s", plugin, error)
+
+    leaving.callback(tear_down)
+    try:
+        host.call(plugin, "setup", context=context)
+    except NfcoreError:
+        raise
+    except Exception as error:
+        log.debug("traceback", exc_info=error)
+        raise HostError(f"plugin {plugin}: setup failed: {type(error).__name__}: {error}") from error
 
 
 def make_engine(context: Context, host: PluginHost, workers: Mapping[int, Worker]) -> Engine:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .host import PluginHost
-from .rules import INSTALLED_ROW, Device, Outcome, Outcomes, RuleBatch
+from .rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, RuleBatch
 
 log = logging.getLogger(__name__)
 Job = Callable[[], Any]
@@ -54,6 +54,20 @@ class Backends:
     def __init__(self, device: Device, host: PluginHost) -> None:
         self.device = device
         self._host = host
+
+    def probe(self) -> dict[str, Capabilities]:
+        """Ask each backend what it can do here; those that do not tell are taken at their word and left out."""
+        told = {}
+        for backend in self.device.backends:
+            done, able = self._host.attempt(backend, "probe_offload", device=self.device)
+            if done and isinstance(able, Capabilities):
+                told[backend] = able
+        return told
+
+    def leave_out(self, useless: Collection[str]) -> None:
+        """Go on without some of the backends. Before the first rule only: rules remember a backend by its index."""
+        left = tuple(name for name in self.device.backends if name not in useless)
+        self.device = replace(self.device, backends=left)
 
     def install(self, rules: RuleBatch) -> InstallResult:
         """Install rules; every row gets the outcome of the last backend asked."""

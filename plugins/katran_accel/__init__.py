@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from nfcore.config import Section
 from nfcore.context import Context, PacketTrace
+from nfcore.findings import Finding
 from nfcore.flows import FlowBatch
 from nfcore.hookspecs import hookimpl
 from nfcore.metrics import MetricFamily
 
 from .balancer import NAME, Balancer, remove_leftovers
+from .diagnosis import diagnose
 from .figures import families
 from .table import KatranTable, check_table, count_pairs
 from .tracing import trace
@@ -73,6 +75,11 @@ class KatranAccelPlugin:
     def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:
         """Run a frame through the program."""
         return trace(self._running, frame, mark) if nf == self._running.number else None
+
+    @hookimpl
+    def diagnose(self, context: Context) -> Iterable[Finding]:
+        """Try the gateway and the program, without attaching anything."""
+        return list(diagnose(context))
 
     @hookimpl
     def cleanup(self, context: Context) -> Iterable[str]:

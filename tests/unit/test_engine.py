@@ -865,7 +865,7 @@ def test_over_the_real_thread(make: Callable[..., World]) -> None:
     world.start()
     world.report(*range(1001, 1011))
     assert world.engine.table.count(FlowState.PENDING) == 10
-    settle(2)
+    settle(3)  # what the start asked the NIC, and the rules
     assert world.engine.table.count(FlowState.INSTALLED) == 10
     world.pass_time(0)
     settle(1)

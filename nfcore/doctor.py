@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nfcore doctor`: why nothing is forwarded, or would not be. Each line is fine, or says why not and what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from .config import Config
+from .control import daemon_answers
+from .errors import HostError, NfcoreError, UnsupportedError
+from .ethernet import LinkFacts, link_facts
+from .findings import Finding, Status
+from .host import PluginHost
+from .kernel import XdpMode, attach_xdp, attached_xdp, compile_program, detach_xdp, find_headers
+from .kernel.btf import kernel_btf
+from .rules import Capabilities, Device
+from .session import find_devices, make_context, set_up_plugin
+
+OK, WARNING, FAULT = Status.OK, Status.WARNING, Status.FAULT
+SMALLEST_MTU = 1500
+
+
+def examine_machine() -> Iterator[Finding]:
+    """Look at what every configuration needs."""
+    yield Finding("kernel", OK, f"{platform.release()} on {platform.machine()}")
+    root = os.geteuid() == 0
+    yield Finding("privileges", OK if root else FAULT, "root" if root else "not root", "" if root else "use sudo")
+    try:
+        headers = find_headers()
+        yield Finding("headers", OK, headers.origin)
+    except HostError as error:
+        yield Finding("headers", FAULT, str(error), "install linux-libc-dev")
+    if importlib.util.find_spec("bcc") is None:
+        why = f"{sys.executable} cannot import bcc"
+        yield Finding("bcc", FAULT, why, "install python3-bpfcc; a venv needs --system-site-packages")
+    else:
+        yield Finding("bcc", OK, "can be imported")
+    try:
+        kernel_btf()
+        yield Finding("type information", OK, "the kernel carries BTF")
+    except UnsupportedError as error:
+        yield Finding("type information", WARNING, str(error), "needed by the carrier skb-mark only")
+
+
+def examine(config: Config, host: PluginHost) -> Iterator[Finding]:
+    """Look at the interfaces, backends and network functions of a configuration."""
+    running = daemon_answers(Path(config.nf.socket))
+    yield Finding("daemon", OK, "running" if running else "not running", "" if running else "nfcore run")
+    try:
+        devices = find_devices(config)
+    except HostError as error:
+        for line in str(error).splitlines():
+            yield Finding("interface", FAULT, line, "nfcore must run in the interface's network namespace")
+        return
+    if not devices:
+        yield Finding("interface", FAULT, "the configuration names none", "add a table [[interfaces]]")
+    for device, interface in zip(devices, config.interfaces, strict=True):
+        yield from _examine_link(device, XdpMode(interface.xdp_mode))
+        yield from _examine_backends(config, host, device)
+    context = make_context(config, host, devices, tracing=True)
+    for _, findings in host.each("diagnose", context=context):
+        yield from findings or ()
+
+
+def _examine_link(device: Device, mode: XdpMode) -> Iterator[Finding]:
+    name = device.name
+    facts = link_facts(device.ifindex, name)
+    yield Finding(
+        f"{name}: link",
+        OK if facts.up else FAULT,
+        f"{'up' if facts.up else 'down'}, driver {facts.driver or 'unknown'}, MTU {facts.mtu}",
+        "" if facts.up else f"ip link set {name} up",
+    )
+    if facts.mtu < SMALLEST_MTU:
+        advice = f"ip link set {name} mtu {SMALLEST_MTU}"
+        yield Finding(f"{name}: MTU", WARNING, f"{facts.mtu}: full-sized packets do not arrive", advice)
+    yield _examine_xdp(device, mode)
+    yield from _examine_features(name, facts)
+
+
+def _examine_features(name: str, facts: LinkFacts) -> Iterator[Finding]:
+    lro = facts.features.get("rx-lro")
+    if lro:
+        why = "on: packets are merged before XDP sees them"
+        yield Finding(f"{name}: LRO", FAULT, why, f"ethtool -K {name} lro off")
+    elif lro is not None:
+        yield Finding(f"{name}: LRO", OK, "off")
+    gro = facts.features.get("rx-gro")
+    if gro is not None:
+        yield Finding(f"{name}: GRO", OK, "on" if gro else "off")
+    offload = facts.features.get("hw-tc-offload")
+    if offload is not None:
+        can = "hw-tc-offload" not in facts.fixed
+        found = "on" if offload else f"off{'' if can else ' and fixed'}: TC filters stay in software"
+        advice = f"ethtool -K {name} hw-tc-offload on" if can and not offload else ""
+        yield Finding(f"{name}: hw-tc-offload", OK, found, advice)
+
+
+def _examine_xdp(device: Device, mode: XdpMode) -> Finding:
+    """See what is attached, or whether a program can be: by attaching one that passes everything, for a moment."""
+    what = f"{device.name}: XDP"
+    there = attached_xdp(device.ifindex)
+    if there is not None:
+        status = OK if there.mode is XdpMode.NATIVE or mode is not XdpMode.NATIVE else WARNING
+        return Finding(what, status, f"program {there.id} attached in {there.mode} mode")
+    try:
+        with as_file(files("nfcore") / "bpf" / "pass.c") as source:
+            program = compile_program(source, "pass", defines={}, maps={})
+        with program:
+            used = attach_xdp(device.ifindex, program, mode=mode)
+            detach_xdp(device.ifindex, expected=program.id)
+    except NfcoreError as error:
+        return Finding(what, FAULT, str(error), 'set xdp_mode = "generic" to go on, slowly')
+    if used is XdpMode.GENERIC and mode is not XdpMode.GENERIC:
+        return Finding(what, WARNING, "only generic mode works: slow, and most carriers are lost")
+    return Finding(what, OK, f"a program can be attached in {used} mode")
+
+
+def _examine_backends(config: Config, host: PluginHost, device: Device) -> Iterator[Finding]:
+    if not device.backends:
+        yield Finding(f"{device.name}: offload", WARNING, "no backend is named: unaccelerated", "interfaces[].offload")
+    for backend in device.backends:
+        what = f"{device.name}: {backend}"
+        context = make_context(config, host, [device])
+        try:
+            with ExitStack() as leaving:
+                set_up_plugin(backend, context, host, leaving)
+                able = host.call(backend, "probe_offload", device=device)
+        except NfcoreError as error:
+            yield Finding(what, FAULT, str(error))
+            continue
+        if able is None:
+            yield Finding(what, WARNING, "does not tell what it can do")
+        else:
+            yield _judge(what, able, config.marking.width)
+
+
+def _judge(what: str, able: Capabilities, width: int) -> Finding:
+    found = able.describe()
+    if able.mark_width == 0:
+        return Finding(what, WARNING, f"{found}: flows stay on the slow path")
+    if able.mark_width < width:
+        return Finding(what, FAULT, found, f"set marking.width to {able.mark_width} or less")
+    return Finding(what, OK, found)
