@@ -2,8 +2,9 @@
 """The process that compiles one program, run as a script by :mod:`nfcore.kernel.compiler`.
 
 Standard library and bcc only. Reads a request (JSON, up to the end of the stream) from the Unix socket
-whose descriptor is the argument; answers with JSON and, when the program was loaded, its descriptor.
-The descriptors of the maps are inherited under the numbers that the request's flags name.
+whose descriptor is the argument; answers with JSON. A request to ``load`` is answered with the program's
+descriptor besides, or with the verifier's log: the maps' descriptors are inherited under the numbers that the
+request's flags name. Any other is answered with the instructions and what they were made from.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 _LOG_SIZE = 16 << 20
+_RULE_SIZE = 1 << 20
 _XDP = 6
+_COMPILER = re.compile(r"/lib(bcc|bpf|LLVM|clang)[^/]*\.so")
 
 
 def main() -> None:
@@ -43,7 +47,10 @@ def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         return {"status": "no-bcc", "detail": str(error)}, []
     except OSError as error:
         return {"status": "no-libbcc", "detail": str(error)}, []
-    flags = [flag.encode() for flag in request["flags"]]
+    # What clang reads, as a rule for make.
+    includes = os.memfd_create("includes")
+    tracking = ["-MD", "-MF", f"/proc/self/fd/{includes}", "-MT", "program"]
+    flags = [flag.encode() for flag in (*request["flags"], *tracking)]
     array = (ctypes.c_char_p * len(flags))(*flags)
     source = Path(request["source"]).read_bytes()
     module = lib.bpf_module_create_c_from_string(source, 0, array, len(flags), True, None)
@@ -54,7 +61,29 @@ def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         count = lib.bpf_num_functions(module)
         names = [lib.bpf_function_name(module, index).decode() for index in range(count)]
         return {"status": "no-function", "functions": names}, []
-    return _load(lib, module, function)
+    if request["load"]:
+        return _load(lib, module, function)
+    code = ctypes.string_at(lib.bpf_function_start(module, function), lib.bpf_function_size(module, function))
+    return {
+        "status": "compiled",
+        "instructions": code.hex(),
+        "license": lib.bpf_module_license(module).decode(),
+        "includes": _prerequisites(os.pread(includes, _RULE_SIZE, 0).decode()),
+        "libraries": _compiler_libraries(),
+    }, []
+
+
+def _prerequisites(rule: str) -> list[str]:
+    """The files of a rule for make, as clang quotes them, without bcc's own texts. Some are relative to the headers."""
+    words = re.findall(r"(?:\\[ #\\]|\S)+", rule.replace("\\\n", " ").partition(": ")[2])
+    plain = [re.sub(r"\\([ #\\])", r"\1", word).replace("$$", "$") for word in words]
+    return [word for word in plain if not word.startswith("/virtual/")]
+
+
+def _compiler_libraries() -> list[str]:
+    """The shared libraries in this process that decide what code comes out."""
+    lines = (line.split() for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines())
+    return sorted({line[5] for line in lines if len(line) == 6 and _COMPILER.search(line[5])})
 
 
 def _load(lib: ctypes.CDLL, module: int, function: bytes) -> tuple[dict[str, Any], list[int]]:

@@ -4,9 +4,14 @@
 bcc brings a compiler of some 100 MB into the process, changes its working directory and writes to its
 standard output. It does so in a child process here, which hands back nothing but the program::
 
-    nfcore ──source, flags, map fds──►  compile_worker.py ──►  bcc ──►  kernel
-       ▲                                        │
-       └───────── program fd, or the log ───────┘
+    nfcore ──source, flags──►  compile_worker.py ──►  bcc
+       ▲                              │
+       └────── instructions ──────────┘
+       └──► program_cache, map fds ──► kernel
+
+What was compiled before, from the same files, is taken from program_cache.py and needs neither child nor bcc.
+A program that the kernel refuses is compiled and loaded by the child once more, since only bcc gives the
+verifier's log the lines of the source.
 
 Sources name maps that already exist, by their descriptors::
 
@@ -17,29 +22,43 @@ so that one source serves maps of any size, pinned or not, and works in headers 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import HostError
 from .headers import Headers, find_headers
 from .maps import Map
+from .program_cache import Compiled, ProgramCache, cache_key, placeholders, relocate
 from .programs import Program
+from .syscall import Command, bpf, lift_locked_memory_limit
 
 _WORKER = Path(__file__).with_name("compile_worker.py")
 _PATIENCE = 300.0
 """Seconds until the worker is given up; a compilation takes well below one, 20 in an emulated guest."""
+_MISLEADING = ("ARCH", "BCC_LINUX_VERSION_CODE", "CPATH", "C_INCLUDE_PATH")
+"""Variables meant for other compilations that would change what bcc compiles."""
 _MAIN_FILE = "/virtual/main.c"
 """What bcc calls the source in its messages."""
+_PROG_LOAD = struct.Struct("=IIQQIIQII16s")
+"""Head of ``union bpf_attr`` for BPF_PROG_LOAD: type, count of instructions, pointers to them and to the
+license, log level, log size, log, kernel version, flags, name."""
+_TYPE_XDP = 6
+_INSTRUCTION_SIZE = 8
+_LONGEST_NAME = 15
 _LOG_TAIL = 20
 _ERRORS_SHOWN = 3
 # bcc compiles on one core for a fraction of a second: two at a time gain nothing and need the memory twice.
@@ -70,12 +89,14 @@ def compile_program(
     maps: Mapping[str, Map],
     include_dirs: Sequence[Path] = (),
     headers: Headers | None = None,
+    cache: ProgramCache | None = None,
 ) -> Program:
-    """Compile ``source`` and load its ``function`` as an XDP program.
+    """Compile ``source``, or find it compiled, and load its ``function`` as an XDP program.
 
     ``defines`` become ``-D`` flags; ``maps`` become ``FD_<name>``, the number that the source's
     ``MAP(name)`` needs. The source's own folder is the first to be searched for includes, then
-    ``include_dirs``. The program is called ``function`` in the kernel, cut to 15 characters.
+    ``include_dirs``. The program is called ``function`` in the kernel, cut to 15 characters. ``cache``
+    defaults to that of this user.
 
     Raises CompileError with the first errors, VerifierError with the end of the verifier's log,
     HostError when bcc, headers, the source or privileges are missing.
@@ -84,24 +105,94 @@ def compile_program(
     if not source.is_file():
         raise HostError(f"the BPF source {source} does not exist")
     headers = headers or find_headers()
-    flags = _flags(source, defines, maps, include_dirs)
-    request = {"source": str(source), "function": function, "flags": flags}
+    numbers = placeholders(maps)
+    flags = _flags((source.parent, *include_dirs), defines)
+    request = _Request(source, function, [*flags, *_map_flags(numbers)], headers)
     with _TURN:
-        answer, fd, noise = _run_worker(request, headers, [map_.fd for map_ in maps.values()])
+        compiled = _find_or_compile(request, (source.parent, *include_dirs), cache or ProgramCache())
+        try:
+            code = relocate(compiled.instructions, {numbers[name]: map_.fd for name, map_ in maps.items()})
+            return Program(_load(code, compiled.license, function))
+        except (OSError, KeyError):
+            # KeyError: a map of bcc's own making, which lives in the compiler's process.
+            descriptors = {name: map_.fd for name, map_ in maps.items()}
+            loading = _Request(source, function, [*flags, *_map_flags(descriptors)], headers)
+            return _compile_and_load(loading, list(descriptors.values()))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the compiler is asked for."""
+
+    source: Path
+    function: str
+    flags: list[str]
+    headers: Headers
+
+    def payload(self, *, load: bool) -> dict[str, Any]:
+        """For the worker."""
+        return {"source": str(self.source), "function": self.function, "flags": self.flags, "load": load}
+
+    def key(self) -> str:
+        """For the cache."""
+        worker = _WORKER.read_text(encoding="utf-8")
+        return cache_key(worker, str(self.source), self.function, self.flags, str(self.headers.path))
+
+
+def _flags(folders: Iterable[Path], defines: Mapping[str, int | str]) -> list[str]:
+    return [
+        "-Werror=implicit-function-declaration",
+        *(f"-I{folder.resolve()}" for folder in folders),
+        *(f"-D{name}={value}" for name, value in defines.items()),
+    ]
+
+
+def _map_flags(numbers: Mapping[str, int]) -> list[str]:
+    return [f"-DFD_{name}={number}" for name, number in numbers.items()]
+
+
+def _find_or_compile(request: _Request, searched: Iterable[Path], cache: ProgramCache) -> Compiled:
+    key = request.key()
+    found = cache.find(key)
+    if found is not None:
+        return found
+    started = time.time_ns()
+    answer, _, noise = _run_worker(request.payload(load=False), request.headers, [])
+    if answer["status"] != "compiled":
+        raise _error(request.source, request.function, answer, noise)
+    compiled = Compiled(
+        bytes.fromhex(answer["instructions"]),
+        answer["license"],
+        # bcc compiles in the folder of the headers.
+        (request.source, *(request.headers.path / name for name in answer["includes"])),
+        tuple(map(Path, answer["libraries"])),
+        tuple(folder.resolve() for folder in searched),
+    )
+    cache.keep(key, compiled, started)
+    return compiled
+
+
+def _compile_and_load(request: _Request, fds: Sequence[int]) -> Program:
+    answer, fd, noise = _run_worker(request.payload(load=True), request.headers, fds)
     if fd is None:
-        raise _error(source, function, answer, noise)
+        raise _error(request.source, request.function, answer, noise)
     return Program(fd)
 
 
-def _flags(
-    source: Path, defines: Mapping[str, int | str], maps: Mapping[str, Map], include_dirs: Iterable[Path]
-) -> list[str]:
-    return [
-        "-Werror=implicit-function-declaration",
-        *(f"-I{folder.resolve()}" for folder in (source.parent, *include_dirs)),
-        *(f"-D{name}={value}" for name, value in defines.items()),
-        *(f"-DFD_{name}={map_.fd}" for name, map_ in maps.items()),
-    ]
+def _load(code: bytes, license_: str, name: str) -> int:
+    """Load an XDP program; its descriptor. OSError with no word from the verifier when it is refused."""
+    instructions = ctypes.create_string_buffer(code, len(code))
+    text = ctypes.create_string_buffer(license_.encode())
+    attr = _PROG_LOAD.pack(
+        *(_TYPE_XDP, len(code) // _INSTRUCTION_SIZE, ctypes.addressof(instructions), ctypes.addressof(text)),
+        *(0, 0, 0, 0, 0, name.encode()[:_LONGEST_NAME]),
+    )
+    try:
+        return bpf(Command.PROG_LOAD, bytearray(attr))
+    except OSError as error:
+        if error.errno != errno.EPERM or not lift_locked_memory_limit():
+            raise
+        return bpf(Command.PROG_LOAD, bytearray(attr))
 
 
 def _run_worker(
@@ -134,8 +225,7 @@ def _run_worker(
 def _start_worker(
     channel: socket.socket, headers: Headers, fds: Sequence[int], output: IO[bytes]
 ) -> subprocess.Popen[bytes]:
-    # ARCH and BCC_LINUX_VERSION_CODE, meant for kernel builds, would change what bcc compiles.
-    inherited = {k: v for k, v in os.environ.items() if k not in ("ARCH", "BCC_LINUX_VERSION_CODE")}
+    inherited = {name: value for name, value in os.environ.items() if name not in _MISLEADING}
     return subprocess.Popen(
         # -P: the worker's own folder has modules called like those of others.
         [sys.executable, "-P", str(_WORKER), str(channel.fileno())],
