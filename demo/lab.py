@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Literal, Self
 
 from nfcore.errors import HostError
 
@@ -88,21 +88,26 @@ class Lab:
     As a context manager it removes what an earlier lab of the same prefix left, builds the network,
     and at the end stops every process that was started in it and removes the namespaces, whatever
     happened in between. ``nic=False`` leaves the NIC's namespace out and joins the gateway's ``net0``
-    to the balancer's ``eth1`` directly.
+    to the balancer's ``eth1`` directly. ``balancer="gw"`` puts ``eth1`` beside ``net0`` into the gateway's
+    namespace, for marks that do not cross into another one.
 
     Raises HostError where the machine refuses.
     """
 
-    def __init__(self, prefix: str = "nfdemo-", *, reals: int = 3, nic: bool = True) -> None:
+    def __init__(
+        self, prefix: str = "nfdemo-", *, reals: int = 3, nic: bool = True, balancer: Literal["lb", "gw"] = "lb"
+    ) -> None:
         if not _PREFIX.fullmatch(prefix):
             raise HostError(f"prefix {prefix!r} of a lab: expected 2-9 of a-z 0-9 and a hyphen, such as 'nfdemo-'")
         self.prefix = prefix
         self.nic = nic
+        self.balancer = balancer
         self.reals = tuple(
             Real(f"real{i}", f"198.18.20.{10 + i}", f"2001:db8:20::{10 + i}") for i in range(1, reals + 1)
         )
-        self.roles = ("client", "gw", *(("nic",) if nic else ()), "lb", *(real.name for real in self.reals))
-        self.links = tuple(_links(self.reals, nic=nic))
+        inner = [*(["nic"] if nic else []), *(["lb"] if balancer == "lb" else [])]
+        self.roles = ("client", "gw", *inner, *(real.name for real in self.reals))
+        self.links = tuple(_links(self.reals, balancer, nic=nic))
         self._processes: list[subprocess.Popen[str]] = []
 
     def namespace(self, role: str) -> str:
@@ -290,7 +295,7 @@ class Lab:
         yield from _router_port("net0", (BALANCER_GATEWAY4, BALANCER_GATEWAY6), subnet=True)
         hosts = [
             ("client", CLIENT4, CLIENT6, self.end("client", "eth0").mac),
-            ("net0", BALANCER4, BALANCER6, self.end("lb", "eth1").mac),
+            ("net0", BALANCER4, BALANCER6, self.end(self.balancer, "eth1").mac),
         ]
         for real in self.reals:
             yield from _router_port(real.name, (REAL_GATEWAY4, REAL_GATEWAY6), subnet=False)
@@ -310,13 +315,13 @@ class Lab:
         return next(link.a for link in self.links if link.b == end)
 
 
-def _links(reals: Iterable[Real], *, nic: bool) -> Iterator[Link]:
+def _links(reals: Iterable[Real], balancer: str, *, nic: bool) -> Iterator[Link]:
     pairs = [(("gw", "client"), ("client", "eth0"), PLAIN_MTU)]
     if nic:
         pairs.append((("gw", "net0"), ("nic", "wire0"), TUNNEL_MTU))
-        pairs.append((("nic", "port0"), ("lb", "eth1"), TUNNEL_MTU))
+        pairs.append((("nic", "port0"), (balancer, "eth1"), TUNNEL_MTU))
     else:
-        pairs.append((("gw", "net0"), ("lb", "eth1"), TUNNEL_MTU))
+        pairs.append((("gw", "net0"), (balancer, "eth1"), TUNNEL_MTU))
     pairs.extend((("gw", real.name), (real.name, "eth0"), TUNNEL_MTU) for real in reals)
     for number, (a, b, mtu) in enumerate(pairs):
         yield Link(End(*a, f"02:4e:46:00:{number:02x}:0a"), End(*b, f"02:4e:46:00:{number:02x}:0b"), mtu)
