@@ -16,7 +16,7 @@ from .config import Config
 from .context import Context
 from .control import ControlServer, daemon_answers
 from .engine import READ_LIMIT, Engine
-from .errors import HostError
+from .errors import HostError, NfcoreError
 from .host import PluginHost
 from .session import find_devices, make_context, make_engine, set_up
 from .worker import DeviceWorker
@@ -42,52 +42,73 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
     socket = Path(config.nf.socket)
     if daemon_answers(socket):
         raise HostError(f"a daemon is running already: its socket {socket} answers (set nf.socket to another)")
-    with _stopped_by_signals(), set_up(context, host), _engine(context, host) as (engine, results):
-        daemon = _Daemon(engine, results, ControlServer(socket, context.methods))
-        asyncio.run(daemon.run(lambda: announce(_describe(context))))
+    with StopSwitch() as stop:
+        try:
+            with set_up(context, host, stop.check), _engine(context, host, stop) as (engine, results):
+                daemon = _Daemon(engine, results, ControlServer(socket, context.methods))
+                asyncio.run(daemon.run(stop, lambda: announce(_describe(context))))
+        except StoppedError:
+            log.info("stopped before it was ready")
+        except NfcoreError:
+            # Ctrl-C reaches the compiler, too: what it says then is not the user's concern.
+            if not stop.noted:
+                raise
 
 
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Let the first stop signal end the block, wherever it is, and ignore further ones: leaving must complete.
+class StoppedError(Exception):
+    """A stop signal came before the daemon was ready."""
 
-    Within, the event loop has handlers of its own; these are for the time before it runs and after.
+
+class StopSwitch:
+    """Takes note of SIGINT and SIGTERM, and stops where it is asked: what is half done would be left behind.
+
+    While the event loop runs it has handlers of its own.
     """
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+    def __init__(self) -> None:
+        self.noted = False
 
-    before = [signal.signal(number, stop) for number in STOP_SIGNALS]
-    try:
-        yield
-    except KeyboardInterrupt:
-        log.info("stopped before the daemon was ready")
-    finally:
-        for number, handler in zip(STOP_SIGNALS, before, strict=True):
+    def __enter__(self) -> StopSwitch:
+        self._before = [signal.signal(number, self._note) for number in STOP_SIGNALS]
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        for number, handler in zip(STOP_SIGNALS, self._before, strict=True):
             signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise StoppedError if a signal came."""
+        if self.noted:
+            raise StoppedError
+
+    def resume(self) -> None:
+        """Take note again after the event loop has had the signals."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.noted = True
 
 
 @contextmanager
-def _engine(context: Context, host: PluginHost) -> Iterator[tuple[Engine, Results]]:
+def _engine(context: Context, host: PluginHost, stop: StopSwitch) -> Iterator[tuple[Engine, Results]]:
     """Start the engine with its workers and attach the programs; undo all of it in reverse."""
     results: Results = queue.SimpleQueue()
     workers = {device.ifindex: DeviceWorker(device.name, results.put) for device in context.devices}
     engine = make_engine(context, host, workers)
     with ExitStack() as leaving:
         leaving.callback(_stop_workers, engine, workers)
+        stop.check()
         engine.start()
         for nf in context.nfs:
             for device in context.devices_of(nf.name):
-                nf.attach(device)
+                stop.check()
                 leaving.callback(nf.detach, device)
+                nf.attach(device)
         yield engine, results
 
 
 def _stop_workers(engine: Engine, workers: dict[int, DeviceWorker]) -> None:
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
     engine.remove_all()
     for worker in workers.values():
         if not worker.stop(STOP_PATIENCE):
@@ -102,21 +123,24 @@ class _Daemon:
         self._results = results
         self._server = server
 
-    async def run(self, announce: Callable[[], None]) -> None:
+    async def run(self, switch: StopSwitch, announce: Callable[[], None]) -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, stop.set)
-        await self._server.open()
         try:
+            switch.check()  # what came until the loop had its handlers
+            await self._server.open()
             announce()
             await self._pump(stop)
         finally:
             await self._server.close()
-            # Between the loop's handlers and the next ones nothing may end the process half-way.
+            # Blocked meanwhile: between the two kinds of handlers a signal would kill.
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             for number in STOP_SIGNALS:
                 loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_IGN)
+            switch.resume()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     async def _pump(self, stop: asyncio.Event) -> None:
         nap = SHORTEST_NAP

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .adoption import Leftovers, same_meaning, take_over
+from .adoption import FINGERPRINT, Leftovers, same_meaning, take_over
 from .config import OffloadTable
 from .context import Context, NetworkFunction
 from .errors import HostError
@@ -398,7 +398,8 @@ class Engine:
     # Stop and figures
 
     def remove_all(self) -> None:
-        """Queue the removal of every rule: the last thing that the workers do."""
+        """Queue the removal of every rule: the last thing that the workers do. The next run finds nothing of this."""
+        self.context.state.forget(FINGERPRINT)
         slots = np.concatenate([self.table.slots_in(FlowState.INSTALLED), self.table.slots_in(FlowState.PENDING)])
         for ifindex, port in self._ports.items():
             mine = slots[self.table.rows["flow"]["ifindex"][slots] == ifindex]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -82,10 +82,11 @@ def make_context(config: Config, host: PluginHost, devices: list[Device], *, tra
 
 
 @contextmanager
-def set_up(context: Context, host: PluginHost) -> Iterator[None]:
+def set_up(context: Context, host: PluginHost, before_each: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Set all plugins up; tear them all down, in reverse order, whatever happens."""
     with ExitStack() as leaving:
         for plugin in host.implementing("setup"):
+            before_each()
             set_up_plugin(plugin, context, host, leaving)
         yield
 

@@ -82,7 +82,9 @@ class Balancer:
         self._open_marks()
 
     def close(self) -> None:
-        """Let go of program and maps; pinned ones stay in the kernel."""
+        """Let go of program and maps; pinned ones stay in the kernel, where the marks mean nothing any more."""
+        if hasattr(self, "_state"):
+            self._state.forget(NUMBERING)
         for device in list(self._attached):
             self.detach(device)
         if self._reader is not None:
@@ -96,8 +98,8 @@ class Balancer:
     def attach(self, device: Device) -> None:
         """Attach the program to the device, in place of one that a killed run left there."""
         previous = self._state.recall(_state_key(device))
-        attach_xdp(device.ifindex, self.program, mode=self._modes[device.name], replace=previous)
         self._attached.append(device)
+        attach_xdp(device.ifindex, self.program, mode=self._modes[device.name], replace=previous)
         self._state.remember(_state_key(device), self.program.id)
         if self.pin_dir is not None:
             (self.pin_dir / PROGRAM_PIN).unlink(missing_ok=True)
@@ -107,8 +109,8 @@ class Balancer:
         """Detach the program from the device, if it is still ours."""
         if device in self._attached:
             self._attached.remove(device)
-            detach_xdp(device.ifindex, expected=self.program.id)
-            self._state.forget(_state_key(device))
+            if detach_xdp(device.ifindex, expected=self.program.id):
+                self._state.forget(_state_key(device))
 
     def _load(self, *, tracing: bool) -> Program:
         defines: dict[str, int | str] = {

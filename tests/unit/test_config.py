@@ -395,3 +395,56 @@ def test_no_override_raises_anything_else(override: str) -> None:
         read_toml(DEMO, [override])
     except ConfigError as error:
         assert error.problems
+
+
+def test_marks_that_the_width_does_not_give_are_named(tmp_path: Path) -> None:
+    reals = ", ".join(f'{{ address = "198.18.20.{number}" }}' for number in range(1, 5))
+    path = tmp_path / "nf.toml"
+    path.write_text(
+        f"""
+        [nf]
+        plugins = ["katran_accel", "marking"]
+        [marking]
+        width = 2
+        [offload]
+        max_rules = 3
+        [[katran_accel.vips]]
+        address = "198.18.10.1"
+        port = 80
+        protocol = "tcp"
+        reals = [{reals}]
+        """
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, PluginHost())
+    (problem,) = caught.value.problems
+    assert problem.path == "marking.width"
+    assert "needs 4 marks" in problem.message and "gives 3" in problem.message
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, PluginHost(), ["marking.strategy=flow-id", "offload.max_rules=4"])
+    assert [problem.path for problem in caught.value.problems] == ["offload.max_rules"]
+
+    for fitting in (["marking.width=3"], ["marking.strategy=flow-id"]):
+        load_config(path, PluginHost(), fitting)
+
+
+def test_skb_mark_needs_native_mode(tmp_path: Path) -> None:
+    path = tmp_path / "nf.toml"
+    path.write_text(
+        """
+        nf.plugins = ["katran_accel", "marking"]
+        marking.carrier = "skb-mark"
+        [[interfaces]]
+        name = "eth1"
+        chain = ["katran_accel"]
+        xdp_mode = "auto"
+        [[katran_accel.vips]]
+        address = "198.18.10.1"
+        port = 80
+        protocol = "tcp"
+        reals = [{ address = "198.18.20.1" }]
+        """
+    )
+    with pytest.raises(ConfigError, match=r"interfaces\[0\]\.xdp_mode: is 'auto'; should be 'native'"):
+        load_config(path, PluginHost())
