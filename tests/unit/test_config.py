@@ -75,7 +75,7 @@ SINGLE = [
     ("katran_accel=1", "katran_accel", ["is 1", "should be a table"]),
     ("marking=[]", "marking", ["is []", "should be a table"]),
     ("interfaces='eth1'", "interfaces", ["is 'eth1'", "[[interfaces]]"]),
-    ("tc_offload={}", "tc_offload", ["unknown table"]),
+    ("tc_offload={}", "tc_offload", ["belongs to a plugin that nf.plugins does not name"]),
     ("markings={}", "markings", ["unknown table; did you mean 'marking'?"]),
 ]
 

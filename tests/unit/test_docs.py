@@ -11,6 +11,7 @@ import pytest
 from nfcore.config import InterfaceTable, MarkingTable, NfTable, OffloadTable, Table
 from nfcore.plugins.katran_accel.table import KatranTable, VipTable
 from nfcore.plugins.softnic import SoftnicTable
+from nfcore.plugins.tc_offload import DeviceTable, TcOffloadTable
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
 TABLES = {
@@ -20,6 +21,8 @@ TABLES = {
     "`[offload]`": OffloadTable,
     "`[katran_accel]`": KatranTable,
     "`[[katran_accel.vips]]`": VipTable,
+    "`[tc_offload]`": TcOffloadTable,
+    "`[tc_offload.devices.NAME]`": DeviceTable,
     "`[softnic]`": SoftnicTable,
 }
 
@@ -47,4 +50,4 @@ def test_the_guide_tells_the_defaults(heading: str) -> None:
             assert told == "none", key
         else:
             plain = told.strip("`").strip('"')
-            assert plain == str(field.default).replace("'", '"'), key
+            assert plain == str(field.default).replace("'", '"').replace("False", "false"), key

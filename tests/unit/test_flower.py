@@ -121,7 +121,7 @@ def _is_full(mask: Any) -> bool:
     return mask in ("255.255.255.255", str(ipaddress.IPv6Address(2**128 - 1)), "ff:ff:ff:ff:ff:ff")
 
 
-@pytest.mark.parametrize(("recorded", "rule"), zip(TC_MESSAGES, SAME_AS_TC, strict=True), ids=str)
+@pytest.mark.parametrize(("recorded", "rule"), list(zip(TC_MESSAGES, SAME_AS_TC, strict=True)))
 def test_what_tc_writes_is_what_we_write(recorded: dict[str, str], rule: dict[str, Any]) -> None:
     theirs = bytes.fromhex(recorded["message"])
     header = decode(theirs)
@@ -129,9 +129,8 @@ def test_what_tc_writes_is_what_we_write(recorded: dict[str, str], rule: dict[st
     assert facts(encode(rule, header["info"] >> 16, header["handle"], parent)) == facts(theirs)
 
 
-@pytest.mark.parametrize("name", ["pkt_cls.h"])
-def test_attributes_have_the_numbers_of_the_kernel_header(name: str) -> None:
-    text = (UAPI / name).read_text()
+def test_attributes_have_the_numbers_of_the_kernel_header() -> None:
+    text = (UAPI / "pkt_cls.h").read_text()
     body = text[text.index("TCA_FLOWER_UNSPEC,") : text.index("__TCA_FLOWER_MAX")]
     names = re.findall(r"^\s*(TCA_FLOWER_\w+),", body, re.MULTILINE)
     ours = [name for name, _ in flower.Options.nla_map]
@@ -248,7 +247,7 @@ def test_pedit_keys_do_to_a_header_what_they_say(dst: str, src: str, kind: int, 
 
 def test_wrong_values_are_named() -> None:
     base = {"protocol": flower.ETH_P_IP}
-    with pytest.raises(ValueError, match="kind 'skbedti'; known are .*skbedit"):
+    with pytest.raises(ValueError, match=r"kind 'skbedti'; known are .*skbedit"):
         flower.get_parameters({**base, "action": {"kind": "skbedti"}})
     with pytest.raises(ValueError, match="17 bytes; should be 1 to 16"):
         flower.get_parameters({**base, "action": {**DROP, "cookie": bytes(17)}})

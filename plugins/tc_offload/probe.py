@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device can do, found out by adding rules of each shape to it and removing them again.
+
+The rules match addresses that are reserved for documentation (RFC 5737, RFC 3849) and use priorities of their own
+behind those of real rules, so that no traffic meets them.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from nfcore.errors import HostError
+from nfcore.rules import Capabilities
+
+from .messages import encode_rule, tc_message
+from .netlink import RTM_DELTFILTER, NetlinkError, TcSocket
+from .shapes import Place, Shape
+
+_NOT_ITS_FAULT = (errno.EPERM, errno.EACCES, errno.ENODEV)
+_PRIO_OFFSET = 8
+_WIDTHS = (32, 24, 16, 8)
+_ENDS = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
+_MARK = {"kind": "skbedit", "mark": 1}
+_DROP = {"kind": "gact", "action": "drop"}
+
+
+@dataclass
+class Probe:
+    """Answers of one device."""
+
+    hardware: bool
+    """Rules go to hardware alone (skip_sw)."""
+    mark_width: int = 0
+    refused: dict[str, NetlinkError] = field(default_factory=dict)
+    """What it does not do → the kernel's refusal: `IPv6 TCP`, `drop`, `nofrag`, `indev`, `pedit`, …"""
+    refusal: str = ""
+    """Why it takes no rules at all, if so: one sentence."""
+
+    def capabilities(self) -> Capabilities:
+        """Give the answers in the core's words."""
+        if self.refusal:
+            return Capabilities(mark_width=0, ipv6=False, drop=False, notes=(self.refusal,))
+        where = "rules in hardware alone (skip_sw)" if self.hardware else "rules in software"
+        refused = tuple(f"{what}: no: {error}" for what, error in self.refused.items())
+        ipv6 = not any(str(shape) in self.refused for shape in (Shape.TCP6, Shape.UDP6))
+        return Capabilities(self.mark_width, ipv6, "drop" not in self.refused, notes=(where, *refused))
+
+
+def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -> Probe:
+    """Try everything on the device `name`, with skip_sw if `hardware`. HostError when we may not, or it is gone."""
+    attempt = _Attempt(socket, place, skip_sw=hardware)
+    found = Probe(hardware)
+    for width in _WIDTHS:
+        error = attempt(Shape.TCP4, action={**_MARK, "mark": (1 << width) - 1})
+        if error is None:
+            found.mark_width = width
+            break
+    else:
+        if error is not None and error.number in _NOT_ITS_FAULT:
+            raise HostError(f"{name}: flower rules cannot be added: {error}")
+        found.refusal = _why_not(name, error, hardware=hardware)
+        return found
+    tries: dict[str, tuple[Shape, Mapping[str, Any]]] = {
+        **{str(shape): (shape, {"action": _MARK}) for shape in (Shape.UDP4, Shape.TCP6, Shape.UDP6)},
+        "drop": (Shape.TCP4, {"action": _DROP}),
+        "nofrag": (Shape.TCP4, {"action": _MARK, "ip_flags": "nofrag"}),
+        "indev": (Shape.TCP4, {"action": _MARK, "indev": name}),
+        "pedit": (Shape.TCP4, {"action": {"kind": "pedit", "eth": {"dst": "02:00:00:00:00:01"}}}),
+    }
+    for what, (shape, rule) in tries.items():
+        error = attempt(shape, **rule)
+        if error is not None:
+            found.refused[what] = error
+    return found
+
+
+class _Attempt:
+    """Adds one rule, removes it, and tells how that went."""
+
+    def __init__(self, socket: TcSocket, place: Place, *, skip_sw: bool) -> None:
+        self._socket = socket
+        self._place = Place(place.ifindex, place.parent, place.prio + _PRIO_OFFSET)
+        self._skip_sw = skip_sw
+
+    def __call__(self, shape: Shape, **rule: Any) -> NetlinkError | None:
+        src, dst = _ENDS[shape.family]
+        match = {"src_ip": src, "dst_ip": dst, "src_port": 9, "dst_port": 9, "skip_sw": self._skip_sw}
+        message = bytes(encode_rule(self._place, shape, {**match, **rule}, handle=1).data)
+        try:
+            self._socket.request(message)
+        except NetlinkError as error:
+            if error.number != errno.EEXIST:
+                return error
+            # A killed daemon's attempt was left behind: it says nothing of this one.
+            self._remove(shape)
+            try:
+                self._socket.request(message)
+            except NetlinkError as second:
+                return second
+        self._remove(shape)
+        return None
+
+    def _remove(self, shape: Shape) -> None:
+        attrs = [["TCA_KIND", "flower"]]
+        message = tc_message(RTM_DELTFILTER, 0, self._place, handle=1, info=self._place.info(shape), attrs=attrs)
+        with suppress(NetlinkError):
+            self._socket.request(bytes(message.data))
+
+
+def _why_not(name: str, error: NetlinkError | None, *, hardware: bool) -> str:
+    if error is not None and error.number == errno.ENOENT:
+        return f"{name}: this kernel lacks the classifier flower or the action skbedit ({error}); nothing is offloaded"
+    if hardware:
+        return (
+            f"{name}: its driver takes no flower rules ({error}); nothing is offloaded. "
+            f"If the NIC should: ethtool -K {name} hw-tc-offload on"
+        )
+    return f"{name}: the kernel takes no flower rules here ({error}); nothing is offloaded"

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tc_offload's table in the TOML: what it takes, what it refuses and how it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nfcore.config import Config, load_config
+from nfcore.errors import ConfigError, HostError
+from nfcore.host import PluginHost
+from nfcore.plugins.tc_offload import TcOffloadTable, _settings
+from nfcore.rules import Device
+from nfcore.session import make_context
+
+HEAD = """
+[nf]
+plugins = ["katran_accel", "marking", "tc_offload"]
+[[interfaces]]
+name = "eth1"
+chain = ["katran_accel"]
+offload = ["tc_offload", "none"]
+[[interfaces]]
+name = "eth2"
+chain = ["katran_accel"]
+offload = ["tc_offload"]
+[[interfaces]]
+name = "eth7"
+chain = ["katran_accel"]
+[[katran_accel.vips]]
+address = "198.18.10.1"
+port = 80
+protocol = "tcp"
+reals = [{ address = "198.18.20.11" }]
+"""
+
+
+def load(tmp_path: Path, text: str) -> tuple[Config, PluginHost]:
+    path = tmp_path / "nf.toml"
+    path.write_text(HEAD + text)
+    host = PluginHost()
+    return load_config(path, host), host
+
+
+def test_without_a_table_the_defaults_hold(tmp_path: Path) -> None:
+    config, _ = load(tmp_path, "")
+    table = config.sections["tc_offload"]
+    assert isinstance(table, TcOffloadTable)
+    assert (table.prio, table.skip_sw, table.last_used, table.devices) == (6000, "auto", False, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prio = 0", "tc_offload.prio: is 0; input should be greater than or equal to 1"),
+        ("prio = 65521", "tc_offload.prio: is 65521; input should be less than or equal to 65520"),
+        ('skip_sw = "maybe"', "tc_offload.skip_sw: is 'maybe'; input should be 'auto', 'on' or 'off'"),
+        ("pirio = 1", "tc_offload.pirio: unknown key; did you mean 'prio'?"),
+        (
+            'devices.eth1.direction = "egress"',
+            "tc_offload.devices.eth1.direction: is 'egress'; what leaves eth1 never comes to its XDP program: "
+            "set filter_on to its veth peer",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, f"[tc_offload]\n{text}\n")
+    assert [str(problem) for problem in caught.value.problems] == [said]
+
+
+def test_devices_of_the_table_must_be_offloaded(tmp_path: Path) -> None:
+    config, host = load(tmp_path, '[tc_offload.devices.eth7]\nfilter_on = "lo"\n')
+    context = make_context(config, host, [Device("eth1", 4, ("tc_offload",)), Device("eth7", 5)], tracing=True)
+    assert list(_settings(make_context(load(tmp_path, "")[0], host, context.devices, tracing=True)))
+    with pytest.raises(ConfigError, match=r'eth7: belongs to no interface with offload = \["tc_offload"\]; .*eth1'):
+        list(_settings(context))
+
+
+def test_an_interface_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
+    config, host = load(tmp_path, '[tc_offload.devices.eth1]\nfilter_on = "nowhere0"\ndirection = "egress"\n')
+    context = make_context(config, host, [Device("eth1", 4, ("tc_offload",))], tracing=True)
+    with pytest.raises(HostError, match=r"tc_offload\.devices\.eth1\.filter_on: there is no interface 'nowhere0'"):
+        list(_settings(context))
+
+
+def test_rules_on_the_peer_may_be_evaluated_by_the_kernel(tmp_path: Path) -> None:
+    text = (
+        '[tc_offload]\nprio = 9\nlast_used = true\n[tc_offload.devices.eth1]\nfilter_on = "lo"\ndirection = "egress"\n'
+    )
+    config, host = load(tmp_path, text)
+    devices = [Device("eth1", 4, ("tc_offload",)), Device("eth2", 5, ("tc_offload",)), Device("eth7", 6)]
+    (_, first), (_, second) = list(_settings(make_context(config, host, devices, tracing=True)))
+    assert (first.filter_on, first.ifindex, first.direction, first.software_helps) == ("lo", 1, "egress", True)
+    assert (second.filter_on, second.ifindex, second.direction, second.software_helps) == ("eth2", 5, "ingress", False)
+    assert (first.prio, first.terse) == (9, False)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel's refusals mean for a rule. Needs no device that refuses: only how its errno is understood."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from nfcore.flows import FlowMatch
+from nfcore.plugins.tc_offload.backend import Settings, TcBackend, _Batch
+from nfcore.plugins.tc_offload.index import matches_of
+from nfcore.plugins.tc_offload.netlink import NetlinkError
+from nfcore.plugins.tc_offload.probe import Probe
+from nfcore.plugins.tc_offload.shapes import Shape, shapes_of
+from nfcore.rules import Action, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
+
+
+@pytest.fixture
+def backend() -> Iterator[TcBackend]:
+    made = TcBackend(Settings("lo", socket.if_nametoindex("lo")))
+    made.probed = Probe(hardware=True, mark_width=16)
+    yield made
+    made.close(remove=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "outcome"),
+    [
+        (errno.ENOSPC, "Table full", Outcome.FULL),
+        (errno.EOPNOTSUPP, "", Outcome.UNSUPPORTED),
+        (errno.EOPNOTSUPP, "Unsupported mask", Outcome.UNSUPPORTED),
+        (errno.EINVAL, "Only exact matches", Outcome.UNSUPPORTED),
+        (errno.EINVAL, "", Outcome.FAILED),
+        (errno.EIO, "Firmware says no", Outcome.FAILED),
+        (errno.ENOMEM, "", Outcome.FAILED),
+        (errno.EEXIST, "", None),
+        (errno.ENOENT, "", None),
+    ],
+)
+def test_verdicts(backend: TcBackend, number: int, text: str, outcome: Outcome | None) -> None:
+    assert backend._verdict(NetlinkError(number, text), Shape.TCP4, Action.SET_MARK) is outcome
+
+
+def test_what_is_unsupported_is_not_tried_again_and_said_once(backend: TcBackend) -> None:
+    matches = [FlowMatch.parse(f"198.18.1.2:{port} > 198.18.10.1:80/tcp") for port in (1, 2, 3)]
+    rules = RuleBatch.of([Rule(match, Drop(), match.sport) for match in matches])
+    refusal = NetlinkError(errno.EOPNOTSUPP, "Cannot drop")
+    batch = _batch(rules)
+    assert not backend._judge(batch, np.arange(3), dict.fromkeys(range(3), refusal))
+    assert batch.outcomes.status.tolist() == [Outcome.UNSUPPORTED] * 3
+    said = "lo: IPv4 TCP rules to drop are not offloaded: Cannot drop: Operation not supported (EOPNOTSUPP)"
+    assert batch.outcomes.words == {0: said}
+    assert backend._supported(_batch(rules)).tolist() == []
+    marks = RuleBatch.of([Rule(match, SetMark(1), match.sport) for match in matches])
+    assert backend._supported(_batch(marks)).tolist() == [0, 1, 2]
+    again = backend.install(rules)
+    assert again.status.tolist() == [Outcome.UNSUPPORTED] * 3
+    assert not again.words
+
+
+def test_a_full_table_and_a_failure_are_told_apart_rule_by_rule(backend: TcBackend) -> None:
+    matches = [FlowMatch.parse(f"198.18.1.2:{port} > 198.18.10.1:80/udp") for port in (1, 2, 3)]
+    batch = _batch(RuleBatch.of([Rule(match, SetMark(1), 1) for match in matches]))
+    batch.outcomes.status[:] = Outcome.INSTALLED
+    refusals = {0: NetlinkError(errno.ENOSPC, "Table full"), 2: NetlinkError(errno.EIO, "Firmware says no")}
+    assert not backend._judge(batch, np.arange(3), refusals)
+    assert batch.outcomes.status.tolist() == [Outcome.FULL, Outcome.INSTALLED, Outcome.FAILED]
+    assert batch.outcomes.words == {
+        0: "lo: IPv4 UDP rules to set mark: Table full: No space left on device (ENOSPC)",
+        2: "lo: IPv4 UDP rules to set mark: Firmware says no: Input/output error (EIO)",
+    }
+
+
+def _batch(rules: RuleBatch) -> _Batch:
+    rows = rules.rows
+    return _Batch(rows, matches_of(rows), shapes_of(rows), Outcomes.all(Outcome.FAILED, len(rules)))
