@@ -29,7 +29,7 @@ static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_en
 			count(ACCEL_MALFORMED);
 		return count_verdict(verdict, packet.frame_bytes);
 	}
-#if defined(MARK_IS_FLOW) || defined(MARK_IS_TARGET)
+#if USES_MARKS
 	if (mark) {
 		if (is_tcp_edge(&packet) || packet.frame_bytes > MAX_FRAME_BYTES) {
 			count(ACCEL_INELIGIBLE);

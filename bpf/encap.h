@@ -108,8 +108,10 @@ static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet 
 	struct real_definition *real = bpf_map_lookup_elem(MAP(reals), &real_key);
 	struct ctl_value *gateway = bpf_map_lookup_elem(MAP(ctl_array), &slot);
 
-	if (!real || !gateway)
+	if (!real || !gateway) {
+		count_v1(STATS_RING_DROP);
 		return XDP_DROP;
+	}
 	count_bytes(vip_num, packet->ip_bytes);
 	count_real(real_key, packet->ip_bytes);
 	if (family == AF_INET && !(real->flags & REAL_IPV6))

@@ -4,9 +4,15 @@
  * against the entry behind it, and the entry against the live VIP and real.
  *
  * MARK_IS_FLOW: hw_accel_mapping[mark] names one flow. MARK_IS_TARGET: hw_accel_targets[mark] names a
- * (VIP, real) that all its flows share. Neither defined: marks are not used.
+ * (VIP, real) that all its flows share. Neither defined: marks are not used, and none of this is built.
  */
 #pragma once
+
+#if defined(MARK_IS_FLOW) || defined(MARK_IS_TARGET)
+#define USES_MARKS 1
+#else
+#define USES_MARKS 0
+#endif
 
 #include "counters.h"
 #include "map_handle.h"
@@ -75,6 +81,7 @@ static __always_inline int vip_matches(const struct vip_by_id *vip, const struct
 		 (((vip->addr[2] ^ have->dst[2]) & vip->mask[2]) | ((vip->addr[3] ^ have->dst[3]) & vip->mask[3])));
 }
 
+#if USES_MARKS
 /* Whether VIP and real are the ones that the entry was written for. */
 static __always_inline int is_live(const struct vip_by_id *vip, __u32 vip_generation, __u32 real_key,
 				   __u32 real_generation)
@@ -83,3 +90,4 @@ static __always_inline int is_live(const struct vip_by_id *vip, __u32 vip_genera
 
 	return real && vip_generation && vip_generation == vip->generation && real_generation == *real;
 }
+#endif

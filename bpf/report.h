@@ -127,6 +127,7 @@ static __always_inline void give_back_mark(__u32 cpu)
 }
 #endif
 
+#if USES_MARKS
 static __always_inline void fill_event(struct hw_accel_event *event, struct xdp_md *ctx, const struct packet *packet,
 				       __u32 vip_num, __u32 real_key, __u16 reports, int family)
 {
@@ -167,3 +168,9 @@ static __always_inline void report_flow(struct xdp_md *ctx, const struct packet 
 #endif
 	count(ACCEL_REPORTED);
 }
+#else
+static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
+					__u16 reports, int family)
+{
+}
+#endif

@@ -8,16 +8,10 @@
 #include "ring.h"
 #include "vip.h"
 
-#if defined(MARK_IS_FLOW) || defined(MARK_IS_TARGET)
-#define REPORTS_FLOWS 1
-#else
-#define REPORTS_FLOWS 0
-#endif
-
 /* A flow whose outer header hides its source could not be told from the others by a mark: never reported. */
 static __always_inline int deserves_mark(const struct packet *packet, const struct vip_meta *vip)
 {
-	return REPORTS_FLOWS && !is_tcp_edge(packet) && !(vip->flags & VIP_HASH_DPORT_ONLY);
+	return USES_MARKS && !is_tcp_edge(packet) && !(vip->flags & VIP_HASH_DPORT_ONLY);
 }
 
 static __always_inline void count_lru_miss(const struct packet *packet)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .context import Context, NetworkFunction
-from .flows import FlowBatch
+from .flows import ANY_CPU, FlowBatch
 from .flowtable import FlowTable
 from .marks import MarkMeaning
 from .rules import Action, RuleBatch, split_cookies
@@ -86,7 +86,7 @@ def _as_flows(
     rules = dump.rows["rule"][good]
     batch = FlowBatch.empty(len(rules))
     batch.rows["key"], batch.rows["family"], batch.rows["mark"] = rules["key"], rules["family"], rules["mark"]
-    batch.rows["ifindex"] = backends.device.ifindex
+    batch.rows["ifindex"], batch.rows["cpu"] = backends.device.ifindex, ANY_CPU
     nf = _function_of(backends, context)
     if nf is None or not len(batch):
         return batch, np.zeros(len(batch), dtype=bool)

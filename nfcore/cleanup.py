@@ -17,8 +17,22 @@ def cleanup(config: Config, host: PluginHost) -> list[str]:
     socket = Path(config.nf.socket)
     if daemon_answers(socket):
         raise HostError(f"the daemon is running: its socket {socket} answers; stop it instead (SIGTERM)")
-    context = make_context(config, host, find_devices(config))
-    lines = [line for _, found in host.each("cleanup", context=context) for line in found]
+    # What hung on an interface that is gone went with it.
+    context = make_context(config, host, find_devices(config, all_of_them=False))
+    lines: list[str] = []
+    faults: list[str] = []
+    with context.claims:
+        for device in context.devices:
+            context.claims.interface(device.name, device.ifindex)
+        for plugin in host.implementing("cleanup"):
+            try:
+                lines += host.call(plugin, "cleanup", context=context) or ()
+            except Exception as error:  # noqa: BLE001 - the others clean up all the same, and all faults are told
+                faults.append(f"{plugin}: {error}")
+    if faults:
+        # The notes stay: another try needs them.
+        done = "".join(f"\nremoved before: {line}" for line in lines)
+        raise HostError("cleanup is not complete: " + "; ".join(faults) + done)
     for leftover, is_ours in ((socket, socket.is_socket()), (state_path(config), state_path(config).is_file())):
         if is_ours:
             leftover.unlink()

@@ -136,7 +136,7 @@ def plugins(as_json: JsonOption = False) -> None:
     for row in rows:
         hooks = ", ".join(row["hooks"]) if row["error"] is None else f"cannot be loaded: {row['error']}"
         table.add_row(row["name"], row["version"], row["distribution"], row["source"], hooks)
-    Console().print(table)
+    _show(table)
 
 
 SocketOption = Annotated[Path | None, typer.Option("--socket", help=f"The daemon's socket (default {DEFAULT_SOCKET}).")]
@@ -169,11 +169,11 @@ def stats(
         for sample in metric["samples"]:
             labels = ", ".join(f"{key}={value}" for key, value in sample["labels"].items())
             table.add_row(metric["name"], labels, f"{sample['value']:,}", metric["unit"])
-    Console().print(table)
+    _show(table)
 
 
 @app.command()
-def cleanup(config: ConfigArgument) -> None:
+def cleanup(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Remove everything of ours that a killed daemon of CONFIG left: programs, rules, pins, socket.
 
     Nothing that others made is touched. Refuses while the daemon runs.
@@ -183,9 +183,12 @@ def cleanup(config: ConfigArgument) -> None:
     from .cleanup import cleanup as clean  # noqa: PLC0415
     from .session import require_root  # noqa: PLC0415
 
-    loaded, host = _load(config, None)
+    loaded, host = _load(config, overrides)
     require_root("cleanup")
     lines = clean(loaded, host)
+    if as_json:
+        typer.echo(json.dumps({"removed": lines}))
+        return
     for line in lines:
         typer.echo(line)
     if not lines:
@@ -227,7 +230,7 @@ def doctor(
         table = RichTable("", "what", "found", "what to do")
         for finding in findings:
             table.add_row(str(finding.status), finding.what, finding.found, finding.advice)
-        Console().print(table)
+        _show(table)
     raise typer.Exit(1 if faulty else 0)
 
 
@@ -267,13 +270,23 @@ def trace(
     if as_json:
         typer.echo(json.dumps({"packets": [packet.as_json() for packet in traced]}))
         return
-    table = RichTable("#", "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out")
+    table = RichTable("#", "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out", "why")
     for number, (given, packet) in enumerate(zip(packets, traced, strict=True), 1):
         result = packet.trace
         cells = (result.vip, result.real, given.mark or None, packet.mark_allocated)
         shown = ["–" if cell is None else str(cell) for cell in cells]
-        table.add_row(str(number), result.verdict, result.path, *shown, str(len(result.output)))
-    Console().print(table)
+        table.add_row(str(number), result.verdict, result.path, *shown, str(len(result.output)), result.why)
+    _show(table)
+
+
+def _show(table: RichTable) -> None:
+    """Print a table: folded to a terminal's width, in full length elsewhere, and never cut."""
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=Console(width=10_000).measure(table).maximum)
+    console.print(table)
 
 
 def _load(config: Path, overrides: list[str] | None) -> Any:
@@ -300,8 +313,8 @@ def _add_plugin_commands() -> None:
 
 def main() -> None:
     """Entry point: errors become text and an exit status."""
-    _add_plugin_commands()
     try:
+        _add_plugin_commands()
         app()
     except NfcoreError as error:
         print(f"error: {error}", file=sys.stderr)

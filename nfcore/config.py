@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,19 +57,28 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
 
+def _socket_path(value: object) -> str:
+    path = Path(value) if isinstance(value, str) and "\0" not in value else Path()
+    # 107 bytes are what a unix socket's address holds; beside it the daemon keeps notes in a file ending in .state.
+    fits = len(os.fsencode(path)) <= 107 and path.is_absolute() and path.name
+    if not fits or path.suffix == ".state":
+        raise ValueError("should be the absolute path of a socket, at most 107 bytes, not ending in .state")
+    return str(value)
+
+
 class NfTable(Table):
     """`[nf]`: the daemon."""
 
     plugins: list[str] = Field(min_length=1)
     """Plugins to load; only these are."""
-    socket: str = Field(default="/run/nfcore/nfcore.sock", min_length=1)
+    socket: Annotated[str, BeforeValidator(_socket_path)] = "/run/nfcore/nfcore.sock"
     """Where `nfcore stats` and its like reach the daemon."""
 
 
 class InterfaceTable(Table):
     """`[[interfaces]]`: one device."""
 
-    name: str = Field(min_length=1, max_length=15)
+    name: str = Field(pattern=r"^[^/\s\x00]{1,15}$")
     chain: list[str] = Field(min_length=1, max_length=1)
     """Network functions in packet order; this version runs one per interface."""
     offload: list[str] = Field(default=[NO_BACKEND], min_length=1)
@@ -96,7 +106,7 @@ class OffloadTable(Table):
     min_packets: int = Field(default=8, ge=1, le=32_767)
     """Packets on the slow path before a flow is reported."""
     max_rules: int = Field(default=60_000, ge=1, le=16_000_000)
-    idle_timeout: Duration = "30s"  # type: ignore[assignment]
+    idle_timeout: Annotated[Duration, Field(ge=0.1)] = "30s"  # type: ignore[assignment]
     """A rule whose counter stands still for so long is removed."""
     grace: Duration = "100ms"  # type: ignore[assignment]
     """Between the removal of a rule and of what its mark meant: packets are still on their way."""
@@ -224,7 +234,8 @@ def _problem(detail: Any, path: str, model: type[Table]) -> Problem:
         return Problem(where, "unknown key" + _suggest(str(detail["loc"][-1]), _known_keys(model, detail["loc"])))
     if detail["type"] == "missing":
         return Problem(where, "is missing")
-    return Problem(where, f"is {detail['input']!r}; {message}")
+    shown = repr(detail["input"])
+    return Problem(where, f"is {shown if len(shown) <= 80 else shown[:77] + '…'}; {message}")
 
 
 def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
@@ -373,6 +384,16 @@ def _check_strategy(reader: _Reader, host: PluginHost) -> None:
     marking = reader.raw.get("marking", {})
     wanted = marking.get("strategy") if isinstance(marking, dict) else None
     known = [info.name for _, infos in host.each("marking_strategies") for info in infos or ()]
+    interfaces = reader.raw.get("interfaces", [])
+    backends = [
+        name
+        for interface in (interfaces if isinstance(interfaces, list) else ())
+        for name in (interface.get("offload") or () if isinstance(interface, dict) else ())
+        if name != NO_BACKEND
+    ]
+    if backends and not known:
+        message = f'offload backend {backends[0]!r} sets marks that no strategy gives; add "marking" to nf.plugins'
+        reader.problems.append(Problem("nf.plugins", message))
     if isinstance(wanted, str) and wanted not in known:
         message = f"{wanted!r} is no marking strategy of nf.plugins" + _suggest(wanted, known)
         if not known:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .claims import Claims
 from .config import Config
 from .flows import FlowBatch
 from .marks import CpuPools, MarkAllocator, StrategyInfo
@@ -65,6 +66,8 @@ class PacketTrace:
     """``fast`` by a mark, ``slow`` by lookup, ``none`` when it was no traffic of the NF."""
     vip: str | None
     real: str | None
+    why: str = ""
+    """In words, what kept it from the fast path or from being sent; not part of the JSON."""
 
 
 @dataclass
@@ -78,6 +81,8 @@ class Context:
     marks: MarkAllocator
     tracing: bool = False
     """True under `nfcore trace`: nothing will be attached or pinned."""
+    claims: Claims = field(default_factory=Claims)
+    """Locks that this run holds: an interface is driven by one process."""
     state: State = field(default_factory=State)
     """Kept for the next run, so that it recognises what a killed one left."""
     nfs: list[NetworkFunction] = field(default_factory=list)

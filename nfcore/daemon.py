@@ -16,7 +16,7 @@ from .config import Config
 from .context import Context
 from .control import ControlServer, daemon_answers
 from .engine import READ_LIMIT, Engine
-from .errors import HostError, NfcoreError
+from .errors import ConfigError, HostError, NfcoreError, Problem
 from .host import PluginHost
 from .session import find_devices, make_context, make_engine, set_up
 from .worker import DeviceWorker
@@ -29,22 +29,22 @@ LONGEST_NAP = 0.016
 pause doubles while nothing comes, so that an idle daemon costs next to nothing."""
 STOP_PATIENCE = 10.0
 """Seconds that a worker has to remove its rules when the daemon stops."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Results = queue.SimpleQueue[Callable[[], None]]
 """What workers have finished, to be run on the event loop's thread."""
 
 
 def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> None:
-    """Run until SIGINT or SIGTERM, then leave the machine as it was. HostError when something is in the way."""
+    """Run until SIGINT, SIGTERM or SIGHUP, then leave the machine as it was. HostError when something is in the way."""
     if not config.interfaces:
-        raise HostError(f"{config.source}: interfaces: there is none; add a table [[interfaces]] with name and chain")
+        raise ConfigError(config.source, [Problem("interfaces", "there is none; add a table with name and chain")])
     context = make_context(config, host, find_devices(config))
     socket = Path(config.nf.socket)
     if daemon_answers(socket):
         raise HostError(f"a daemon is running already: its socket {socket} answers (set nf.socket to another)")
     with StopSwitch() as stop:
         try:
-            with set_up(context, host, stop.check), _engine(context, host, stop) as (engine, results):
+            with context.claims, set_up(context, host, stop.check), _engine(context, host, stop) as (engine, results):
                 daemon = _Daemon(engine, results, ControlServer(socket, context.methods))
                 asyncio.run(daemon.run(stop, lambda: announce(_describe(context))))
         except StoppedError:
@@ -60,7 +60,7 @@ class StoppedError(Exception):
 
 
 class StopSwitch:
-    """Takes note of SIGINT and SIGTERM, and stops where it is asked: what is half done would be left behind.
+    """Takes note of SIGINT, SIGTERM and SIGHUP, and stops where it is asked: what is half done would be left behind.
 
     While the event loop runs it has handlers of its own.
     """

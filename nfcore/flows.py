@@ -52,6 +52,9 @@ alone cannot tell ``c612:a01::`` from 198.18.10.1). cpu: that reported it. targe
 to everyone else. mark: taken for it by XDP, or 0. packets: that it had shown when it was reported.
 """
 
+ANY_CPU = 0xFFFF
+"""In a row's `cpu`: not known, such as of a flow that an earlier run had reported."""
+
 IDENTITY_BYTES = 52
 """Leading bytes of a row (key, nf, ifindex, family) that tell one flow from another."""
 

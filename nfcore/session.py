@@ -30,15 +30,15 @@ def require_root(command: str) -> None:
         raise HostError(f"nfcore {command} loads BPF programs and needs root: use sudo")
 
 
-def find_devices(config: Config) -> list[Device]:
-    """Look up the configuration's interfaces. HostError names those that are missing, all of them."""
+def find_devices(config: Config, *, all_of_them: bool = True) -> list[Device]:
+    """Look up the configuration's interfaces. HostError names those that are missing, if it takes all of them."""
     there = {name: index for index, name in socket.if_nameindex()}
     missing = [
         f"interfaces[{number}].name: there is no interface {interface.name!r} in this network namespace"
         for number, interface in enumerate(config.interfaces)
         if interface.name not in there
     ]
-    if missing:
+    if missing and all_of_them:
         known = ", ".join(sorted(there))
         raise HostError("\n".join(f"{config.source}: {line} (there are: {known})" for line in missing))
     return [
@@ -48,6 +48,7 @@ def find_devices(config: Config) -> list[Device]:
             tuple(name for name in interface.offload if name != NO_BACKEND),
         )
         for interface in config.interfaces
+        if interface.name in there
     ]
 
 
@@ -68,7 +69,7 @@ def state_path(config: Config) -> Path:
 def make_context(config: Config, host: PluginHost, devices: list[Device], *, tracing: bool = False) -> Context:
     """Make the context of one run. Without a backend on any device no strategy is chosen: nothing sets marks."""
     accelerated = any(device.backends for device in devices)
-    context = Context(
+    return Context(
         config=config,
         devices=devices,
         strategy=chosen_strategy(config, host) if accelerated else None,
@@ -76,15 +77,17 @@ def make_context(config: Config, host: PluginHost, devices: list[Device], *, tra
         tracing=tracing,
         state=State(None if tracing else state_path(config)),
     )
-    if accelerated and context.strategy is None:
-        log.warning('no plugin offers a marking strategy: add "marking" to nf.plugins; going on unaccelerated')
-    return context
 
 
 @contextmanager
 def set_up(context: Context, host: PluginHost, before_each: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Set all plugins up; tear them all down, in reverse order, whatever happens."""
+    """Set all plugins up; tear them all down, in reverse order, whatever happens.
+
+    Unless it is for tracing, the devices are claimed first: HostError when another process drives one.
+    """
     with ExitStack() as leaving:
+        for device in () if context.tracing else context.devices:
+            context.claims.interface(device.name, device.ifindex)
         for plugin in host.implementing("setup"):
             before_each()
             set_up_plugin(plugin, context, host, leaving)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config
-from .context import PacketTrace
+from .context import Context, PacketTrace
 from .errors import ConfigError, HostError, Problem
 from .flowtable import FlowState
 from .host import PluginHost
@@ -48,7 +48,9 @@ class TracedPacket:
 
     def as_json(self) -> dict[str, Any]:
         """Give the documented JSON object."""
-        return asdict(self.trace) | {"output": self.trace.output.hex(), "mark_allocated": self.mark_allocated}
+        told = asdict(self.trace)
+        del told["why"]
+        return told | {"output": self.trace.output.hex(), "mark_allocated": self.mark_allocated}
 
 
 def parse_line(text: str, where: str) -> TraceInput:
@@ -98,6 +100,12 @@ def read_frames(path: Path) -> list[TraceInput]:
     return frames
 
 
+def _cpu_for(context: Context, allowed: set[int]) -> int:
+    """Choose one that the network function has marks for, if there is one."""
+    pooled = {cpu for nf in context.nfs if nf.pools is not None for cpu in nf.pools.cpus}
+    return min(pooled & allowed or allowed)
+
+
 def trace(config: Config, host: PluginHost, packets: Iterable[TraceInput]) -> list[TracedPacket]:
     """Run the packets in order on one CPU, with fresh maps."""
     functions = [name for interface in config.interfaces for name in interface.chain]
@@ -112,9 +120,9 @@ def trace(config: Config, host: PluginHost, packets: Iterable[TraceInput]) -> li
     device = Device("trace", LOOPBACK, (NULL_BACKEND,))
     context = make_context(config, host, [device], tracing=True)
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
     try:
         with set_up(context, host):
+            os.sched_setaffinity(0, {_cpu_for(context, allowed)})
             engine = make_engine(context, host, {LOOPBACK: InlineWorker()})
             engine.start()
             traced = []

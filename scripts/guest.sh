@@ -8,7 +8,7 @@
 set -eu
 
 # The one place that names them. The kernel is no package of the host: it is downloaded and unpacked.
-packages='qemu-system-x86 qemu-system-common kmod gcc libc6-dev util-linux'
+packages='qemu-system-x86 qemu-system-common kmod gcc libc6-dev make util-linux'
 
 say() { printf 'guest: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }

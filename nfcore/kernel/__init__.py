@@ -31,6 +31,7 @@ from .xdp import (
     detach_xdp,
     interface_index,
     interface_name,
+    occupied,
 )
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "interface_name",
     "obj_get",
     "obj_pin",
+    "occupied",
     "online_cpus",
     "pinned_entries",
     "possible_cpus",

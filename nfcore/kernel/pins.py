@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from ..errors import HostError
 from .syscall import Command, bpf, is_on_bpffs, mount_bpffs, unmount
 
+log = logging.getLogger(__name__)
 _SYSTEM_BPFFS = Path("/sys/fs/bpf")
 _KERNELS_OWN = frozenset({"maps.debug", "progs.debug"})
 """Files that the kernel puts into the root of every bpf file system."""
@@ -31,6 +33,8 @@ def ensure_bpffs(path: Path) -> bool:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise HostError(f"cannot create the directory {path} for pins: {error.strerror}") from error
+    if not is_on_bpffs(path) and any(path.iterdir()):
+        raise HostError(f"{path} is no bpf file system and not empty: mounting one there would hide what it holds")
     return _mount_unless_there(path) or mounted
 
 
@@ -59,11 +63,24 @@ def _mount_unless_there(path: Path) -> bool:
         if is_on_bpffs(path):
             return False
         mount_bpffs(path)
+        if not _in_first_mount_namespace():
+            log.warning(
+                "%s is mounted in this mount namespace only and goes with it: enter a network namespace with "
+                "nsenter --net=/run/netns/NAME, which leaves mounts alone, rather than with ip netns exec",
+                path,
+            )
     except OSError as error:
         raise HostError(
             f"cannot mount a bpf file system at {path}: {error.strerror} (needs root, CAP_SYS_ADMIN)"
         ) from error
     return True
+
+
+def _in_first_mount_namespace() -> bool:
+    try:
+        return Path("/proc/self/ns/mnt").stat().st_ino == Path("/proc/1/ns/mnt").stat().st_ino
+    except OSError:
+        return True
 
 
 def obj_pin(fd: int, path: Path) -> None:

@@ -104,7 +104,7 @@ def attach_xdp(ifindex: int, program: Program, *, mode: XdpMode, replace: int | 
     there = attached_xdp(ifindex)
     if there is not None:
         if there.id != replace:
-            raise HostError(_occupied(name, there))
+            raise HostError(occupied(name, there))
         if mode not in (XdpMode.AUTO, there.mode):
             raise HostError(
                 f"interface {name} runs program {there.id} in {there.mode} mode, which cannot become "
@@ -166,7 +166,7 @@ def _attach_new(ifindex: int, name: str, program: Program, mode: XdpMode) -> Non
     except NetlinkError as error:
         there = attached_xdp(ifindex)
         if error.errno in (errno.EBUSY, errno.EEXIST) and there is not None:
-            raise HostError(_occupied(name, there)) from error
+            raise HostError(occupied(name, there)) from error
         raise HostError(f"cannot attach {program.name} to interface {name} in {mode} mode: {error.strerror}") from error
 
 
@@ -199,7 +199,8 @@ def _send(ifindex: int, fd: int, flags: int, *more: bytes) -> None:
     link_request(RTM_SETLINK, ifindex, xdp)
 
 
-def _occupied(name: str, there: AttachedXdp) -> str:
+def occupied(name: str, there: AttachedXdp) -> str:
+    """Say that interface ``name`` has a program already, which one, and what to do."""
     try:
         with Program.from_id(there.id) as program:
             called = f" ({program.name})"

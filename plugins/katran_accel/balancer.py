@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
+from socket import IPPROTO_UDP
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from nfcore.carriers import Carrier, carrier_defines
 from nfcore.config import Config
 from nfcore.context import Context
-from nfcore.flows import FlowBatch
+from nfcore.errors import HostError
+from nfcore.flows import ANY_CPU, FlowBatch
 from nfcore.kernel import (
     EventReader,
     PerfReader,
@@ -23,8 +25,10 @@ from nfcore.kernel import (
     RingBufferReader,
     XdpMode,
     attach_xdp,
+    attached_xdp,
     compile_program,
     detach_xdp,
+    occupied,
 )
 from nfcore.marks import CpuPools, MarkMeaning
 from nfcore.rules import Device
@@ -55,6 +59,7 @@ class Balancer:
         self.meaning = meaning
         self.inventory = Inventory.of(table)
         self.shadowed = self.inventory.shadowed()
+        self._targets = np.array([lay.make_target(*pair) for pair in self.inventory.pairs()], dtype=np.uint64)
         self.cpus = forwarding_cpus(table.forwarding_cpus)
         self.pin_dir = Path(table.pin_dir) if table.pin_dir else None
         self.pools: CpuPools | None = None
@@ -68,6 +73,10 @@ class Balancer:
         """Create and fill the maps, load the program. HostError names what stands in the way."""
         if context.tracing:
             self.pin_dir = None
+        self._state = context.state
+        if self.pin_dir is not None:
+            context.claims.folder(self.pin_dir)
+        self._refuse_occupied(context)
         sizes = Sizes(
             vips=len(self.inventory.vips),
             lru_entries=self.table.lru_size,
@@ -76,14 +85,16 @@ class Balancer:
             events=self.config.offload.events,
         )
         self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
-        self._state = context.state
         self.program = self._load(tracing=context.tracing)
-        self._fill(self._gateway(context))
+        gateway = self._gateway(context)
+        if not self._numbers_survive():
+            self._forget_numbers()
+        self._fill(gateway)
         self._open_marks()
 
     def close(self) -> None:
-        """Let go of program and maps; pinned ones stay in the kernel, where the marks mean nothing any more."""
-        if hasattr(self, "_state"):
+        """Let go of program and maps; pinned ones stay in the kernel, with a note of what their numbers mean."""
+        if hasattr(self, "_state") and self.pin_dir is None:
             self._state.forget(NUMBERING)
         for device in list(self._attached):
             self.detach(device)
@@ -111,6 +122,13 @@ class Balancer:
             self._attached.remove(device)
             if detach_xdp(device.ifindex, expected=self.program.id):
                 self._state.forget(_state_key(device))
+
+    def _refuse_occupied(self, context: Context) -> None:
+        """HostError while nothing is changed yet: :meth:`attach` would refuse, too, but late."""
+        for device in () if context.tracing else context.devices_of(NAME):
+            there = attached_xdp(device.ifindex)
+            if there is not None and there.id != self._state.recall(_state_key(device)):
+                raise HostError(occupied(device.name, there))
 
     def _load(self, *, tracing: bool) -> Program:
         defines: dict[str, int | str] = {
@@ -162,7 +180,7 @@ class Balancer:
     # Marks
 
     def _open_marks(self) -> None:
-        """Make VIPs and reals live: as they are in maps of a run with the same numbers, else in a new generation."""
+        """Make VIPs and reals live, in a new generation unless they are already."""
         if self.meaning is None:
             return
         self._vips, self._reals = self.maps["vip_map_by_id"].mmap(), self.maps["hw_accel_reals"].mmap()
@@ -171,7 +189,7 @@ class Balancer:
             self.pools = CpuPools(self.maps["markid_pool_mapping"].mmap(), self.cpus)
         else:
             self._entries = self.maps["hw_accel_targets"].mmap()
-        if not self._numbers_survive():
+        if not self._vips["generation"][0]:
             self._begin_generation()
         ringbuf = self.config.offload.events == "ringbuf"
         events = self.maps["hw_accel_events"]
@@ -184,13 +202,24 @@ class Balancer:
         now = int.from_bytes(hashlib.blake2b(self.fingerprint(), digest_size=7).digest(), "big")
         before = self._state.recall(NUMBERING)
         self._state.remember(NUMBERING, now)
-        return self.pin_dir is not None and before == now and bool(self._vips["generation"][0])
+        return self.pin_dir is not None and before == now
+
+    def _forget_numbers(self) -> None:
+        """Void, in maps of an earlier run, whatever holds a number that means something else now.
+
+        Before anything new is written: that run's program may still be forwarding by these maps.
+        """
+        for name in ("vip_map_by_id", "hw_accel_reals", "hw_accel_mapping", "hw_accel_targets"):
+            if name in self.maps:
+                shared = self.maps[name].mmap()
+                shared[:] = np.zeros((), dtype=shared.dtype)
+        for table in (*self.maps.lrus.values(), self.maps["fallback_cache"]):
+            keys, _ = table.lookup_all()
+            table.delete_batch(keys)
 
     def _begin_generation(self) -> None:
-        """Void what marks meant, with a generation that no entry of an earlier run can have."""
+        """Write VIPs and reals with a generation that no entry of an earlier run can have."""
         generation = max(1, time.time_ns() // 1_000_000_000 & 0xFFFF_FFFF)
-        self._vips[:] = np.zeros((), dtype=lay.VIP_BY_ID)
-        self._reals[:] = 0
         self._entries[:] = np.zeros((), dtype=self._entries.dtype)
         for number in range(len(self.inventory.vips)):
             self._vips[number] = self.inventory.vip_by_id(number, generation)
@@ -216,15 +245,15 @@ class Balancer:
 
     def targets(self) -> FlowBatch:
         """All (VIP, real) pairs in the TOML's order."""
-        pairs = list(self.inventory.pairs())
-        batch = FlowBatch.empty(len(pairs))
+        batch = FlowBatch.empty(len(self._targets))
         batch.rows["nf"] = self.number
-        batch.rows["target"] = [lay.make_target(*pair) for pair in pairs]
+        batch.rows["target"] = self._targets
         return batch
 
     def fingerprint(self) -> bytes:
         """Numbers of VIPs and reals, and whether flow-id's entries are still in the maps."""
-        numbering = [vip.name for vip in self.inventory.vips], [str(real) for real in self.inventory.reals]
+        vips = [(vip.name, vip.flag_bits) for vip in self.inventory.vips]
+        numbering = vips, [str(real) for real in self.inventory.reals]
         pairs = list(self.inventory.pairs())
         return repr((numbering, pairs, str(self.pin_dir), self.meaning)).encode()
 
@@ -252,7 +281,7 @@ class Balancer:
             live &= entries["vip_generation"] == self._vips["generation"][vips]
             live &= entries["real_generation"] == self._reals[reals]
             return live
-        live &= ~np.isin(vips, list(self.shadowed))
+        live &= ~np.isin(vips, list(self.shadowed)) & np.isin(batch.rows["target"], self._targets)
         for row in _first_per_mark(marks, live):
             self._write_target(int(marks[row]), int(vips[row]), int(reals[row]))
         return live
@@ -273,17 +302,22 @@ class Balancer:
         self._entries["vip_generation"][marks] = 0
 
     def restore(self, batch: FlowBatch) -> None:
-        """Put flows back into the connection table of the CPU that reported them, unless they are there."""
-        keys = self._lru_keys(batch)
-        rows = batch.rows
+        """Put flows back into the connection table of the CPU that reported them, of all CPUs when that is unknown.
+
+        Entries that are there keep their real; those of UDP flows are made fresh, since marked packets did not.
+        """
+        keys, rows = self._lru_keys(batch), batch.rows
         values = np.zeros(len(batch), dtype=lay.REAL_POS_LRU)
         values["pos"] = (rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.uint32)
         values["atime"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        for cpu in np.unique(rows["cpu"]).tolist():
-            lru = self.maps.lrus.get(cpu, self.maps["fallback_cache"])
-            mine = rows["cpu"] == cpu
-            there, _ = lru.lookup_batch_keys(keys[mine])
-            lru.update_batch(keys[mine][~there], values[mine][~there])
+        for cpu, table in [*self.maps.lrus.items(), (None, self.maps["fallback_cache"])]:
+            mine = rows["cpu"] == ANY_CPU
+            mine |= ~np.isin(rows["cpu"], list(self.maps.lrus)) if cpu is None else rows["cpu"] == cpu
+            if not mine.any():
+                continue
+            there, _ = table.lookup_batch_keys(keys[mine])
+            due = ~there | (keys["proto"][mine] == IPPROTO_UDP)
+            table.update_batch(keys[mine][due], values[mine][due])
 
     def _lru_keys(self, batch: FlowBatch) -> NDArray[np.void]:
         """Keys of flows in the connection table: what the VIP's flags ignore is zero there (bpf/vip.h)."""
@@ -295,11 +329,6 @@ class Balancer:
         per_port = (flags & (lay.VipFlag.HASH_DPORT_ONLY | lay.VipFlag.HASH_SRC_DST_PORT)) != 0
         keys["dport"][any_port & ~per_port] = 0
         return keys
-
-    def explain_target(self, target: int) -> str:
-        """Write a target as people do: VIP, then real."""
-        vip, real = target >> 32, target & 0xFFFF_FFFF
-        return f"{self.inventory.vips[vip].name} → {self.inventory.real_name(real)}"
 
 
 def _first_per_mark(marks: NDArray[np.uint32], wanted: NDArray[np.bool_]) -> list[int]:

@@ -40,15 +40,12 @@ class Inventory:
                 yield number, self.reals[real.address]
 
     def shadowed(self) -> frozenset[int]:
-        """VIPs part of whose packets belong to a narrower VIP.
+        """VIPs part of whose packets belong to another VIP, which is found first.
 
         A mark of such a VIP's target could not tell them apart by address and port alone, so none is given.
         """
         return frozenset(
-            number
-            for number, wide in enumerate(self.vips)
-            for other, narrow in enumerate(self.vips)
-            if number != other and wide.covers(narrow)
+            number for number, vip in enumerate(self.vips) if any(vip.loses_to(other) for other in self.vips)
         )
 
     def real_name(self, number: int) -> str | None:

@@ -143,8 +143,9 @@ def forwarding_cpus(wanted: list[int] | None) -> list[int]:
 
 def remove_pins(pin_dir: Path) -> Iterator[Path]:
     """Unpin the balancer's maps and program and remove the folder, with the file system mounted for it."""
-    names = {"balancer_ingress", "hw_accel_mapping", "hw_accel_targets", "markid_pool_mapping"}
-    names |= {"vip_map_by_id", "hw_accel_reals", "hw_accel_events"} | set(map_specs(Sizes(1, 128, 1, None, "")))
+    names = {"balancer_ingress"}
+    for meaning in MarkMeaning:
+        names |= map_specs(Sizes(vips=1, lru_entries=1, mark_width=1, meaning=meaning, events="ringbuf")).keys()
     for pin in sorted(pin_dir.iterdir()) if pin_dir.is_dir() else ():
         if pin.name in names or pin.name.startswith("lru_"):
             pin.unlink()

@@ -28,6 +28,13 @@ def _address(value: object) -> Address:
         raise ValueError("should be an IPv4 or IPv6 address such as '198.18.20.11'") from None
 
 
+def _station(value: object) -> Address:
+    address = _address(value)
+    if address.is_multicast or address.is_unspecified:
+        raise ValueError("should be the address of one server, neither multicast nor unspecified")
+    return address
+
+
 def _network(value: object) -> Network:
     try:
         return ipaddress.ip_network(value if isinstance(value, str) else "")
@@ -37,9 +44,18 @@ def _network(value: object) -> Network:
 
 
 def _mac(value: object) -> str:
-    if value == "auto" or (isinstance(value, str) and re.fullmatch(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}", value)):
-        return str(value).lower()
-    raise ValueError("should be 'auto' or a MAC address such as '02:00:5e:10:00:01'")
+    if value == "auto":
+        return "auto"
+    # The lowest bit of the first byte marks a group, which no gateway is.
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}", value):
+        return value.lower()
+    raise ValueError("should be 'auto' or the MAC address of one station, such as '02:00:5e:10:00:01'")
+
+
+def _absolute(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value.startswith("/") and "\0" not in value):
+        return value
+    raise ValueError("should be the absolute path of a folder, such as '/run/nfcore/bpf/lb'")
 
 
 def _cpus(value: object) -> list[int] | None:
@@ -69,7 +85,7 @@ def format_network(network: Network) -> str:
 class RealTable(Table):
     """One real of a VIP."""
 
-    address: Annotated[Address, BeforeValidator(_address), PlainSerializer(str)]
+    address: Annotated[Address, BeforeValidator(_station), PlainSerializer(str)]
     weight: int = Field(default=1, ge=0, le=65_535)
     """Share of the ring against the VIP's other reals; 0 drains."""
 
@@ -107,12 +123,14 @@ class VipTable(Table):
         """Whether it takes more than one address."""
         return self.address.prefixlen < self.address.max_prefixlen
 
-    def covers(self, other: VipTable) -> bool:
-        """Whether packets of `other` would match this VIP too."""
+    def loses_to(self, other: VipTable) -> bool:
+        """Whether some packet that matches this VIP belongs to `other`: a port goes before any port, then length."""
         if self.proto != other.proto or self.address.version != other.address.version:
             return False
-        same_port = self.port in (0, other.port)
-        return same_port and other.address.subnet_of(self.address)  # type: ignore[arg-type]
+        same_port = 0 in (self.port, other.port) or self.port == other.port
+        if not (same_port and self.address.overlaps(other.address)):
+            return False
+        return (other.port != 0, other.address.prefixlen) > (self.port != 0, self.address.prefixlen)
 
 
 class KatranTable(Table):
@@ -126,7 +144,7 @@ class KatranTable(Table):
     """Flows in the connection table of one CPU."""
     maglev: Literal[1, 2] = 2
     """2 shares the ring by weight; 1 is the ring of older Katran set-ups, which hardly does."""
-    pin_dir: str | None = None
+    pin_dir: Annotated[str | None, BeforeValidator(_absolute)] = None
     """Folder of a bpf file system where program and maps are pinned and outlive the daemon."""
     vips: list[VipTable] = Field(min_length=1, max_length=MAX_VIPS)
 

@@ -13,6 +13,15 @@ from nfcore.context import PacketTrace
 from . import layouts as lay
 from .balancer import Balancer
 
+REASONS = {
+    lay.AccelCounter.MALFORMED: "truncated, fragment or IP options",
+    lay.AccelCounter.INELIGIBLE: "SYN, FIN, RST or too long: never by a mark",
+    lay.AccelCounter.UNKNOWN_MARK: "the mark has no entry",
+    lay.AccelCounter.OTHER_FLOW: "the mark is another flow's or VIP's",
+    lay.AccelCounter.STALE: "VIP or real changed since the mark was given",
+}
+"""What a counter that moved says about a packet."""
+
 
 def trace(balancer: Balancer, frame: bytes, mark: int) -> PacketTrace:
     """Run `frame` with `mark` (0 = none) as its metadata through the program, exactly as deployed."""
@@ -32,6 +41,7 @@ def trace(balancer: Balancer, frame: bytes, mark: int) -> PacketTrace:
         path=path,
         vip=None if vip is None else balancer.inventory.vips[vip].name,
         real=None if real is None else balancer.inventory.real_name(real),
+        why=next((words for counter, words in REASONS.items() if accel[counter]), ""),
     )
 
 

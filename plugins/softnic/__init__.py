@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import typer
 from numpy.typing import NDArray
 from pydantic import Field
 
-from nfcore.config import Section, Table
+from nfcore.config import NO_BACKEND, Section, Table
 from nfcore.context import Context
+from nfcore.errors import HostError
 from nfcore.hookspecs import hookimpl
 from nfcore.metrics import MetricFamily, MetricKind
 from nfcore.rules import Capabilities, Device, Outcomes, RuleBatch, split_cookies
@@ -22,6 +24,7 @@ from .commands import app as commands
 from .layouts import NicCounter
 
 NAME = "softnic"
+log = logging.getLogger(__name__)
 
 
 class SoftnicTable(Table):
@@ -58,11 +61,17 @@ class SoftnicPlugin:
     def _open(self, context: Context) -> None:
         table = context.config.sections[NAME]
         assert isinstance(table, SoftnicTable)  # config_section() said so
+        optional = {each.name for each in context.config.interfaces if NO_BACKEND in each.offload}
         for device in context.devices:
             if NAME in device.backends:
                 where = f"{context.config.source}: softnic.pins.{device.name}"
                 pin_dir = table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}")
-                self._nics[device.ifindex] = SoftnicBackend.open(Path(pin_dir), where)
+                try:
+                    self._nics[device.ifindex] = SoftnicBackend.open(Path(pin_dir), where)
+                except HostError as error:
+                    if device.name not in optional:
+                        raise
+                    log.warning("%s", error)
                 self._names[device.ifindex] = device.name
 
     @hookimpl
@@ -74,8 +83,9 @@ class SoftnicPlugin:
 
     @hookimpl
     def probe_offload(self, device: Device) -> Capabilities:
-        """Tell what the NIC can do."""
-        return self._nics[device.ifindex].capabilities()
+        """Tell what the NIC can do: nothing, where there is none and the TOML goes on without."""
+        nic = self._nics.get(device.ifindex)
+        return nic.capabilities() if nic else Capabilities(mark_width=0, notes=("there is no softnic",))
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:

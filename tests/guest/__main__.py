@@ -12,13 +12,14 @@ from nfcore.errors import HostError
 
 from .kernel import build_init, cached_kernel, fetch_kernel
 from .machine import Guest, kvm_works
+from .simnic.build import build_module
 
 
 def main() -> int:
     """Serve the command line; the exit status."""
     parser = argparse.ArgumentParser(prog="guest.sh", description="Debian's kernel in QEMU, over the host's files.")
     commands = parser.add_subparsers(dest="command", required=True)
-    prepare = commands.add_parser("prepare", help="get kernel and process 1 into the cache")
+    prepare = commands.add_parser("prepare", help="get kernel, process 1 and the simulated NIC into the cache")
     prepare.add_argument("--newest", action="store_true", help="also when the cache has an older kernel")
     run = commands.add_parser("run", help="run a command in the guest; its exit status is this one's")
     run.add_argument("argv", nargs="+", metavar="COMMAND", help="after --, as in: run -- tc -V")
@@ -43,6 +44,11 @@ def _prepare(newest: bool) -> int:
         print("guest: fetching the kernel", file=sys.stderr)
         kernel = fetch_kernel()
     build_init()
+    try:
+        build_module(kernel)
+    except HostError as error:
+        # The guest is of use without it.
+        print(f"guest: no simulated NIC, its tests cannot run: {error}", file=sys.stderr)
     how = "KVM" if kvm_works(kernel) else "TCG"
     print(f"guest: ready, Linux {kernel.release} under {how}", file=sys.stderr)
     return 0

@@ -9,6 +9,7 @@ import pytest
 
 from .machine import missing_for_guest
 from .relay import INSIDE, GuestRun
+from .simnic.build import missing_for_simnic
 
 STRICT = os.environ.get("CI", "").lower() == "true"
 _RUN = pytest.StashKey[GuestRun]()
@@ -19,23 +20,39 @@ def is_inside(item: pytest.Item) -> bool:
     return INSIDE in item.path.parents
 
 
+def needs_simnic(item: pytest.Item) -> bool:
+    """Whether ``item`` uses the simulated NIC, whose kernel module is built here."""
+    return "simnic" in getattr(item, "fixturenames", ())
+
+
+def runs_there(item: pytest.Item) -> bool:
+    """Whether ``item`` is to run in the guest and nothing that it needs is missing."""
+    return is_inside(item) and not missing_for_guest() and not (needs_simnic(item) and missing_for_simnic())
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tier = [item for item in items if is_inside(item)]
     missing = missing_for_guest() if tier else []
-    if not missing:
+    if missing:
+        _give_up(tier, f"tests/guest needs {' and '.join(missing)}")
         return
-    reason = f"tests/guest needs {' and '.join(missing)}"
+    tier = [item for item in tier if needs_simnic(item)]
+    if tier and missing_for_simnic():
+        _give_up(tier, f"simnic needs {missing_for_simnic()}")
+
+
+def _give_up(items: list[pytest.Item], reason: str) -> None:
     if STRICT:
         raise pytest.UsageError(f"{reason}; with CI=true nothing may be missing")
-    for item in tier:
+    for item in items:
         item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Report what the guest says about ``item``, instead of running it here."""
-    if not is_inside(item) or missing_for_guest():
+    if not runs_there(item):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _run_of(item.session).reports(item):
@@ -46,7 +63,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 def _run_of(session: pytest.Session) -> GuestRun:
     if _RUN not in session.config.stash:
-        session.config.stash[_RUN] = GuestRun(session.config, [item for item in session.items if is_inside(item)])
+        session.config.stash[_RUN] = GuestRun(session.config, [item for item in session.items if runs_there(item)])
     return session.config.stash[_RUN]
 
 

@@ -8,6 +8,7 @@ how the host boots::
         linux-RELEASE/      vmlinuz, lib/modules/RELEASE with depmod's indices, overlay.ko
         init-DIGEST         init.c of this folder, linked statically
         kvm                 whether KVM works here: see machine.py
+        headers-*, simnic-* see simnic/build.py
 """
 
 from __future__ import annotations
@@ -78,19 +79,19 @@ def fetch_kernel() -> GuestKernel:
 
     Raises HostError with what apt said: no network, no such package.
     """
-    with _locked():
+    with locked():
         # Superseded kernels vanish from the archive, so lists that are too old name one that is gone.
         try:
             package = newest_package()
             return _fetch(package)
         except HostError:
-            _run("apt-get", "-q", "update")
+            run_tool("apt-get", "-q", "update")
             return _fetch(newest_package())
 
 
 def newest_package() -> str:
     """The package with the newest kernel, going by its version. Raises HostError if apt knows none."""
-    listing = _run("apt-cache", "search", "--names-only", r"^linux-image-6\..*-cloud-amd64$")
+    listing = run_tool("apt-cache", "search", "--names-only", r"^linux-image-6\..*-cloud-amd64$")
     packages = [line.split(" ")[0] for line in listing.splitlines()]
     packages = [package for package in packages if _PACKAGE.fullmatch(package)]
     if not packages:
@@ -106,8 +107,8 @@ def build_init() -> Path:
     digest = hashlib.sha256(text + " ".join(_COMPILER).encode()).hexdigest()
     program = cache_dir() / f"init-{digest[:12]}"
     if not program.is_file():
-        with _workplace() as folder:
-            _run(*_COMPILER, "-o", str(folder / "init"), str(_INIT_SOURCE))
+        with workplace() as folder:
+            run_tool(*_COMPILER, "-o", str(folder / "init"), str(_INIT_SOURCE))
             (folder / "init").rename(program)
     return program
 
@@ -121,11 +122,11 @@ def _fetch(package: str) -> GuestKernel:
     kernel = GuestKernel(cache_dir() / f"linux-{release}")
     if kernel.folder.is_dir():
         return kernel
-    with _workplace() as folder:
+    with workplace() as folder:
         # apt's own user has no business in this folder.
-        _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package, cwd=folder)
+        run_tool("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package, cwd=folder)
         (archive,) = folder.glob("*.deb")
-        _run("dpkg", "-x", str(archive), str(folder / "package"))
+        run_tool("dpkg", "-x", str(archive), str(folder / "package"))
         _assemble(folder / "package", GuestKernel(folder / f"linux-{release}"))
         (folder / f"linux-{release}").rename(kernel.folder)
     return kernel
@@ -136,13 +137,13 @@ def _assemble(package: Path, kernel: GuestKernel) -> None:
     kernel.modules.parent.mkdir(parents=True)
     (package / "boot" / f"vmlinuz-{kernel.release}").rename(kernel.image)
     (package / "lib" / "modules" / kernel.release).rename(kernel.modules)
-    _run("depmod", "-b", str(kernel.folder), kernel.release)
+    run_tool("depmod", "-b", str(kernel.folder), kernel.release)
     overlay = kernel.modules / "kernel" / "fs" / "overlayfs" / "overlay.ko.xz"
     kernel.overlay.write_bytes(lzma.decompress(overlay.read_bytes()))
 
 
 @contextmanager
-def _workplace() -> Iterator[Path]:
+def workplace() -> Iterator[Path]:
     """A folder on the cache's file system, removed afterwards: what is finished is renamed out of it."""
     cache_dir().mkdir(mode=0o755, parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".work-", dir=cache_dir()))
@@ -153,14 +154,15 @@ def _workplace() -> Iterator[Path]:
 
 
 @contextmanager
-def _locked() -> Iterator[None]:
+def locked() -> Iterator[None]:
+    """Only one process at a time changes the cache."""
     cache_dir().mkdir(mode=0o755, parents=True, exist_ok=True)
     with (cache_dir() / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
+def run_tool(*command: str, cwd: Path | None = None) -> str:
     """What ``command`` printed. Raises HostError with the end of what it complained about."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)

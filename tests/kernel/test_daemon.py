@@ -21,6 +21,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import Ether
 
+from nfcore.claims import FOLDER
 from nfcore.control import request
 from nfcore.errors import HostError
 from nfcore.kernel import Program
@@ -232,7 +233,7 @@ def test_an_idle_flow_leaves_hardware_and_comes_back(site: Site, strategy: str) 
         assert site.exchange(frame) == first
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_daemon_leaves_nothing(site: Site, number: int) -> None:
     daemon = site.start(site.config())
     for _ in range(3):
@@ -245,6 +246,8 @@ def test_a_stopped_daemon_leaves_nothing(site: Site, number: int) -> None:
     assert (site.program(), site.rules()) == (None, 0)
     assert sorted(path.name for path in site.folder.iterdir()) == ["nf.toml", "nic"]
     assert eventually(lambda: gone(program))
+    claims = FOLDER.iterdir() if FOLDER.is_dir() else ()
+    assert str(daemon.pid) not in [claim.read_text().strip() for claim in claims]
 
 
 def gone(program: int) -> bool:
@@ -322,6 +325,87 @@ def test_cleanup_removes_what_a_killed_daemon_left(site: Site) -> None:
     assert (site.program(), site.rules()) == (None, 0)
     assert sorted(path.name for path in site.folder.iterdir()) == ["nf.toml", "nic"]
     assert nfcore("cleanup", str(config)).stdout == "nothing was left\n"
+
+
+def test_cleanup_does_what_it_can_without_the_interface(site: Site) -> None:
+    config = site.config(katran=f'pin_dir = "{site.folder / "pins"}"')
+    daemon = site.start(config)
+    daemon.kill()
+    daemon.wait()
+    ip("link", "set", "eth1", "name", "eth9")
+    cleaned = nfcore("cleanup", str(config), "--json")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert any("removed pin" in line for line in json.loads(cleaned.stdout)["removed"])
+    assert not (site.folder / "pins").exists()
+
+
+def test_another_socket_does_not_make_another_owner(site: Site) -> None:
+    config = site.config(katran=f'pin_dir = "{site.folder / "pins"}"')
+    other = site.folder / "other.toml"
+    other.write_text(config.read_text().replace("nf.sock", "other.sock"))
+    with site.running(config):
+        for _ in range(3):
+            site.exchange(FLOWS["v4"])
+        assert eventually(site.rules) == 1
+        pins = sorted(path.name for path in (site.folder / "pins").iterdir())
+        for command in ("run", "cleanup"):
+            refused = nfcore(command, str(other))
+            assert refused.returncode == 1
+            assert "interface eth1 is in use by another nfcore" in refused.stderr
+        assert site.rules() == 1
+        assert sorted(path.name for path in (site.folder / "pins").iterdir()) == pins
+        assert not (site.folder / "other.state").exists()
+
+
+@pytest.mark.usefixtures("_one_cpu")
+def test_pinned_connections_do_not_outlive_the_numbers_of_their_reals(site: Site) -> None:
+    config = site.config(katran=f'pin_dir = "{site.folder / "pins"}"')
+    frames = [tcp("198.18.1.2", "198.18.10.1", sport=port) for port in range(41000, 41010)]
+    with site.running(config):
+        for frame in frames:
+            site.exchange(frame)
+    changed = config.read_text().replace('reals = [{ address = "198.18.20.11" }, ', "reals = [")
+    config.write_text(changed)
+    with site.running(config):
+        # Without the first real every number means another one: nobody may go to the IPv6 VIP's.
+        for frame in frames:
+            assert site.exchange(frame)[12:14] == b"\x08\x00"
+    assert nfcore("cleanup", str(config)).returncode == 0
+
+
+def test_a_folder_with_files_is_not_hidden_under_pins(site: Site) -> None:
+    pins = site.folder / "files"
+    pins.mkdir()
+    (pins / "mine").write_text("mine")
+    refused = nfcore("run", str(site.config(katran=f'pin_dir = "{pins}"')))
+    assert refused.returncode == 1
+    assert "would hide what it holds" in refused.stderr
+    assert (pins / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("plugins", ['"katran_accel", "stats"', '"katran_accel", "marking", "stats"'])
+def test_without_a_backend_it_balances_unaccelerated(site: Site, plugins: str) -> None:
+    config = site.config()
+    text = config.read_text().replace('"katran_accel", "marking", "softnic", "stats"', plugins)
+    text = text.replace('offload = ["softnic"]', 'offload = ["none"]')
+    lines = [line for line in text.splitlines() if not line.startswith(("[softnic]", "pins"))]
+    if "marking" not in plugins:
+        lines = [line for line in lines if not line.startswith(("[marking]", "strategy", "quarantine"))]
+    config.write_text("\n".join(lines))
+    with site.running(config):
+        assert len({site.exchange(FLOWS["v4"]) for _ in range(5)}) == 1
+        assert site.figure("nfcore_packets_total", path="slow") == 5
+
+
+def test_a_nic_that_is_not_there_can_be_gone_without(site: Site) -> None:
+    assert nfcore("softnic", "remove", "--pin", str(site.nic)).returncode == 0
+    config = site.config()
+    refused = nfcore("run", str(config))
+    assert refused.returncode == 1
+    assert "there is no softnic" in refused.stderr
+    config.write_text(config.read_text().replace('offload = ["softnic"]', 'offload = ["softnic", "none"]'))
+    with site.running(config):
+        assert site.figure("nfcore_flows") == 0
 
 
 def test_a_second_daemon_is_refused_and_harms_nothing(site: Site) -> None:

@@ -193,6 +193,16 @@ def test_a_target_of_a_vip_with_a_narrower_one_inside_gets_no_rule(tmp_path: Pat
             assert sent_to(world.send(tcp("198.18.1.2", "198.18.10.1"), mark)) == "198.18.20.11"
 
 
+def test_a_port_goes_before_a_longer_address(tmp_path: Path) -> None:
+    wide = '[[katran_accel.vips]]\naddress = "198.18.10.1"\nport = 0\nprotocol = "tcp"\n'
+    wide += 'reals = [{ address = "198.18.20.11" }]\n'
+    wins = '[[katran_accel.vips]]\naddress = "198.18.10.0/24"\nport = 80\nprotocol = "tcp"\n'
+    wins += 'reals = [{ address = "198.18.20.99" }]\n'
+    with open_world(tmp_path, vips=wide + wins) as world:
+        for mark in range(10):
+            assert sent_to(world.send(tcp("198.18.1.2", "198.18.10.1"), mark)) == "198.18.20.99"
+
+
 def test_random_packets_with_random_marks_stay_with_their_vips(tmp_path: Path) -> None:
     chance = random.Random(20190)
     with open_world(tmp_path) as world:

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Claims: one process per thing, given back on leaving and by dying."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nfcore.claims import Claims
+from nfcore.errors import HostError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from nfcore.claims import Claims
+with Claims(Path(sys.argv[1])) as claims:
+    claims.claim("thing", "the thing")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_claim_is_refused_while_another_process_holds_it(tmp_path: Path) -> None:
+    folder = tmp_path / "claims"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with Claims(folder) as claims:
+            with pytest.raises(HostError, match=rf"the thing is in use by another nfcore, process {holder.pid}"):
+                claims.claim("thing", "the thing")
+            claims.claim("other", "another thing")
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    with Claims(folder) as claims:  # death gives it back
+        claims.claim("thing", "the thing")
+        assert (folder / "thing").read_text() == f"{os.getpid()}\n"
+    assert not folder.exists()
+
+
+def test_claiming_twice_is_claiming_once(tmp_path: Path) -> None:
+    with Claims(tmp_path / "claims") as claims:
+        claims.claim("thing", "the thing")
+        claims.claim("thing", "the thing")
+        claims.folder(tmp_path)
+        claims.interface("lo", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HostError, match="cannot lock the thing"):
+        Claims(tmp_path / "file" / "claims").claim("thing", "the thing")
