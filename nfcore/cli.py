@@ -19,6 +19,7 @@ from .version import __version__
 
 app = typer.Typer(
     help="Network functions whose XDP fast path is driven by marks that the NIC sets in hardware.",
+    epilog="Examples: nfcore check lb.toml; nfcore run lb.toml; nfcore stats lb.toml; nfcore COMMAND --help",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

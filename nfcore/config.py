@@ -57,6 +57,12 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
 
+def _interface_name(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[^/\s\x00]{1,15}", value):
+        return value
+    raise ValueError("should be the name of an interface: at most 15 characters, no '/' and no white space")
+
+
 def _socket_path(value: object) -> str:
     path = Path(value) if isinstance(value, str) and "\0" not in value else Path()
     # 107 bytes are what a unix socket's address holds; beside it the daemon keeps notes in a file ending in .state.
@@ -78,7 +84,7 @@ class NfTable(Table):
 class InterfaceTable(Table):
     """`[[interfaces]]`: one device."""
 
-    name: str = Field(pattern=r"^[^/\s\x00]{1,15}$")
+    name: Annotated[str, BeforeValidator(_interface_name)]
     chain: list[str] = Field(min_length=1, max_length=1)
     """Network functions in packet order; this version runs one per interface."""
     offload: list[str] = Field(default=[NO_BACKEND], min_length=1)
@@ -391,7 +397,7 @@ def _check_strategy(reader: _Reader, host: PluginHost) -> None:
         for name in (interface.get("offload") or () if isinstance(interface, dict) else ())
         if name != NO_BACKEND
     ]
-    if backends and not known:
+    if backends and not known and wanted is None:
         message = f'offload backend {backends[0]!r} sets marks that no strategy gives; add "marking" to nf.plugins'
         reader.problems.append(Problem("nf.plugins", message))
     if isinstance(wanted, str) and wanted not in known:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nfcore.errors import HostError
 from nfcore.flows import FLOW_KEY
 from nfcore.kernel import (
     Map,
@@ -129,7 +130,11 @@ def _open_or_create(spec: MapSpec, pin_dir: Path | None, *, renew: bool) -> Map:
         return Map.create(spec)
     pin = pin_dir / spec.name
     if pin.exists() and not renew:
-        return Map.open_pinned(pin, spec)
+        try:
+            return Map.open_pinned(pin, spec)
+        except HostError as error:
+            advice = "the pins are of another configuration: nfcore cleanup CONFIG removes them, or set another pin_dir"
+            raise HostError(f"{error}; {advice}") from None
     pin.unlink(missing_ok=True)
     created = Map.create(spec)
     created.pin(pin)

@@ -9,7 +9,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Make and remove an emulated NIC.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make and remove an emulated NIC.",
+    epilog="Example: nfcore softnic create --wire wire0 --port port0 --pin /run/nfcore/bpf/softnic-eth1",
+    no_args_is_help=True,
+)
 Pin = Annotated[Path, typer.Option("--pin", help="Folder of a bpf file system by which the NIC is found.")]
 
 

@@ -124,19 +124,24 @@ def test_names(address: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wide", "narrow", "covers"),
+    ("one", "other", "loses"),
     [
         (vip("198.18.10.0/24"), vip(), True),
         (vip(), vip("198.18.10.0/24"), False),
         (vip(port=0), vip(), True),
         (vip(), vip(port=0), False),
+        (vip(port=0), vip("198.18.10.0/24"), True),
+        (vip("198.18.10.0/24"), vip(port=0), False),
+        (vip("198.18.10.0/25", port=0), vip("198.18.10.0/24"), True),
         (vip(protocol="udp"), vip(), False),
+        (vip("198.18.10.0/24", port=81), vip(), False),
+        (vip("198.18.11.0/24"), vip(), False),
         (vip("2001:db8::/32", port=0), vip(), False),
         (vip("0.0.0.0/0", port=0), vip(), True),
     ],
 )
-def test_which_vip_takes_the_packets_of_another(wide: dict[str, Any], narrow: dict[str, Any], covers: bool) -> None:
-    assert VipTable.model_validate(wide).covers(VipTable.model_validate(narrow)) is covers
+def test_which_vip_takes_packets_of_another(one: dict[str, Any], other: dict[str, Any], loses: bool) -> None:
+    assert VipTable.model_validate(one).loses_to(VipTable.model_validate(other)) is loses
 
 
 def test_flags_by_name() -> None:
@@ -154,5 +159,5 @@ def test_bad_cpu_lists(cpus: object) -> None:
 
 @pytest.mark.parametrize("mac", ["02:00:5e:10:00", "02-00-5e-10-00-01", "AUTO", 5])
 def test_bad_mac(mac: object) -> None:
-    with pytest.raises(ValidationError, match="should be 'auto' or a MAC address"):
+    with pytest.raises(ValidationError, match="should be 'auto' or the MAC address"):
         KatranTable.model_validate({"vips": [vip()], "gateway_mac": mac})
