@@ -32,6 +32,7 @@ from nfcore.kernel import (
 )
 from nfcore.marks import CpuPools, MarkMeaning
 from nfcore.rules import Device
+from nfcore.state import State
 
 from . import layouts as lay
 from .gateway import gateway_mac
@@ -43,6 +44,7 @@ NAME = "katran_accel"
 PROGRAM = "balancer_ingress"
 PROGRAM_PIN = "balancer_ingress"
 NUMBERING = f"{NAME}.numbering"
+NEXT = ".next"
 NO_GATEWAY = "00:00:00:00:00:00"
 """Stands in while tracing on a machine that does not have the interface."""
 
@@ -65,6 +67,7 @@ class Balancer:
         self.pools: CpuPools | None = None
         self._modes = {interface.name: XdpMode(interface.xdp_mode) for interface in config.interfaces}
         self._attached: list[Device] = []
+        self._litter: Path | None = None
         self._reader: EventReader | None = None
 
     # Life
@@ -77,6 +80,9 @@ class Balancer:
         if self.pin_dir is not None:
             context.claims.folder(self.pin_dir)
         self._refuse_occupied(context)
+        gateway = self._gateway(context)
+        # Pins of an earlier run are worth keeping; those of a start that fails are litter.
+        self._litter = self.pin_dir if self.pin_dir is not None and not self.pin_dir.exists() else None
         sizes = Sizes(
             vips=len(self.inventory.vips),
             lru_entries=self.table.lru_size,
@@ -86,7 +92,6 @@ class Balancer:
         )
         self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
         self.program = self._load(tracing=context.tracing)
-        gateway = self._gateway(context)
         if not self._numbers_survive():
             self._forget_numbers()
         self._fill(gateway)
@@ -105,13 +110,19 @@ class Balancer:
             self.program.close()
         if hasattr(self, "maps"):
             self.maps.close()
+        if self._litter is not None:
+            list(remove_pins(self._litter))
 
     def attach(self, device: Device) -> None:
         """Attach the program to the device, in place of one that a killed run left there."""
-        previous = self._state.recall(_state_key(device))
+        previous = _own_program(self._state, device)
         self._attached.append(device)
+        # Noted before and after: a kill in between leaves one of the two attached, and both are known.
+        self._state.remember(_state_key(device, NEXT), self.program.id)
         attach_xdp(device.ifindex, self.program, mode=self._modes[device.name], replace=previous)
         self._state.remember(_state_key(device), self.program.id)
+        self._state.forget(_state_key(device, NEXT))
+        self._litter = None
         if self.pin_dir is not None:
             (self.pin_dir / PROGRAM_PIN).unlink(missing_ok=True)
             self.program.pin(self.pin_dir / PROGRAM_PIN)
@@ -127,7 +138,7 @@ class Balancer:
         """HostError while nothing is changed yet: :meth:`attach` would refuse, too, but late."""
         for device in () if context.tracing else context.devices_of(NAME):
             there = attached_xdp(device.ifindex)
-            if there is not None and there.id != self._state.recall(_state_key(device)):
+            if there is not None and _own_program(self._state, device) is None:
                 raise HostError(occupied(device.name, there))
 
     def _load(self, *, tracing: bool) -> Program:
@@ -336,18 +347,25 @@ def _first_per_mark(marks: NDArray[np.uint32], wanted: NDArray[np.bool_]) -> lis
     return [int(rows[first]) for first in np.unique(marks[rows], return_index=True)[1]]
 
 
-def _state_key(device: Device) -> str:
-    return f"{NAME}.program.{device.ifindex}"
+def _state_key(device: Device, suffix: str = "") -> str:
+    return f"{NAME}.program.{device.ifindex}{suffix}"
+
+
+def _own_program(state: State, device: Device) -> int | None:
+    """Id of the program on the device, if this or an earlier run put it there."""
+    there = attached_xdp(device.ifindex)
+    known = {state.recall(_state_key(device)), state.recall(_state_key(device, NEXT))}
+    return there.id if there is not None and there.id in known else None
 
 
 def remove_leftovers(context: Context, pin_dir: Path | None) -> Iterator[str]:
     """Detach the program that a killed run left, and remove its pins; a line for each thing removed."""
     for device in context.devices_of(NAME):
-        program = context.state.recall(_state_key(device))
-        if program is not None:
-            context.state.forget(_state_key(device))
-            if detach_xdp(device.ifindex, expected=program):
-                yield f"{NAME}: detached program {program} from {device.name}"
+        program = _own_program(context.state, device)
+        if program is not None and detach_xdp(device.ifindex, expected=program):
+            yield f"{NAME}: detached program {program} from {device.name}"
+        for suffix in ("", NEXT):
+            context.state.forget(_state_key(device, suffix))
     if pin_dir is not None:
         for pin in remove_pins(pin_dir):
             yield f"{NAME}: removed pin {pin}"

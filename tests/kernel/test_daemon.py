@@ -397,6 +397,17 @@ def test_without_a_backend_it_balances_unaccelerated(site: Site, plugins: str) -
         assert site.figure("nfcore_packets_total", path="slow") == 5
 
 
+def test_a_start_that_fails_leaves_nothing(site: Site) -> None:
+    assert nfcore("softnic", "remove", "--pin", str(site.nic)).returncode == 0
+    config = site.config(katran=f'pin_dir = "{site.folder / "pins"}"')
+    assert nfcore("run", str(config)).returncode == 1
+    assert site.program() is None
+    ip("route", "del", "default")
+    assert nfcore("run", str(config)).returncode == 1
+    assert not (site.folder / "pins").exists()
+    assert not site.socket.exists()
+
+
 def test_a_nic_that_is_not_there_can_be_gone_without(site: Site) -> None:
     assert nfcore("softnic", "remove", "--pin", str(site.nic)).returncode == 0
     config = site.config()
