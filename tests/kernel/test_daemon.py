@@ -10,30 +10,31 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import Ether
 
 from nfcore.claims import FOLDER
-from nfcore.control import request
 from nfcore.errors import HostError
 from nfcore.kernel import Program
 from nfcore.plugins.softnic.backend import SoftnicBackend
+from tests.daemons import Daemons
+from tests.daemons import eventually as daemons_eventually
 
 from .balancer_world import CLIENT, GATEWAY, NIC, tcp, udp
 from .network import enter, namespaces
 from .network import ip as ip_in
 
-NAMESPACE = "nftest-daemon"
+NAMESPACE = f"nftest-daemon-{os.getpid()}"
 ip = partial(ip_in, NAMESPACE)
 PATIENCE = 30.0
+eventually = partial(daemons_eventually, patience=PATIENCE)
 """Seconds until something that should happen counts as not happening."""
 
 CONFIG = """
@@ -78,21 +79,13 @@ def nfcore(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-def eventually(condition: Callable[[], Any]) -> Any:
-    """Wait until `condition` holds; the last value otherwise."""
-    deadline = time.monotonic() + PATIENCE
-    while not (value := condition()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return value
-
-
 @dataclass
 class Site:
     """net0 ══ wire0 [NIC] port0 ══ eth1 [balancer], all in one namespace; frames go in and come out at net0."""
 
     folder: Path
     network: socket.socket
-    daemons: list[subprocess.Popen[str]] = field(default_factory=list)
+    daemons: Daemons
 
     @property
     def nic(self) -> Path:
@@ -113,28 +106,13 @@ class Site:
         return path
 
     def start(self, config: Path) -> subprocess.Popen[str]:
-        command = inside(sys.executable, "-m", "nfcore.cli", "run", str(config))
-        daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.daemons.append(daemon)
-        assert daemon.stderr is not None
-        lines = []
-        for line in daemon.stderr:
-            lines.append(line)
-            if line.startswith("ready"):
-                return daemon
-        raise AssertionError(f"the daemon ended with {daemon.wait()}: {''.join(lines)}")
+        return self.daemons.start(config)
 
-    @contextmanager
-    def running(self, config: Path) -> Iterator[subprocess.Popen[str]]:
-        daemon = self.start(config)
-        yield daemon
-        daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(PATIENCE) == 0, daemon.stderr and daemon.stderr.read()
+    def running(self, config: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+        return self.daemons.running(config)
 
     def figure(self, name: str, **labels: str) -> float:
-        metrics = request(self.socket, "stats")["metrics"]
-        samples = [s for metric in metrics if metric["name"] == name for s in metric["samples"]]
-        return sum(s["value"] for s in samples if labels.items() <= s["labels"].items())
+        return self.daemons.figure(name, **labels)
 
     def exchange(self, frame: bytes) -> bytes:
         """Send a frame from the network; the balancer's answer to it."""
@@ -161,7 +139,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    daemons: list[subprocess.Popen[str]] = []
+    daemons = Daemons(inside(), tmp_path / "nf.sock", PATIENCE)
     with namespaces(NAMESPACE), ExitStack() as leaving:
         leaving.callback(stop_all, daemons, tmp_path)
         for link, peer in (("wire0", "net0"), ("port0", "eth1")):
@@ -184,12 +162,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
             yield made
 
 
-def stop_all(daemons: list[subprocess.Popen[str]], folder: Path) -> None:
+def stop_all(daemons: Daemons, folder: Path) -> None:
     """Leave nothing behind, also when a test failed half-way."""
-    for daemon in daemons:
-        if daemon.poll() is None:
-            daemon.kill()
-            daemon.wait()
+    daemons.kill_all()
     nfcore("softnic", "remove", "--pin", str(folder / "nic"))
     if (folder / "pins").is_mount():
         subprocess.run(["umount", folder / "pins"], check=True)

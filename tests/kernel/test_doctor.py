@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from .balancer_world import GATEWAY
 from .network import ip, namespaces
 
-NAMESPACE = "nftest-doctor"
+NAMESPACE = f"nftest-doctor-{os.getpid()}"
 CONFIG = """
 [nf]
 plugins = ["katran_accel", "marking", "softnic"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from nfcore.worker import InlineWorker
 from .balancer_world import TWO_FAMILIES, VIPS, tcp
 from .network import enter, ip, namespaces
 
-HERE, THERE = "nftest-skbmark", "nftest-skbmark2"
+HERE, THERE = f"nftest-skbmark-{os.getpid()}", f"nftest-skbmark2-{os.getpid()}"
 PASS = Path(nfcore.__file__).parent / "bpf" / "pass.c"
 FRAME = tcp("198.18.1.2", "198.18.10.1")
 
@@ -77,7 +78,7 @@ def link(tmp_path: Path, strategy: str, network: str) -> Iterator[Link]:
     with enter(HERE), sender:
         device = Device("eth1", interface_index("eth1"), (NULL_BACKEND,))
         context = make_context(config, host, [device])
-        with set_up(context, host):
+        with context.claims, set_up(context, host):
             engine = make_engine(context, host, {device.ifindex: InlineWorker()})
             engine.start()
             (balancer,) = context.nfs

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import struct
 import subprocess
@@ -125,7 +126,7 @@ def test_removal_is_by_identity_and_can_be_repeated(nic: tuple[SoftnicBackend, P
 @pytest.fixture
 def links() -> Iterator[str]:
     """A namespace with two veth pairs: wire0, port0 and their peers."""
-    name = "nftest-softnic"
+    name = f"nftest-softnic-{os.getpid()}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
         for link, peer in (("wire0", "net0"), ("port0", "host0")):

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,9 @@ import pytest
 
 import nfcore
 from demo.lab import VIP4, VIP6, Lab
-from nfcore.control import request
 from nfcore.errors import HostError
 from nfcore.kernel import XdpMode, attach_xdp, compile_program, interface_index
+from tests.daemons import Daemons, eventually
 from tests.kernel.network import enter
 
 BPF = Path(nfcore.__file__).parent / "bpf"
@@ -67,21 +66,14 @@ reals = [{{ address = "2001:db8:20::11" }}, {{ address = "2001:db8:20::12" }}]
 """
 
 
-def eventually(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE
-    while not (value := condition()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return value
-
-
 @dataclass
 class Site:
     """The lab with echo servers on the reals."""
 
     lab: Lab
     folder: Path
+    daemons: Daemons
     stopping: threading.Event = field(default_factory=threading.Event)
-    daemons: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def config(self, strategy: str) -> Path:
         path = self.folder / "nf.toml"
@@ -89,22 +81,8 @@ class Site:
         path.write_text(CONFIG.format(folder=self.folder, strategy=strategy, gateway=gateway))
         return path
 
-    def start(self, config: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "nfcore.cli", "run", str(config)]
-        daemon = self.lab.popen("gw", command, stderr=subprocess.PIPE)
-        self.daemons.append(daemon)
-        assert daemon.stderr is not None
-        said = []
-        for line in daemon.stderr:
-            said.append(line)
-            if line.startswith("ready"):
-                return daemon
-        raise AssertionError(f"the daemon ended with {daemon.wait()}: {''.join(said)}")
-
     def figure(self, name: str, **labels: str) -> float:
-        metrics = request(self.folder / "nf.sock", "stats", timeout=PATIENCE)["metrics"]
-        samples = [s for metric in metrics if metric["name"] == name for s in metric["samples"]]
-        return sum(s["value"] for s in samples if labels.items() <= s["labels"].items())
+        return self.daemons.figure(name, **labels)
 
     def connect(self, family: str) -> socket.socket:
         with enter(self.lab.namespace("client")):
@@ -166,15 +144,12 @@ def site(tmp_path: Path) -> Iterator[Site]:
         for real in lab.reals:
             with program_on(lab, real.name, "eth0", "decap"):
                 pass
-        made = Site(lab, tmp_path)
+        made = Site(lab, tmp_path, Daemons(lab.enter("gw", []), tmp_path / "nf.sock", PATIENCE))
         for real in lab.reals:
             made.serve(real.name)
         yield made
         made.stopping.set()
-        for daemon in made.daemons:
-            if daemon.poll() is None:
-                daemon.kill()
-                daemon.wait()
+        made.daemons.kill_all()
 
 
 def filters(site: Site) -> list[dict[str, Any]]:
@@ -192,12 +167,12 @@ def hits(site: Site) -> int:
 @pytest.mark.parametrize("strategy", ["dest-id", "flow-id"])
 def test_connections_ride_on_flower_rules_and_survive_a_killed_daemon(site: Site, strategy: str) -> None:
     config = site.config(strategy)
-    daemon = site.start(config)
+    daemon = site.daemons.start(config)
     clients = [site.connect(family) for family in ("v4", "v6") for _ in range(3)]
     reals = [ask(client, "first") for client in clients]
     for number in range(6):
         assert [ask(client, f"warm{number}") for client in clients] == reals
-    assert eventually(lambda: site.figure("nfcore_flows", state="installed") == len(clients))
+    assert eventually(lambda: site.figure("nfcore_flows", state="installed") == len(clients), PATIENCE)
 
     # The rules are the kernel's own, one per connection, with marks, and they count.
     assert len(filters(site)) == len(clients)
@@ -214,7 +189,7 @@ def test_connections_ride_on_flower_rules_and_survive_a_killed_daemon(site: Site
     daemon.kill()
     daemon.wait()
     assert [ask(client, "alone") for client in clients] == reals
-    daemon = site.start(config)
+    daemon = site.daemons.start(config)
     assert site.figure("nfcore_adopted_total") == len(clients)
     assert sorted(each["options"]["handle"] for each in filters(site)) == handles
     fast, _ = paths(site)
@@ -226,7 +201,7 @@ def test_connections_ride_on_flower_rules_and_survive_a_killed_daemon(site: Site
     place = ["dev", "net0", "egress", "protocol", shown["protocol"], "pref", str(shown["pref"])]
     site.lab.run("gw", ["tc", "filter", "del", *place, "handle", f"{shown['options']['handle']:#x}", "flower"])
     assert [ask(client, "less") for client in clients] == reals
-    assert eventually(lambda: len(filters(site)) == len(clients))
+    assert eventually(lambda: len(filters(site)) == len(clients), PATIENCE)
 
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(PATIENCE) == 0
