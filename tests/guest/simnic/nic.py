@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulated NIC as a fixture of the tests in the guest, and frames for its wire."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nfcore.flows import FlowMatch
+
+from .build import module_path
+
+_MODULE = Path("/sys/module/simnic")
+_DEFAULTS = {"table_size": 65536, "mark_bits": 32, "ipv6": 1}
+
+
+@dataclass(frozen=True)
+class SimNic:
+    """Both devices of a NIC, up, in this namespace; they are quiet unless a test talks."""
+
+    name: str
+    wire: str
+
+    @property
+    def ifindex(self) -> int:
+        """The NIC's own."""
+        return socket.if_nametoindex(self.name)
+
+    def set(self, **parameters: int) -> None:
+        """Set parameters of the module: table_size, mark_bits, ipv6."""
+        for name, value in parameters.items():
+            (_MODULE / "parameters" / name).write_text(str(value), encoding="ascii")
+
+    def send(self, match: FlowMatch, count: int = 1, size: int = 32) -> int:
+        """Have ``count`` frames of a flow, with ``size`` bytes of payload, arrive; bytes of a frame."""
+        frame = frame_of(match, size)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.bind((self.wire, 0))
+            for _ in range(count):
+                wire.send(frame)
+        return len(frame)
+
+
+def frame_of(match: FlowMatch, size: int) -> bytes:
+    """One frame of a flow, with the checksum of IPv4's header and no other."""
+    if match.proto == socket.IPPROTO_TCP:
+        segment = struct.pack("!HHIIBBHHH", match.sport, match.dport, 1, 1, 0x50, 0x10, 8192, 0, 0)
+    else:
+        segment = struct.pack("!HHHH", match.sport, match.dport, 8 + size, 0)
+    segment += bytes(size)
+    ends = match.src.packed + match.dst.packed
+    if match.family == 6:
+        header, ethertype = struct.pack("!IHBB", 6 << 28, len(segment), match.proto, 64) + ends, 0x86DD
+    else:
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, 64, match.proto, 0) + ends
+        total = sum(struct.unpack("!10H", header))
+        header = header[:10] + struct.pack("!H", ~(total % 0xFFFF) & 0xFFFF) + header[12:]
+        ethertype = 0x0800
+    ethernet = b"\xff" * 6 + b"\x02" + bytes(5) + struct.pack("!H", ethertype)
+    return (ethernet + header + segment).ljust(60, b"\0")
+
+
+def load() -> None:
+    """Load the module that the host built, unless it is loaded."""
+    if not _MODULE.is_dir():
+        _run("insmod", str(module_path(os.uname().release)))
+
+
+@pytest.fixture
+def simnic() -> Iterator[SimNic]:
+    """sim0 and sim0w without addresses of IPv6, so that no frame is there but a test's."""
+    load()
+    nic = SimNic("sim0", "sim0w")
+    nic.set(**_DEFAULTS)
+    _run("ip", "link", "add", nic.name, "type", "simnic")
+    for name in (nic.name, nic.wire):
+        # Not in one command, which would bring the device up first.
+        _run("ip", "link", "set", name, "addrgenmode", "none")
+        _run("ip", "link", "set", name, "up")
+    yield nic
+    if nic.name in (name for _, name in socket.if_nameindex()):
+        _run("ip", "link", "del", nic.name)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A frame's way in:
+ *
+ *	wire ─► arrived ─► a page ─► table ─► drop
+ *	                               └────► mark in front of the frame ─► XDP ─► stack, wire, elsewhere
+ */
+#include <linux/bpf.h>
+#include <linux/bpf_trace.h>
+#include <linux/etherdevice.h>
+#include <linux/filter.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <net/ip.h>
+
+#include "simnic.h"
+
+#define MAX_ARRIVED 4096
+#define MAX_FRAME ((int)SKB_WITH_OVERHEAD(PAGE_SIZE - XDP_PACKET_HEADROOM))
+
+struct ports {
+	__be16 source;
+	__be16 dest;
+};
+
+/* Called by the wire: takes the frame, and leaves it to the NIC's next poll. */
+netdev_tx_t arrive(struct nic *nic, struct sk_buff *frame)
+{
+	if (!netif_running(nic->dev) || frame->len > MAX_FRAME ||
+	    skb_queue_len_lockless(&nic->arrived) >= MAX_ARRIVED) {
+		dev_core_stats_rx_dropped_inc(nic->dev);
+		kfree_skb(frame);
+		return NETDEV_TX_OK;
+	}
+	skb_queue_tail(&nic->arrived, frame);
+	napi_schedule(&nic->napi);
+	return NETDEV_TX_OK;
+}
+
+/* Where IPv4's ports begin; NULL for what has none. */
+static const struct ports *parse_ipv4(const void *at, const void *end, struct flow_key *key)
+{
+	const struct iphdr *header = at;
+
+	if (at + sizeof(*header) > end || header->ihl < 5 || ip_is_fragment(header))
+		return NULL;
+	key->family = 4;
+	key->proto = header->protocol;
+	key->src[0] = header->saddr;
+	key->dst[0] = header->daddr;
+	return at + header->ihl * 4;
+}
+
+static const struct ports *parse_ipv6(const void *at, const void *end, struct flow_key *key)
+{
+	const struct ipv6hdr *header = at;
+
+	if (at + sizeof(*header) > end)
+		return NULL;
+	key->family = 6;
+	key->proto = header->nexthdr;
+	memcpy(key->src, &header->saddr, sizeof(key->src));
+	memcpy(key->dst, &header->daddr, sizeof(key->dst));
+	return at + sizeof(*header);
+}
+
+/* The rule for a frame, if there is one. */
+static struct entry *classify(struct nic *nic, const void *frame, const void *end)
+{
+	const struct ethhdr *ethernet = frame;
+	const struct ports *ports = NULL;
+	struct flow_key key = {};
+
+	if (frame + sizeof(*ethernet) > end)
+		return NULL;
+	if (ethernet->h_proto == htons(ETH_P_IP))
+		ports = parse_ipv4(frame + sizeof(*ethernet), end, &key);
+	else if (ethernet->h_proto == htons(ETH_P_IPV6))
+		ports = parse_ipv6(frame + sizeof(*ethernet), end, &key);
+	if (!ports || (const void *)(ports + 1) > end || (key.proto != IPPROTO_TCP && key.proto != IPPROTO_UDP))
+		return NULL;
+	key.sport = ports->source;
+	key.dport = ports->dest;
+	return table_by_key(&nic->table, &key);
+}
+
+static void count(struct entry *entry, u32 length)
+{
+	atomic64_inc(&entry->packets);
+	atomic64_add(length, &entry->bytes);
+	WRITE_ONCE(entry->last_used, jiffies);
+}
+
+/* An skb around the frame's page, which it takes over. */
+static struct sk_buff *wrap(struct xdp_buff *xdp, struct net_device *dev)
+{
+	struct sk_buff *skb = build_skb(xdp->data_hard_start, PAGE_SIZE);
+
+	if (!skb) {
+		put_page(virt_to_page(xdp->data_hard_start));
+		dev_core_stats_rx_dropped_inc(dev);
+		return NULL;
+	}
+	skb_reserve(skb, xdp->data - xdp->data_hard_start);
+	__skb_put(skb, xdp->data_end - xdp->data);
+	return skb;
+}
+
+static void pass(struct nic *nic, struct xdp_buff *xdp, u32 mark)
+{
+	struct sk_buff *skb = wrap(xdp, nic->dev);
+
+	if (!skb)
+		return;
+	if (xdp->data > xdp->data_meta)
+		skb_metadata_set(skb, xdp->data - xdp->data_meta);
+	skb->mark = mark;
+	skb->protocol = eth_type_trans(skb, nic->dev);
+	napi_gro_receive(&nic->napi, skb);
+}
+
+static void send_back(struct nic *nic, struct xdp_buff *xdp)
+{
+	struct net_device *wire = rcu_dereference(nic->end.peer);
+	struct sk_buff *skb;
+
+	if (!wire || !netif_running(wire)) {
+		put_page(virt_to_page(xdp->data_hard_start));
+		return;
+	}
+	skb = wrap(xdp, wire);
+	if (!skb)
+		return;
+	dev_sw_netstats_tx_add(nic->dev, 1, skb->len);
+	dev_sw_netstats_rx_add(wire, skb->len);
+	skb->protocol = eth_type_trans(skb, wire);
+	netif_receive_skb(skb);
+}
+
+/* Runs the program, if there is one, and does what it says; whether the frame was redirected. */
+static bool deliver(struct nic *nic, struct xdp_buff *xdp, u32 mark)
+{
+	struct bpf_prog *prog = rcu_dereference(nic->prog);
+	u32 verdict = prog ? bpf_prog_run_xdp(prog, xdp) : XDP_PASS;
+
+	switch (verdict) {
+	case XDP_PASS:
+		pass(nic, xdp, mark);
+		return false;
+	case XDP_TX:
+		send_back(nic, xdp);
+		return false;
+	case XDP_REDIRECT:
+		if (!xdp_do_redirect(nic->dev, xdp, prog))
+			return true;
+		break;
+	case XDP_DROP:
+		break;
+	default:
+		bpf_warn_invalid_xdp_action(nic->dev, prog, verdict);
+		fallthrough;
+	case XDP_ABORTED:
+		trace_xdp_exception(nic->dev, prog, verdict);
+	}
+	put_page(virt_to_page(xdp->data_hard_start));
+	return false;
+}
+
+static bool receive(struct nic *nic, struct sk_buff *frame)
+{
+	struct page *page = dev_alloc_page();
+	struct entry *entry;
+	struct xdp_buff xdp;
+	u32 *mark;
+
+	if (!page) {
+		dev_core_stats_rx_dropped_inc(nic->dev);
+		kfree_skb(frame);
+		return false;
+	}
+	xdp_init_buff(&xdp, PAGE_SIZE, &nic->rxq);
+	xdp_prepare_buff(&xdp, page_address(page), XDP_PACKET_HEADROOM, frame->len, true);
+	skb_copy_bits(frame, 0, xdp.data, frame->len);
+	consume_skb(frame);
+	dev_sw_netstats_rx_add(nic->dev, xdp.data_end - xdp.data);
+
+	entry = classify(nic, xdp.data, xdp.data_end);
+	if (entry)
+		count(entry, xdp.data_end - xdp.data);
+	if (entry && entry->drop) {
+		put_page(page);
+		return false;
+	}
+	mark = xdp.data - sizeof(*mark);
+	*mark = entry ? entry->mark : 0;
+	xdp.data_meta = mark;
+	return deliver(nic, &xdp, *mark);
+}
+
+int receive_poll(struct napi_struct *napi, int budget)
+{
+	struct nic *nic = container_of(napi, struct nic, napi);
+	bool redirected = false;
+	struct sk_buff *frame;
+	int done = 0;
+
+	rcu_read_lock();
+	while (done < budget && (frame = skb_dequeue(&nic->arrived))) {
+		redirected |= receive(nic, frame);
+		done++;
+	}
+	if (redirected)
+		xdp_do_flush();
+	rcu_read_unlock();
+	if (done < budget)
+		napi_complete_done(napi, done);
+	return done;
+}
