@@ -24,6 +24,8 @@ class Daemons:
     patience: float
     """Seconds until something that should happen counts as not happening."""
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    """What the last one wrote until it was ready."""
 
     def start(self, config: Path) -> subprocess.Popen[str]:
         """Start one and wait until it is ready; AssertionError with its words when it ends instead."""
@@ -31,12 +33,12 @@ class Daemons:
         daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.started.append(daemon)
         assert daemon.stderr is not None
-        said = []
+        self.said = []
         for line in daemon.stderr:
-            said.append(line)
+            self.said.append(line)
             if line.startswith("ready"):
                 return daemon
-        raise AssertionError(f"the daemon ended with {daemon.wait()}: {''.join(said)}")
+        raise AssertionError(f"the daemon ended with {daemon.wait()}: {''.join(self.said)}")
 
     @contextmanager
     def running(self, config: Path) -> Iterator[subprocess.Popen[str]]:

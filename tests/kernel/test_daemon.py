@@ -383,6 +383,24 @@ def test_a_start_that_fails_leaves_nothing(site: Site) -> None:
     assert not site.socket.exists()
 
 
+def test_where_rules_are_of_no_use_it_says_so_once_and_balances(site: Site) -> None:
+    # A veth's own ingress: filters there run after XDP, if this kernel has flower at all.
+    config = site.config()
+    text = config.read_text().replace('"softnic", "stats"', '"tc_offload", "stats"')
+    text = text.replace('offload = ["softnic"]', 'offload = ["tc_offload"]')
+    config.write_text("\n".join(line for line in text.splitlines() if not line.startswith(("[softnic]", "pins"))))
+    qdiscs = subprocess.run(inside("tc", "qdisc"), capture_output=True, text=True, check=True).stdout
+    daemon = site.start(config)
+    assert len({site.exchange(FLOWS["v4"]) for _ in range(12)}) == 1
+    assert site.figure("nfcore_packets_total", path="slow") == 12
+    assert eventually(lambda: site.figure("nfcore_not_offloaded_total", reason="no_backend"))
+    daemon.terminate()
+    _, said = daemon.communicate(timeout=PATIENCE)
+    assert daemon.returncode == 0
+    assert "".join([*site.daemons.said, said]).count("tc_offload cannot set marks here: going on without") == 1
+    assert subprocess.run(inside("tc", "qdisc"), capture_output=True, text=True, check=True).stdout == qdiscs
+
+
 def test_a_nic_that_is_not_there_can_be_gone_without(site: Site) -> None:
     assert nfcore("softnic", "remove", "--pin", str(site.nic)).returncode == 0
     config = site.config()
