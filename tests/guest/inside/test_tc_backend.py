@@ -446,6 +446,22 @@ def test_a_device_that_goes_takes_its_rules_along(shell: Shell) -> None:
     assert not backend.close()
 
 
+def test_a_device_that_goes_in_the_middle_of_a_batch_fails_the_rest(shell: Shell) -> None:
+    shell("ip", "link", "add", "gone0", "type", "veth", "peer", "name", "gone1")
+    backend = TcBackend(settings("gone0"))
+    backend.open()
+    batch = many(60_000)  # seconds of work, here
+    deleter = subprocess.Popen(["sh", "-c", "sleep 0.5; ip link del gone0"])
+    outcomes = backend.install(batch)
+    assert deleter.wait() == 0
+    failed = outcomes.status == Outcome.FAILED
+    assert failed[-1]
+    assert outcomes.words
+    assert len(backend.dump()) == 0
+    assert (backend.remove(batch).status != Outcome.REMOVED).all()
+    backend.close()
+
+
 def test_without_the_right_to_nothing_is_touched(veth_pair: VethPair) -> None:
     code = (
         "import os, socket, sys; os.setresuid(65534, 65534, 65534)\n"
