@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .context import Context, NetworkFunction
 from .flows import ANY_CPU, FlowBatch
 from .flowtable import FlowTable
-from .marks import MarkMeaning
+from .marks import MarkMeaning, first_of_each
 from .rules import Action, RuleBatch, split_cookies
 from .worker import Backends, Dump
 
@@ -71,8 +71,7 @@ def _adoptable(
     backends: Backends, context: Context, table: FlowTable, dump: Dump, slots: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Rows that could be tracked at all: they set a mark, and their slot is one that nobody else has."""
-    good: NDArray[np.bool_] = np.zeros(len(slots), dtype=bool)
-    good[np.unique(slots, return_index=True)[1]] = True
+    good = first_of_each(slots)
     good &= (slots < table.capacity) & (dump.rows["rule"]["action"] == Action.SET_MARK)
     inside = good & (slots < len(table.rows))
     good[inside] &= table.rows["state"][slots[inside]] == 0

@@ -35,8 +35,7 @@ class ControlServer:
 
     async def open(self) -> None:
         """Listen. HostError when another daemon answers there, or the place cannot be used."""
-        if daemon_answers(self._path):
-            raise HostError(f"a daemon is running already: its socket {self._path} answers (set nf.socket to another)")
+        refuse_second(self._path)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.is_socket():  # a daemon's that is gone; anything else there is not ours to remove
@@ -92,6 +91,12 @@ class ControlServer:
             log.warning("control method %s failed: %s", name, error)
             log.debug("traceback", exc_info=error)
             return {"error": f"{name}: {error}"}
+
+
+def refuse_second(path: Path) -> None:
+    """HostError when a daemon listens on the socket `path`: there is one per socket."""
+    if daemon_answers(path):
+        raise HostError(f"a daemon is running already: its socket {path} answers (set nf.socket to another)")
 
 
 def daemon_answers(path: Path) -> bool:

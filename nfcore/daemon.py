@@ -14,9 +14,9 @@ from types import FrameType
 
 from .config import Config
 from .context import Context
-from .control import ControlServer, daemon_answers
+from .control import ControlServer, refuse_second
 from .engine import READ_LIMIT, Engine
-from .errors import ConfigError, HostError, NfcoreError, Problem
+from .errors import ConfigError, NfcoreError, Problem
 from .host import PluginHost
 from .session import find_devices, make_context, make_engine, set_up
 from .worker import DeviceWorker
@@ -40,8 +40,7 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
         raise ConfigError(config.source, [Problem("interfaces", "there is none; add a table with name and chain")])
     context = make_context(config, host, find_devices(config))
     socket = Path(config.nf.socket)
-    if daemon_answers(socket):
-        raise HostError(f"a daemon is running already: its socket {socket} answers (set nf.socket to another)")
+    refuse_second(socket)
     with StopSwitch() as stop:
         try:
             with context.claims, set_up(context, host, stop.check), _engine(context, host, stop) as (engine, results):

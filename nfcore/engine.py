@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .adoption import FINGERPRINT, Leftovers, same_meaning, take_over
 from .config import OffloadTable
 from .context import Context, NetworkFunction
-from .errors import HostError
+from .errors import ConfigError, Problem
 from .flows import FlowBatch
 from .flowtable import FlowState, FlowTable
 from .host import PluginHost
@@ -101,14 +101,15 @@ class Engine:
             self._lease()
 
     def _probe(self, port: _Port) -> None:
-        """Say once what the NIC can do; go on without what cannot set marks. HostError: the marks are too wide."""
+        """Say once what the NIC can do; go on without what cannot set marks. ConfigError: the marks are too wide."""
         width, name = self.context.config.marking.width, port.backends.device.name
         able: dict[str, Capabilities] = port.worker.call(port.backends.probe)
         for backend, each in able.items():
             log.info("%s: %s: %s", name, backend, each.describe())
             if 0 < each.mark_width < width:
-                wide = f"{self.context.config.source}: marking.width: is {width}; {backend} on {name} transports"
-                raise HostError(f"{wide} {each.mark_width} bits: set it to {each.mark_width} or less")
+                message = f"is {width}; {backend} on {name} transports {each.mark_width} bits: "
+                message += f"set it to {each.mark_width} or less"
+                raise ConfigError(self.context.config.source, [Problem("marking.width", message)])
         useless = [backend for backend, each in able.items() if each.mark_width == 0]
         if useless:
             port.backends.leave_out(useless)

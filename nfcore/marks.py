@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +94,7 @@ class MarkAllocator:
         """Make free marks live that are in use since an earlier run. False for those that are not free."""
         inside = np.where(marks < self.size, marks, 0).astype(np.uint32)
         good: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == MarkState.FREE)
-        good &= _first_of_each(inside)
+        good &= first_of_each(inside)
         self.state[inside[good]] = MarkState.LIVE
         left = [chunk[self.state[chunk] == MarkState.FREE] for chunk in self._free]
         self._free = deque(chunk for chunk in left if len(chunk))
@@ -103,7 +104,7 @@ class MarkAllocator:
         """Make leased marks live. False for those that are not leased, 0 and out-of-range ones among them."""
         good = self.leased(marks)
         # Of a mark that comes twice in one batch only the first is confirmed.
-        good &= _first_of_each(marks)
+        good &= first_of_each(marks)
         self.state[marks[good]] = MarkState.LIVE
         return good
 
@@ -131,7 +132,8 @@ class MarkAllocator:
             self._free.append(marks)
 
 
-def _first_of_each(values: NDArray[np.uint32]) -> NDArray[np.bool_]:
+def first_of_each(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Mark the first appearance of each number."""
     first = np.zeros(len(values), dtype=bool)
     first[np.unique(values, return_index=True)[1]] = True
     return first

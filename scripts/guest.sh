@@ -21,17 +21,10 @@ esac
 [ "$(id -u)" -eq 0 ] || die 'needs root: sudo scripts/guest.sh'
 [ -x "$root/.venv/bin/python" ] || die 'there is no .venv yet: run scripts/setup.sh test'
 if [ "$1" = prepare ]; then
-    missing=''
-    for package in $packages; do
-        status=$(dpkg-query -W -f '${Status}' "$package" 2> /dev/null || true)
-        [ "$status" = 'install ok installed' ] || missing="$missing $package"
-    done
-    if [ -n "$missing" ]; then
-        say "installing$missing"
-        apt-get -q update >&2
-        # shellcheck disable=SC2086  # a list of words
-        DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing >&2
-    fi
+    as_root() { "$@"; }
+    . "$root/scripts/packages.sh"
+    # shellcheck disable=SC2086  # a list of words
+    install_missing $packages
 fi
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH

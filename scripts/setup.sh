@@ -41,17 +41,9 @@ as_root() {
     fi
 }
 
-missing=''
-for package in $packages; do
-    status=$(dpkg-query -W -f '${Status}' "$package" 2> /dev/null || true)
-    [ "$status" = 'install ok installed' ] || missing="$missing $package"
-done
-if [ -n "$missing" ]; then
-    say "installing$missing"
-    as_root apt-get -q update >&2
-    # shellcheck disable=SC2086  # a list of words
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing >&2
-fi
+. scripts/packages.sh
+# shellcheck disable=SC2086  # a list of words
+install_missing $packages
 
 # One stamp per extra, so that asking for less than is installed installs nothing. The path is part of it:
 # a venv does not survive a move.

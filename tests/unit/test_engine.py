@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nfcore.config import Config, InterfaceTable
 from nfcore.engine import Engine
+from nfcore.errors import ConfigError
 from nfcore.flows import FlowBatch, FlowMatch
 from nfcore.flowtable import FlowState
 from nfcore.hookspecs import hookimpl
@@ -22,7 +23,7 @@ from nfcore.host import PluginHost
 from nfcore.marks import CpuPools, MarkAllocator, MarkState
 from nfcore.plugins.marking import MarkingPlugin
 from nfcore.reasons import Reason, reason_word
-from nfcore.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark, split_cookies
+from nfcore.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark, split_cookies
 from nfcore.session import make_context
 from nfcore.worker import DeviceWorker, InlineWorker, Job
 
@@ -880,3 +881,47 @@ def test_over_the_real_thread(make: Callable[..., World]) -> None:
     assert world.nic.rules == {}
     settle(2)
     assert world.adds_up()
+
+
+class Probed(Nic):
+    """A NIC that tells how wide a mark may be."""
+
+    width = 8
+
+    @hookimpl
+    def probe_offload(self, device: Device) -> Capabilities:
+        return Capabilities(mark_width=self.width)
+
+
+def probed(make: Callable[..., World], width: int) -> World:
+    world = make("flow-id")
+    world.host._manager.unregister(name="nic")
+    nic = Probed("nic", world.notes)
+    nic.width = width
+    world.nics["nic"] = nic
+    world.host.register(nic, "nic")
+    return world
+
+
+def test_marks_wider_than_the_nic_transports_are_a_config_error(make: Callable[..., World]) -> None:
+    world = probed(make, 15)
+    with pytest.raises(ConfigError) as caught:
+        world.start()
+    (problem,) = caught.value.problems
+    assert problem.path == "marking.width"
+    assert "is 16; nic on eth1 transports 15 bits: set it to 15 or less" in problem.message
+
+
+def test_a_nic_that_sets_no_marks_is_gone_without(make: Callable[..., World]) -> None:
+    world = probed(make, 0)
+    world.start()
+    world.report(1001)
+    assert (world.nic.rules, world.reasons()) == ({}, {"no_backend": 1})
+    assert world.adds_up()
+
+
+def test_a_nic_as_wide_as_the_marks_is_used(make: Callable[..., World]) -> None:
+    world = probed(make, 16)
+    world.start()
+    world.report(1001)
+    assert len(world.nic.rules) == 1
