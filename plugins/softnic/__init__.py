@@ -14,7 +14,7 @@ from pydantic import Field
 
 from nfcore.config import NO_BACKEND, Section, Table
 from nfcore.context import Context
-from nfcore.errors import HostError
+from nfcore.errors import ConfigError, Problem
 from nfcore.hookspecs import hookimpl
 from nfcore.metrics import MetricFamily, MetricKind
 from nfcore.rules import Capabilities, Device, Outcomes, RuleBatch, split_cookies
@@ -61,17 +61,20 @@ class SoftnicPlugin:
     def _open(self, context: Context) -> None:
         table = context.config.sections[NAME]
         assert isinstance(table, SoftnicTable)  # config_section() said so
+        known = [each.name for each in context.config.interfaces]
+        unknown = [name for name in table.pins if name not in known]
+        if unknown:
+            message = f"belongs to no interface; those of [[interfaces]] are: {', '.join(known)}"
+            raise ConfigError(context.config.source, [Problem(f"{NAME}.pins.{name}", message) for name in unknown])
         optional = {each.name for each in context.config.interfaces if NO_BACKEND in each.offload}
         for device in context.devices:
             if NAME in device.backends:
                 where = f"{context.config.source}: softnic.pins.{device.name}"
                 pin_dir = table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}")
-                try:
-                    self._nics[device.ifindex] = SoftnicBackend.open(Path(pin_dir), where)
-                except HostError as error:
-                    if device.name not in optional:
-                        raise
-                    log.warning("%s", error)
+                make = SoftnicBackend.expect if device.name in optional else SoftnicBackend.open
+                nic = self._nics[device.ifindex] = make(Path(pin_dir), where)
+                if nic.missing:
+                    log.warning("%s", nic.missing)
                 self._names[device.ifindex] = device.name
 
     @hookimpl
@@ -83,9 +86,8 @@ class SoftnicPlugin:
 
     @hookimpl
     def probe_offload(self, device: Device) -> Capabilities:
-        """Tell what the NIC can do: nothing, where there is none and the TOML goes on without."""
-        nic = self._nics.get(device.ifindex)
-        return nic.capabilities() if nic else Capabilities(mark_width=0, notes=("there is no softnic",))
+        """Tell what the NIC can do: nothing, while there is none."""
+        return self._nics[device.ifindex].capabilities()
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:

@@ -28,7 +28,7 @@ _COUNTERS = {
     "installed": "Rules that the kernel took.",
     "removed": "Rules that were removed.",
     "refused": "Refusals of the kernel or the driver, each kind once a batch.",
-    "vanished": "Rules that somebody else removed.",
+    "vanished": "Rules that somebody else removed or the hardware lost.",
     "unheard": "Messages whose answer was lost, settled by a dump.",
     "resyncs": "Dumps that settled a doubt.",
 }
@@ -61,6 +61,8 @@ class TcOffloadPlugin:
     def __init__(self) -> None:
         self._backends: dict[int, TcBackend] = {}
         self._names: dict[int, str] = {}
+        self._told: set[int] = set()
+        """Devices whose capabilities were asked for before."""
         self._context: Context | None = None
 
     @hookimpl
@@ -81,7 +83,7 @@ class TcOffloadPlugin:
             # Beside a running daemon, as `nfcore doctor` may be, its qdisc is not ours to remove.
             alone = not daemon_answers(Path(context.config.nf.socket))
             backend.owns_qdisc = alone and context.state.recall(_qdisc_key(settings)) == settings.ifindex
-            backend.open()
+            backend.open(alone=alone)
             self._note_qdisc(context, backend)
 
     @staticmethod
@@ -98,11 +100,16 @@ class TcOffloadPlugin:
             if backend.close() and self._context is not None:
                 self._context.state.forget(_qdisc_key(backend.settings))
         self._backends.clear()
+        self._told.clear()
 
     @hookimpl
     def probe_offload(self, device: Device) -> Capabilities:
-        """Tell what the device can do, as tried at setup."""
-        return self._backends[device.ifindex].capabilities()
+        """Tell what the device can do: as tried at setup; asked again, as tried now."""
+        backend = self._backends[device.ifindex]
+        if device.ifindex in self._told:
+            backend.reprobe()
+        self._told.add(device.ifindex)
+        return backend.capabilities()
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.errors import HostError
-from nfcore.rules import Action, Capabilities, Outcome, Outcomes, RuleBatch
+from nfcore.ethernet import HW_TC_OFFLOAD, feature_is_on
+from nfcore.rules import INSTALLED_ROW, Action, Capabilities, Outcome, Outcomes, RuleBatch
 
 from .filters import FilterReader, Filters
+from .flower import IN_HW, SKIP_SW
 from .hook import ensure_qdisc, remove_qdisc
 from .index import WHOLE_RULE, RuleIndex, matches_of
 from .messages import INFO, delete_messages, encode_dump, template
@@ -77,26 +79,66 @@ class TcBackend:
         self._index = RuleIndex()
         self._reader = FilterReader()
         self._refused: set[tuple[int, int]] = set()
+        self._switchable = False
+        """The device took rules while its feature hw-tc-offload was on."""
+        self._off = False
+        """That feature was off at the last look."""
         self._said: set[str] = set()
         self._socket = socket or TcSocket()
 
-    def open(self) -> None:
+    def open(self, *, alone: bool = True) -> None:
         """Make the qdisc if there is none, probe the device, and take over the rules of ours that it holds.
 
+        alone: no other process uses them, so that one may go where a full table leaves no room to try anything.
         HostError with the kernel's words when no rule could ever be added for a reason that the user can mend.
         A device or kernel without flower is none: :attr:`probed` says so and every rule is UNSUPPORTED.
         """
         self.owns_qdisc |= ensure_qdisc(self._socket, self.place, self.settings.filter_on)
-        self.probed = self._probe()
-        self._refused = {(shape, action) for shape in Shape for action in Action if self._cannot(shape, action)}
-        if self.probed.refusal:
-            if self.owns_qdisc and remove_qdisc(self._socket, self.place.ifindex):
-                self.owns_qdisc = False
-        else:
+        found = self._probe()
+        if found.full and alone and self.reconcile():
+            # The rules of a killed run fill the table.
+            self.remove(RuleBatch(self._index.rules(self._index.handles()[:1])))
+            found = self._probe()
+        self._learn(found)
+        if not self.probed.refusal:
             self.reconcile()
+
+    def reprobe(self) -> None:
+        """Find out anew what the device can do, beside the rules that it holds, and what it has lost of those.
+
+        For when something happened to the device: its link or a feature changed, its driver began anew. A device that
+        is gone, or takes no rules any more, is no error: :attr:`probed` says so until the next time.
+        """
+        before = self.probed
+        try:
+            self._is_off()
+            self.owns_qdisc |= ensure_qdisc(self._socket, self.place, self.settings.filter_on)
+            found = self._probe()
+        except HostError as error:
+            found = Probe(before.hardware, refusal=str(error))
+        if found.full and not before.refusal:
+            found = before  # it took what it now holds
+        if found.hardware != before.hardware:
+            self._clear()  # hardware's rules are none of the kernel's, nor the other way round
+            self._off = False
+        self._learn(found)
+        if not found.refusal:
+            self._remember(self._without_useless(self._fetch(terse=False), ask_driver=True))
+
+    def _learn(self, found: Probe) -> None:
+        if found.refusal != self.probed.refusal:
+            self._said.clear()
+        self.probed = found
+        self._refused = {(shape, action) for shape in Shape for action in Action if self._cannot(shape, action)}
+        if found.refusal and self.owns_qdisc and remove_qdisc(self._socket, self.place.ifindex):
+            self.owns_qdisc = False
+        if found.hardware and not found.refusal:
+            self._switchable = feature_is_on(self.place.ifindex, HW_TC_OFFLOAD) is True
 
     def close(self, *, remove: bool = True) -> bool:
         """Remove the qdisc if it is ours and empty, and close the socket; whether the qdisc was removed."""
+        if remove and self._off:
+            self._clear()  # nobody was told of these rules any more, so that nobody removes them
         removed = remove and self.owns_qdisc and remove_qdisc(self._socket, self.place.ifindex)
         self._socket.close()
         return removed
@@ -115,7 +157,7 @@ class TcBackend:
         if wanted == "off":
             return probe_device(self._socket, self.place, name, hardware=False)
         found = probe_device(self._socket, self.place, name, hardware=True)
-        if not found.refusal or wanted == "on" or not self.settings.software_helps:
+        if not found.refusal or found.full or wanted == "on" or not self.settings.software_helps:
             return found
         return probe_device(self._socket, self.place, name, hardware=False)
 
@@ -130,8 +172,9 @@ class TcBackend:
         A rule that is replaced by itself (the same cookie) keeps what it had counted.
         """
         outcomes = Outcomes.all(Outcome.UNSUPPORTED, len(rules))
-        if self.probed.refusal:
-            self._say(outcomes, 0, self.probed.refusal)
+        unable = self.probed.refusal or (self._off_words() if self._is_off() else "")
+        if unable:
+            self._say(outcomes, 0, unable)
             return outcomes
         batch = _Batch(rules.rows, matches_of(rules.rows), shapes_of(rules.rows), outcomes)
         left = self._supported(batch)
@@ -254,6 +297,8 @@ class TcBackend:
         if error.number == errno.EOPNOTSUPP or (error.number == errno.EINVAL and error.text):
             if self._foreign_at(shape):
                 return Outcome.FAILED
+            if self._is_off():
+                return Outcome.UNSUPPORTED  # for now, and no matter of this shape
             self._refused.add((shape, action))
             return Outcome.UNSUPPORTED
         return Outcome.FAILED
@@ -323,11 +368,17 @@ class TcBackend:
     # Read back
 
     def dump(self) -> NDArray[np.void]:
-        """Give our rules with their counters, rows of INSTALLED_ROW; none when the device is gone."""
-        found = self._fetch(terse=self.settings.terse)
+        """Give our rules with their counters, rows of INSTALLED_ROW; none when the device or its qdisc is gone.
+
+        Rules that cannot mark anything are left out and removed: those that the kernel has but the hardware has not.
+        While the device's feature hw-tc-offload is off, that is all of them.
+        """
+        if self._is_off():
+            return np.zeros(0, dtype=INSTALLED_ROW)
+        found = self._without_useless(self._fetch(terse=self.settings.terse))
         if self.settings.terse:
             if not self._index.holds(found.handle, found.installed["rule"]["cookie"]).all():
-                found = self._fetch(terse=False)
+                found = self._without_useless(self._fetch(terse=False))
             else:
                 found.installed["rule"].view(WHOLE_RULE)[:] = self._index.rules(found.handle).view(WHOLE_RULE)
         self._remember(found)
@@ -384,6 +435,58 @@ class TcBackend:
             self._index.forget(gone)
         if not known.all():
             self._index.adopt(np.ascontiguousarray(rules[~known]), found.handle[~known])
+
+    # What happens to the hardware
+
+    def _is_off(self) -> bool:
+        """Whether somebody switched off the offload that our rules need; said when it changes.
+
+        A driver forgets its rules then, or keeps them, as it likes, and the kernel does not know. When it is on again,
+        those of before are removed: they have been given up, and must not be in the way of new ones.
+        """
+        if not self.probed.hardware or not self._switchable:
+            return False
+        off = feature_is_on(self.place.ifindex, HW_TC_OFFLOAD) is False
+        if off and not self._off:
+            log.warning("%s", self._off_words())
+        if self._off and not off:
+            log.warning("%s: %s is on again", self.settings.filter_on, HW_TC_OFFLOAD)
+            self._said.clear()
+            self._clear()
+        self._off = off
+        return off
+
+    def _off_words(self) -> str:
+        name = self.settings.filter_on
+        return f"{name}: {HW_TC_OFFLOAD} was switched off; nothing is offloaded: ethtool -K {name} {HW_TC_OFFLOAD} on"
+
+    def _without_useless(self, found: Filters, *, ask_driver: bool = False) -> Filters:
+        """Remove the filters that mark nothing because the hardware does not hold them; those that are left.
+
+        ask_driver: believe the driver, too, which gives no counters for what it does not know; `found` must be a full
+        dump. After a reset the kernel still takes such filters for installed.
+        """
+        if self.probed.refusal:
+            return found
+        outside = found.flags & IN_HW == 0
+        # No flags at all tell nothing; in software only those that the kernel must not evaluate are useless.
+        useless = outside & (found.flags != 0) if self.probed.hardware else outside & (found.flags & SKIP_SW != 0)
+        if ask_driver and self.probed.hardware and self.probed.answers:
+            useless |= ~found.answered
+        if not useless.any():
+            return found
+        self._delete(found.where(useless))
+        return found.where(~useless)
+
+    def _delete(self, filters: Filters) -> None:
+        """Delete filters of ours, whatever the index knows of them."""
+        shapes = (filters.info >> 16).astype(np.int64) - self.place.prio
+        self._execute(delete_messages(self.place, shapes, filters.handle))
+
+    def _clear(self) -> None:
+        """Delete all filters of ours; to those who look they have vanished."""
+        self._delete(self._fetch(terse=False))
+        self._remember(Filters.empty())
 
     # Common
 

@@ -48,6 +48,8 @@ class Filters:
     """The action has a cookie of ours."""
     keyed: NDArray[np.bool_]
     """Match and action are there and are those of a rule of ours; a terse dump leaves them out."""
+    answered: NDArray[np.bool_]
+    """The driver gave counters for this very dump; a terse dump does not tell."""
 
     def __len__(self) -> int:
         return len(self.handle)
@@ -56,7 +58,7 @@ class Filters:
     def empty(cls, length: int = 0) -> Filters:
         """Give `length` filters of zeros."""
         word, counter = (np.zeros((4, length), dtype=np.uint32), np.zeros((2, length), dtype=np.uint64))
-        flags = np.zeros((2, length), dtype=bool)
+        flags = np.zeros((3, length), dtype=bool)
         return cls(np.zeros(length, dtype=INSTALLED_ROW), *word, *counter, *flags)
 
     @classmethod
@@ -164,6 +166,7 @@ def _decode(layout: Layout, rows: NDArray[np.uint8], now: int) -> Filters:
     for column, name in ((out.flags, "TCA_FLOWER_FLAGS"), (out.in_hw_count, "TCA_FLOWER_IN_HW_COUNT")):
         if name in layout.at:
             column[:] = _column(rows, layout.at[name][0], "<u4")
+    out.answered[:] = "TCA_ACT_USED_HW_STATS" in layout.at
     _decode_cookie(layout, rows, out)
     _decode_counters(layout, rows, out, now)
     _decode_rule(layout, rows, out)

@@ -16,7 +16,8 @@ from typing import Any
 from nfcore.errors import HostError
 from nfcore.rules import Capabilities
 
-from .messages import encode_rule, tc_message
+from .filters import FilterReader
+from .messages import encode_dump, encode_rule, tc_message
 from .netlink import RTM_DELTFILTER, NetlinkError, TcSocket
 from .shapes import Place, Shape
 
@@ -39,6 +40,10 @@ class Probe:
     """What it does not do → the kernel's refusal: `IPv6 TCP`, `drop`, `nofrag`, `indev`, `pedit`, …"""
     refusal: str = ""
     """Why it takes no rules at all, if so: one sentence."""
+    full: bool = False
+    """There was no room to try anything: the rest tells nothing."""
+    answers: bool = False
+    """The driver gives counters whenever rules are read, so that one without is not in the NIC."""
 
     def capabilities(self) -> Capabilities:
         """Give the answers in the core's words."""
@@ -55,14 +60,15 @@ def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -
     attempt = _Attempt(socket, place, skip_sw=hardware)
     found = Probe(hardware)
     for width in _WIDTHS:
-        error = attempt(Shape.TCP4, action={**_MARK, "mark": (1 << width) - 1})
+        error = attempt(Shape.TCP4, look=hardware, action={**_MARK, "mark": (1 << width) - 1})
         if error is None:
-            found.mark_width = width
+            found.mark_width, found.answers = width, attempt.answered
             break
     else:
         if error is not None and error.number in _NOT_ITS_FAULT:
             raise HostError(f"{name}: flower rules cannot be added: {error}")
         found.refusal = _why_not(name, error, hardware=hardware)
+        found.full = error is not None and error.number == errno.ENOSPC
         return found
     tries: dict[str, tuple[Shape, Mapping[str, Any]]] = {
         **{str(shape): (shape, {"action": _MARK}) for shape in (Shape.UDP4, Shape.TCP6, Shape.UDP6)},
@@ -73,7 +79,7 @@ def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -
     }
     for what, (shape, rule) in tries.items():
         error = attempt(shape, **rule)
-        if error is not None:
+        if error is not None and error.number != errno.ENOSPC:
             found.refused[what] = error
     return found
 
@@ -85,8 +91,10 @@ class _Attempt:
         self._socket = socket
         self._place = Place(place.ifindex, place.parent, place.prio + _PRIO_OFFSET)
         self._skip_sw = skip_sw
+        self.answered = False
+        """Whether the driver gave counters for the last rule that was looked at."""
 
-    def __call__(self, shape: Shape, **rule: Any) -> NetlinkError | None:
+    def __call__(self, shape: Shape, *, look: bool = False, **rule: Any) -> NetlinkError | None:
         src, dst = _ENDS[shape.family]
         match = {"src_ip": src, "dst_ip": dst, "src_port": 9, "dst_port": 9, "skip_sw": self._skip_sw}
         message = bytes(encode_rule(self._place, shape, {**match, **rule}, handle=1).data)
@@ -101,8 +109,16 @@ class _Attempt:
                 self._socket.request(message)
             except NetlinkError as second:
                 return second
+        if look:
+            self._look(shape)
         self._remove(shape)
         return None
+
+    def _look(self, shape: Shape) -> None:
+        self.answered = False
+        with suppress(NetlinkError):
+            runs = self._socket.dump(encode_dump(self._place, self._place.info(shape), terse=False))
+            self.answered = bool(FilterReader().read(runs).answered.any())
 
     def _remove(self, shape: Shape) -> None:
         attrs = [["TCA_KIND", "flower"]]

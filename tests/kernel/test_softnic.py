@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,16 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 
-from nfcore.errors import HostError
+from nfcore.config import load_config
+from nfcore.errors import ConfigError, HostError
 from nfcore.flows import FlowMatch
-from nfcore.kernel import Map, Program
+from nfcore.host import PluginHost
+from nfcore.kernel import Map, Program, ensure_bpffs, remove_bpffs
 from nfcore.plugins.softnic.backend import SoftnicBackend
 from nfcore.plugins.softnic.layouts import LINKS_SPEC, STATS_SPEC, NicCounter, rules_spec
 from nfcore.plugins.softnic.nic import load_program
-from nfcore.rules import Drop, Outcome, Rule, RuleBatch, SetMark
+from nfcore.rules import Device, Drop, Outcome, Rule, RuleBatch, SetMark
+from nfcore.session import make_context, set_up_plugin
 
 TABLE = 8
 MAC = {"src": "02:00:5e:00:00:02", "dst": "02:00:5e:00:00:01"}
@@ -178,3 +182,172 @@ def test_a_missing_interface_leaves_nothing_behind(links: str, tmp_path: Path) -
 def test_a_missing_nic_is_named_with_its_key(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"softnic\.pins\.eth1: there is no softnic in .*nfcore softnic create"):
         SoftnicBackend.open(tmp_path / "nothing", "softnic.pins.eth1")
+
+
+class Pins:
+    """A NIC's maps pinned in a folder, as `nfcore softnic create` does, without interfaces to sit on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stats: Map | None = None
+        ensure_bpffs(folder)
+
+    def make(self, size: int = TABLE) -> None:
+        with Map.create(rules_spec(size)) as table:
+            table.pin(self.folder / "softnic_rules")
+        self.stats = Map.create(STATS_SPEC)
+        self.stats.pin(self.folder / "softnic_stats")
+
+    def count(self, counter: NicCounter, packets: int) -> None:
+        assert self.stats is not None
+        self.stats.update(int(counter), packets)
+
+    def remove(self) -> None:
+        for pin in ("softnic_rules", "softnic_stats"):
+            (self.folder / pin).unlink(missing_ok=True)
+        if self.stats is not None:
+            self.stats.close()
+            self.stats = None
+
+
+@pytest.fixture
+def pins(tmp_path: Path) -> Iterator[Pins]:
+    made = Pins(tmp_path / "nic")
+    yield made
+    made.remove()
+    remove_bpffs(made.folder)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Warnings since the last look."""
+    lines = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return lines
+
+
+def test_a_nic_that_was_made_again_is_noticed_and_has_no_rules(pins: Pins, caplog: pytest.LogCaptureFixture) -> None:
+    pins.make()
+    backend = SoftnicBackend.open(pins.folder, "softnic.pins.eth1")
+    backend.install(rules(1, 2))
+    for look in (lambda: len(backend.dump()), lambda: backend.remove(rules(1)).status.tolist().count(Outcome.REMOVED)):
+        pins.remove()
+        pins.make(size=16)
+        assert look() == 0
+        assert backend.capabilities().table_size == 16
+        (line,) = said(caplog)
+        assert line.endswith(f"softnic in {pins.folder} was made again, without our rules")
+        assert list(backend.install(rules(1, 2)).status) == [Outcome.INSTALLED] * 2
+        assert len(backend.dump()) == 2 and not said(caplog)
+    pins.remove()
+    pins.make()
+    assert list(backend.install(rules(*range(1, TABLE + 2))).status) == [Outcome.INSTALLED] * TABLE + [Outcome.FULL]
+    backend.close()
+
+
+def test_while_a_nic_is_gone_rules_fail_with_words(pins: Pins, caplog: pytest.LogCaptureFixture) -> None:
+    pins.make()
+    backend = SoftnicBackend.open(pins.folder, "softnic.pins.eth1")
+    backend.install(rules(1))
+    pins.remove()
+    for _ in range(3):
+        outcomes = backend.install(rules(1, 2))
+        assert list(outcomes.status) == [Outcome.FAILED] * 2
+        assert outcomes.words[0].startswith("softnic.pins.eth1: there is no softnic in")
+        assert f"nfcore softnic create --wire IF --port IF --pin {pins.folder}" in outcomes.words[0]
+        assert list(backend.remove(rules(1)).status) == [Outcome.ABSENT]
+        assert backend.dump().shape == (0,)
+        assert backend.capabilities().mark_width == 0
+    assert said(caplog) == [backend.missing]
+    pins.make()
+    assert list(backend.install(rules(1, 2)).status) == [Outcome.INSTALLED] * 2
+    assert backend.capabilities().mark_width == 32
+    assert len(said(caplog)) == 1
+    backend.close()
+
+
+def test_counters_never_go_backwards(pins: Pins) -> None:
+    pins.make()
+    pins.count(NicCounter.MARKED, 7)
+    backend = SoftnicBackend.open(pins.folder, "softnic.pins.eth1")
+    one = int(backend.counters()[NicCounter.MARKED])
+    assert one >= 7
+    pins.remove()
+    assert backend.counters()[NicCounter.MARKED] == one
+    backend.dump()
+    assert backend.counters()[NicCounter.MARKED] == one
+    pins.make()
+    assert backend.counters()[NicCounter.MARKED] == one
+    backend.dump()
+    assert backend.counters()[NicCounter.MARKED] == one
+    pins.count(NicCounter.MARKED, 7)
+    assert backend.counters()[NicCounter.MARKED] == 2 * one
+    backend.close()
+
+
+def test_a_pin_that_is_missed_for_a_while_counts_once(pins: Pins) -> None:
+    pins.make()
+    pins.count(NicCounter.SENT, 5)
+    backend = SoftnicBackend.open(pins.folder, "softnic.pins.eth1")
+    before = backend.counters().tolist()
+    table = Map.open_pinned(pins.folder / "softnic_rules", rules_spec(TABLE))
+    (pins.folder / "softnic_rules").unlink()
+    assert not len(backend.dump())
+    table.pin(pins.folder / "softnic_rules")
+    table.close()
+    backend.dump()
+    assert backend.missing == ""
+    assert backend.counters().tolist() == before
+    backend.close()
+
+
+CONFIG = """
+[nf]
+plugins = ["katran_accel", "marking", "softnic"]
+socket = "{folder}/nf.sock"
+[[interfaces]]
+name = "eth1"
+chain = ["katran_accel"]
+offload = ["softnic"{none}]
+[softnic.pins]
+{interface} = "{folder}/nic"
+[[katran_accel.vips]]
+address = "198.18.10.1"
+port = 80
+protocol = "tcp"
+reals = [{{ address = "198.18.20.11" }}]
+"""
+
+
+@contextmanager
+def plugin_of(folder: Path, interface: str = "eth1", none: str = "") -> Iterator[tuple[PluginHost, Device]]:
+    """The plugin, set up for eth1 by a configuration."""
+    config, host, device = folder / "nf.toml", PluginHost(), Device("eth1", 4, ("softnic",))
+    config.write_text(CONFIG.format(folder=folder, interface=interface, none=none))
+    context = make_context(load_config(config, host), host, [device])
+    with ExitStack() as leaving:
+        set_up_plugin("softnic", context, host, leaving)
+        yield host, device
+
+
+def test_pins_of_no_interface_are_a_mistake(tmp_path: Path) -> None:
+    expected = r"softnic\.pins\.eth2: belongs to no interface; those of \[\[interfaces\]\] are: eth1"
+    with pytest.raises(ConfigError, match=expected), plugin_of(tmp_path, interface="eth2"):
+        pass
+
+
+def test_a_nic_that_comes_later_is_used_once_it_is_there(pins: Pins, caplog: pytest.LogCaptureFixture) -> None:
+    folder = pins.folder.parent
+    with pytest.raises(HostError, match="there is no softnic"), plugin_of(folder):
+        pass
+    with plugin_of(folder, none=', "none"') as (host, device):
+        assert "there is no softnic" in said(caplog)[0]
+        assert host.call("softnic", "probe_offload", device=device).mark_width == 0
+        assert not len(host.call("softnic", "dump_offload", device=device))
+        pins.make()
+        assert host.call("softnic", "probe_offload", device=device).mark_width == 32
+        assert "is there now" in said(caplog)[0]
+        outcomes = host.call("softnic", "install_offload", device=device, rules=rules(1))
+        assert list(outcomes.status) == [Outcome.INSTALLED]
+        pins.count(NicCounter.RECEIVED, 3)
+        (family,) = host.call("softnic", "collect_stats")
+        assert {sample.labels["interface"] for sample in family.samples} == {"eth1"}

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from nfcore.flows import FlowMatch
 from nfcore.plugins.tc_offload.filters import FilterReader
+from nfcore.plugins.tc_offload.flower import FilterMessage
 from nfcore.plugins.tc_offload.index import RuleIndex, matches_of
-from nfcore.plugins.tc_offload.messages import delete_messages, encode_dump, encode_rule, template
+from nfcore.plugins.tc_offload.messages import delete_messages, encode_dump, encode_rule, payloads, template
 from nfcore.plugins.tc_offload.netlink import RTM_NEWTFILTER, NetlinkError, Run, TcSocket, _read_error, _runs
 from nfcore.plugins.tc_offload.shapes import INGRESS, Place, Shape, action_cookie, shapes_of
 from nfcore.rules import Action, Drop, Rule, RuleBatch, SetMark
@@ -78,6 +79,30 @@ def test_messages_are_read_back_in_columns(rules: list[Rule]) -> None:
     assert found.keyed.all()
     assert (found.flags == 2).all()
     assert list(RuleBatch(found.installed["rule"].take(order))) == rules
+
+
+def test_a_driver_that_gave_counters_is_told_from_one_that_did_not() -> None:
+    rule = Rule(FlowMatch.parse("198.18.1.2:1 > 198.18.10.1:80/tcp"), Drop(), 5)
+    silent = by_pyroute2(rule, 1, skip_sw=True)
+    # TCA_ACT_USED_HW_STATS: it comes last, within the action, the chain, the options and the message.
+    attribute = struct.pack("=HHII", 12, 9, 1, 1)
+    answered = bytearray(silent + attribute)
+    columns = payloads(_decoded(silent))
+    for name in ("TCA_OPTIONS", "TCA_FLOWER_ACT", "TCA_ACT_PRIO_1"):
+        at = columns[name][0] - 4
+        struct.pack_into("=H", answered, at, struct.unpack_from("=H", answered, at)[0] + len(attribute))
+    struct.pack_into("=I", answered, 0, len(answered))
+    struct.pack_into("=I", answered, 24, 2)
+    found = FilterReader().read(_runs(np.frombuffer(silent + bytes(answered) + silent, dtype=np.uint8)))
+    told = sorted(zip(found.handle.tolist(), found.answered.tolist(), strict=True))
+    assert told == [(1, False), (1, False), (2, True)]
+    assert found.keyed.all()
+
+
+def _decoded(raw: bytes) -> FilterMessage:
+    message = FilterMessage(bytearray(raw))
+    message.decode()
+    return message
 
 
 def test_filters_of_others_are_not_ours() -> None:

@@ -108,6 +108,16 @@ static int nic_setup_tc(struct net_device *dev, enum tc_setup_type type, void *d
 	return type == TC_SETUP_BLOCK ? flower_setup(netdev_priv(dev), data) : -EOPNOTSUPP;
 }
 
+/* Without its offload the NIC forgets its rules, as drivers do. */
+static int nic_set_features(struct net_device *dev, netdev_features_t features)
+{
+	struct nic *nic = netdev_priv(dev);
+
+	if (!(features & NETIF_F_HW_TC))
+		table_flush(&nic->table);
+	return 0;
+}
+
 static int nic_bpf(struct net_device *dev, struct netdev_bpf *asked)
 {
 	struct nic *nic = netdev_priv(dev);
@@ -131,6 +141,7 @@ static const struct net_device_ops nic_ops = {
 	.ndo_set_mac_address = eth_mac_addr,
 	.ndo_validate_addr = eth_validate_addr,
 	.ndo_setup_tc = nic_setup_tc,
+	.ndo_set_features = nic_set_features,
 	.ndo_bpf = nic_bpf,
 };
 

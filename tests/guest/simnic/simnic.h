@@ -67,6 +67,7 @@ int table_init(struct table *table);
 void table_destroy(struct table *table);
 int table_add(struct table *table, struct entry *entry, struct netlink_ext_ack *extack);
 int table_remove(struct table *table, unsigned long cookie);
+void table_flush(struct table *table);
 struct entry *table_by_cookie(struct table *table, unsigned long cookie);
 struct entry *table_by_key(struct table *table, const struct flow_key *key);
 

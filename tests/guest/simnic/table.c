@@ -74,6 +74,14 @@ int table_add(struct table *table, struct entry *entry, struct netlink_ext_ack *
 	return 0;
 }
 
+static void take_out(struct table *table, struct entry *entry)
+{
+	rhashtable_remove_fast(&table->by_key, &entry->by_key, by_key);
+	rhashtable_remove_fast(&table->by_cookie, &entry->by_cookie, by_cookie);
+	table->count--;
+	kfree_rcu(entry, rcu);
+}
+
 int table_remove(struct table *table, unsigned long cookie)
 {
 	struct entry *entry;
@@ -82,11 +90,26 @@ int table_remove(struct table *table, unsigned long cookie)
 	entry = table_by_cookie(table, cookie);
 	if (!entry)
 		return -ENOENT;
-	rhashtable_remove_fast(&table->by_key, &entry->by_key, by_key);
-	rhashtable_remove_fast(&table->by_cookie, &entry->by_cookie, by_cookie);
-	table->count--;
-	kfree_rcu(entry, rcu);
+	take_out(table, entry);
 	return 0;
+}
+
+/* Forgets all rules, of which the kernel is not told. */
+void table_flush(struct table *table)
+{
+	struct rhashtable_iter walk;
+	struct entry *entry;
+
+	ASSERT_RTNL();
+	rhashtable_walk_enter(&table->by_key, &walk);
+	rhashtable_walk_start(&walk);
+	while ((entry = rhashtable_walk_next(&walk))) {
+		/* -EAGAIN: the table was resized, and the walk begins again. */
+		if (!IS_ERR(entry))
+			take_out(table, entry);
+	}
+	rhashtable_walk_stop(&walk);
+	rhashtable_walk_exit(&walk);
 }
 
 /* The entry stays as long as the caller holds RTNL. */
