@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one flow table: columns of numpy arrays and an index from a flow's identity to its slot."""
+"""The one flow table: a numpy column per property of a flow, and an index from a flow's identity to its slot.
+
+Everything takes and gives arrays; no Python object exists per flow.
+"""
 
 from __future__ import annotations
 
@@ -8,123 +11,224 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from .flows import FLOW_ROW, FlowBatch
+from .flowindex import PROCESS_HASH, FlowIndex, IdentityHash
+from .flows import FLOW_ROW, WHOLE_FLOW, FlowBatch
+
+_FIRST_SLOTS = 1024
 
 
 class FlowState(IntEnum):
     """Where a flow's rule is in its life."""
 
     FREE = 0
+    """No flow is in the slot."""
     PENDING = 1
     """Admitted; the rule is on its way to the NIC."""
     INSTALLED = 2
     DRAINING = 3
     """The rule is being removed, or gone with the grace period still running."""
+    WAITING = 4
+    """Admitted and its mark published; waits for room on the NIC, for budget or for a retry."""
+    REFUSED = 5
+    """Gets no rule; remembered with the reason."""
 
 
-TABLE_ROW = np.dtype(
-    [
-        ("flow", FLOW_ROW),
-        ("mark", "<u4"),
-        ("state", "u1"),
-        ("backend", "u1"),
-        ("generation", "<u2"),
-        ("packets", "<u8"),
-        ("bytes", "<u8"),
-        ("seen", "<f8"),
-    ]
-)
-"""One tracked flow. mark: in use for it. backend: index into its device's list. generation: how often the slot has
-been used. packets, bytes: counted by the NIC. seen: when the NIC last counted one, seconds by the engine's clock."""
+COLUMNS = {
+    "flow": FLOW_ROW,
+    "mark": np.dtype("<u4"),
+    "state": np.dtype("u1"),
+    "backend": np.dtype("u1"),
+    "generation": np.dtype("<u2"),
+    "reason": np.dtype("u1"),
+    "attempts": np.dtype("u1"),
+    "packets": np.dtype("<u8"),
+    "bytes": np.dtype("<u8"),
+    "rate": np.dtype("<f4"),
+    "seen": np.dtype("<f8"),
+    "since": np.dtype("<f8"),
+    "due": np.dtype("<f8"),
+}
+"""The table's columns and their types, by the name of their attribute."""
+
+_ZEROED = ("mark", "backend", "reason", "attempts", "packets", "bytes", "rate", "due")
 
 
 class FlowTable:
-    """Flows with a rule or on the way to one. At most `capacity` of them."""
+    """Flows with a rule, on the way to one or refused one: at most `capacity` of them.
 
-    def __init__(self, capacity: int) -> None:
+    Columns are indexed by slot and all equally long. They are replaced when the table grows, so ask the table for a
+    column each time. `state` and the identity in `flow` change through the methods alone. `capacity` may be assigned:
+    below the number of flows nothing is evicted, and nothing is inserted either. `hash_of` is the index's.
+    """
+
+    flow: NDArray[np.void]
+    """:data:`~nfcore.flows.FLOW_ROW`: the flow as it was reported."""
+    mark: NDArray[np.uint32]
+    """In use for the flow."""
+    state: NDArray[np.uint8]
+    """:class:`FlowState`."""
+    backend: NDArray[np.uint8]
+    """Index into the list of its device."""
+    generation: NDArray[np.uint16]
+    """How often the slot has been used, modulo 65536."""
+    reason: NDArray[np.uint8]
+    """:class:`~nfcore.reasons.Reason` why it has no rule, or 0."""
+    attempts: NDArray[np.uint8]
+    """How often a rule was tried."""
+    packets: NDArray[np.uint64]
+    """Counted by the NIC."""
+    bytes: NDArray[np.uint64]
+    """Counted by the NIC."""
+    rate: NDArray[np.float32]
+    """Packets a second."""
+    seen: NDArray[np.float64]
+    """When the NIC last counted a packet, or the last report; seconds by the engine's clock, as are those below."""
+    since: NDArray[np.float64]
+    """When the flow entered its state."""
+    due: NDArray[np.float64]
+    """Not to be tried before."""
+
+    def __init__(self, capacity: int, hash_of: IdentityHash = PROCESS_HASH) -> None:
         self.capacity = capacity
-        self.rows: NDArray[np.void] = np.zeros(min(capacity, 1024), dtype=TABLE_ROW)
-        self._index: dict[bytes, int] = {}
-        self._free: list[int] = list(range(len(self.rows) - 1, -1, -1))
+        for name, dtype in COLUMNS.items():
+            setattr(self, name, np.zeros(0, dtype=dtype))
+        self._index = FlowIndex(lambda: self.flow, hash_of)
+        self._counts: NDArray[np.int64] = np.zeros(len(FlowState), dtype=np.int64)
+        # A stack whose top is at _counts[FREE]; what is above has no meaning.
+        self._free: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+        self._grow(min(capacity, _FIRST_SLOTS))
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.state) - self.count(FlowState.FREE)
 
     @property
     def room(self) -> int:
-        """How many more flows fit."""
-        return self.capacity - len(self._index)
+        """How many more flows fit; negative when the capacity was lowered below the number of flows."""
+        return self.capacity - len(self)
 
-    def count(self, state: FlowState) -> int:
-        """How many flows are in `state`."""
-        return int(np.count_nonzero(self.rows["state"] == state))
+    @property
+    def nbytes(self) -> int:
+        """Size of columns, index and free slots in bytes."""
+        columns = sum(getattr(self, name).nbytes for name in COLUMNS)
+        return int(columns) + self._index.nbytes + self._free.nbytes
 
-    def slots_in(self, state: FlowState) -> NDArray[np.int64]:
-        """Slots of the flows in `state`."""
-        return np.flatnonzero(self.rows["state"] == state)
+    def count(self, *states: FlowState) -> int:
+        """How many flows are in any of `states`. Takes the same time for any number of flows."""
+        return sum(int(self._counts[state]) for state in states)
 
-    def find(self, identities: list[bytes]) -> NDArray[np.int64]:
+    def slots_in(self, *states: FlowState) -> NDArray[np.int64]:
+        """Slots of the flows in any of `states`, ascending."""
+        chosen = np.zeros(len(self.state), dtype=np.bool_)
+        for state in states:
+            if self.count(state):
+                chosen |= self.state == state
+        return np.flatnonzero(chosen)
+
+    def find(self, batch: FlowBatch) -> NDArray[np.int64]:
         """Slot of each flow, -1 where it is not tracked."""
-        get = self._index.get
-        return np.fromiter((get(identity, -1) for identity in identities), dtype=np.int64, count=len(identities))
+        return self._index.find(batch.rows)
 
-    def insert(self, batch: FlowBatch, identities: list[bytes], marks: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Track the batch, whose flows are distinct and new, as PENDING; their slots. ValueError: no room."""
-        if len(batch) > self.room:
+    def insert(self, batch: FlowBatch, state: FlowState, now: float) -> NDArray[np.int64]:
+        """Track the batch, whose flows are distinct and new, in `state` since `now`; their slots.
+
+        The other columns begin at 0, but for `seen`, which is `now`, and `generation`, which is one more than that of
+        the slot's last flow. ValueError: no room.
+        """
+        if len(batch) > max(self.room, 0):
             raise ValueError(f"{len(batch)} flows do not fit: there is room for {self.room}")
-        while len(self._free) < len(batch):
-            self._grow()
-        taken = [self._free.pop() for _ in range(len(batch))]
-        slots = np.array(taken, dtype=np.int64)
-        generations = self.rows["generation"][slots]
-        self.rows[slots] = np.zeros((), dtype=TABLE_ROW)
-        self.rows["flow"][slots] = batch.rows
-        self.rows["mark"][slots] = marks
-        self.rows["state"][slots] = FlowState.PENDING
-        self.rows["generation"][slots] = generations + np.uint16(1)
-        self._index.update(zip(identities, taken, strict=True))
+        if self.count(FlowState.FREE) < len(batch):
+            self._grow(min(max(2 * len(self.state), len(self) + len(batch)), self.capacity))
+        top = self.count(FlowState.FREE)
+        slots = self._free[top - len(batch) : top][::-1].astype(np.int64)
+        self._enter(batch, slots, self.generation[slots] + np.uint16(1), state, now)
         return slots
 
     def adopt(
         self,
         batch: FlowBatch,
-        marks: NDArray[np.uint32],
         slots: NDArray[np.int64],
         generations: NDArray[np.uint16],
+        state: FlowState,
+        now: float,
     ) -> None:
-        """Track flows of an earlier run as INSTALLED in the slots that their rules' cookies name.
+        """Track flows of an earlier run in the slots, and with the generations, that their rules' cookies name.
 
-        Flows and slots are distinct. ValueError: a slot is beyond the capacity or in use.
+        Flows are new, and distinct as the slots are; other columns as after :meth:`insert`. ValueError: a slot is
+        beyond the capacity or in use.
         """
-        if len(slots) and int(slots.max()) >= self.capacity:
-            raise ValueError(f"slot {int(slots.max())} is beyond the table's {self.capacity}")
-        while len(slots) and int(slots.max()) >= len(self.rows):
-            self._grow()
-        if (self.rows["state"][slots] != FlowState.FREE).any():
+        if not len(slots):
+            return
+        top = int(slots.max())
+        if int(slots.min()) < 0 or top >= self.capacity:
+            raise ValueError(f"slot {top} is beyond the table's {self.capacity}")
+        if (self.state[slots[slots < len(self.state)]] != FlowState.FREE).any():
             raise ValueError("a slot to adopt is in use")
-        self.rows["flow"][slots] = batch.rows
-        self.rows["mark"][slots] = marks
-        self.rows["state"][slots] = FlowState.INSTALLED
-        self.rows["generation"][slots] = generations
-        self._index.update(zip(batch.identities(), slots.tolist(), strict=True))
-        taken = set(slots.tolist())
-        self._free = [slot for slot in self._free if slot not in taken]
+        if top >= len(self.state):
+            self._grow(min(max(2 * len(self.state), top + 1), self.capacity))
+        self._enter(batch, slots, generations, state, now)
+        free = self._free[: self.count(FlowState.FREE) + len(slots)]
+        left = free[self.state[free] == FlowState.FREE]
+        self._free[: len(left)] = left
+
+    def move(self, slots: NDArray[np.int64], state: FlowState, now: float) -> None:
+        """Put tracked flows, distinct, into `state` as of `now`. ValueError: a slot is free, or `state` is FREE."""
+        if state == FlowState.FREE:
+            raise ValueError("a flow becomes free by being removed")
+        self._recount(slots, state)
+        self.state[slots] = state
+        self.since[slots] = now
 
     def remove(self, slots: NDArray[np.int64]) -> None:
-        """Forget the flows in `slots`."""
-        for identity in self.batch(slots).identities():
-            del self._index[identity]
-        self.rows["state"][slots] = FlowState.FREE
-        self._free.extend(slots.tolist())
+        """Forget the flows, distinct, in `slots`. ValueError: a slot is free already."""
+        top = self.count(FlowState.FREE)
+        self._recount(slots, FlowState.FREE)
+        self._index.remove(slots)
+        self.state[slots] = FlowState.FREE
+        self._free[top : top + len(slots)] = slots
 
     def batch(self, slots: NDArray[np.int64]) -> FlowBatch:
-        """Give the flows in `slots` as a batch."""
-        return FlowBatch(np.ascontiguousarray(self.rows["flow"][slots]))
+        """Give a copy of the flows in `slots` as a batch, contiguous."""
+        return FlowBatch(self.flow.view(WHOLE_FLOW).take(slots).view(FLOW_ROW))
 
-    def _grow(self) -> None:
-        old = len(self.rows)
-        new = min(old * 2, self.capacity)
-        rows = np.zeros(new, dtype=TABLE_ROW)
-        rows[:old] = self.rows
-        self.rows = rows
-        self._free[:0] = range(new - 1, old - 1, -1)
+    def _enter(
+        self,
+        batch: FlowBatch,
+        slots: NDArray[np.int64],
+        generations: NDArray[np.uint16],
+        state: FlowState,
+        now: float,
+    ) -> None:
+        """Fill free slots. Leaves the stack of free slots to the caller."""
+        rows = np.ascontiguousarray(batch.rows)
+        for name in _ZEROED:
+            getattr(self, name)[slots] = 0
+        self.flow.view(WHOLE_FLOW)[slots] = rows.view(WHOLE_FLOW)
+        self.generation[slots] = generations
+        self.state[slots] = state
+        self.seen[slots] = now
+        self.since[slots] = now
+        self._index.insert(rows, slots)
+        self._counts[FlowState.FREE] -= len(slots)
+        self._counts[state] += len(slots)
+
+    def _recount(self, slots: NDArray[np.int64], state: FlowState) -> None:
+        """Count tracked flows out of their states and into `state`. ValueError: a slot is free."""
+        leaving = np.bincount(self.state[slots], minlength=len(FlowState))
+        if leaving[FlowState.FREE]:
+            free = slots[self.state[slots] == FlowState.FREE]
+            raise ValueError(f"no flow is in slot {int(free[0])}")
+        self._counts -= leaving
+        self._counts[state] += len(slots)
+
+    def _grow(self, size: int) -> None:
+        """Lengthen the columns to `size`. Slots used before are used again before new ones."""
+        old, free = len(self.state), self.count(FlowState.FREE)
+        for name, dtype in COLUMNS.items():
+            column = np.zeros(size, dtype=dtype)
+            column[:old].view(np.uint8)[:] = getattr(self, name).view(np.uint8)
+            setattr(self, name, column)
+        stack = np.empty(size, dtype=np.int32)
+        stack[: size - old] = np.arange(size - 1, old - 1, -1, dtype=np.int32)
+        stack[size - old : size - old + free] = self._free[:free]
+        self._free = stack
+        self._counts[FlowState.FREE] += size - old
