@@ -7,7 +7,7 @@
  *                                 └──────────────────────┴► VIP ──► LRU ──► ring
  *
  * Build-time choices: CARRIER_*, MARK_IS_FLOW | MARK_IS_TARGET, EVENTS_RINGBUF | EVENTS_PERF, MIN_PACKETS,
- * POOL_SLOTS, HAVE_CIDR_VIPS, and FD_<map> for every map.
+ * POOL_SLOTS, and FD_<map> for every map.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -40,7 +40,7 @@ static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_en
 		}
 	}
 #endif
-	return count_verdict(slow_path(ctx, &packet, family), packet.frame_bytes);
+	return count_verdict(slow_path(ctx, &packet, mark, family), packet.frame_bytes);
 }
 
 int balancer_ingress(struct xdp_md *ctx)

@@ -12,11 +12,12 @@ enum accel_counter {
 	ACCEL_INELIGIBLE, /* marked, but a packet that always takes the slow path: SYN, FIN, RST, over-length */
 	ACCEL_UNKNOWN_MARK, /* no entry behind the mark */
 	ACCEL_OTHER_FLOW, /* entry of another flow, family or VIP */
-	ACCEL_STALE, /* VIP or real changed since the entry was written */
+	ACCEL_STALE, /* VIP or real changed since the entry was written, or the real is gone */
 	ACCEL_REPORTED,
 	ACCEL_REPORT_LOST, /* no room in the event buffer */
 	ACCEL_POOL_EMPTY, /* reported without a mark */
 	ACCEL_MALFORMED, /* truncated, IP options, fragment */
+	ACCEL_REAL_GONE, /* known flow whose real is gone: the ring chose anew */
 	ACCEL_COUNTERS,
 };
 

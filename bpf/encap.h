@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* IPIP towards a real: an outer IPv4 header over IPv4, an outer IPv6 header over either. */
+/* The real of a number, and IPIP towards it: an outer IPv4 header over IPv4, an outer IPv6 header over either. */
 #pragma once
 
 #include <linux/if_ether.h>
@@ -100,15 +100,22 @@ static __always_inline int encap_ipv6(struct xdp_md *ctx, const struct packet *p
 	return XDP_TX;
 }
 
-/* Counts the packet for its VIP and real and sends it to the real. */
+/* The real of this number, or NULL when there is none or it is gone. */
+static __always_inline struct real_definition *live_real(__u32 real_key)
+{
+	struct real_definition *real = bpf_map_lookup_elem(MAP(reals), &real_key);
+
+	return real && !(real->flags & REAL_GONE) ? real : NULL;
+}
+
+/* Counts the packet for its VIP and real and sends it to the real, which its number has led to already. */
 static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
-					int family)
+					const struct real_definition *real, int family)
 {
 	__u32 slot = CTL_GATEWAY_MAC;
-	struct real_definition *real = bpf_map_lookup_elem(MAP(reals), &real_key);
 	struct ctl_value *gateway = bpf_map_lookup_elem(MAP(ctl_array), &slot);
 
-	if (!real || !gateway) {
+	if (!gateway) {
 		count_v1(STATS_RING_DROP);
 		return XDP_DROP;
 	}

@@ -30,6 +30,7 @@ enum vip_flag {
 
 enum real_flag {
 	REAL_IPV6 = 1u << 0,
+	REAL_GONE = 1u << 7, /* ours, Katran never sets it: nothing is sent there any more */
 };
 
 enum ctl_slot {

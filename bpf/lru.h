@@ -6,23 +6,33 @@
 #include "map_handle.h"
 #include "packet.h"
 
-/* The table of this CPU. The verifier takes the template's layout for whichever map comes back. */
+/* The table of this CPU; NULL when it has none of its own and shares the fallback. */
 static __always_inline void *lru_of_this_cpu(void)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	void *lru = bpf_map_lookup_elem(MAP(lru_mapping), &cpu);
 
-	if (lru)
-		return lru;
-	count_v1(STATS_FALLBACK_LRU);
-	return MAP(fallback_cache);
+	if (!lru)
+		count_v1(STATS_FALLBACK_LRU);
+	return lru;
 }
 
 /* The flow's live entry or NULL. A UDP flow has no end of its own: idle for too long, it counts as new. */
 static __always_inline struct real_pos_lru *lru_lookup(void *lru, const struct flow_key *key)
 {
-	struct real_pos_lru *entry = bpf_map_lookup_elem(lru, key);
+	struct real_pos_lru *entry;
 	__u64 now;
+
+	/*
+	 * Two calls, kept apart: one that may be of either map goes through the generic look-up, which the verifier
+	 * does not replace by a direct call.
+	 */
+	if (lru) {
+		entry = bpf_map_lookup_elem(lru, key);
+		asm volatile("" : "+r"(entry));
+	} else {
+		entry = bpf_map_lookup_elem(MAP(fallback_cache), key);
+	}
 
 	if (!entry || key->proto != IPPROTO_UDP)
 		return entry;
@@ -56,5 +66,10 @@ static __always_inline void lru_insert(void *lru, const struct flow_key *key, __
 {
 	fresh->pos = real;
 	fresh->atime = key->proto == IPPROTO_UDP ? now : 0;
-	bpf_map_update_elem(lru, key, fresh, BPF_ANY);
+	if (lru) {
+		long done = bpf_map_update_elem(lru, key, fresh, BPF_ANY);
+		asm volatile("" : "+r"(done));
+	} else {
+		bpf_map_update_elem(MAP(fallback_cache), key, fresh, BPF_ANY);
+	}
 }

@@ -2,12 +2,26 @@
 /*
  * Telling user space about a flow that has shown itself worth a rule: after MIN_PACKETS packets on the slow
  * path and, since a report may be lost and a rule refused, again after twice as many, four times as many, …
+ * And about one whose rule has had its time.
  */
 #pragma once
 
 #include "hw_accel.h"
 
 #define REPORT_BACKOFF_LIMIT 0x8000u
+
+enum report_kind {
+	REPORT_NONE,
+	REPORT_FLOW, /* deserves a rule */
+	REPORT_ENDED, /* has a rule, and its connection ends */
+	REPORT_MOVED, /* has a rule, and a new connection with its addresses goes elsewhere */
+};
+
+/* What is to be told of a packet's flow. */
+struct report {
+	enum report_kind kind;
+	__u16 reports; /* that were made of it before */
+};
 
 struct hw_accel_event {
 	struct flow_key flow;
@@ -18,7 +32,7 @@ struct hw_accel_event {
 	__u32 ifindex;
 	__u16 cpu;
 	__u8 family; /* 4 or 6 */
-	__u8 pad;
+	__u8 kind; /* enum report_kind, less REPORT_FLOW */
 };
 
 /* How many packets until report number `reports` (from 0). */
@@ -46,8 +60,9 @@ static __always_inline int report_is_due(struct real_pos_lru *entry)
 
 #ifdef MARK_IS_FLOW
 /*
- * Marks leased to one CPU. Only XDP on that CPU moves `taken`, only user space moves `filled`; both count
- * up for ever. User space keeps at most POOL_SLOTS - 1 in stock, so that the slot just taken can be given back.
+ * Marks leased to one CPU. Only XDP on that CPU moves `taken`, only user space moves `filled`; both count up and
+ * wrap. User space keeps at most POOL_SLOTS - 1 in stock, so that the slot just taken can be given back. When it
+ * reclaims marks, `filled` steps back and may come to stand behind `taken`.
  */
 struct mark_pool {
 	__u32 taken;
@@ -65,7 +80,7 @@ static __always_inline __u32 take_mark(__u32 cpu)
 	if (!pool)
 		return 0;
 	taken = pool->taken;
-	if (taken == *(volatile __u32 *)&pool->filled)
+	if ((__s32)(*(volatile __u32 *)&pool->filled - taken) <= 0)
 		return 0;
 	mark = pool->slots[taken & (POOL_SLOTS - 1)];
 	pool->taken = taken + 1;
@@ -129,22 +144,22 @@ static __always_inline void give_back_mark(__u32 cpu)
 
 #if USES_MARKS
 static __always_inline void fill_event(struct hw_accel_event *event, struct xdp_md *ctx, const struct packet *packet,
-				       __u32 vip_num, __u32 real_key, __u16 reports, int family)
+				       __u32 vip_num, __u32 real_key, const struct report *report, int family)
 {
 	__builtin_memcpy(&event->flow, &packet->flow, sizeof(event->flow));
 	event->vip_num = vip_num;
 	event->real_key = real_key;
-	event->packets = (__u32)MIN_PACKETS * ((2u << (reports & 15)) - 1);
+	event->packets = (__u32)MIN_PACKETS * ((2u << (report->reports & 15)) - 1);
 	event->ifindex = ctx->ingress_ifindex;
 	event->cpu = bpf_get_smp_processor_id();
 	event->family = family == AF_INET ? 4 : 6;
-	event->pad = 0;
-	event->mark = mark_for(event);
+	event->kind = report->kind - REPORT_FLOW;
+	event->mark = report->kind == REPORT_FLOW ? mark_for(event) : 0;
 }
 
 /* The event's room comes first: without it no mark is taken. User space polls, so nobody is woken. */
 static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
-					__u16 reports, int family)
+					const struct report *report, int family)
 {
 #ifdef EVENTS_RINGBUF
 	struct hw_accel_event *event = bpf_ringbuf_reserve(MAP(hw_accel_events), sizeof(*event), 0);
@@ -153,12 +168,12 @@ static __always_inline void report_flow(struct xdp_md *ctx, const struct packet 
 		count(ACCEL_REPORT_LOST);
 		return;
 	}
-	fill_event(event, ctx, packet, vip_num, real_key, reports, family);
+	fill_event(event, ctx, packet, vip_num, real_key, report, family);
 	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 #else
 	struct hw_accel_event event;
 
-	fill_event(&event, ctx, packet, vip_num, real_key, reports, family);
+	fill_event(&event, ctx, packet, vip_num, real_key, report, family);
 	if (bpf_perf_event_output(ctx, MAP(hw_accel_events), BPF_F_CURRENT_CPU, &event, sizeof(event))) {
 		if (event.mark)
 			give_back_mark(event.cpu);
@@ -170,7 +185,7 @@ static __always_inline void report_flow(struct xdp_md *ctx, const struct packet 
 }
 #else
 static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
-					__u16 reports, int family)
+					const struct report *report, int family)
 {
 }
 #endif

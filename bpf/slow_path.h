@@ -3,6 +3,7 @@
 #pragma once
 
 #include "encap.h"
+#include "fast_path.h"
 #include "lru.h"
 #include "report.h"
 #include "ring.h"
@@ -25,34 +26,67 @@ static __always_inline void count_lru_miss(const struct packet *packet)
 		count_v2(STATS_TCP_MISS);
 }
 
-/* First packet that this CPU sees of a flow: the ring chooses, the connection table remembers. */
-static __always_inline __u32 route_new_flow(struct xdp_md *ctx, const struct packet *packet, const struct flow_key *key,
-					    const struct vip_meta *vip, void *lru, int family)
+/* Whether `route` could be set: the real of this number is there. */
+static __always_inline int route_to(struct route *route, __u32 real_key)
 {
-	__u32 real = ring_real(packet->flow.src, key, vip, family);
-	__u64 now = bpf_ktime_get_ns();
-	struct real_pos_lru fresh = {};
-	int due = 0;
-
-	if (!real || is_rst(packet) || (vip->flags & VIP_LRU_BYPASS) || new_flow_flood(now))
-		return real;
-	/* Before the insertion, so that it carries what is left and no second look-up is needed. */
-	if (deserves_mark(packet, vip))
-		due = report_is_due(&fresh);
-	lru_insert(lru, key, real, &fresh, now);
-	if (due)
-		report_flow(ctx, packet, vip->vip_num, real, 0, family);
-	return real;
+	route->real_key = real_key;
+	route->real = live_real(real_key);
+	return route->real != NULL;
 }
 
-static __always_inline __u32 route_known_flow(struct xdp_md *ctx, const struct packet *packet,
-					      const struct vip_meta *vip, struct real_pos_lru *entry, int family)
+/*
+ * First packet that this CPU sees of a flow: the ring chooses, the connection table remembers. Unless it is the end
+ * of a connection that a mark has kept out of the table: the mark knows better than a ring that may have changed.
+ */
+static __always_inline void route_new_flow(const struct packet *packet, const struct flow_key *key,
+					   const struct vip_meta *vip, void *lru, const struct route *marked,
+					   struct route *route, struct report *report, int family)
 {
-	__u32 real = entry->pos;
+	__u64 now = bpf_ktime_get_ns();
+	struct real_pos_lru fresh = {};
+	__u32 real_key;
 
-	if (deserves_mark(packet, vip) && report_is_due(entry))
-		report_flow(ctx, packet, vip->vip_num, real, entry->reports - 1, family);
-	return real;
+	real_key = marked->real && !is_syn(packet) ? marked->real_key : ring_real(packet->flow.src, key, vip, family);
+	if (!real_key)
+		return;
+	if (!route_to(route, real_key)) {
+		count_v1(STATS_RING_DROP);
+		return;
+	}
+	if (is_rst(packet) || (vip->flags & VIP_LRU_BYPASS) || new_flow_flood(now))
+		return;
+	/* Before the insertion, so that it carries what is left and no second look-up is needed. */
+	if (deserves_mark(packet, vip) && report_is_due(&fresh))
+		report->kind = REPORT_FLOW;
+	lru_insert(lru, key, real_key, &fresh, now);
+}
+
+/* Packet of a flow in the connection table. False when its real is gone: the flow is new then. */
+static __always_inline int route_known_flow(const struct packet *packet, const struct vip_meta *vip,
+					    struct real_pos_lru *entry, struct route *route, struct report *report)
+{
+	if (!route_to(route, entry->pos)) {
+		count(ACCEL_REAL_GONE);
+		return 0;
+	}
+	if (deserves_mark(packet, vip) && report_is_due(entry)) {
+		report->kind = REPORT_FLOW;
+		report->reports = entry->reports - 1;
+	}
+	return 1;
+}
+
+/* First or last packet of a connection whose rule is still there. Its end ends the rule; so does a new beginning
+ * that leads elsewhere. */
+static __always_inline void judge_edge(const struct packet *packet, const struct route *marked,
+				       const struct route *route, struct report *report)
+{
+	if (!marked->real)
+		return;
+	if (!is_syn(packet))
+		report->kind = REPORT_ENDED;
+	else if (marked->real_key != route->real_key)
+		report->kind = REPORT_MOVED;
 }
 
 /* A source that does not count for the hash does not show in the outer header either, as published. */
@@ -61,12 +95,14 @@ static __always_inline void forget_source(struct packet *packet)
 	__builtin_memset(packet->flow.src, 0, sizeof(packet->flow.src));
 }
 
-static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, int family)
+/* `mark`: of a packet that may not or cannot go by it, 0 without. */
+static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, __u32 mark, int family)
 {
 	struct flow_key key = packet->flow;
 	struct vip_meta *vip = find_vip(packet, &key);
+	struct route marked = {}, route = {};
 	struct real_pos_lru *entry = NULL;
-	__u32 real;
+	struct report report = {};
 	void *lru;
 
 	if (!vip)
@@ -79,6 +115,8 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 			count_v2(STATS_TOO_BIG);
 		return XDP_DROP;
 	}
+	if (USES_MARKS && mark && is_tcp_edge(packet))
+		route_edge_by_mark(&marked, packet, mark, family);
 	if (vip->flags & VIP_HASH_NO_SRC_PORT)
 		key.sport = 0;
 	lru = lru_of_this_cpu();
@@ -87,13 +125,14 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 		entry = lru_lookup(lru, &key);
 	if (vip->flags & VIP_HASH_DPORT_ONLY)
 		forget_source(packet);
-	if (entry) {
-		real = route_known_flow(ctx, packet, vip, entry, family);
-	} else {
+	if (!entry || !route_known_flow(packet, vip, entry, &route, &report)) {
 		count_lru_miss(packet);
-		real = route_new_flow(ctx, packet, &key, vip, lru, family);
+		route_new_flow(packet, &key, vip, lru, &marked, &route, &report, family);
 	}
-	if (!real)
+	if (!route.real)
 		return XDP_DROP;
-	return send_to_real(ctx, packet, vip->vip_num, real, family);
+	judge_edge(packet, &marked, &route, &report);
+	if (report.kind)
+		report_flow(ctx, packet, vip->vip_num, route.real_key, &report, family);
+	return send_to_real(ctx, packet, vip->vip_num, route.real_key, route.real, family);
 }

@@ -14,7 +14,6 @@ static __always_inline struct vip_meta *vip_by_port(const struct packet *packet,
 	vip.port = port;
 	vip.proto = packet->flow.proto;
 	meta = bpf_map_lookup_elem(MAP(vip_map), &vip);
-#ifdef HAVE_CIDR_VIPS
 	if (!meta) {
 		struct vip_lpm_key key = {.prefixlen = 32 + 128};
 
@@ -23,7 +22,6 @@ static __always_inline struct vip_meta *vip_by_port(const struct packet *packet,
 		key.proto = packet->flow.proto;
 		meta = bpf_map_lookup_elem(MAP(vip_lpm_map), &key);
 	}
-#endif
 	return meta;
 }
 

@@ -12,29 +12,35 @@ from pathlib import Path
 
 
 class State:
-    """Numbers by name. Without a path nothing is kept."""
+    """Numbers and texts by name. Without a path nothing is kept."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._values: dict[str, int] = {}
+        self._values: dict[str, int | str] = {}
         if path is not None:
             try:
                 read = json.loads(path.read_text(encoding="utf-8"))
-                self._values = {str(key): int(value) for key, value in read.items()}
-            except (OSError, ValueError, OverflowError, AttributeError, TypeError):
+                self._values = {str(key): _checked(value) for key, value in read.items()}
+            except (OSError, ValueError, AttributeError, TypeError, RecursionError):
                 self._values = {}
 
     def recall(self, name: str) -> int | None:
-        """Give what was remembered, or None."""
-        return self._values.get(name)
+        """Give the number that was remembered, or None."""
+        value = self._values.get(name)
+        return value if isinstance(value, int) else None
 
-    def remember(self, name: str, value: int) -> None:
-        """Keep a number for the next run."""
+    def recall_text(self, name: str) -> str | None:
+        """Give the text that was remembered, or None."""
+        value = self._values.get(name)
+        return value if isinstance(value, str) else None
+
+    def remember(self, name: str, value: int | str) -> None:
+        """Keep a number or a text for the next run."""
         self._values[name] = value
         self._write()
 
     def forget(self, name: str) -> None:
-        """Drop a number; an empty file is removed."""
+        """Drop a number or a text; an empty file is removed."""
         self._values.pop(name, None)
         self._write()
 
@@ -48,3 +54,9 @@ class State:
         draft = self._path.with_suffix(".new")
         draft.write_text(json.dumps(self._values), encoding="utf-8")
         draft.replace(self._path)
+
+
+def _checked(value: object) -> int | str:
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        return value
+    raise TypeError(f"a note holds numbers and texts, not {value!r:.60}")

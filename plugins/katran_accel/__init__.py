@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.config import Section
+from nfcore.config import Config, Section
 from nfcore.context import Context, PacketTrace
 from nfcore.findings import Finding
 from nfcore.flows import FlowBatch
@@ -21,6 +22,9 @@ from .diagnosis import diagnose
 from .figures import families
 from .table import KatranTable, check_table, count_pairs
 from .tracing import trace
+
+if TYPE_CHECKING:
+    from nfcore.bench import Workload
 
 
 class KatranAccelPlugin:
@@ -43,6 +47,13 @@ class KatranAccelPlugin:
         self._balancer = Balancer(context.config, table, meaning)
         self._balancer.open(context)
         context.register_nf(self._balancer)
+
+    @hookimpl
+    def reconfigure(self, config: Config) -> NDArray[np.uint64]:
+        """Change VIPs, reals, weights and the gateway while packets flow."""
+        table = config.sections[NAME]
+        assert isinstance(table, KatranTable)  # config_section() said so
+        return self._running.reconfigure(config, table)
 
     @hookimpl
     def teardown(self) -> None:
@@ -87,6 +98,13 @@ class KatranAccelPlugin:
         table = context.config.sections[NAME]
         assert isinstance(table, KatranTable)  # config_section() said so
         return list(remove_leftovers(context, Path(table.pin_dir) if table.pin_dir else None))
+
+    @hookimpl
+    def benchmark(self) -> Workload:
+        """Let `nfcore bench` measure the balancer."""
+        from .benchmark import KatranWorkload  # noqa: PLC0415 - a daemon has no use for it
+
+        return KatranWorkload()
 
     @property
     def _running(self) -> Balancer:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from socket import IPPROTO_UDP
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from nfcore.carriers import Carrier, carrier_defines
 from nfcore.config import Config
 from nfcore.context import Context
-from nfcore.errors import HostError
-from nfcore.flows import ANY_CPU, FlowBatch
+from nfcore.errors import ConfigError, HostError, Problem
+from nfcore.flows import FlowBatch
 from nfcore.kernel import (
     EventReader,
     PerfReader,
@@ -29,15 +29,19 @@ from nfcore.kernel import (
     compile_program,
     detach_xdp,
     occupied,
+    possible_cpus,
 )
 from nfcore.marks import CpuPools, MarkMeaning
 from nfcore.rules import Device
 from nfcore.state import State
 
 from . import layouts as lay
+from .connections import Connections, VipFinder
+from .entries import MarkEntries
 from .gateway import gateway_mac
-from .inventory import Inventory
-from .maps import BalancerMaps, Sizes, forwarding_cpus, remove_pins
+from .inventory import Inventory, Numbering, NumbersExhaustedError
+from .maps import BalancerMaps, Sizes, forwarding_cpus, remove_pins, unpin_other_tables, wait_for_programs
+from .rings import RingDesk
 from .table import KatranTable
 
 NAME = "katran_accel"
@@ -49,26 +53,80 @@ NO_GATEWAY = "00:00:00:00:00:00"
 """Stands in while tracing on a machine that does not have the interface."""
 
 
+FIXED = ("forwarding_cpus", "lru_size", "maglev", "pin_dir")
+"""Keys of the table that are read at the start only."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """From one inventory to the next: what the maps have to be told."""
+
+    inventory: Inventory
+    rings: list[int]
+    """Numbers of the VIPs that get a new ring."""
+    new_vips: frozenset[int]
+    new_reals: frozenset[int]
+    gone_vips: frozenset[int]
+    gone_reals: frozenset[int]
+    gateway: str | None
+    """MAC address; None: as it is."""
+    purge: bool
+    """Whether connections or marks may be of something that is gone."""
+
+    @classmethod
+    def between(
+        cls, numbering: Numbering, before: Inventory | None, after: Inventory, gateway: str | None, *, purge: bool
+    ) -> Change:
+        """Compare a plan with what is numbered now. Changes nothing."""
+        vips, reals = set(numbering.vips.taken.values()), set(numbering.reals.taken.values())
+        rings = [
+            number
+            for number in after.vips
+            if before is None or number not in before.vips or before.shares(number) != after.shares(number)
+        ]
+        return cls(
+            inventory=after,
+            rings=rings,
+            new_vips=frozenset(after.vips) - vips,
+            new_reals=frozenset(after.reals.values()) - reals,
+            gone_vips=frozenset(vips - set(after.vips)),
+            gone_reals=frozenset(reals - set(after.reals.values())),
+            gateway=gateway,
+            purge=purge,
+        )
+
+
 class Balancer:
     """One data plane: its maps, its program, and what they were configured for."""
 
     name = NAME
     number = 0
 
-    def __init__(self, config: Config, table: KatranTable, meaning: MarkMeaning | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        table: KatranTable,
+        meaning: MarkMeaning | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.config = config
         self.table = table
         self.meaning = meaning
-        self.inventory = Inventory.of(table)
-        self.shadowed = self.inventory.shadowed()
-        self._targets = np.array([lay.make_target(*pair) for pair in self.inventory.pairs()], dtype=np.uint64)
+        self._clock = clock
+        self.numbering = Numbering(_rest(config), clock)
+        self._use(self.numbering.plan(table))
+        self._names: tuple[dict[int, str], dict[int, str]] = {}, {}
+        self._history: list[str] = []
+        self._generation = 0
+        self.marks: MarkEntries | None = None
+        self.pools: CpuPools | None = None
         self.cpus = forwarding_cpus(table.forwarding_cpus)
         self.pin_dir = Path(table.pin_dir) if table.pin_dir else None
-        self.pools: CpuPools | None = None
         self._modes = {interface.name: XdpMode(interface.xdp_mode) for interface in config.interfaces}
         self._attached: list[Device] = []
         self._litter: Path | None = None
         self._reader: EventReader | None = None
+        self._ring_desk = RingDesk()
 
     # Life
 
@@ -76,42 +134,44 @@ class Balancer:
         """Create and fill the maps, load the program. HostError names what stands in the way."""
         if context.tracing:
             self.pin_dir = None
-        self._state = context.state
+        self._context, self._state = context, context.state
         if self.pin_dir is not None:
             context.claims.folder(self.pin_dir)
         self._refuse_occupied(context)
-        gateway = self._gateway(context)
+        gateway = self._gateway(self.table)
         # Pins of an earlier run are worth keeping; those of a start that fails are litter.
         self._litter = self.pin_dir if self.pin_dir is not None and not self.pin_dir.exists() else None
+        note = self._read_note()
         sizes = Sizes(
-            vips=len(self.inventory.vips),
+            vips=max(self.inventory.vips) + 1,
             lru_entries=self.table.lru_size,
             mark_width=self.config.marking.width,
             meaning=self.meaning,
             events=self.config.offload.events,
         )
         self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
+        self.connections = Connections(self.maps)
         self.program = self._load(tracing=context.tracing)
-        if not self._numbers_survive():
-            self._forget_numbers()
-        self._fill(gateway)
         self._open_marks()
+        known = self._resume(note)
+        self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
+        self._apply(Change.between(self.numbering, None, self.inventory, gateway, purge=known))
 
     def close(self) -> None:
         """Let go of program and maps; pinned ones stay in the kernel, with a note of what their numbers mean."""
-        if hasattr(self, "_state") and self.pin_dir is None:
-            self._state.forget(NUMBERING)
         for device in list(self._attached):
             self.detach(device)
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+        self._ring_desk.close()
         if hasattr(self, "program"):
             self.program.close()
         if hasattr(self, "maps"):
             self.maps.close()
         if self._litter is not None:
             list(remove_pins(self._litter))
+            self._state.forget(NUMBERING)
 
     def attach(self, device: Device) -> None:
         """Attach the program to the device, in place of one that a killed run left there."""
@@ -147,8 +207,6 @@ class Balancer:
             "POOL_SLOTS": lay.POOL_SLOTS,
             "EVENTS_RINGBUF" if self.config.offload.events == "ringbuf" else "EVENTS_PERF": 1,
         }
-        if any(vip.is_prefix for vip in self.inventory.vips):
-            defines["HAVE_CIDR_VIPS"] = 1
         carrier = None if self.meaning is None else Carrier(self.config.marking.carrier)
         defines |= carrier_defines(carrier, tracing=tracing)
         if self.meaning is not None:
@@ -156,85 +214,219 @@ class Balancer:
         with as_file(files("nfcore") / "bpf" / "balancer.c") as source:
             return compile_program(source, PROGRAM, defines=defines, maps=self.maps.maps)
 
-    def _gateway(self, context: Context) -> str:
-        if self.table.gateway_mac != "auto":
-            return self.table.gateway_mac
-        devices = context.devices_of(NAME)
-        if context.tracing or not devices:
+    def _gateway(self, table: KatranTable) -> str:
+        if table.gateway_mac != "auto":
+            return table.gateway_mac
+        devices = self._context.devices_of(NAME)
+        if self._context.tracing or not devices:
             return NO_GATEWAY
         return gateway_mac(devices[0].name, devices[0].ifindex)
 
-    def _fill(self, gateway: str) -> None:
-        inventory, maps = self.inventory, self.maps
-        ctl = np.zeros(1, dtype=lay.CTL_VALUE)
-        ctl["mac"][0] = np.frombuffer(bytes.fromhex(gateway.replace(":", "")), dtype=np.uint8)
-        maps["ctl_array"].write_array(0, ctl)
-        maps["reals"].write_array(0, inventory.real_definitions())
-        self._forget_other_vips()
-        for number, vip in enumerate(inventory.vips):
-            maps["ch_rings"].write_array(number * lay.RING_SLOTS, inventory.ring(number))
-            meta = np.array((vip.flag_bits, number), dtype=lay.VIP_META)
-            if vip.is_prefix:
-                maps["vip_lpm_map"].update(inventory.lpm_key(number), meta)
-            else:
-                maps["vip_map"].update(inventory.vip_definition(number), meta)
-
-    def _forget_other_vips(self) -> None:
-        """Remove from reopened maps the VIPs that the configuration no longer names."""
-        numbers = range(len(self.inventory.vips))
-        wanted = {self.inventory.vip_definition(n).tobytes() for n in numbers}
-        wanted |= {self.inventory.lpm_key(n).tobytes() for n in numbers}
-        for name in ("vip_map", "vip_lpm_map"):
-            keys, _ = self.maps[name].lookup_all()
-            self.maps[name].delete_batch(keys[[key.tobytes() not in wanted for key in keys]])
-
-    # Marks
-
     def _open_marks(self) -> None:
-        """Make VIPs and reals live, in a new generation unless they are already."""
         if self.meaning is None:
             return
-        self._vips, self._reals = self.maps["vip_map_by_id"].mmap(), self.maps["hw_accel_reals"].mmap()
-        if self.meaning is MarkMeaning.FLOW:
-            self._entries = self.maps["hw_accel_mapping"].mmap()
-            self.pools = CpuPools(self.maps["markid_pool_mapping"].mmap(), self.cpus)
-        else:
-            self._entries = self.maps["hw_accel_targets"].mmap()
-        if not self._vips["generation"][0]:
-            self._begin_generation()
+        self.marks = MarkEntries(self.maps, self.meaning, self.cpus)
+        self.pools = self.marks.pools
         ringbuf = self.config.offload.events == "ringbuf"
         events = self.maps["hw_accel_events"]
         self._reader = (
             RingBufferReader(events, lay.HW_ACCEL_EVENT) if ringbuf else PerfReader(events, lay.HW_ACCEL_EVENT)
         )
 
-    def _numbers_survive(self) -> bool:
-        """Whether the maps are those of an earlier run in which every number meant the same."""
-        now = int.from_bytes(hashlib.blake2b(self.fingerprint(), digest_size=7).digest(), "big")
-        before = self._state.recall(NUMBERING)
-        self._state.remember(NUMBERING, now)
-        return self.pin_dir is not None and before == now
+    # Numbers
 
-    def _forget_numbers(self) -> None:
-        """Void, in maps of an earlier run, whatever holds a number that means something else now.
+    def _read_note(self) -> dict[str, object] | None:
+        """Number as an earlier run with pins did, if its note can be read and the numbers suffice; the note."""
+        text = None if self.pin_dir is None else self._state.recall_text(NUMBERING)
+        try:
+            note = json.loads(text or "null")
+            if not isinstance(note, dict) or type(note.get("generation")) is not int:
+                return None
+            self.numbering.resume(note)
+            self._use(self.numbering.plan(self.table))
+        except (ValueError, RecursionError, NumbersExhaustedError):
+            self._start_anew()
+            return None
+        return note
 
-        Before anything new is written: that run's program may still be forwarding by these maps.
+    def _start_anew(self) -> None:
+        self.numbering = Numbering(_rest(self.config), self._clock)
+        self._use(self.numbering.plan(self.table))
+
+    def _resume(self, note: dict[str, object] | None) -> bool:
+        """Whether the maps are those that the note is about. If not, void whatever in them holds a number.
+
+        That is done before anything new is written: an earlier run's program may still be forwarding by these maps.
         """
-        for name in ("vip_map_by_id", "hw_accel_reals", "hw_accel_mapping", "hw_accel_targets"):
-            if name in self.maps:
-                shared = self.maps[name].mmap()
-                shared[:] = np.zeros((), dtype=shared.dtype)
-        for table in (*self.maps.lrus.values(), self.maps["fallback_cache"]):
-            keys, _ = table.lookup_all()
-            table.delete_batch(keys)
+        if note is None or note.get("maps") != self.maps["reals"].id:
+            self._start_anew()
+            self.connections.clear()
+            if self.pin_dir is not None:
+                unpin_other_tables(self.pin_dir, self.cpus)
+            if self.marks is not None:
+                self.marks.forget()
+            return False
+        generation = note["generation"]
+        assert isinstance(generation, int)  # _read_note() looked
+        self._generation = generation
+        if self.marks is not None:
+            self._generation = max(generation, self.marks.newest_generation)
+            # A run with marks of another kind, or without, left behind what it did not have open.
+            if note.get("marks") != self.meaning:
+                self.marks.forget()
+        return True
 
-    def _begin_generation(self) -> None:
-        """Write VIPs and reals with a generation that no entry of an earlier run can have."""
-        generation = max(1, time.time_ns() // 1_000_000_000 & 0xFFFF_FFFF)
-        self._entries[:] = np.zeros((), dtype=self._entries.dtype)
-        for number in range(len(self.inventory.vips)):
-            self._vips[number] = self.inventory.vip_by_id(number, generation)
-        self._reals[1 : len(self.inventory.reals) + 1] = generation
+    def _write_note(self, planned: Inventory | None = None) -> None:
+        if self.pin_dir is not None:
+            facts = {"maps": self.maps["reals"].id, "generation": self._generation, "marks": self.meaning}
+            self._state.remember(NUMBERING, json.dumps(facts | self.numbering.note(planned)))
+
+    def _use(self, inventory: Inventory) -> None:
+        """Take what the maps hold from now on for the present."""
+        self.inventory = inventory
+        self.finder = VipFinder(inventory)
+        targets = inventory.targets()
+        if self.meaning is MarkMeaning.TARGET:
+            targets = targets[~np.isin(targets >> np.uint64(32), list(inventory.shadowed()))]
+        self._targets = targets
+
+    # What the maps hold
+
+    def reconfigure(self, config: Config, table: KatranTable) -> NDArray[np.uint64]:
+        """Take over another table while packets flow; the targets that exist no more, sorted.
+
+        They, and marks of them, have stopped steering by then. ConfigError with every reason, and HostError when the
+        gateway does not answer, come before anything is changed.
+        """
+        change = self._plan(config, table)
+        before, targets = self.inventory, self._targets
+        self.numbering.let_rest_for(max(_rest(self.config), _rest(config)))
+        self._apply(change)
+        self.config, self.table = config, table
+        gone = np.union1d(np.setdiff1d(targets, self._targets), self._overtaken(before))
+        self._history += [f"-{target}" for target in gone.tolist()]
+        self._history += [f"+{target}" for target in np.setdiff1d(self._targets, targets).tolist()]
+        return gone
+
+    def _plan(self, config: Config, table: KatranTable) -> Change:
+        before, after = (each.model_dump(mode="json", include=set(FIXED)) for each in (self.table, table))
+        problems = [
+            Problem(f"{NAME}.{key}", f"is {after[key]!r} now and was {before[key]!r}; a change needs a restart")
+            for key in FIXED
+            if after[key] != before[key]
+        ]
+        vips = f"{NAME}.vips"
+        try:
+            inventory = self.numbering.plan(table)
+        except NumbersExhaustedError as error:
+            raise ConfigError(config.source, [*problems, Problem(vips, str(error))]) from None
+        if len(inventory.vips) > self.maps.rings:
+            message = f"names {len(inventory.vips)} VIPs; there is room for {self.maps.rings}: more need a restart"
+            problems.append(Problem(vips, message))
+        elif max(inventory.vips) >= self.maps.rings:
+            message = f"does not fit yet: the number of a removed VIP rests for {self.numbering.vips.rest:g} s, and "
+            message += f"there are {self.maps.rings}; wait, or restart"
+            problems.append(Problem(vips, message))
+        prefixes = {
+            held.lpm_key(number).tobytes()
+            for held in (self.inventory, inventory)
+            for number, vip in held.vips.items()
+            if vip.is_prefix
+        }
+        if len(prefixes) > lay.MAX_PREFIX_VIPS:
+            message = f"names {len(prefixes)} prefixes, with those that are to go; at most {lay.MAX_PREFIX_VIPS} fit"
+            problems.append(Problem(vips, message))
+        if problems:
+            raise ConfigError(config.source, problems)
+        gateway = None if table.gateway_mac == self.table.gateway_mac else self._gateway(table)
+        moved = set(inventory.targets().tolist()) != set(self.inventory.targets().tolist())
+        return Change.between(self.numbering, self.inventory, inventory, gateway, purge=moved)
+
+    def _overtaken(self, before: Inventory) -> NDArray[np.uint64]:
+        """Targets of VIPs that share packets with a VIP which was not there before and goes first.
+
+        Under dest-id they are gone already, as all that have no mark of their own.
+        """
+        had, now = before.winners(), self.inventory.winners()
+        fewer = [n for n in now if n in before.vips and now[n] - had.get(n, frozenset())]
+        overtaken: NDArray[np.uint64] = self._targets[np.isin(self._targets >> np.uint64(32), fewer)]
+        return overtaken
+
+    def _apply(self, change: Change) -> None:
+        """Bring the maps from what is numbered now to what is planned, while packets flow."""
+        self._generation = max(self._generation + 1, time.time_ns() // 1_000_000_000 & 0xFFFF_FFFF)
+        # A run that is killed between here and the end leaves a note of all that may be in the maps.
+        self._write_note(change.inventory)
+        self._add(change)
+        self._use(change.inventory)
+        self._remove(change)
+        if change.purge:
+            self._void()
+            wait_for_programs()
+            self.connections.purge(self.inventory, self.finder)
+            self._void()
+        self.numbering.take(change.inventory)
+        self._write_note()
+        self._names[0].update({number: vip.name for number, vip in self.inventory.vips.items()})
+        self._names[1].update({number: str(address) for address, number in self.inventory.reals.items()})
+
+    def _add(self, change: Change) -> None:
+        """Write what is new, each thing before whatever leads there."""
+        inventory, maps = change.inventory, self.maps
+        if change.gateway is not None:
+            ctl = np.zeros(1, dtype=lay.CTL_VALUE)
+            ctl["mac"][0] = np.frombuffer(bytes.fromhex(change.gateway.replace(":", "")), dtype=np.uint8)
+            maps["ctl_array"].write_array(0, ctl)
+        nothing = np.zeros((1, possible_cpus()), dtype=lay.LB_STATS)
+        for number in change.new_vips:
+            maps["stats"].write_array(number, nothing)
+        for number in change.new_reals:
+            maps["reals_stats"].write_array(number, nothing)
+        if self.marks is not None:
+            self.marks.bring_to_life(inventory, self._generation)
+        reals = maps["reals"].read_array()
+        for address, number in inventory.reals.items():
+            reals[number] = inventory.real_definition(address)
+        maps["reals"].write_array(0, reals)
+        self._write_rings(inventory, change.rings)
+        for number, vip in inventory.vips.items():
+            meta = np.array((vip.flag_bits, number), dtype=lay.VIP_META)
+            if vip.is_prefix:
+                maps["vip_lpm_map"].update(inventory.lpm_key(number), meta)
+            else:
+                maps["vip_map"].update(inventory.vip_definition(number), meta)
+
+    def _write_rings(self, inventory: Inventory, numbers: list[int]) -> None:
+        self._ring_desk.prepare(sum(len(inventory.vips[number].reals) for number in numbers))
+        # Mapped for this long only: what is mapped counts as the daemon's memory.
+        slots = self.maps["ch_rings"].mmap()
+        for number in numbers:
+            first = number * lay.RING_SLOTS
+            slots[first : first + lay.RING_SLOTS] = inventory.ring(number, self._ring_desk.build)
+
+    def _remove(self, change: Change) -> None:
+        """Stop what is gone from steering, by a write for each thing."""
+        self._forget_other_vips()
+        reals = self.maps["reals"].read_array()
+        gone = np.ones(len(reals), dtype=bool)
+        gone[list(self.inventory.reals.values())] = False
+        reals["flags"][gone] |= np.uint8(lay.RealFlag.GONE)
+        self.maps["reals"].write_array(0, reals)
+        if self.marks is not None:
+            self.marks.end(change.gone_vips, change.gone_reals)
+
+    def _void(self) -> None:
+        if self.marks is not None:
+            self.marks.void_foreign(self._targets, self.finder)
+
+    def _forget_other_vips(self) -> None:
+        """Remove the VIPs that the configuration does not name."""
+        for name, key_of in (("vip_map", self.inventory.vip_definition), ("vip_lpm_map", self.inventory.lpm_key)):
+            wanted = {key_of(number).tobytes() for number in self.inventory.vips}
+            keys, _ = self.maps[name].lookup_all()
+            self.maps[name].delete_batch(keys[[key.tobytes() not in wanted for key in keys]])
+
+    # Marks
 
     @property
     def events_lost(self) -> int:
@@ -249,102 +441,62 @@ class Balancer:
         batch = FlowBatch.empty(len(events))
         rows = batch.rows
         rows["key"], rows["nf"], rows["family"] = events["flow"], self.number, events["family"]
-        for name in ("ifindex", "cpu", "mark", "packets"):
+        for name in ("ifindex", "cpu", "kind", "mark", "packets"):
             rows[name] = events[name]
         rows["target"] = events["vip_num"].astype(np.uint64) << np.uint64(32) | events["real_key"]
         return batch
 
     def targets(self) -> FlowBatch:
-        """All (VIP, real) pairs in the TOML's order."""
+        """All (VIP, real) pairs in the TOML's order; under dest-id those that can have a mark."""
         batch = FlowBatch.empty(len(self._targets))
         batch.rows["nf"] = self.number
         batch.rows["target"] = self._targets
         return batch
 
+    def groups(self, targets: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        """Give the VIP number of each target."""
+        return (targets >> np.uint64(32)).astype(np.uint32)
+
+    def describe(self, target: int) -> Mapping[str, str]:
+        """Name VIP and real; also of what is gone, until its number is given again."""
+        vip, real = target >> 32, target & 0xFFFF_FFFF
+        return {"vip": self._names[0].get(vip, f"VIP {vip}"), "real": self._names[1].get(real, f"real {real}")}
+
     def fingerprint(self) -> bytes:
-        """Numbers of VIPs and reals, and whether flow-id's entries are still in the maps."""
-        vips = [(vip.name, vip.flag_bits) for vip in self.inventory.vips]
-        numbering = vips, [str(real) for real in self.inventory.reals]
-        pairs = list(self.inventory.pairs())
-        return repr((numbering, pairs, str(self.pin_dir), self.meaning)).encode()
+        """What decides what a mark means.
+
+        For flow-id, the map that says so: each entry tells by itself whether it still holds. For dest-id, the
+        targets in the order in which they were given marks, with their numbers.
+        """
+        if self.meaning is MarkMeaning.FLOW:
+            return repr(("flow", self.maps["hw_accel_mapping"].id)).encode()
+        return repr((self.inventory.vip_numbers, self.inventory.real_numbers, self._history)).encode()
 
     def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Read the targets of a former run's marks: dest-id's are numbered alike, flow-id's need pinned maps."""
-        known: NDArray[np.bool_] = marks < len(self._entries)
-        entries = self._entries[np.where(known, marks, 0)]
-        vips, reals = entries["vip_num"].astype(np.int64), entries["real_key"].astype(np.int64)
-        known &= (entries["vip_generation"] != 0) & (entries["vip_generation"] == self._vips["generation"][vips])
-        known &= entries["real_generation"] == self._reals[reals]
-        batch.rows["target"] = vips.astype(np.uint64) << np.uint64(32) | reals.astype(np.uint64)
-        if self.meaning is MarkMeaning.FLOW:
-            known &= entries["flow"] == batch.rows["key"]
-            known &= entries["family"] == batch.rows["family"]
-        return known
+        return self._live_marks.recognise(batch, marks)
 
     def publish(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Write what the marks mean, or check what XDP wrote; True where the entry stands and is live."""
-        vips = (batch.rows["target"] >> np.uint64(32)).astype(np.int64)
-        reals = (batch.rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.int64)
-        live: NDArray[np.bool_] = (self._vips["generation"][vips] != 0) & (self._reals[reals] != 0)
-        if self.meaning is MarkMeaning.FLOW:
-            entries = self._entries[marks]
-            live &= entries["flow"] == batch.rows["key"]
-            live &= entries["vip_generation"] == self._vips["generation"][vips]
-            live &= entries["real_generation"] == self._reals[reals]
-            return live
-        live &= ~np.isin(vips, list(self.shadowed)) & np.isin(batch.rows["target"], self._targets)
-        for row in _first_per_mark(marks, live):
-            self._write_target(int(marks[row]), int(vips[row]), int(reals[row]))
-        return live
-
-    def _write_target(self, mark: int, vip_num: int, real: int) -> None:
-        entry = self._entries[mark : mark + 1]
-        generation, real_generation = self._vips["generation"][vip_num], self._reals[real]
-        wanted = (vip_num, real, generation, real_generation)
-        if tuple(entry[0]) == wanted:
-            return
-        # The generation goes first and comes last: a packet meanwhile takes the slow path.
-        entry["vip_generation"] = 0
-        entry["vip_num"], entry["real_key"], entry["real_generation"] = vip_num, real, real_generation
-        entry["vip_generation"] = generation
+        return self._live_marks.publish(batch, marks, self._targets)
 
     def retire(self, marks: NDArray[np.uint32]) -> None:
         """Erase what the marks meant."""
-        self._entries["vip_generation"][marks] = 0
+        self._live_marks.retire(marks)
 
     def restore(self, batch: FlowBatch) -> None:
-        """Put flows back into the connection table of the CPU that reported them, of all CPUs when that is unknown.
+        """Put flows back into the connection tables; those whose target is gone are left out."""
+        self.connections.restore(batch, self.inventory, self.finder)
 
-        Entries that are there keep their real; those of UDP flows are made fresh, since marked packets did not.
-        """
-        keys, rows = self._lru_keys(batch), batch.rows
-        values = np.zeros(len(batch), dtype=lay.REAL_POS_LRU)
-        values["pos"] = (rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.uint32)
-        values["atime"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        for cpu, table in [*self.maps.lrus.items(), (None, self.maps["fallback_cache"])]:
-            mine = rows["cpu"] == ANY_CPU
-            mine |= ~np.isin(rows["cpu"], list(self.maps.lrus)) if cpu is None else rows["cpu"] == cpu
-            if not mine.any():
-                continue
-            there, _ = table.lookup_batch_keys(keys[mine])
-            due = ~there | (keys["proto"][mine] == IPPROTO_UDP)
-            table.update_batch(keys[mine][due], values[mine][due])
-
-    def _lru_keys(self, batch: FlowBatch) -> NDArray[np.void]:
-        """Keys of flows in the connection table: what the VIP's flags ignore is zero there (bpf/vip.h)."""
-        keys = np.ascontiguousarray(batch.rows["key"])
-        vips = (batch.rows["target"] >> np.uint64(32)).astype(np.int64)
-        flags = np.array([vip.flag_bits for vip in self.inventory.vips])[vips]
-        any_port = np.array([vip.port == 0 for vip in self.inventory.vips])[vips]
-        keys["sport"][(flags & lay.VipFlag.HASH_NO_SRC_PORT) != 0] = 0
-        per_port = (flags & (lay.VipFlag.HASH_DPORT_ONLY | lay.VipFlag.HASH_SRC_DST_PORT)) != 0
-        keys["dport"][any_port & ~per_port] = 0
-        return keys
+    @property
+    def _live_marks(self) -> MarkEntries:
+        assert self.marks is not None, "nobody gives marks without a strategy"
+        return self.marks
 
 
-def _first_per_mark(marks: NDArray[np.uint32], wanted: NDArray[np.bool_]) -> list[int]:
-    rows = np.flatnonzero(wanted)
-    return [int(rows[first]) for first in np.unique(marks[rows], return_index=True)[1]]
+def _rest(config: Config) -> float:
+    """Seconds that the number of something removed rests: until no rule, mark or packet of it can be left."""
+    return config.marking.quarantine + 2 * config.offload.grace
 
 
 def _state_key(device: Device, suffix: str = "") -> str:
@@ -369,3 +521,4 @@ def remove_leftovers(context: Context, pin_dir: Path | None) -> Iterator[str]:
     if pin_dir is not None:
         for pin in remove_pins(pin_dir):
             yield f"{NAME}: removed pin {pin}"
+        context.state.forget(NUMBERING)

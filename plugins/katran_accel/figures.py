@@ -57,7 +57,7 @@ def _paths(stats: NDArray[np.void], accel: NDArray[np.uint64]) -> MetricFamily:
 def _per_vip(balancer: Balancer, stats: NDArray[np.void]) -> Iterator[MetricFamily]:
     packets = MetricFamily("nfcore_vip_packets_total", COUNTER, "Packets sent for a VIP.", "packets")
     volume = MetricFamily("nfcore_vip_bytes_total", COUNTER, "Bytes sent for a VIP, of its IP packets.", "bytes")
-    for number, vip in enumerate(balancer.inventory.vips):
+    for number, vip in balancer.inventory.vips.items():
         packets.add(int(stats["v1"][number]), vip=vip.name)
         volume.add(int(stats["v2"][number]), vip=vip.name)
     yield packets
@@ -91,6 +91,11 @@ def _datapath(stats: NDArray[np.void], accel: NDArray[np.uint64]) -> Iterator[Me
     drops.add(int(stats["v1"][slot.RING_DROP] + stats["v2"][slot.RING_DROP]), reason="no_real")
     drops.add(int(stats["v1"][slot.ENCAP_FAIL] + stats["v2"][slot.ENCAP_FAIL]), reason="no_headroom")
     yield drops
+    gone = MetricFamily(
+        "nfcore_real_gone_total", COUNTER, "Packets of known flows whose real was gone: the ring chose anew.", "packets"
+    )
+    gone.add(int(accel[counter.REAL_GONE]))
+    yield gone
     lru = MetricFamily("nfcore_lru_lookups_total", COUNTER, "Look-ups in the connection table.", "packets")
     misses = int(stats["v2"][slot.LRU])
     lru.add(max(0, int(stats["v1"][slot.LRU]) - misses), result="hit")

@@ -136,12 +136,26 @@ def flow_hash(keys: NDArray[Any], family: Literal[4, 6]) -> U32:
     return jhash_2words(word, sport | dport << np.uint32(16), FLOW_SEED)
 
 
+def ring_slots(keys: NDArray[Any], families: NDArray[Any]) -> NDArray[np.int64]:
+    """Slot in 0..65,536 of each flow.
+
+    ``keys`` as for :func:`flow_hash`, but of either family: ``families`` has 4 or 6 for each. Returns i64 of the
+    shape of ``keys``.
+    """
+    slots = np.zeros(len(keys), np.int64)
+    for family in (4, 6):
+        mine = families == family
+        if mine.any():
+            slots[mine] = flow_hash(keys[mine], 4 if family == 4 else 6) % np.uint32(RING_SIZE)
+    return slots
+
+
 def ring_slot(src: Address, sport: int, dport: int) -> int:
     """Slot in 0..65,536 of one flow; ports as numbers (80, not its network-order image)."""
     key = np.zeros(1, [("src", "u1", 16), ("sport", ">u2"), ("dport", ">u2")])
     key["src"][0, : len(src.packed)] = np.frombuffer(src.packed, np.uint8)
     key["sport"], key["dport"] = sport, dport
-    return int(flow_hash(key, 4 if src.version == 4 else 6)[0] % RING_SIZE)
+    return int(ring_slots(key, np.array([src.version]))[0])
 
 
 def _fold128(upper: U64 | np.uint64, lower: U64) -> U64:

@@ -16,6 +16,7 @@ from nfcore.flows import FLOW_KEY
 RING_SLOTS = 65_537
 MAX_VIPS = 512
 MAX_REALS = 4096
+MAX_PREFIX_VIPS = 256
 POOL_SLOTS = 4096
 
 VIP_DEFINITION = np.dtype([("addr", "u1", (16,)), ("port", ">u2"), ("proto", "u1"), ("pad", "u1")])
@@ -62,7 +63,7 @@ HW_ACCEL_EVENT = np.dtype(
         ("ifindex", "<u4"),
         ("cpu", "<u2"),
         ("family", "u1"),
-        ("pad", "u1"),
+        ("kind", "u1"),
     ]
 )
 MARK_POOL = np.dtype(
@@ -89,6 +90,8 @@ class RealFlag(IntFlag):
     """Katran's real flags."""
 
     IPV6 = 1 << 0
+    GONE = 1 << 7
+    """Ours: nothing is sent there any more."""
 
 
 class StatsSlot(IntEnum):
@@ -120,6 +123,7 @@ class AccelCounter(IntEnum):
     REPORT_LOST = 7
     POOL_EMPTY = 8
     MALFORMED = 9
+    REAL_GONE = 10
 
 
 def make_target(vip_num: int, real: int) -> int:

@@ -14,6 +14,8 @@ earlier at all its later slots, which may turn other contests. Repeated, that se
 earliest time onwards; all that lies before the first unsettled time is final, because no turn depends on a
 later one, and the block ends there. When few slots are left, walking on would mostly meet taken slots: each
 player's order of the free slots is then computed with the modular inverse of its skip.
+
+This is the reference, and what runs without privileges; rings.py has the kernel play the turns.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from .hashing import RING_SIZE, U32, Address, endpoint_hashes, murmur3_pair
 Index: TypeAlias = NDArray[np.intp]
 Flags: TypeAlias = NDArray[np.bool_]
 Times: TypeAlias = NDArray[np.float64]
+Turns: TypeAlias = NDArray[np.uint16]
 
 NO_REAL = 0
 """What a slot holds when no real can serve it; the data plane counts and drops."""
@@ -49,6 +52,8 @@ _BLOCK_SHARE = 0.4
 _MAX_PASSES = 10
 _LISTED_ENTRIES = 60_000
 """Free slots × players from which on everybody's order of the free slots is computed."""
+_LARGEST_TABLE = 4
+"""Rounds × players per turn up to which a table of who plays in which round is faster than sorting turns."""
 _LAST_TURNS = 64
 """Turns at the end that are played one by one."""
 _INDEX_BITS = 15
@@ -76,6 +81,9 @@ class _Schedule(Protocol):
 
     def horizon(self, now: float, total: int) -> float:
         """A time after ``now`` by which about ``total`` turns have been played, with at least one between."""
+
+    def order(self, total: int) -> Turns:
+        """Who plays each of the first ``total`` turns."""
 
 
 class _BurstSchedule:
@@ -106,6 +114,12 @@ class _BurstSchedule:
         players = len(self._weights)
         return max(self._burst - (self._burst - total) // players * players, now + players)
 
+    def order(self, total: int) -> Turns:
+        players = self._players.astype(np.uint16)
+        burst = np.repeat(players, np.clip(total - self._starts, 0, self._weights))
+        rest = total - len(burst)
+        return np.concatenate((burst, np.tile(players, -(-rest // len(players)))[:rest]))
+
 
 class _AccumulatingSchedule:
     """Version 2: in round r (from 1) player p has played floor(r × weight / largest weight) times."""
@@ -132,6 +146,20 @@ class _AccumulatingSchedule:
         players = len(self._weights)
         rounds = max(-(-total * self._largest // self._sum), int(now) // players + 1)
         return (rounds + 1) * players
+
+    def order(self, total: int) -> Turns:
+        count = len(self._weights)
+        # Each player's share is a floor: at most one turn per player is missing.
+        rounds = -(-(total + count) * self._largest // self._sum)
+        if rounds * count > _LARGEST_TABLE * total:
+            turns = self.turns_before((rounds + 1) * count)
+            times = self.time_of(np.repeat(self._players, turns), _ranges(np.zeros_like(turns), turns))
+            times.sort()
+            return (times[:total] % count).astype(np.uint16)
+        sums = np.multiply.outer(np.arange(rounds + 1, dtype=np.uint64), self._weights.astype(np.uint64))
+        played = sums // np.uint64(self._largest)
+        players = np.broadcast_to(self._players.astype(np.uint16), (rounds, count))
+        return players[played[1:] != played[:-1]][:total]
 
 
 def _ranges(firsts: Index, lengths: Index) -> Index:
@@ -334,7 +362,7 @@ class _Game:
         keys = (steps << _INDEX_BITS | np.arange(len(slots))).astype(np.uint32)
         keys.sort(axis=1)
         orders = slots[keys & np.uint32((1 << _INDEX_BITS) - 1)]
-        for row in np.flatnonzero(offsets + (self._size - 1) * self._skips[active].astype(np.intp) > _U32_MAX):
+        for row in np.flatnonzero(_wrapping(self._offsets[active], self._skips[active], self._size)):
             orders[row] = self._wrapping_order(int(active[row]), orders[row])
         lengths = np.zeros_like(self._played)
         lengths[active] = len(slots)
@@ -381,6 +409,65 @@ def _check(endpoints: Sequence[Endpoint], version: int, ring_size: int) -> None:
         seen.add(real.address)
 
 
+@dataclass(frozen=True)
+class Players:
+    """The reals of a ring that have a weight, in the order in which they take turns; arrays of one length."""
+
+    numbers: U32
+    """In the ``reals`` map."""
+    offsets: U32
+    """Where each walk begins."""
+    skips: U32
+    """Slots from one step of a walk to the next."""
+    weights: Index
+
+    @classmethod
+    def of(cls, endpoints: Sequence[Endpoint], ring_size: int) -> Players:
+        """Derive walks from addresses. At least one of ``endpoints`` has a weight."""
+        reals = [real for real in endpoints if real.weight]
+        numbers = np.array([real.num for real in reals], "<u4")
+        hashes = endpoint_hashes([real.address for real in reals])
+        # Different addresses can share a hash (v4 passes through 32 bits); then the number decides.
+        order = np.lexsort((numbers, hashes))
+        hashes = hashes[order]
+        offsets = murmur3_pair(hashes, *_OFFSET_SEED) % np.uint64(ring_size)
+        skips = murmur3_pair(hashes, *_SKIP_SEED) % np.uint64(ring_size - 1) + np.uint64(1)
+        weights = np.array([real.weight for real in reals], np.intp)
+        return cls(numbers[order], offsets.astype(np.uint32), skips.astype(np.uint32), weights[order])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def schedule(self, version: int) -> _Schedule:
+        """Who plays when."""
+        return _BurstSchedule(self.weights) if version == 1 else _AccumulatingSchedule(self.weights)
+
+    def wraps(self, ring_size: int) -> bool:
+        """Whether the u32 arithmetic of a walk wraps before it has met every slot."""
+        return bool(_wrapping(self.offsets, self.skips, ring_size).any())
+
+
+def _wrapping(offsets: U32, skips: U32, size: int) -> Flags:
+    return offsets + np.uint64(size - 1) * skips > _U32_MAX
+
+
+class BuildRing(Protocol):
+    """Something that builds rings; :func:`build_ring` tells what arguments and result are."""
+
+    def __call__(self, endpoints: Sequence[Endpoint], *, version: int = 2) -> NDArray[np.uint32]:
+        """Build the ring of one VIP, of the ABI's size."""
+        ...
+
+
+def trivial_ring(
+    endpoints: Sequence[Endpoint], *, version: int, ring_size: int = RING_SIZE
+) -> NDArray[np.uint32] | None:
+    """The ring of at most one real with a weight; None when there are more to play. Raises as :func:`build_ring`."""
+    _check(endpoints, version, ring_size)
+    numbers = [real.num for real in endpoints if real.weight]
+    return None if len(numbers) > 1 else np.full(ring_size, numbers[0] if numbers else NO_REAL, "<u4")
+
+
 def build_ring(endpoints: Sequence[Endpoint], *, version: int = 2, ring_size: int = RING_SIZE) -> NDArray[np.uint32]:
     """The ring of one VIP: shape (ring_size,), dtype ``<u4``; a slot holds the number of its real.
 
@@ -391,20 +478,9 @@ def build_ring(endpoints: Sequence[Endpoint], *, version: int = 2, ring_size: in
     Raises NfcoreError for another version or size, a weight or number outside u32, number 0, and a real that
     is listed twice.
     """
-    _check(endpoints, version, ring_size)
-    reals = [real for real in endpoints if real.weight]
-    if not reals:
-        return np.full(ring_size, NO_REAL, "<u4")
-    if len(reals) == 1:
-        return np.full(ring_size, reals[0].num, "<u4")
-    numbers = np.array([real.num for real in reals], "<u4")
-    hashes = endpoint_hashes([real.address for real in reals])
-    # Different addresses can share a hash (v4 passes through 32 bits); then the number decides.
-    order = np.lexsort((numbers, hashes))
-    numbers, hashes = numbers[order], hashes[order]
-    weights = np.array([real.weight for real in reals], np.intp)[order]
-    offsets = murmur3_pair(hashes, *_OFFSET_SEED) % np.uint64(ring_size)
-    skips = murmur3_pair(hashes, *_SKIP_SEED) % np.uint64(ring_size - 1) + np.uint64(1)
-    schedule = _BurstSchedule(weights) if version == 1 else _AccumulatingSchedule(weights)
-    game = _Game(offsets.astype(np.uint32), skips.astype(np.uint32), schedule, ring_size)
-    return numbers[game.play()]
+    ring = trivial_ring(endpoints, version=version, ring_size=ring_size)
+    if ring is None:
+        players = Players.of(endpoints, ring_size)
+        game = _Game(players.offsets, players.skips, players.schedule(version), ring_size)
+        ring = players.numbers[game.play()]
+    return ring

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from nfcore.kernel import (
     MapType,
     ensure_bpffs,
     online_cpus,
+    pinned_entries,
     possible_cpus,
     remove_bpffs,
 )
@@ -29,6 +30,8 @@ U32 = np.dtype("<u4")
 U64 = np.dtype("<u8")
 FALLBACK_ENTRIES = 1000
 LRU_CPUS = 128
+SPARE_RINGS = 16
+"""`ch_rings` is made in steps of so many rings, with at least one to spare: VIPs come while the balancer runs."""
 EVENT_BYTES = 1 << 23
 """Ring buffer: 116,000 reports."""
 
@@ -38,10 +41,18 @@ class Sizes:
     """What of the maps' sizes the configuration decides."""
 
     vips: int
+    """VIP numbers in use: one more than the largest."""
     lru_entries: int
     mark_width: int
     meaning: MarkMeaning | None
     events: str
+    rings: int = 0
+    """Rings that there is room for; 0: as many as `vips` asks for."""
+
+
+def ring_room(vips: int) -> int:
+    """How many rings to make room for when so many VIP numbers are in use."""
+    return min(lay.MAX_VIPS, (vips // SPARE_RINGS + 1) * SPARE_RINGS)
 
 
 def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
@@ -50,8 +61,10 @@ def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
     array, hashed, per_cpu = MapType.ARRAY, MapType.HASH, MapType.PERCPU_ARRAY
     specs = [
         MapSpec("vip_map", hashed, lay.VIP_DEFINITION, lay.VIP_META, lay.MAX_VIPS),
-        MapSpec("vip_lpm_map", MapType.LPM_TRIE, lay.VIP_LPM_KEY, lay.VIP_META, 256, MapFlags.NO_PREALLOC),
-        MapSpec("ch_rings", array, U32, U32, sizes.vips * lay.RING_SLOTS),
+        MapSpec(
+            "vip_lpm_map", MapType.LPM_TRIE, lay.VIP_LPM_KEY, lay.VIP_META, lay.MAX_PREFIX_VIPS, MapFlags.NO_PREALLOC
+        ),
+        _ring_spec(sizes.rings or ring_room(sizes.vips)),
         MapSpec("reals", array, U32, lay.REAL_DEFINITION, lay.MAX_REALS),
         MapSpec("lru_mapping", MapType.ARRAY_OF_MAPS, U32, U32, LRU_CPUS, inner=lru),
         MapSpec("fallback_cache", MapType.LRU_HASH, FLOW_KEY, lay.REAL_POS_LRU, FALLBACK_ENTRIES),
@@ -61,6 +74,11 @@ def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
         MapSpec("hw_accel_stats", per_cpu, U32, U64, len(lay.AccelCounter)),
     ]
     return {spec.name: spec for spec in [*specs, *_mark_specs(sizes)]}
+
+
+def _ring_spec(rings: int) -> MapSpec:
+    # A ring is written in memory: by system calls that takes 300 times as long.
+    return MapSpec("ch_rings", MapType.ARRAY, U32, U32, rings * lay.RING_SLOTS, MapFlags.MMAPABLE)
 
 
 def _mark_specs(sizes: Sizes) -> Iterator[MapSpec]:
@@ -94,6 +112,11 @@ class BalancerMaps:
     def __contains__(self, name: str) -> bool:
         return name in self.maps
 
+    @property
+    def rings(self) -> int:
+        """How many VIPs there are rings for."""
+        return self["ch_rings"].spec.max_entries // lay.RING_SLOTS
+
     @classmethod
     def open(cls, sizes: Sizes, cpus: list[int], pin_dir: Path | None) -> BalancerMaps:
         """Create the maps, or take those that are pinned in `pin_dir`. HostError when a pin has another shape."""
@@ -101,11 +124,12 @@ class BalancerMaps:
         try:
             if pin_dir is not None:
                 ensure_bpffs(pin_dir)
-            specs = map_specs(sizes)
+            rings = 0 if pin_dir is None else _pinned_rings(pin_dir, sizes.vips)
+            specs = map_specs(replace(sizes, rings=rings))
+            # What the event buffer and the pools hold belongs to one run only; rings are built at every start.
+            fleeting = {"hw_accel_events", "markid_pool_mapping"} | ({"ch_rings"} if not rings else set())
             for name, spec in specs.items():
-                # What the event buffer and the pools hold belongs to one run only.
-                fleeting = name in ("hw_accel_events", "markid_pool_mapping")
-                maps.maps[name] = _open_or_create(spec, pin_dir, renew=fleeting)
+                maps.maps[name] = _open_or_create(spec, pin_dir, renew=name in fleeting)
             for cpu in cpus:
                 inner = specs["lru_mapping"].inner
                 assert inner is not None  # map_specs() gave it
@@ -123,6 +147,44 @@ class BalancerMaps:
             opened.close()
         self.maps.clear()
         self.lrus.clear()
+
+
+def _pinned_rings(pin_dir: Path, vips: int) -> int:
+    """How many rings the pinned `ch_rings` has.
+
+    0 when there is none, or one that will not do: too small for so many VIP numbers, or made by a version that did
+    not write it in memory.
+    """
+    pin = pin_dir / "ch_rings"
+    rings = pinned_entries(pin) // lay.RING_SLOTS if pin.exists() else 0
+    if rings < max(vips, 1):
+        return 0
+    try:
+        Map.open_pinned(pin, _ring_spec(rings)).close()
+    except HostError:
+        return 0
+    return rings
+
+
+def unpin_other_tables(pin_dir: Path, cpus: list[int]) -> None:
+    """Give up the pinned connection tables of CPUs that have none now."""
+    mine = {f"lru_{cpu}" for cpu in cpus}
+    for pin in list(pin_dir.glob("lru_[0-9]*")):
+        if pin.name not in mine:
+            pin.unlink()
+
+
+def wait_for_programs() -> None:
+    """Return when every run of a program has ended that had begun before: it may act on what maps held then.
+
+    The kernel waits so before it reports that a map of maps was changed; tens of milliseconds.
+    """
+    spec = MapSpec("none", MapType.ARRAY, U32, U32, 1)
+    with (
+        Map.create(spec) as inner,
+        Map.create(MapSpec("barrier", MapType.ARRAY_OF_MAPS, U32, U32, 1, inner=spec)) as outer,
+    ):
+        outer.update(0, inner)
 
 
 def _open_or_create(spec: MapSpec, pin_dir: Path | None, *, renew: bool) -> Map:

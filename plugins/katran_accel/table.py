@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from nfcore.config import Table
+from nfcore.config import Network, Table, parse_network
 from nfcore.errors import Problem
 from nfcore.flows import PROTOCOL_NUMBERS, Address
 
-from .layouts import MAX_REALS, MAX_VIPS, VipFlag
+from .layouts import MAX_PREFIX_VIPS, MAX_REALS, MAX_VIPS, VipFlag
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 FLAG_NAMES = {flag.name.lower(): flag for flag in VipFlag if flag.name}
 
 
@@ -33,14 +32,6 @@ def _station(value: object) -> Address:
     if address.is_multicast or address.is_unspecified:
         raise ValueError("should be the address of one server, neither multicast nor unspecified")
     return address
-
-
-def _network(value: object) -> Network:
-    try:
-        return ipaddress.ip_network(value if isinstance(value, str) else "")
-    except ValueError as error:
-        hint = f" ({error})" if isinstance(value, str) and "host bits" in str(error) else ""
-        raise ValueError(f"should be an IPv4 or IPv6 address, or a prefix such as '198.18.10.0/24'{hint}") from None
 
 
 def _mac(value: object) -> str:
@@ -93,7 +84,7 @@ class RealTable(Table):
 class VipTable(Table):
     """One VIP."""
 
-    address: Annotated[Network, BeforeValidator(_network), PlainSerializer(format_network)]
+    address: Annotated[Network, BeforeValidator(parse_network), PlainSerializer(format_network)]
     port: int = Field(ge=0, le=65_535)
     """0 takes every port."""
     protocol: Literal["tcp", "udp"]
@@ -159,16 +150,20 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     vips = raw.get("vips")
     seen: dict[tuple[object, ...], int] = {}
     reals: set[Address] = set()
+    prefixes = 0
     for number, vip in enumerate(vips if isinstance(vips, list) else ()):
         if not isinstance(vip, dict):
             continue
         where = f"{path}.vips[{number}]"
-        network = _try(_network, vip.get("address"))
+        network = _try(parse_network, vip.get("address"))
+        prefixes += network is not None and network.prefixlen < network.max_prefixlen
         identity = (network, str(vip.get("port")), str(vip.get("protocol")))
         if network is not None and seen.setdefault(identity, number) != number:
             text = f"{format_network(network)}:{vip.get('port')}/{vip.get('protocol')}"
             yield Problem(where, f"VIP {text} is already {path}.vips[{seen[identity]}]; each VIP stands once")
         yield from _check_reals(vip.get("reals"), network, where, reals)
+    if prefixes > MAX_PREFIX_VIPS:
+        yield Problem(f"{path}.vips", f"name {prefixes} prefixes; at most {MAX_PREFIX_VIPS} fit")
     if len(reals) >= MAX_REALS:
         yield Problem(f"{path}.vips", f"name {len(reals)} different reals; at most {MAX_REALS - 1} fit")
 

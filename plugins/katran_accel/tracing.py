@@ -19,6 +19,7 @@ REASONS = {
     lay.AccelCounter.UNKNOWN_MARK: "the mark has no entry",
     lay.AccelCounter.OTHER_FLOW: "the mark is another flow's or VIP's",
     lay.AccelCounter.STALE: "VIP or real changed since the mark was given",
+    lay.AccelCounter.REAL_GONE: "its real is gone: the ring chose anew",
 }
 """What a counter that moved says about a packet."""
 
@@ -47,8 +48,8 @@ def trace(balancer: Balancer, frame: bytes, mark: int) -> PacketTrace:
 
 def _snapshot(balancer: Balancer) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Packets per VIP, packets per real, and `hw_accel_stats`, summed over the CPUs."""
-    vips = balancer.maps["stats"].read_slice(0, len(balancer.inventory.vips))["v1"].sum(axis=1)
-    reals = balancer.maps["reals_stats"].read_slice(0, len(balancer.inventory.reals) + 1)["v1"].sum(axis=1)
+    vips = balancer.maps["stats"].read_slice(0, max(balancer.inventory.vips) + 1)["v1"].sum(axis=1)
+    reals = balancer.maps["reals_stats"].read_slice(0, max(balancer.inventory.reals.values()) + 1)["v1"].sum(axis=1)
     accel = balancer.maps["hw_accel_stats"].read_array().sum(axis=1)
     return vips.astype(np.int64), reals.astype(np.int64), accel.astype(np.int64)
 

@@ -107,11 +107,11 @@ class World:
             layer4.sport,
             layer4.dport,
         )
-        rows = self.engine.table.rows
-        found = np.flatnonzero((rows["state"] != 0) & (rows["flow"]["key"] == match.to_key()))
+        table = self.engine.table
+        found = np.flatnonzero((table.mark != 0) & (table.flow["key"] == match.to_key()))
         if len(found) != 1:
             raise LookupError(f"{match} is tracked {len(found)} times")
-        return int(rows["mark"][found[0]])
+        return int(table.mark[found[0]])
 
     def count(self, which: AccelCounter) -> int:
         """One of `hw_accel_stats`."""
@@ -132,6 +132,7 @@ def open_world(
     marking: str = "",
     offload: str = "min_packets = 1",
     katran: str = "",
+    backend: object | None = None,
 ) -> Iterator[World]:
     """Open a world; this thread stays on one CPU meanwhile."""
     path = tmp_path / "world.toml"
@@ -139,7 +140,7 @@ def open_world(
     path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran) + vips)
     host = PluginHost()
     config = load_config(path, host)
-    host.register(NullBackend(), NULL_BACKEND)
+    host.register(NullBackend() if backend is None else backend, NULL_BACKEND)
     context = make_context(config, host, [Device("bench", 1, (NULL_BACKEND,))], tracing=True)
     allowed = os.sched_getaffinity(0)
     cpu = min(allowed)
@@ -181,3 +182,14 @@ def outer(run: TestRun) -> IP | IPv6:
 def sent_to(run: TestRun) -> str:
     """The real that a frame was sent to."""
     return str(ipaddress.ip_address(outer(run).dst))
+
+
+def set_ring(world: World, vip: int, real: int) -> None:
+    """Let every slot of a VIP's ring lead to one real."""
+    world.balancer.maps["ch_rings"].write_array(vip * 65_537, np.full(65_537, real, dtype="<u4"))
+
+
+def forget_connections(world: World) -> None:
+    """Empty the connection tables, as if other flows had pushed everything out."""
+    for lru in [*world.balancer.maps.lrus.values(), world.balancer.maps["fallback_cache"]]:
+        lru.delete_batch(lru.lookup_all()[0])

@@ -7,7 +7,6 @@ import struct
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,11 +14,10 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 
-from nfcore.flowtable import FlowState
 from nfcore.plugins.katran_accel.figures import families
 from nfcore.plugins.katran_accel.layouts import AccelCounter, StatsSlot
 
-from .balancer_world import CLIENT, NIC, World, open_world, outer, sent_to, tcp, udp
+from .balancer_world import CLIENT, NIC, World, forget_connections, open_world, outer, sent_to, set_ring, tcp, udp
 
 FLOW = tcp("198.18.1.2", "198.18.10.1")
 FAMILIES = {
@@ -31,11 +29,6 @@ FAMILIES = {
 def figure(world: World, name: str, **labels: str) -> float:
     (family,) = [family for family in families(world.balancer) if family.name == name]
     return sum(s.value for s in family.samples if labels.items() <= s.labels.items())
-
-
-def set_ring(world: World, vip: int, real: int) -> None:
-    """Let every slot of a VIP's ring lead to one real."""
-    world.balancer.maps["ch_rings"].write_array(vip * 65_537, np.full(65_537, real, dtype="<u4"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,10 +93,9 @@ def test_a_flow_keeps_its_real_when_its_rule_goes(tmp_path: Path, strategy: str)
         mark = world.offload(FLOW)
         real = sent_to(world.send(FLOW, mark))
         set_ring(world, 0, next(n for a, n in world.balancer.inventory.reals.items() if str(a) != real and n <= 3))
-        for lru in [*world.balancer.maps.lrus.values(), world.balancer.maps["fallback_cache"]]:
-            lru.delete_batch(lru.lookup_all()[0])  # as if other flows had pushed it out
+        forget_connections(world)
         assert sent_to(world.send(FLOW, mark)) == real
-        world.engine.drain(world.engine.table.slots_in(FlowState.INSTALLED))
+        world.engine.switch(on=False)
         assert sent_to(world.send(FLOW)) == real
 
 

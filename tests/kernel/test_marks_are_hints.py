@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nfcore.flowtable import FlowState
+from nfcore.floor import ACTIVE
+from nfcore.hookspecs import hookimpl
+from nfcore.marks import MarkState
 from nfcore.plugins.katran_accel.layouts import AccelCounter
-from nfcore.rules import Outcome
-from nfcore.worker import InstallResult
+from nfcore.rules import Device, Outcome, Outcomes, RuleBatch
 
 from .balancer_world import World, open_world, outer, sent_to, tcp, udp
 
@@ -111,8 +112,9 @@ def test_a_reused_flow_id_mark_means_the_new_flow_only(tmp_path: Path) -> None:
         old = FLOWS["tcp4"]
         mark = world.offload(old)
         plain = world.send(old).output
-        world.engine.drain(world.engine.table.slots_in(FlowState.INSTALLED))
+        world.engine.switch(on=False)
         wait_for_grace(world)
+        world.engine.switch(on=True)
         assert world.send(old, mark).output == plain
         assert world.count(AccelCounter.UNKNOWN_MARK) == 1
         # Three marks exist: new flows soon get the old one.
@@ -129,10 +131,10 @@ def test_a_reused_flow_id_mark_means_the_new_flow_only(tmp_path: Path) -> None:
 
 def wait_for_grace(world: World) -> None:
     deadline = time.monotonic() + 5
-    while len(world.engine.table) and time.monotonic() < deadline:
+    while world.engine.table.count(*ACTIVE) and time.monotonic() < deadline:
         world.engine.tick()
         time.sleep(0.01)
-    assert len(world.engine.table) == 0
+    assert world.engine.table.count(*ACTIVE) == 0
 
 
 @pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
@@ -187,7 +189,7 @@ def test_a_target_of_a_vip_with_a_narrower_one_inside_gets_no_rule(tmp_path: Pat
         other_port = tcp("198.18.1.2", "198.18.10.1", dport=81)
         assert sent_to(world.send(other_port)) == "198.18.20.12"
         world.engine.poll()
-        assert len(world.engine.table) == 0
+        assert world.engine.table.count(*ACTIVE) == 0
         for mark in range(1, 10):
             # A mark of the wide VIP's target must not draw the narrow VIP's packets to its reals.
             assert sent_to(world.send(tcp("198.18.1.2", "198.18.10.1"), mark)) == "198.18.20.11"
@@ -219,13 +221,22 @@ def test_random_packets_with_random_marks_stay_with_their_vips(tmp_path: Path) -
 
 
 def test_a_refused_rule_gives_its_mark_back(tmp_path: Path) -> None:
-    with open_world(tmp_path, strategy="flow-id") as world:
-        mark = world.offload(FLOWS["tcp4"])
-        entry = world.balancer.maps["hw_accel_mapping"].lookup(mark)
-        assert entry is not None and entry["vip_generation"]
-        world.engine._installed(world.engine.table.slots_in(FlowState.INSTALLED), failed(1))
-        assert world.balancer.maps["hw_accel_mapping"].lookup(mark)["vip_generation"] == 0
+    with open_world(tmp_path, strategy="flow-id", backend=Unwilling()) as world:
+        world.send(FLOWS["tcp4"])
+        assert live_entries(world) == 1
+        world.engine.poll()
+        assert live_entries(world) == 0
+        assert world.context.marks.count(MarkState.LIVE) == 0
 
 
-def failed(length: int) -> InstallResult:
-    return InstallResult(np.full(length, Outcome.FAILED, np.uint8), np.zeros(length, np.uint8), ["no"])
+def live_entries(world: World) -> int:
+    entries = world.balancer.maps["hw_accel_mapping"].read_array()
+    return int(np.count_nonzero(entries["vip_generation"]))
+
+
+class Unwilling:
+    """A NIC that takes no rule."""
+
+    @hookimpl
+    def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+        return Outcomes.all(Outcome.UNSUPPORTED, len(rules), "no")

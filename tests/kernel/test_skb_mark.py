@@ -99,7 +99,7 @@ def test_the_mark_of_the_socket_buffer_takes_the_fast_path(tmp_path: Path, strat
     with link(tmp_path, strategy, HERE) as here:
         plain = [here.exchange() for _ in range(2)]
         assert here.engine.poll() == 1
-        mark = int(here.engine.table.rows["mark"][0])
+        mark = int(here.engine.table.mark[0])
         assert mark
         marked = [here.exchange(mark) for _ in range(3)]
         assert set(plain) == set(marked)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nfcore.plugins.katran_accel.layouts import MAX_REALS, VipFlag
+from nfcore.plugins.katran_accel.layouts import MAX_PREFIX_VIPS, MAX_REALS, VipFlag
 from nfcore.plugins.katran_accel.table import KatranTable, VipTable, check_table
 
 REALS = [{"address": "198.18.20.11"}]
@@ -74,6 +74,12 @@ def test_more_reals_than_the_map_holds() -> None:
     reals = [{"address": f"2001:db8::{number:x}"} for number in range(MAX_REALS)]
     assert problems(vip(reals=reals[1:])) == {}
     assert f"at most {MAX_REALS - 1} fit" in problems(vip(reals=reals))["katran_accel.vips"]
+
+
+def test_more_prefixes_than_the_map_holds() -> None:
+    prefixes = [vip(f"198.{18 + number // 256}.{number % 256}.0/24") for number in range(MAX_PREFIX_VIPS + 1)]
+    assert problems(*prefixes[1:], vip()) == {}
+    assert "257 prefixes; at most 256 fit" in problems(*prefixes)["katran_accel.vips"]
 
 
 ANYTHING = st.recursive(

@@ -51,3 +51,23 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     assert state.recall("a") == 1
     state.forget("a")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_and_numbers_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "demo.state"
+    state = State(path)
+    state.remember("numbers", '{"a": 1}')
+    state.remember("program", 77)
+    for known in (state, State(path)):
+        assert (known.recall_text("numbers"), known.recall("numbers")) == ('{"a": 1}', None)
+        assert (known.recall("program"), known.recall_text("program")) == (77, None)
+        assert known.recall_text("nothing") is None
+    state.forget("numbers")
+    assert State(path).recall_text("numbers") is None
+
+
+def test_a_file_with_anything_else_is_an_empty_state(tmp_path: Path) -> None:
+    path = tmp_path / "demo.state"
+    for content in ('{"b": 1, "a": true}', '{"b": 1, "a": 1.5}', '{"b": 1, "a": {}}'):
+        path.write_text(content)
+        assert State(path).recall("b") is None
