@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .context import Context, NetworkFunction
 from .flows import ANY_CPU, FlowBatch
-from .flowtable import FlowTable
+from .flowtable import FlowState, FlowTable
 from .marks import MarkMeaning, first_of_each
 from .rules import Action, RuleBatch, split_cookies
 from .worker import Backends, Dump
@@ -34,21 +34,37 @@ class Leftovers:
 
 def same_meaning(context: Context) -> bool:
     """Whether marks mean what they meant in the run before; leaves this run's fingerprint for the next."""
-    digest = hashlib.blake2b(digest_size=7)
-    strategy = context.strategy
-    digest.update(f"{strategy and strategy.name} {context.marks.width}".encode())
-    for nf in context.nfs:
-        digest.update(nf.name.encode() + b"\0" + nf.fingerprint())
-    now = int.from_bytes(digest.digest(), "big")
+    now = _fingerprint(context)
     before = context.state.recall(FINGERPRINT)
     context.state.remember(FINGERPRINT, now)
     return before == now
 
 
-def take_over(backends: Backends, context: Context, table: FlowTable, *, trusted: bool) -> Leftovers:
+def renew_meaning(context: Context) -> None:
+    """Leave another fingerprint after a change of the targets, which the next run will have from its start."""
+    now = _fingerprint(context)
+    shared = context.strategy is not None and context.strategy.meaning is MarkMeaning.TARGET
+    if shared and context.state.recall(FINGERPRINT) != now:
+        # The next run would give the targets other marks than they have now.
+        context.state.forget(FINGERPRINT)
+    else:
+        context.state.remember(FINGERPRINT, now)
+
+
+def _fingerprint(context: Context) -> int:
+    digest = hashlib.blake2b(digest_size=7)
+    strategy = context.strategy
+    digest.update(f"{strategy and strategy.name} {context.marks.width}".encode())
+    for nf in context.nfs:
+        digest.update(nf.name.encode() + b"\0" + nf.fingerprint())
+    return int.from_bytes(digest.digest(), "big")
+
+
+def take_over(backends: Backends, context: Context, table: FlowTable, *, trusted: bool, now: float) -> Leftovers:
     """Adopt the device's rules whose marks still mean the same (`trusted`), and remove the rest of ours.
 
-    Runs on the device's worker while the engine waits for it.
+    `now` is the engine's time. Runs on the device's worker while the engine
+    waits for it.
     """
     dump = backends.dump()
     ours, slots, generations = split_cookies(dump.rows["rule"]["cookie"])
@@ -59,12 +75,13 @@ def take_over(backends: Backends, context: Context, table: FlowTable, *, trusted
     good[np.flatnonzero(good)[~kept]] = False
     batch = batch[kept]
     rules = dump.rows["rule"][good]
-    table.adopt(batch, rules["mark"], slots[good], generations[good])
-    table.rows["backend"][slots[good]] = dump.backend[good]
-    table.rows["packets"][slots[good]] = dump.rows["packets"][good]
+    adopted = slots[good]
+    table.adopt(batch, adopted, generations[good], FlowState.INSTALLED, now)
+    table.mark[adopted], table.backend[adopted] = rules["mark"], dump.backend[good]
+    table.packets[adopted], table.bytes[adopted] = dump.rows["packets"][good], dump.rows["bytes"][good]
     stale = ours & ~good
-    backends.remove(RuleBatch(np.ascontiguousarray(dump.rows["rule"][stale])), dump.backend[stale])
-    return Leftovers(slots[good], int(np.count_nonzero(stale)))
+    gone = backends.remove(RuleBatch(np.ascontiguousarray(dump.rows["rule"][stale])), dump.backend[stale])
+    return Leftovers(adopted, int(np.count_nonzero(gone)))
 
 
 def _adoptable(
@@ -73,8 +90,8 @@ def _adoptable(
     """Rows that could be tracked at all: they set a mark, and their slot is one that nobody else has."""
     good = first_of_each(slots)
     good &= (slots < table.capacity) & (dump.rows["rule"]["action"] == Action.SET_MARK)
-    inside = good & (slots < len(table.rows))
-    good[inside] &= table.rows["state"][slots[inside]] == 0
+    inside = good & (slots < len(table.state))
+    good[inside] &= table.state[slots[inside]] == FlowState.FREE
     return good
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table as RichTable
 
+from .daemon_commands import JsonOption
+from .daemon_commands import app as daemon_commands
 from .errors import NfcoreError
+from .terminal import show
 from .version import __version__
 
 app = typer.Typer(
@@ -31,8 +33,6 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as marking.strategy=flow-id. Repeatable."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-DEFAULT_SOCKET = "/run/nfcore/nfcore.sock"
 
 
 def _show_version(wanted: bool) -> None:
@@ -63,6 +63,9 @@ def run(config: ConfigArgument, overrides: SetOption = None) -> None:
 
     Prints a line with "ready" on standard error once packets are taken. On the way out the program is detached, the
     rules are removed and the maps are gone, unless the configuration pins them.
+
+    With katran_accel.pin_dir the program is pinned there as balancer_ingress and the maps under their own names
+    (vip_map, ch_rings, reals, lru_0, hw_accel_mapping, …), so that any harness can time what is deployed.
 
     Examples:
 
@@ -137,40 +140,7 @@ def plugins(as_json: JsonOption = False) -> None:
     for row in rows:
         hooks = ", ".join(row["hooks"]) if row["error"] is None else f"cannot be loaded: {row['error']}"
         table.add_row(row["name"], row["version"], row["distribution"], row["source"], hooks)
-    _show(table)
-
-
-SocketOption = Annotated[Path | None, typer.Option("--socket", help=f"The daemon's socket (default {DEFAULT_SOCKET}).")]
-
-
-@app.command()
-def stats(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="Take the socket from this TOML.")] = None,
-    socket: SocketOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Print the running daemon's figures.
-
-    Examples:
-
-      nfcore stats
-
-      nfcore stats examples/demo.toml --json
-    """
-    from .control import request  # noqa: PLC0415
-
-    if socket is None:
-        socket = Path(_load(config, None)[0].nf.socket) if config else Path(DEFAULT_SOCKET)
-    figures = request(socket, "stats")
-    if as_json:
-        typer.echo(json.dumps(figures))
-        return
-    table = RichTable("figure", "labels", "value", "unit")
-    for metric in figures["metrics"]:
-        for sample in metric["samples"]:
-            labels = ", ".join(f"{key}={value}" for key, value in sample["labels"].items())
-            table.add_row(metric["name"], labels, f"{sample['value']:,}", metric["unit"])
-    _show(table)
+    show(table)
 
 
 @app.command()
@@ -198,7 +168,7 @@ def cleanup(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOp
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="Examine what this TOML names.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Examine what this TOML names.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say why nothing is forwarded, or would not be: each line is ok, or why not and what to do.
@@ -231,7 +201,7 @@ def doctor(
         table = RichTable("", "what", "found", "what to do")
         for finding in findings:
             table.add_row(str(finding.status), finding.what, finding.found, finding.advice)
-        _show(table)
+        show(table)
     raise typer.Exit(1 if faulty else 0)
 
 
@@ -277,17 +247,49 @@ def trace(
         cells = (result.vip, result.real, given.mark or None, packet.mark_allocated)
         shown = ["–" if cell is None else str(cell) for cell in cells]
         table.add_row(str(number), result.verdict, result.path, *shown, str(len(result.output)), result.why)
-    _show(table)
+    show(table)
 
 
-def _show(table: RichTable) -> None:
-    """Print a table: folded to a terminal's width, in full length elsewhere, and never cut."""
-    for column in table.columns:
-        column.overflow = "fold"
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=Console(width=10_000).measure(table).maximum)
-    console.print(table)
+@app.command()
+def bench(
+    parts: Annotated[
+        str, typer.Option(metavar="PART,…", help="What to measure, of: datapath, cores, live, control, rules.")
+    ] = "datapath,cores,live,control,rules",
+    quick: Annotated[bool, typer.Option("--quick", help="Below 3 minutes instead of 20.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Only see that everything works: the figures mean nothing.")
+    ] = False,
+    report: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the HTML page.")] = Path(
+        "nfcore-bench.html"
+    ),
+    nf: Annotated[
+        str | None, typer.Option(metavar="PLUGIN", help="The network function; default: the first that can be measured.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a packet, a flow, a rule and a start cost on this machine.
+
+    Needs no configuration and no NIC, and touches no interface: networks and daemons are its own, and gone at the end.
+    Prints tables, and writes a page with plots that needs nothing but a browser. Each figure that the project promises
+    stands beside what it should be; the exit status is 0 whether it is met or not. docs/benchmark.md has the method.
+
+    Examples:
+
+      nfcore bench --quick
+
+      nfcore bench --parts datapath,cores --json --report /tmp/datapath.html
+    """
+    from .bench.command import read_parts, run_bench  # noqa: PLC0415
+    from .bench.sizes import Sizes  # noqa: PLC0415
+    from .session import require_root  # noqa: PLC0415
+
+    chosen = read_parts(parts)
+    require_root("bench")
+    sizes = Sizes.smoke() if smoke else Sizes.quick() if quick else Sizes()
+    run_bench(chosen, sizes, nf, report, as_json=as_json)
+
+
+app.registered_commands += daemon_commands.registered_commands
 
 
 def _load(config: Path, overrides: list[str] | None) -> Any:

@@ -7,6 +7,7 @@ The core owns the tables `nf`, `interfaces`, `marking` and `offload`; every plug
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import math
 import os
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 NO_BACKEND = "none"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _T = TypeVar("_T", bound="Table")
 
 
@@ -72,6 +74,15 @@ def _socket_path(value: object) -> str:
     return str(value)
 
 
+def parse_network(value: object) -> Network:
+    """Read an address or a prefix; ValueError says how to write one."""
+    try:
+        return ipaddress.ip_network(value if isinstance(value, str) else "")
+    except ValueError as error:
+        hint = f" ({error})" if isinstance(value, str) and "host bits" in str(error) else ""
+        raise ValueError(f"should be an IPv4 or IPv6 address, or a prefix such as '198.18.10.0/24'{hint}") from None
+
+
 class NfTable(Table):
     """`[nf]`: the daemon."""
 
@@ -111,9 +122,25 @@ class OffloadTable(Table):
 
     min_packets: int = Field(default=8, ge=1, le=32_767)
     """Packets on the slow path before a flow is reported."""
+    min_rate: float = Field(default=0.0, ge=0.0)
+    """Packets a second between two reports, below which a flow gets no rule; 0 asks for none."""
+    exclude: list[Annotated[Network, BeforeValidator(parse_network), PlainSerializer(str)]] = Field(default=[])
+    """Prefixes whose flows, by either address, never get a rule."""
+    max_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of `max_rules` that the flows of one VIP may hold."""
+    inserts_per_second: float = Field(default=5_000.0, ge=0.0)
+    """Rules installed a second and device, on average; 0 sets no limit."""
+    insert_burst: int = Field(default=5_000, ge=1)
+    """Rules installed at once, after a quiet time."""
     max_rules: int = Field(default=60_000, ge=1, le=16_000_000)
+    waiting: int = Field(default=16_384, ge=1, le=1_000_000)
+    """Flows that wait for budget or room; beyond them the coldest are shed."""
+    remembered: int = Field(default=65_536, ge=20_000, le=16_000_000)
+    """Flows without a rule whose reason is remembered."""
     idle_timeout: Annotated[Duration, Field(ge=0.1)] = "30s"  # type: ignore[assignment]
-    """A rule whose counter stands still for so long is removed."""
+    """A rule whose counter stands still for so long is removed; sooner while the table is nearly full."""
+    counter_lag: Duration = "1s"  # type: ignore[assignment]
+    """By how much the NIC's counters may be late: never counts as idle time."""
     grace: Duration = "100ms"  # type: ignore[assignment]
     """Between the removal of a rule and of what its mark meant: packets are still on their way."""
     events: Literal["ringbuf", "perf"] = "ringbuf"
@@ -145,6 +172,8 @@ class Config:
     offload: OffloadTable
     sections: Mapping[str, Table] = field(default_factory=dict)
     """Plugin name → its table."""
+    overrides: Sequence[str] = ()
+    """``key.path=VALUE`` that were applied to the file."""
 
     def resolved(self) -> dict[str, Any]:
         """Give all that is in effect, defaults included, in the TOML's own form."""
@@ -286,7 +315,7 @@ def load_config(path: Path, host: PluginHost, overrides: Sequence[str] = ()) -> 
         _check_width(reader, host, marking, offload, sections)
     if reader.problems or nf is None or marking is None or offload is None:
         raise ConfigError(str(path), reader.problems)
-    return Config(str(path), nf, interfaces, marking, offload, sections)
+    return Config(str(path), nf, interfaces, marking, offload, sections, tuple(overrides))
 
 
 def _load_plugins(reader: _Reader, host: PluginHost) -> None:
@@ -391,12 +420,9 @@ def _check_strategy(reader: _Reader, host: PluginHost) -> None:
     wanted = marking.get("strategy") if isinstance(marking, dict) else None
     known = [info.name for _, infos in host.each("marking_strategies") for info in infos or ()]
     interfaces = reader.raw.get("interfaces", [])
-    backends = [
-        name
-        for interface in (interfaces if isinstance(interfaces, list) else ())
-        for name in (interface.get("offload") or () if isinstance(interface, dict) else ())
-        if name != NO_BACKEND
-    ]
+    tables = [table for table in interfaces if isinstance(table, dict)] if isinstance(interfaces, list) else []
+    lists = [table.get("offload") for table in tables]
+    backends = [name for names in lists if isinstance(names, list) for name in names if name != NO_BACKEND]
     if backends and not known and wanted is None:
         message = f'offload backend {backends[0]!r} sets marks that no strategy gives; add "marking" to nf.plugins'
         reader.problems.append(Problem("nf.plugins", message))

@@ -38,6 +38,12 @@ class NetworkFunction(Protocol):
     def targets(self) -> FlowBatch:
         """All targets in the configuration's order, a row each with nf and target set and the key zero."""
 
+    def groups(self, targets: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        """Give the group of each target, a small number: what shares of the NIC's table are granted to."""
+
+    def describe(self, target: int) -> Mapping[str, str]:
+        """Name a target for people, such as ``{"vip": "198.18.10.1:80/tcp", "real": "198.18.20.11"}``."""
+
     def fingerprint(self) -> bytes:
         """Whatever decides which number stands for what: equal in two runs, targets mean the same in both."""
 

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import queue
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from .control import ControlServer, refuse_second
 from .engine import READ_LIMIT, Engine
 from .errors import ConfigError, NfcoreError, Problem
 from .host import PluginHost
+from .links import LinkWatch
+from .orders import register_orders
+from .reload import reload
 from .session import find_devices, make_context, make_engine, set_up
 from .worker import DeviceWorker
 
@@ -30,12 +34,13 @@ pause doubles while nothing comes, so that an idle daemon costs next to nothing.
 STOP_PATIENCE = 10.0
 """Seconds that a worker has to remove its rules when the daemon stops."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""SIGHUP tells of a terminal that is gone; a daemon without one reads its configuration again instead."""
 Results = queue.SimpleQueue[Callable[[], None]]
 """What workers have finished, to be run on the event loop's thread."""
 
 
 def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> None:
-    """Run until SIGINT, SIGTERM or SIGHUP, then leave the machine as it was. HostError when something is in the way."""
+    """Run until SIGINT or SIGTERM, then leave the machine as it was. HostError when something is in the way."""
     if not config.interfaces:
         raise ConfigError(config.source, [Problem("interfaces", "there is none; add a table with name and chain")])
     context = make_context(config, host, find_devices(config))
@@ -44,6 +49,7 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
     with StopSwitch() as stop:
         try:
             with context.claims, set_up(context, host, stop.check), _engine(context, host, stop) as (engine, results):
+                register_orders(engine, host)
                 daemon = _Daemon(engine, results, ControlServer(socket, context.methods))
                 asyncio.run(daemon.run(stop, lambda: announce(_describe(context))))
         except StoppedError:
@@ -86,7 +92,8 @@ class StopSwitch:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.noted = True
+        # Nothing is read again that is only just being read.
+        self.noted |= number != signal.SIGHUP or sys.stderr.isatty()
 
 
 @contextmanager
@@ -95,7 +102,7 @@ def _engine(context: Context, host: PluginHost, stop: StopSwitch) -> Iterator[tu
     results: Results = queue.SimpleQueue()
     workers = {device.ifindex: DeviceWorker(device.name, results.put) for device in context.devices}
     engine = make_engine(context, host, workers)
-    with ExitStack() as leaving:
+    with ExitStack() as leaving, LinkWatch(workers) as engine.links:
         leaving.callback(_stop_workers, engine, workers)
         stop.check()
         engine.start()
@@ -127,6 +134,8 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, stop.set)
+        if not sys.stderr.isatty():
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             switch.check()  # what came until the loop had its handlers
             await self._server.open()
@@ -140,6 +149,12 @@ class _Daemon:
                 loop.remove_signal_handler(number)
             switch.resume()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def _reload(self) -> None:
+        try:
+            reload(self._engine, self._engine.host)
+        except NfcoreError as error:
+            log.error("the configuration stays as it was: %s", error)
 
     async def _pump(self, stop: asyncio.Event) -> None:
         nap = SHORTEST_NAP

@@ -25,7 +25,8 @@ from .metrics import MetricFamily
 from .rules import Capabilities, Device, Outcomes, RuleBatch
 
 if TYPE_CHECKING:
-    from .config import Section
+    from .bench import Workload
+    from .config import Config, Section
     from .context import Context, PacketTrace
 
 PROJECT = "nfcore"
@@ -101,6 +102,14 @@ class Hooks:
         """Get ready: create maps, open devices, register network functions. Nothing is attached yet."""
 
     @hookspec
+    def reconfigure(self, config: Config) -> NDArray[np.uint64] | None:
+        """Take over what `config` changes in the plugin's table; the targets of its NF that exist no more.
+
+        What is gone must have stopped steering by the time that this returns. ConfigError, before anything is
+        changed, when a change needs a restart.
+        """
+
+    @hookspec
     def teardown(self) -> None:
         """Give everything back that `setup` took; called also when a later `setup` failed."""
 
@@ -119,3 +128,7 @@ class Hooks:
     @hookspec(firstresult=True)
     def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:
         """Run one frame through the NF's loaded program; what it did and why."""
+
+    @hookspec
+    def benchmark(self) -> Workload | None:
+        """Give what `nfcore bench` is to measure of the plugin's NF: programs, worlds, bars (`nfcore.bench`)."""

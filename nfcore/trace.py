@@ -114,7 +114,9 @@ def trace(config: Config, host: PluginHost, packets: Iterable[TraceInput]) -> li
         raise HostError(
             f"{config.source}: trace follows one network function; here are: {', '.join(functions) or 'none'}"
         )
-    offload = config.offload.model_copy(update={"min_packets": 1})
+    # Rates, budgets and shares say nothing about frames that are given one by one.
+    unlimited = {"min_packets": 1, "min_rate": 0.0, "inserts_per_second": 0.0, "max_share": 1.0}
+    offload = config.offload.model_copy(update=unlimited)
     config = replace(config, offload=offload)
     host.register(NullBackend(), NULL_BACKEND)
     device = Device("trace", LOOPBACK, (NULL_BACKEND,))
@@ -131,7 +133,7 @@ def trace(config: Config, host: PluginHost, packets: Iterable[TraceInput]) -> li
                 result = host.call(functions[0], "trace_packet", nf=1, frame=packet.frame, mark=packet.mark)
                 engine.poll()
                 fresh = set(engine.table.slots_in(FlowState.INSTALLED).tolist()) - before
-                marks = [int(engine.table.rows["mark"][slot]) for slot in fresh]
+                marks = [int(engine.table.mark[slot]) for slot in fresh]
                 traced.append(TracedPacket(result, marks[0] if marks else None))
             return traced
     finally:

@@ -54,6 +54,8 @@ class Backends:
     def __init__(self, device: Device, host: PluginHost) -> None:
         self.device = device
         self._host = host
+        # Replaced as a whole, since the worker writes it and the engine reads it.
+        self._refused: frozenset[tuple[str, int, int]] = frozenset()
 
     def probe(self) -> dict[str, Capabilities]:
         """Ask each backend what it can do here; those that do not tell are taken at their word and left out."""
@@ -70,19 +72,54 @@ class Backends:
         self.device = replace(self.device, backends=left)
 
     def install(self, rules: RuleBatch) -> InstallResult:
-        """Install rules; every row gets the outcome of the last backend asked."""
+        """Install rules; a row that no backend took gets the most hopeful outcome: FULL, FAILED, UNSUPPORTED.
+
+        What a backend calls UNSUPPORTED it is not asked for again: rules of that family and protocol.
+        """
         result = InstallResult(
             np.full(len(rules), Outcome.UNSUPPORTED, dtype=np.uint8), np.zeros(len(rules), dtype=np.uint8), []
         )
         left = np.arange(len(rules))
         for number, backend in enumerate(self.device.backends):
-            outcomes = self._ask(backend, "install_offload", RuleBatch(rules.rows[left]))
-            result.status[left], result.backend[left] = outcomes.status, number
+            willing = ~self._refuses(backend, rules.rows["family"][left], rules.rows["key"]["proto"][left])
+            asked = left[willing]
+            if not len(asked):
+                continue
+            few = rules if len(asked) == len(rules) else RuleBatch(rules.rows[asked])
+            outcomes = self._ask(backend, "install_offload", few)
+            self._learn(backend, rules.rows[asked[outcomes.status == Outcome.UNSUPPORTED]])
+            better = np.isin(outcomes.status, (Outcome.INSTALLED, Outcome.FULL))
+            better |= (outcomes.status != Outcome.UNSUPPORTED) & (result.status[asked] == Outcome.UNSUPPORTED)
+            result.status[asked[better]] = outcomes.status[better]
+            result.backend[asked] = number
             result.words = list(dict.fromkeys([*result.words, *outcomes.words.values()]))
-            left = left[outcomes.status != Outcome.INSTALLED]
+            left = left[result.status[left] != Outcome.INSTALLED]
             if not len(left):
                 break
         return result
+
+    def unsupported(self, families: NDArray[Any], protocols: NDArray[Any]) -> NDArray[np.bool_]:
+        """Rows of a family (4, 6) and IP protocol that every backend has refused to support."""
+        refused = np.ones(len(families), dtype=bool)
+        for backend in self.device.backends:
+            refused &= self._refuses(backend, families, protocols)
+        return refused
+
+    def forget_unsupported(self) -> None:
+        """Ask again for everything."""
+        self._refused = frozenset()
+
+    def _refuses(self, backend: str, families: NDArray[Any], protocols: NDArray[Any]) -> NDArray[np.bool_]:
+        refused = np.zeros(len(families), dtype=bool)
+        for name, family, protocol in self._refused:
+            if name == backend:
+                refused |= (families == family) & (protocols == protocol)
+        return refused
+
+    def _learn(self, backend: str, rows: NDArray[np.void]) -> None:
+        if len(rows):
+            shapes = set(zip(rows["family"].tolist(), rows["key"]["proto"].tolist(), strict=True))
+            self._refused |= {(backend, *shape) for shape in shapes}
 
     def remove(self, rules: RuleBatch, backend: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Remove rules, each from the backend (by index) that holds it; which are gone now."""

@@ -40,7 +40,7 @@ class FlowId:
 
 
 class DestId:
-    """One mark per (nf, target), numbered in the order in which targets appear, kept while the daemon runs."""
+    """One mark per (nf, target), numbered in the order in which targets appear, kept until the target is gone."""
 
     def __init__(self, marks: MarkAllocator) -> None:
         self._marks = marks
@@ -48,15 +48,28 @@ class DestId:
 
     def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
         """Give each row the mark of its target, 0 when no mark is left for a new one."""
-        pairs = list(zip(batch.rows["nf"].tolist(), batch.rows["target"].tolist(), strict=True))
-        unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-        if unknown:
-            fresh = self._marks.take(len(unknown)).tolist()
-            self._known.update(zip(unknown, fresh, strict=False))
-        return np.array([self._known.get(pair, 0) for pair in pairs], dtype=np.uint32)
+        given = np.zeros(len(batch), dtype=np.uint32)
+        for number in np.unique(batch.rows["nf"]).tolist():
+            mine = batch.rows["nf"] == number
+            targets, first, inverse = np.unique(batch.rows["target"][mine], return_index=True, return_inverse=True)
+            # In the order of their appearance: what the first run numbered so, the next numbers alike.
+            for position in np.argsort(first).tolist():
+                self._learn((number, int(targets[position])))
+            marks = [self._known.get((number, target), 0) for target in targets.tolist()]
+            given[mine] = np.array(marks, dtype=np.uint32)[inverse]
+        return given
+
+    def _learn(self, pair: tuple[int, int]) -> None:
+        if pair not in self._known:
+            mark = self._marks.take(1)
+            if len(mark):
+                self._known[pair] = int(mark[0])
 
     def release(self, marks: NDArray[np.uint32]) -> None:
-        """Keep them: other flows to the same target go on using them."""
+        """Put the marks of targets that are gone into quarantine."""
+        ended = set(marks.tolist())
+        self._known = {pair: mark for pair, mark in self._known.items() if mark not in ended}
+        self._marks.release(marks)
 
 
 class MarkingPlugin:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nfcore.config import Section, format_duration, load_config, parse_duration, read_toml, write_toml
@@ -331,7 +331,7 @@ KEYS = st.sampled_from([
     "nf", "plugins", "socket", "interfaces", "name", "chain", "offload", "xdp_mode", "marking",
     "strategy", "width", "carrier", "quarantine", "idle_timeout", "max_rules", "katran_accel", "vips",
     "address", "port", "protocol", "reals", "weight", "flags", "forwarding_cpus", "gateway_mac",
-    "softnic", "pins", "odd", "stats",
+    "softnic", "pins", "odd", "stats", "exclude", "max_share", "counter_lag",
 ])
 # fmt: on
 LEAVES = st.one_of(
@@ -365,6 +365,7 @@ DOCUMENTS = st.fixed_dictionaries(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
 @given(document=DOCUMENTS)
+@example(document={"nf": {"plugins": ["katran_accel"]}, "interfaces": [{"offload": 1}]})
 def test_no_document_raises_anything_else(
     document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

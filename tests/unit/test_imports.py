@@ -106,8 +106,8 @@ def test_every_source_names_its_licence() -> None:
 
 
 def folders() -> list[Path]:
-    fixed = ("", "nfcore", "nfcore/kernel", "plugins", "bpf", "bpf/carriers", "tests", "tests/unit", "tests/kernel")
-    return [ROOT / folder for folder in (*fixed, "examples", "demo", "docs")] + [
+    fixed = ("", "nfcore", "nfcore/kernel", "nfcore/bench", "plugins", "bpf", "bpf/carriers", "bpf/bench", "tests")
+    return [ROOT / folder for folder in (*fixed, "tests/unit", "tests/kernel", "examples", "demo", "docs")] + [
         PLUGINS / name for name in plugin_names()
     ]
 

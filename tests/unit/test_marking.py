@@ -71,7 +71,7 @@ def test_flow_id_puts_released_marks_to_rest(host: PluginHost, config: Config) -
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2**64 - 1)), max_size=12), max_size=5))
-def test_dest_id_is_one_mark_per_target_for_ever(batches: list[list[tuple[int, int]]]) -> None:
+def test_dest_id_is_one_mark_per_target(batches: list[list[tuple[int, int]]]) -> None:
     strategy = DestId(MarkAllocator(10, 0.0))
     known: dict[tuple[int, int], int] = {}
     for pairs in batches:
@@ -80,8 +80,16 @@ def test_dest_id_is_one_mark_per_target_for_ever(batches: list[list[tuple[int, i
         marks = strategy.allocate(flows).tolist()
         for pair, mark in zip(pairs, marks, strict=True):
             assert mark == known.setdefault(pair, mark)
-        strategy.release(np.array(marks, dtype=np.uint32))
     assert sorted(known.values()) == list(range(1, len(known) + 1))
+
+
+def test_dest_id_gives_a_target_that_comes_back_another_mark() -> None:
+    marks = MarkAllocator(4, 5.0, lambda: 0.0)
+    strategy = DestId(marks)
+    strategy.allocate(batch([7, 8]))
+    strategy.release(np.array([1], dtype=np.uint32))
+    assert marks.state[1] == MarkState.QUARANTINED
+    assert strategy.allocate(batch([8, 7])).tolist() == [2, 3]
 
 
 def test_dest_id_without_marks_left(host: PluginHost, config: Config) -> None:

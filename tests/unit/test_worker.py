@@ -125,7 +125,7 @@ WRONG = [OSError("gone"), None, 1, Outcomes.all(Outcome.INSTALLED, 3), Outcomes(
 def test_a_broken_backend_has_failed_and_the_next_is_asked(answer: object) -> None:
     device, host = backends(broken=Answers(answer), next=Picky({1}))
     result = device.install(rules(1, 2))
-    assert result.status.tolist() == [Outcome.INSTALLED, Outcome.UNSUPPORTED]
+    assert result.status.tolist() == [Outcome.INSTALLED, Outcome.FAILED]
     assert result.backend.tolist() == [1, 1]
     assert host.errors == {("broken", "install_offload"): 1}
     assert not device.remove(rules(1, 2), np.zeros(2, dtype=np.uint8)).any()

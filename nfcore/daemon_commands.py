@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that ask the running daemon, or tell it something: they need its socket and nothing else."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table as RichTable
+
+from .terminal import show
+
+DEFAULT_SOCKET = "/run/nfcore/nfcore.sock"
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="CONFIG", help="Take the socket from this TOML.")
+]
+OptionalConfig = Annotated[
+    Path | None, typer.Argument(metavar="CONFIG", help="Take the socket from this TOML.", show_default=False)
+]
+SocketOption = Annotated[Path | None, typer.Option("--socket", help=f"The daemon's socket (default {DEFAULT_SOCKET}).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+app = typer.Typer()
+
+
+class SortKey(StrEnum):
+    """Columns of the flow table that it can be sorted by."""
+
+    RATE = "rate"
+    PACKETS = "packets"
+    BYTES = "bytes"
+    AGE = "age"
+    MARK = "mark"
+
+
+class StateName(StrEnum):
+    """States of a flow's rule that can be asked for."""
+
+    INSTALLED = "installed"
+    PENDING = "pending"
+    WAITING = "waiting"
+    DRAINING = "draining"
+    REFUSED = "refused"
+
+
+class Switch(StrEnum):
+    """What to do with offloading."""
+
+    ON = "on"
+    OFF = "off"
+
+
+def _ask(config: Path | None, socket: Path | None, method: str, **parameters: Any) -> Any:
+    from .control import request  # noqa: PLC0415 - `--help` must not load asyncio and numpy
+
+    if socket is None:
+        socket = Path(_socket_of(config)) if config else Path(DEFAULT_SOCKET)
+    return request(socket, method, timeout=30.0, **parameters)
+
+
+def _socket_of(config: Path) -> str:
+    from .config import load_config  # noqa: PLC0415
+    from .host import PluginHost  # noqa: PLC0415
+
+    return load_config(config, PluginHost()).nf.socket
+
+
+@app.command()
+def stats(config: OptionalConfig = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
+    """Print the running daemon's figures.
+
+    Examples:
+
+      nfcore stats
+
+      nfcore stats examples/demo.toml --json
+    """
+    figures = _ask(config, socket, "stats")
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    table = RichTable("figure", "labels", "value", "unit")
+    for metric in figures["metrics"]:
+        for sample in metric["samples"]:
+            labels = ", ".join(f"{key}={value}" for key, value in sample["labels"].items())
+            table.add_row(metric["name"], labels, f"{sample['value']:,}", metric["unit"])
+    show(table)
+
+
+@app.command()
+def flows(
+    config: OptionalConfig = None,
+    state: Annotated[
+        list[StateName] | None,
+        typer.Option(help="State of the flow's rule. Repeatable; default: all.", show_default=False),
+    ] = None,
+    match: Annotated[
+        str, typer.Option(help="Part of a flow, VIP, real or reason, such as 198.18.1.2 or nic_full.")
+    ] = "",
+    sort: Annotated[SortKey, typer.Option(help="The largest first; age: the oldest.")] = SortKey.RATE,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many to list.")] = 50,
+    socket: SocketOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the flows that the daemon knows: which are in hardware, how hot they are, and why the others are not.
+
+    Examples:
+
+      nfcore flows lb.toml --state installed --sort packets
+
+      nfcore flows lb.toml --match 198.18.20.11 --json
+    """
+    states = [str(each) for each in state or ()]
+    answer = _ask(config, socket, "flows", states=states, match=match, sort=str(sort), limit=limit)
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    table = RichTable("flow", "state", "why", "real", "mark", "packets/s", "packets", "since")
+    for row in answer["flows"]:
+        known = [row["flow"], row["state"], row["reason"] or "", row.get("real", ""), row["mark"] or "–"]
+        figures = [f"{row['rate']:,.1f}", f"{row['packets']:,}", f"{row['since_seconds']:,.1f} s"]
+        table.add_row(*map(str, known), *figures)
+    show(table)
+    counts = ", ".join(f"{number:,} {name}" for name, number in answer["states"].items())
+    typer.echo(f"{len(answer['flows']):,} of {answer['matching']:,} matching flows; in all {counts}")
+    if not answer["offload"]:
+        typer.echo("offloading is switched off: nfcore offload on")
+
+
+@app.command()
+def explain(
+    flow: Annotated[str, typer.Argument(metavar="FLOW", help="As 198.18.1.2:40000 > 198.18.10.1:80/tcp, in quotes.")],
+    config: ConfigOption = None,
+    socket: SocketOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether a flow is in hardware, why or why not, since when, by which mark, and how hot it is.
+
+    Examples:
+
+      nfcore explain "198.18.1.2:40000 > 198.18.10.1:80/tcp"
+
+      nfcore explain "[2001:db8::2]:40000 > [2001:db8:10::1]:80/tcp" --config lb.toml --json
+    """
+    answer = _ask(config, socket, "explain", flow=_checked(flow))
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    typer.echo(f"{answer['flow']}: {'in hardware' if answer['in_hardware'] else 'not in hardware'}")
+    if answer["why"]:
+        typer.echo(f"  {answer['why']}")
+    for row in answer["found"]:
+        for line in _lines(row):
+            typer.echo(f"  {line}")
+
+
+def _checked(flow: str) -> str:
+    from .errors import ConfigError, Problem  # noqa: PLC0415
+    from .flows import FlowMatch  # noqa: PLC0415
+
+    try:
+        return str(FlowMatch.parse(flow))
+    except ValueError as error:
+        raise ConfigError("FLOW", [Problem("", str(error))]) from None
+
+
+def _lines(row: dict[str, Any]) -> list[str]:
+    """Say what is known of one flow, a sentence a line."""
+    target = " → ".join(str(row[key]) for key in ("vip", "real") if row.get(key))
+    lines = [row["why"], f"{row['state']} for {row['since_seconds']:,.1f} s on {row['interface']}"]
+    if target:
+        lines.append(f"{row['nf']}: {target}")
+    if row["mark"]:
+        lines.append(f"mark {row['mark']}" + (f", set by {row['backend']}" if row["backend"] else ""))
+    if row["in_hardware"]:
+        lines.append(f"the NIC counted {row['packets']:,} packets, {row['bytes']:,} bytes")
+    heat = f"{row['rate']:,.1f} packets/s" if row["rate"] else "rate not known yet"
+    reported = "of an earlier run" if row["cpu"] is None else f"reported by CPU {row['cpu']}"
+    lines.append(f"{heat}; last seen {row['seen_seconds']:,.1f} s ago; {reported}")
+    return lines
+
+
+@app.command()
+def offload(
+    switch: Annotated[Switch, typer.Argument(help="off: take every rule out of the NIC and install no more.")],
+    config: ConfigOption = None,
+    socket: SocketOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Switch offloading off or on, at once: the kill switch.
+
+    Off: every flow goes back to the slow path with the real that it has, and stays there, also after a restart of
+    the daemon, until it is switched on. Balancing goes on meanwhile.
+
+    Example: nfcore offload off --config lb.toml
+    """
+    answer = _ask(config, socket, "offload", on=switch is Switch.ON)
+    if as_json:
+        typer.echo(json.dumps(answer))
+    elif answer["on"]:
+        typer.echo("offloading is on: flows get rules as they are reported")
+    else:
+        typer.echo(f"offloading is off: {answer['rules_removed']:,} flows go back to the slow path")
+
+
+@app.command()
+def reload(config: OptionalConfig = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
+    """Let the daemon read its TOML again: VIPs, reals, weights and most of [offload] change without a restart.
+
+    A real that is no longer named gets no packet any more when this returns; connections of the others stay.
+    What is wrong, or takes a restart, is named, and everything stays as it was. SIGHUP does the same.
+
+    Example: nfcore reload lb.toml
+    """
+    answer = _ask(config, socket, "reload")
+    if as_json:
+        typer.echo(json.dumps(answer))
+    elif answer["changed"]:
+        ended = answer["flows_ended"]
+        typer.echo(f"changed: {', '.join(answer['changed'])}; {ended:,} accelerated flows ended")
+    else:
+        typer.echo("nothing has changed")

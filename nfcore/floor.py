@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the engine's three stages share: the flow table, the devices, the marks, the books and the clock.
+
+intake ──► dispatch ──► retirement
+reports    waiting      installed ─► drained ─► forgotten
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import OffloadTable
+from .context import Context
+from .flows import FlowBatch
+from .flowtable import FlowState, FlowTable
+from .host import PluginHost
+from .ledger import Ledger
+from .markdesk import MarkDesk
+from .port import Port
+from .reasons import Reason
+from .rules import RULE_ROW, Action, RuleBatch, make_cookies
+
+IN_HARDWARE = (FlowState.PENDING, FlowState.INSTALLED, FlowState.DRAINING)
+"""States that take a place in the NIC."""
+ACTIVE = (*IN_HARDWARE, FlowState.WAITING)
+"""States in which a flow has a mark."""
+FEW_WAITING = 16
+"""Flows that may wait however tight marks are."""
+
+
+@dataclass
+class Floor:
+    """The engine's common ground. Everything on it is touched by one thread only."""
+
+    context: Context
+    host: PluginHost
+    clock: Callable[[], float]
+    table: FlowTable
+    ledger: Ledger
+    marks: MarkDesk
+    ports: Mapping[int, Port] = field(default_factory=dict)
+    """By ifindex."""
+    switched_on: bool = True
+    """False: no flow gets a rule (`nfcore offload off`)."""
+
+    @property
+    def offload(self) -> OffloadTable:
+        """The TOML's `[offload]` as it is in effect."""
+        return self.context.config.offload
+
+    @property
+    def places(self) -> int:
+        """How many more rules `max_rules` allows."""
+        return self.offload.max_rules - self.table.count(*IN_HARDWARE)
+
+    @property
+    def most_waiting(self) -> int:
+        """How many flows may wait for a rule. Where each has a mark of its own, some marks must be left for others."""
+        if self.marks.of_targets:
+            return self.offload.waiting
+        return min(self.offload.waiting, max(FEW_WAITING, (self.context.marks.size - self.offload.max_rules) // 4))
+
+    def rules(self, slots: NDArray[np.int64]) -> RuleBatch:
+        """Describe the rules of tracked flows."""
+        rows = np.zeros(len(slots), dtype=RULE_ROW)
+        flows = self.table.batch(slots).rows
+        rows["key"], rows["family"] = flows["key"], flows["family"]
+        rows["action"], rows["mark"] = Action.SET_MARK, self.table.mark[slots]
+        rows["cookie"] = make_cookies(slots, self.table.generation[slots])
+        return RuleBatch(rows)
+
+    def by_port(self, slots: NDArray[np.int64]) -> list[tuple[Port, NDArray[np.int64]]]:
+        """Sort tracked flows by their device."""
+        if len(self.ports) == 1:
+            (port,) = self.ports.values()
+            return [(port, slots)] if len(slots) else []
+        of = self.table.flow["ifindex"][slots]
+        return [(self.ports[index], slots[of == index]) for index in np.unique(of).tolist() if index in self.ports]
+
+    def settle(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
+        """End flows that have no rule: what their marks mean and the marks go; the reason is remembered."""
+        if not len(slots):
+            return
+        marks, numbers = self.table.mark[slots], self.table.flow["nf"][slots]
+        for number in np.unique(numbers).tolist():
+            mine = marks[numbers == number]
+            self.marks.undo(number, mine[mine != 0])
+        self.table.mark[slots] = 0
+        self.table.attempts[slots] = 0
+        self.table.reason[slots] = reason
+        self.table.move(slots, FlowState.REFUSED, self.clock())
+
+    def restore(self, flows: FlowBatch) -> NDArray[np.bool_]:
+        """Let the slow path know flows as the marks had them; whether it does, per row."""
+        known = np.ones(len(flows), dtype=bool)
+        for nf in self.context.nfs:
+            mine = flows.rows["nf"] == nf.number
+            if mine.any():
+                known[mine], _ = self.host.attempt(nf.name, "restore_flows", batch=flows[mine])
+        return known

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which flows are known, and why a flow is in hardware or is not: for `nfcore flows` and `nfcore explain`.
+
+Objects are JSON values. Times are seconds, rates packets a second.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .context import Context
+from .errors import ConfigError, Problem
+from .floor import Floor
+from .flows import ANY_CPU, FlowBatch, FlowMatch
+from .flowtable import FlowState
+from .reasons import Reason, reason_sentence, reason_word
+
+MOST_FLOWS = 10_000
+"""In one answer."""
+SORT_KEYS = {"rate": "rate", "packets": "packets", "bytes": "bytes", "age": "since", "mark": "mark"}
+_SHOWN = (FlowState.INSTALLED, FlowState.PENDING, FlowState.WAITING, FlowState.DRAINING, FlowState.REFUSED)
+
+
+def list_flows(
+    floor: Floor,
+    *,
+    states: list[str] | None = None,
+    match: str = "",
+    sort: str = "rate",
+    limit: int = 50,
+) -> dict[str, Any]:
+    """List flows, the first by `sort`; `match` is part of the text of a flow, VIP, real or reason.
+
+    ConfigError names what is wrong with a parameter.
+    """
+    if sort not in SORT_KEYS:
+        raise ConfigError("flows", [Problem("sort", f"is {sort!r}; should be one of {', '.join(SORT_KEYS)}")])
+    slots = floor.table.slots_in(*_wanted(states))
+    column: NDArray[Any] = getattr(floor.table, SORT_KEYS[sort])[slots]
+    order = np.argsort(column, kind="stable")
+    slots = slots[order if sort == "age" else order[::-1]]
+    limit = max(0, min(limit, MOST_FLOWS))
+    found: list[dict[str, Any]] = []
+    total = len(slots) if not match else 0
+    for slot in slots.tolist() if match else slots[:limit].tolist():
+        row = _row(floor, slot)
+        if not match:
+            found.append(row)
+        elif match in " ".join(str(value) for value in row.values()):
+            total += 1
+            if len(found) < limit:
+                found.append(row)
+    counts = {state.name.lower(): floor.table.count(state) for state in _SHOWN}
+    return {"flows": found, "matching": total, "states": counts, "offload": floor.switched_on}
+
+
+def _wanted(states: list[str] | None) -> list[FlowState]:
+    known = {state.name.lower(): state for state in _SHOWN}
+    wrong = [state for state in states or () if state not in known]
+    if wrong:
+        raise ConfigError("flows", [Problem("state", f"is {wrong[0]!r}; should be one of {', '.join(known)}")])
+    return [known[state] for state in states] if states else list(_SHOWN)
+
+
+def explain(floor: Floor, text: str) -> dict[str, Any]:
+    """Say all that is known of one flow, written as by :class:`FlowMatch`. ConfigError when it is no flow."""
+    try:
+        match = FlowMatch.parse(text)
+    except ValueError as error:
+        raise ConfigError("explain", [Problem("", str(error))]) from None
+    slots = _slots_of(floor, match)
+    rows = [_row(floor, slot) | {"why": _why(floor, slot)} for slot in slots]
+    words = "" if rows else _unknown(floor)
+    return {"flow": str(match), "in_hardware": any(row["in_hardware"] for row in rows), "found": rows, "why": words}
+
+
+def _slots_of(floor: Floor, match: FlowMatch) -> list[int]:
+    """Places of a 5-tuple, of every device and network function that knows it."""
+    pairs = [(nf.number, device.ifindex) for nf in floor.context.nfs for device in floor.context.devices]
+    batch = FlowBatch.empty(len(pairs))
+    batch.rows["key"], batch.rows["family"] = match.to_key(), match.family
+    for row, (number, ifindex) in zip(batch.rows, pairs, strict=True):
+        row["nf"], row["ifindex"] = number, ifindex
+    slots = floor.table.find(batch)
+    return [int(slot) for slot in slots if slot >= 0]
+
+
+def _row(floor: Floor, slot: int) -> dict[str, Any]:
+    table, now = floor.table, floor.clock()
+    flow = table.flow[slot]
+    state, port = FlowState(int(table.state[slot])), floor.ports.get(int(flow["ifindex"]))
+    installed = state in (FlowState.INSTALLED, FlowState.DRAINING)
+    backends = port.backends.device.backends if port else ()
+    number, reason = int(table.backend[slot]), int(table.reason[slot])
+    cpu = int(flow["cpu"])
+    return {
+        "flow": str(FlowMatch.from_key(flow["key"], int(flow["family"]))),
+        "state": state.name.lower(),
+        "in_hardware": installed,
+        "reason": reason_word(reason) if reason else None,
+        "since_seconds": round(now - float(table.since[slot]), 3),
+        "seen_seconds": round(now - float(table.seen[slot]), 3),
+        "rate": round(float(table.rate[slot]), 1),
+        "packets": int(table.packets[slot]) if installed else 0,
+        "bytes": int(table.bytes[slot]) if installed else 0,
+        "packets_when_reported": int(flow["packets"]),
+        "mark": int(table.mark[slot]) or None,
+        "backend": backends[number] if installed and number < len(backends) else None,
+        "interface": port.name if port else None,
+        "cpu": None if cpu == ANY_CPU else cpu,
+        **_target(floor.context, int(flow["nf"]), int(flow["target"])),
+    }
+
+
+def _target(context: Context, nf_number: int, target: int) -> dict[str, Any]:
+    nf = context.nfs[nf_number - 1]
+    return {"nf": nf.name, **nf.describe(target)}
+
+
+def _why(floor: Floor, slot: int) -> str:
+    table = floor.table
+    state, reason = FlowState(int(table.state[slot])), int(table.reason[slot])
+    if state is FlowState.INSTALLED:
+        return "the NIC marks its packets" if not reason else f"its rule is about to go: {reason_sentence(reason)}"
+    if state is FlowState.PENDING:
+        return "its rule is on its way to the NIC"
+    if state is FlowState.DRAINING:
+        return f"its rule is being removed: {reason_sentence(reason)}"
+    if state is FlowState.WAITING:
+        return f"it waits for a rule: {reason_sentence(reason)}" if reason else "it waits for a rule"
+    return f"it has no rule: {reason_sentence(reason)}"
+
+
+def _unknown(floor: Floor) -> str:
+    if not floor.switched_on:
+        return reason_sentence(Reason.SWITCHED_OFF)
+    return (
+        f"the datapath has not reported it: a flow is reported after [offload] min_packets = "
+        f"{floor.offload.min_packets} packets on one CPU, none of them SYN, FIN or RST; "
+        "or its report was lost, or it was forgotten since"
+    )

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of rules: counters that stand still, places that hotter flows deserve, targets that are gone.
+
+    restore_flows ─► rule removed ─► grace ─► entry retired ─► mark in quarantine
+
+What the NIC holds is compared with what it should hold each time that the counters are read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .context import NetworkFunction
+from .floor import ACTIVE, IN_HARDWARE, Floor
+from .flows import FLOW_KEY
+from .flowtable import FlowState
+from .heat import patience, replaceable, waiting_rates
+from .port import Port
+from .reasons import Reason
+from .rules import RuleBatch, split_cookies
+from .worker import Dump
+
+log = logging.getLogger(__name__)
+SHORTEST_POLL, LONGEST_POLL = 0.1, 5.0
+"""Seconds between two readings of the counters."""
+DOOMED = (Reason.TARGET_GONE, Reason.MOVED, Reason.SWITCHED_OFF)
+"""Ends that are pursued until the rule is gone. Said of a flow whose rule is on its way, they wait for it."""
+UNRESTORABLE = (Reason.TARGET_GONE, Reason.MOVED)
+"""Ends after which the slow path knows better than the mark where the flow goes."""
+
+
+def _keys(rows: NDArray[np.void]) -> NDArray[np.uint8]:
+    """Give the bytes of the flow keys that flows, as well as rules with counters, begin with."""
+    raw = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
+    return raw[:, : FLOW_KEY.itemsize]
+
+
+class Retirement:
+    """Ends rules, and finds those that have to end."""
+
+    def __init__(self, floor: Floor) -> None:
+        self._floor = floor
+        self._graces: deque[tuple[float, NDArray[np.int64]]] = deque()
+        self._mark_graces: deque[tuple[float, dict[int, NDArray[np.uint32]]]] = deque()
+
+    def run(self) -> None:
+        """Do what time asks for: grace periods that have passed, counters to read."""
+        now = self._floor.clock()
+        while self._graces and self._graces[0][0] <= now:
+            slots = self._graces.popleft()[1]
+            self._floor.settle(slots, self._floor.table.reason[slots])
+        while self._mark_graces and self._mark_graces[0][0] <= now:
+            self._floor.marks.end(self._mark_graces.popleft()[1])
+        if not self._mark_graces and self._floor.marks.ending:
+            self._begin_mark_graces(now)
+        for port in self._floor.ports.values():
+            if now >= port.next_poll:
+                self._poll(port, now)
+
+    def _begin_mark_graces(self, now: float) -> None:
+        table = self._floor.table
+        unused = self._floor.marks.unused(table.mark[table.slots_in(*ACTIVE)])
+        if unused:
+            self._mark_graces.append((now + self._floor.offload.grace, unused))
+
+    # Counters
+
+    def _poll(self, port: Port, now: float) -> None:
+        port.next_poll = now + min(max(self._patience(port) / 4, SHORTEST_POLL), LONGEST_POLL)
+        if port.polling or not port.accelerated:
+            return
+        self._end_again(port)
+
+        def done(result: Dump | Exception) -> None:
+            port.polling = False
+            if isinstance(result, Exception):
+                self._floor.ledger.say_once(f"counters of {port.name} cannot be read: {result}")
+            else:
+                self.counted(port, result, now)
+
+        # The answer may come before `submit` returns.
+        port.polling = True
+        if not port.worker.submit(port.backends.dump, done):
+            port.polling = False
+
+    def _patience(self, port: Port) -> float:
+        held = self._floor.table.count(*IN_HARDWARE)
+        room = held if port.full else self._floor.offload.max_rules
+        return patience(self._floor.offload.idle_timeout, held, room)
+
+    def counted(self, port: Port, dump: Dump, asked: float) -> None:
+        """Compare the flow table with what the NIC holds. `asked`: since when the dump may have been read."""
+        floor, table, now = self._floor, self._floor.table, self._floor.clock()
+        ours, slots, _ = split_cookies(dump.rows["rule"]["cookie"])
+        known = self._accounted_for(port, dump)
+        self._remove_orphans(port, dump, ours & ~known)
+        known[known] &= table.state[slots[known]] == FlowState.INSTALLED
+        slots = slots[known]
+        self._note(port, slots, dump.rows[known], asked)
+        held = table.slots_in(FlowState.INSTALLED)
+        held = held[(table.flow["ifindex"][held] == port.ifindex) & np.isin(table.backend[held], dump.answered)]
+        there = np.zeros(len(table.state), dtype=bool)
+        there[slots] = True
+        self._vanished(port, held[~there[held]], now)
+        held = held[there[held]]
+        held = held[~np.isin(table.reason[held], DOOMED)]
+        # All that the NIC had counted `counter_lag` before the dump shows in it; the dump itself may be old by now.
+        silence = asked - table.seen[held] - floor.offload.counter_lag
+        idle = silence >= self._patience(port)
+        self.end(held[idle], Reason.IDLE)
+        self._replace(port, held[~idle], now)
+        port.counted = asked
+
+    def _accounted_for(self, port: Port, dump: Dump) -> NDArray[np.bool_]:
+        """Rules of ours that belong to flows which are on their way to the NIC, in it, or on their way out."""
+        table = self._floor.table
+        known, slots, generations = split_cookies(dump.rows["rule"]["cookie"])
+        known &= slots < len(table.state)
+        known[known] &= table.generation[slots[known]] == generations[known]
+        known[known] &= table.flow["ifindex"][slots[known]] == port.ifindex
+        # The cookies of a run before this, which found the NIC deaf at its start, may be the same.
+        known[known] &= table.mark[slots[known]] == dump.rows["rule"]["mark"][known]
+        known[known] &= (_keys(dump.rows)[known] == _keys(table.batch(slots[known]).rows)).all(axis=1)
+        state, backend = table.state[slots[known]], table.backend[slots[known]]
+        # Which backend takes a rule that is on its way is not known yet.
+        in_place = np.isin(state, (FlowState.INSTALLED, FlowState.DRAINING)) & (backend == dump.backend[known])
+        known[known] &= in_place | (state == FlowState.PENDING)
+        return known
+
+    def _note(self, port: Port, slots: NDArray[np.int64], rows: NDArray[np.void], asked: float) -> None:
+        """Keep the counters, and how fast they grow."""
+        table = self._floor.table
+        before = table.packets[slots]
+        packets = rows["packets"]
+        # A counter that is less than it was is another rule's, or began anew: what it shows is what is new.
+        grown = np.where(packets >= before, packets - before, packets).astype(np.float64)
+        interval = max(asked - port.counted, SHORTEST_POLL)
+        rates = grown / interval
+        # Two dumps tell a rate when the counter had begun to move by the first. Until then the slow path's stands.
+        settled = port.counted - table.since[slots] - self._floor.offload.counter_lag
+        average = np.where(settled < interval, rates, (table.rate[slots] + rates) / 2)
+        table.rate[slots] = np.where(settled >= 0, average, table.rate[slots])
+        table.seen[slots[packets != before]] = self._floor.clock()
+        table.packets[slots], table.bytes[slots] = packets, rows["bytes"]
+
+    def _vanished(self, port: Port, slots: NDArray[np.int64], now: float) -> None:
+        """Let flows wait again whose rules the NIC no longer has though nobody here removed them."""
+        floor = self._floor
+        port.freed(len(slots))
+        doomed = np.isin(floor.table.reason[slots], DOOMED)
+        floor.table.move(slots[doomed], FlowState.DRAINING, now)
+        self._gone(slots[doomed], now)
+        slots = slots[~doomed]
+        if not len(slots):
+            return
+        floor.ledger.counts["vanished"] += len(slots)
+        if port.refill_began is None:
+            port.refill_began = now
+            log.warning("%s: %d rules are gone without our doing; putting them back", port.name, len(slots))
+        # Their packets are on the slow path already, which must send them where their marks did.
+        floor.restore(floor.table.batch(slots))
+        floor.table.reason[slots], floor.table.due[slots] = Reason.VANISHED, 0.0
+        floor.table.seen[slots] = now
+        floor.table.move(slots, FlowState.WAITING, now)
+
+    def _remove_orphans(self, port: Port, dump: Dump, which: NDArray[np.bool_]) -> None:
+        """Take rules of ours off the NIC that no flow accounts for, such as those whose answer was lost."""
+        if not which.any():
+            return
+        rules, backend = RuleBatch(np.ascontiguousarray(dump.rows["rule"][which])), dump.backend[which]
+
+        def done(result: NDArray[np.bool_] | Exception) -> None:
+            if not isinstance(result, Exception):
+                self._floor.ledger.counts["orphans_removed"] += int(np.count_nonzero(result))
+
+        port.worker.submit(lambda: port.backends.remove(rules, backend), done)
+
+    def _replace(self, port: Port, installed: NDArray[np.int64], now: float) -> None:
+        """Let the coldest rules go when there is no room for waiting flows that are much hotter."""
+        floor, table = self._floor, self._floor.table
+        crowded = floor.places <= 0 or (port.full and not port.spare)
+        if not crowded or not table.count(FlowState.WAITING):
+            return
+        # Only of those that two dumps have told the rate.
+        installed = installed[port.counted - table.since[installed] >= floor.offload.counter_lag]
+        installed = installed[np.argsort(table.rate[installed], kind="stable")]
+        waiting = table.slots_in(FlowState.WAITING)
+        waiting = waiting[table.flow["ifindex"][waiting] == port.ifindex]
+        packets = table.flow["packets"][waiting]
+        min_packets = floor.offload.min_packets
+        rates = waiting_rates(table.rate[waiting], packets, table.seen[waiting], min_packets, now)
+        # Places that are being vacated already are for the first of them.
+        rates = np.sort(rates)[::-1][table.count(FlowState.DRAINING) :]
+        count = min(replaceable(table.rate[installed].astype(np.float64), rates), port.budget.available())
+        self.end(installed[:count], Reason.REPLACED)
+
+    # Ends
+
+    def end(self, slots: NDArray[np.int64], reason: Reason) -> None:
+        """End flows that have a rule, or are about to. Those that wait are settled at once."""
+        floor, table = self._floor, self._floor.table
+        if not len(slots):
+            return
+        state = table.state[slots]
+        waiting = slots[state == FlowState.WAITING]
+        floor.ledger.refuse(np.full(len(waiting), reason, dtype=np.uint8))
+        floor.settle(waiting, reason)
+        # While the worker has it, it cannot be called back: it goes as soon as it is there, or is tried again should
+        # its removal, which is under way, fail.
+        under_way = np.isin(state, (FlowState.PENDING, FlowState.DRAINING))
+        self._doom(slots[under_way], reason)
+        installed = slots[state == FlowState.INSTALLED]
+        self._doom(installed, reason)
+        restorable = ~np.isin(table.reason[installed], UNRESTORABLE) & (reason not in UNRESTORABLE)
+        # Those that cannot be restored now would lose their target: they keep their rules.
+        ready = ~restorable
+        ready[restorable] = floor.restore(table.batch(installed[restorable]))
+        installed = installed[ready]
+        if reason not in DOOMED:
+            table.reason[installed] = reason
+        table.move(installed, FlowState.DRAINING, floor.clock())
+        for port, mine in floor.by_port(installed):
+            self._remove(port, mine)
+
+    def _doom(self, slots: NDArray[np.int64], reason: Reason) -> None:
+        """Note an end that is to be pursued; that a flow must not be restored is never forgotten."""
+        if reason in DOOMED:
+            reasons = self._floor.table.reason
+            reasons[slots[~np.isin(reasons[slots], UNRESTORABLE)]] = reason
+
+    def _remove(self, port: Port, slots: NDArray[np.int64]) -> None:
+        floor, table = self._floor, self._floor.table
+        rules, backend = floor.rules(slots), table.backend[slots].copy()
+
+        def done(result: NDArray[np.bool_] | Exception) -> None:
+            now = floor.clock()
+            gone = np.zeros(len(slots), dtype=bool) if isinstance(result, Exception) else result
+            port.freed(int(np.count_nonzero(gone)))
+            self._gone(slots[gone], now)
+            floor.ledger.counts["remove_failed"] += int(np.count_nonzero(~gone))
+            self._stays(slots[~gone], now)
+
+        if not port.worker.submit(lambda: port.backends.remove(rules, backend), done):
+            self._stays(slots, floor.clock())
+
+    def _gone(self, slots: NDArray[np.int64], now: float) -> None:
+        """Let the grace period begin for flows whose rules are off the NIC."""
+        if len(slots):
+            self._floor.ledger.end(self._floor.table.reason[slots])
+            self._graces.append((now + self._floor.offload.grace, slots))
+
+    def _stays(self, slots: NDArray[np.int64], now: float) -> None:
+        """Go on tracking flows whose rules are still on the NIC: the next look at the counters finds them again."""
+        table = self._floor.table
+        table.move(slots, FlowState.INSTALLED, now)
+        table.reason[slots[~np.isin(table.reason[slots], DOOMED)]] = Reason.ADMIT
+
+    def end_targets(self, nf: NetworkFunction, targets: NDArray[np.uint64]) -> int:
+        """End all flows to targets that exist no more, whose marks the NF has made void already; how many."""
+        table = self._floor.table
+        self._floor.marks.begin_end(nf, targets)
+        slots = table.slots_in(FlowState.WAITING, *IN_HARDWARE)
+        mine = slots[(table.flow["nf"][slots] == nf.number) & np.isin(table.flow["target"][slots], targets)]
+        ended = int(np.count_nonzero(table.state[mine] != FlowState.DRAINING))
+        self.end(mine, Reason.TARGET_GONE)
+        return ended
+
+    def _end_again(self, port: Port) -> None:
+        """Try again to end rules that could not be removed though they must not stay."""
+        table = self._floor.table
+        installed = table.slots_in(FlowState.INSTALLED)
+        installed = installed[np.isin(table.reason[installed], DOOMED)]
+        installed = installed[table.flow["ifindex"][installed] == port.ifindex]
+        for reason in DOOMED:
+            self.end(installed[table.reason[installed] == reason], reason)

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables on a terminal or in a pipe."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(table: Table) -> None:
+    """Print a table: folded to a terminal's width, in full length elsewhere, and never cut."""
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=Console(width=10_000).measure(table).maximum)
+    console.print(table)

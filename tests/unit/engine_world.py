@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network function and NICs in memory, and an engine between them: what the tests of the engine stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.config import Config, InterfaceTable
+from nfcore.engine import Engine
+from nfcore.floor import ACTIVE
+from nfcore.flows import FlowBatch, FlowMatch
+from nfcore.flowtable import FlowState
+from nfcore.hookspecs import hookimpl
+from nfcore.host import PluginHost
+from nfcore.marks import CpuPools, MarkAllocator, MarkState
+from nfcore.plugins.marking import MarkingPlugin
+from nfcore.reasons import Reason, reason_word
+from nfcore.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.session import make_context
+from nfcore.worker import InlineWorker, Job
+
+POOL = np.dtype([("taken", "<u4"), ("filled", "<u4"), ("slots", "<u4", (64,))])
+IFINDEX = 4
+IDLE, LAG, GRACE, QUARANTINE = 30.0, 2.0, 0.5, 5.0
+FOREIGN = Rule(FlowMatch.parse("198.18.1.2:1 > 198.18.10.1:80/tcp"), SetMark(9), 0x1234)
+
+
+class Nf:
+    """A network function whose reports are what a test put into `reports`."""
+
+    name = "nf"
+
+    def __init__(self, notes: list[str]) -> None:
+        self.number = 0
+        self.pools: CpuPools | None = None
+        self.reports: list[FlowBatch] = []
+        self.entries: dict[int, int] = {}
+        self.refuses: set[int] = set()
+        self.known_targets: list[int] = []
+        self.fails = ""
+        self._notes = notes
+
+    def read_events(self, limit: int) -> FlowBatch:
+        return self.reports.pop(0) if self.reports else FlowBatch.empty()
+
+    def targets(self) -> FlowBatch:
+        batch = FlowBatch.empty(len(self.known_targets))
+        batch.rows["nf"], batch.rows["target"] = self.number, self.known_targets
+        return batch
+
+    def groups(self, targets: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        return (targets // 100).astype(np.uint32)
+
+    def describe(self, target: int) -> Mapping[str, str]:
+        return {"vip": f"vip{target // 100}", "real": f"real{target % 100}"}
+
+    def fingerprint(self) -> bytes:
+        return repr(self.known_targets).encode()
+
+    def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        batch.rows["target"] = [self.entries.get(mark, 0) for mark in marks.tolist()]
+        return np.isin(marks, list(self.entries))
+
+    @hookimpl
+    def publish_marks(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        self._may_fail("publish_marks")
+        stands = ~np.isin(batch.rows["target"], list(self.refuses))
+        assert (marks != 0).all()
+        self.entries |= zip(marks[stands].tolist(), batch.rows["target"][stands].tolist(), strict=True)
+        self._notes.append(f"publish {sorted(marks[stands].tolist())}")
+        return stands
+
+    @hookimpl
+    def retire_marks(self, nf: int, marks: NDArray[np.uint32]) -> None:
+        self._may_fail("retire_marks")
+        for mark in marks.tolist():
+            self.entries.pop(mark, None)
+        self._notes.append(f"retire {sorted(marks.tolist())}")
+
+    @hookimpl
+    def restore_flows(self, batch: FlowBatch) -> None:
+        self._may_fail("restore_flows")
+        self._notes.append(f"restore {sorted(batch.rows['key']['sport'].tolist())}")
+
+    def _may_fail(self, hook: str) -> None:
+        if self.fails == hook:
+            raise OSError(f"{hook}: the map is gone")
+
+
+class Nic:
+    """A backend that holds up to `size` rules and counts what a test lets hit them."""
+
+    def __init__(self, name: str, notes: list[str], size: int = 1000, refuses: Outcome = Outcome.FULL) -> None:
+        self.name, self.size, self.refuses = name, size, refuses
+        self.rules: dict[int, Rule] = {}
+        self.hits: dict[int, int] = {}
+        self.stuck = False
+        self.broken = ""
+        self._notes = notes
+
+    @hookimpl
+    def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+        if self.broken == "install_offload":
+            raise OSError("the firmware is gone")
+        self._notes.append(f"{self.name} install {len(rules)}")
+        status = np.full(len(rules), self.refuses, dtype=np.uint8)
+        for number, rule in enumerate(rules):
+            if len(self.rules) < self.size:
+                self.rules[rule.cookie], self.hits[rule.cookie] = rule, 0
+                status[number] = Outcome.INSTALLED
+        return Outcomes(status, {0: f"{self.name} has {self.size} places"})
+
+    @hookimpl
+    def remove_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+        self._notes.append(f"{self.name} remove {len(rules)}")
+        if self.stuck:
+            return Outcomes.all(Outcome.FAILED, len(rules), "stuck")
+        there = [self.rules.pop(rule.cookie, None) is not None for rule in rules]
+        return Outcomes(np.where(there, Outcome.REMOVED, Outcome.ABSENT).astype(np.uint8))
+
+    @hookimpl
+    def dump_offload(self, device: Device) -> NDArray[np.void]:
+        if self.broken == "dump_offload":
+            raise OSError("no answer")
+        rows = np.zeros(len(self.rules), dtype=INSTALLED_ROW)
+        rows["rule"] = RuleBatch.of(list(self.rules.values())).rows
+        rows["packets"] = [self.hits[cookie] for cookie in self.rules]
+        return rows
+
+
+class Policy:
+    """Answers `on_new_flow` with whatever it was made with, or raises it."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+        self.seen = 0
+
+    @hookimpl
+    def on_new_flow(self, batch: FlowBatch) -> Any:
+        self.seen += len(batch)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer(batch) if callable(self.answer) else self.answer
+
+
+class World:
+    """One device, one network function, backends in order, and a clock that stands until it is moved."""
+
+    def __init__(
+        self, config: Config, strategy: str, sizes: Mapping[str, int], max_rules: int = 1000, **offload: Any
+    ) -> None:
+        self.now = 1000.0
+        self.notes: list[str] = []
+        self.host = PluginHost()
+        self.nf = Nf(self.notes)
+        self.nics = {name: Nic(name, self.notes, size) for name, size in sizes.items()}
+        self.host.register(MarkingPlugin(), "marking")
+        self.host.register(self.nf, "nf")
+        for name, nic in self.nics.items():
+            self.host.register(nic, name)
+        times = {"idle_timeout": IDLE, "counter_lag": LAG, "grace": GRACE}
+        offload = {"max_rules": max_rules, **times, **offload}
+        config = replace(
+            config,
+            interfaces=[InterfaceTable(name="eth1", chain=["nf"], offload=list(sizes))],
+            marking=config.marking.model_copy(update={"strategy": strategy, "pool_chunk": 16}),
+            offload=config.offload.model_copy(update=offload),
+        )
+        device = Device("eth1", IFINDEX, tuple(sizes))
+        self.context = make_context(config, self.host, [device])
+        self.context.marks = MarkAllocator(8, QUARANTINE, lambda: self.now)
+        self.host.call("marking", "setup", context=self.context)
+        self.context.register_nf(self.nf)
+        if strategy == "flow-id":
+            self.nf.pools = CpuPools(np.zeros(1, dtype=POOL), [0])
+        self.worker: Any = InlineWorker()
+
+    def start(self) -> Engine:
+        self.engine = Engine(self.context, self.host, {IFINDEX: self.worker}, lambda: self.now)
+        self.engine.start()
+        return self.engine
+
+    def take_mark(self) -> int:
+        """Take a mark from the pool as XDP would."""
+        assert self.nf.pools is not None
+        row = self.nf.pools.rows[0]
+        if row["taken"] == row["filled"]:
+            return 0
+        mark = int(row["slots"][int(row["taken"]) % 64])
+        self.nf.pools.rows["taken"][0] += 1
+        return mark
+
+    def flows(
+        self,
+        *ports: int,
+        marks: list[int] | None = None,
+        target: int = 7,
+        ifindex: int = IFINDEX,
+        packets: int = 8,
+        text: str = "198.18.1.2:{} > 198.18.10.1:80/tcp",
+    ) -> FlowBatch:
+        """Flows from these source ports, with marks taken from the pool where there is one."""
+        batch = FlowBatch.empty(len(ports))
+        for row, port in zip(batch.rows, ports, strict=True):
+            flow = FlowMatch.parse(text.format(port))
+            row["key"], row["family"] = flow.to_key(), flow.family
+        batch.rows["nf"], batch.rows["ifindex"], batch.rows["target"] = 1, ifindex, target
+        batch.rows["packets"] = packets
+        batch.rows["mark"] = marks or [self.take_mark() if self.nf.pools else 0 for _ in ports]
+        return batch
+
+    def report(self, *ports: int, **about: Any) -> list[int]:
+        """Report flows from these source ports; the marks that they carry."""
+        batch = self.flows(*ports, **about)
+        self.nf.reports.append(batch)
+        self.engine.poll()
+        marks: list[int] = batch.rows["mark"].tolist()
+        return marks
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.engine.tick()
+        self.engine.poll()
+
+    def idle_and_gone(self) -> None:
+        """Let all flows be idle for long enough to be ended, and their grace pass."""
+        self.pass_time(IDLE + LAG)
+        self.pass_time(GRACE)
+
+    def ports(self, state: FlowState) -> list[int]:
+        """Source ports of the flows in a state, ascending."""
+        table = self.engine.table
+        return sorted(table.flow["key"]["sport"][table.slots_in(state)].tolist())
+
+    def why(self, port: int) -> Reason:
+        """Reason that is noted for the flow from a source port."""
+        table = self.engine.table
+        (slot,) = np.flatnonzero((table.flow["key"]["sport"] == port) & (table.state != FlowState.FREE))
+        return Reason(int(table.reason[slot]))
+
+    def hit(self, port: int, packets: int = 1) -> None:
+        """Let packets hit the rule of the flow from a source port."""
+        for nic in self.nics.values():
+            for cookie, rule in nic.rules.items():
+                if rule.match.sport == port:
+                    nic.hits[cookie] += packets
+
+    @property
+    def active(self) -> int:
+        """How many flows have a rule or are to get one."""
+        return self.engine.table.count(*ACTIVE)
+
+    def reasons(self) -> dict[str, int]:
+        return {reason_word(number): count for number, count in self.engine.ledger.not_offloaded.items()}
+
+    def states(self) -> dict[int, int]:
+        marks = self.context.marks
+        return {state: marks.count(state) for state in (MarkState.LIVE, MarkState.QUARANTINED) if marks.count(state)}
+
+    def held(self, *names: str) -> list[int]:
+        """Source ports of the rules on the NICs (all of them where none is named), ascending."""
+        nics = [self.nics[name] for name in names or self.nics]
+        return sorted(rule.match.sport for nic in nics for rule in nic.rules.values())
+
+    def adds_up(self) -> bool:
+        """Every report, and every rule that vanished, came to something that is counted."""
+        counts, engine = self.engine.ledger.counts, self.engine
+        ended = counts["events_known"] + counts["installed"] + sum(engine.ledger.not_offloaded.values())
+        under_way = engine.table.count(FlowState.PENDING, FlowState.WAITING)
+        return counts["events"] + counts["vanished"] == ended + under_way
+
+    @property
+    def nic(self) -> Nic:
+        return self.nics["nic"]
+
+
+class Waiting:
+    """A worker with `room` places that runs its jobs when told to."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.jobs: list[tuple[Job, Callable[[Any], None]]] = []
+
+    def call(self, job: Job) -> Any:
+        return job()
+
+    def submit(self, job: Job, done: Callable[[Any], None]) -> bool:
+        if len(self.jobs) >= self.room:
+            return False
+        self.jobs.append((job, done))
+        return True
+
+    def run(self) -> None:
+        while self.jobs:
+            job, done = self.jobs.pop(0)
+            done(job())
+
+    def stop(self, timeout: float) -> bool:
+        return True

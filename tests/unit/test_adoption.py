@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run after a killed one: what it takes over and what it removes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from nfcore.flowtable import FlowState
+from nfcore.rules import SetMark
+
+from .engine_world import GRACE, IDLE, LAG, World
+
+
+def killed_and_restarted(make: Callable[..., World], first: World, strategy: str) -> World:
+    """Another run over the NIC, the notes and the entries that the first one left."""
+    second = make(strategy)
+    second.host._manager.unregister(name="nic")
+    second.nics = first.nics
+    second.host.register(first.nic, "nic")
+    second.context.state = first.context.state
+    second.nf.entries = dict(first.nf.entries)
+    second.now = first.now
+    return second
+
+
+@pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
+def test_the_next_run_takes_over_what_means_the_same(make: Callable[..., World], strategy: str) -> None:
+    first = make(strategy)
+    first.start()
+    first.report(1001, 1002)
+    rules = dict(first.nic.rules)
+    marks = {rule.action.mark for rule in rules.values() if isinstance(rule.action, SetMark)}
+    second = killed_and_restarted(make, first, strategy)
+    second.start()
+    assert second.nic.rules == rules
+    assert second.engine.ledger.counts["adopted"] == 2
+    assert second.engine.table.count(FlowState.INSTALLED) == 2
+    assert set(second.engine.table.flow["target"][:2].tolist()) == {7}
+    # Known flows are known, new ones get other marks, and in the end all goes as if nothing had happened.
+    second.report(1001)
+    second.report(1003)
+    assert second.engine.ledger.counts["events_known"] == 1
+    if strategy == "flow-id":
+        fresh = {r.action.mark for r in second.nic.rules.values() if isinstance(r.action, SetMark)} - marks
+        assert len(fresh) == 1
+    second.pass_time(IDLE + LAG)
+    second.pass_time(IDLE + LAG)
+    second.pass_time(GRACE)
+    assert (second.active, second.nic.rules) == (0, {})
+
+
+def test_the_next_run_removes_what_means_something_else(make: Callable[..., World]) -> None:
+    first = make("dest-id")
+    first.start()
+    first.report(1001, 1002)
+    second = killed_and_restarted(make, first, "dest-id")
+    second.nf.known_targets = [8, 7]  # other numbers than before
+    second.start()
+    assert second.nic.rules == {}
+    assert second.engine.ledger.counts["stale_removed"] == 2
+    assert len(second.engine.table) == 0
+
+
+def test_a_mark_without_its_entry_is_not_taken_over(make: Callable[..., World]) -> None:
+    first = make("flow-id")
+    first.start()
+    first.report(1001, 1002)
+    second = killed_and_restarted(make, first, "flow-id")
+    second.nf.entries.pop(min(second.nf.entries))
+    second.start()
+    assert len(second.nic.rules) == second.engine.table.count(FlowState.INSTALLED) == 1
