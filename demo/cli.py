@@ -8,7 +8,10 @@ import json
 import os
 import signal
 import sys
+import tomllib
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,14 +19,18 @@ from rich.console import Console
 
 from nfcore.errors import HostError, NfcoreError
 
+from .chaos import Chaos
 from .lab import VIP4, VIP6, Lab
 from .objects import KernelObjects
 from .proof import Summary
 from .run import Run
+from .scenario import NIC_RULES, Scenario
 from .stage import CONFIG, Stage, nfcore
 from .stop import StoppedError, StopSwitch
-from .traces import Traces
+from .traces import SCRATCH, Traces
 from .view import View, make_view, print_summary
+
+REQUESTS, CHAOS_REQUESTS = 12_000, 6_000
 
 
 class Strategy(StrEnum):
@@ -50,24 +57,40 @@ The lab stays up until Ctrl-C. In another terminal, as root:
 """
 
 
-def perform(
-    console: Console, view: View, stop: StopSwitch, *, strategy: str | None, requests: int, keep: bool
-) -> Summary:
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asks for; `requests` None: as many as suit."""
+
+    strategy: str | None
+    requests: int | None
+    chaos: bool
+    keep: bool
+
+
+def perform(console: Console, view: View, stop: StopSwitch, wish: Wish) -> Summary:
     """Build, run, prove, remove. Raises nfcore's errors and StoppedError; everything is removed even then."""
     lab = Lab()
-    stage = Stage(lab, stop, strategy=strategy)
-    traces = Traces(stage.socket, stage.pins)
+    settings = tomllib.loads(CONFIG.read_text())
+    traces = Traces(Path(settings["nf"]["socket"]), Path(settings["softnic"]["pins"]["eth1"]))
     with contextlib.ExitStack() as exits:
         exits.enter_context(traces)
+        scenario = Scenario(CONFIG, SCRATCH / "chaos.toml") if wish.chaos else None
+        if scenario:
+            stage = Stage(lab, stop, config=scenario.path, strategy=wish.strategy, rules=NIC_RULES)
+        else:
+            stage = Stage(lab, stop, strategy=wish.strategy)
         view.say("building the lab: client, gateway, emulated NIC, balancer, three reals")
         exits.enter_context(lab)
-        view.say(f"starting the reals and nfcore run {CONFIG.name} (strategy {stage.strategy})")
+        view.say(f"starting the reals and nfcore run {stage.config.name} (strategy {stage.strategy})")
         exits.enter_context(stage)
         with view:
-            summary = Run(stage, view, requests).traffic()
+            if scenario:
+                summary = Chaos(stage, view, scenario, wish.requests or CHAOS_REQUESTS).run()
+            else:
+                summary = Run(stage, view, wish.requests or REQUESTS).traffic()
         objects = KernelObjects.of(lab)
         print_summary(console, summary)
-        if keep:
+        if wish.keep:
             view.say(hints(stage))
             stop.wait()
     summary.left_behind = [*lab.leftovers(), *traces.left(), *objects.left()]
@@ -83,7 +106,15 @@ def main(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as one JSON object on standard output, alone.")
     ] = False,
-    requests: Annotated[int, typer.Option(min=8, max=1_000_000, help="HTTP requests, at least.")] = 12_000,
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="Meanwhile, make everything happen that can go wrong.")
+    ] = False,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=8, max=1_000_000, help=f"HTTP requests, at least (default {REQUESTS:,}; chaos {CHAOS_REQUESTS:,})."
+        ),
+    ] = None,
 ) -> None:
     """An L4 load balancer with an emulated NIC, real HTTP through it, and the proof that all of it was right.
 
@@ -95,7 +126,7 @@ def main(
     try:
         if os.geteuid() != 0:
             raise HostError("the demo needs root (network namespaces, XDP): run sudo ./demo.sh")
-        summary = perform(console, view, stop, strategy=strategy, requests=requests, keep=keep)
+        summary = perform(console, view, stop, Wish(strategy, requests, chaos, keep))
         if as_json:
             print(json.dumps(summary.as_json()))
         if summary.left_behind:

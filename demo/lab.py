@@ -9,6 +9,7 @@ alone; what runs in it (emulated NIC, balancer, web servers) is started by its u
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -35,6 +36,8 @@ BALANCER4, BALANCER6 = "198.18.2.2", "2001:db8:2::2"
 BALANCER_GATEWAY4, BALANCER_GATEWAY6 = "198.18.2.1", "2001:db8:2::1"
 REAL_GATEWAY4, REAL_GATEWAY6 = "198.18.20.1", "2001:db8:20::1"
 
+_NOBODY_THERE = ("06", "0A")
+"""TIME_WAIT and LISTEN in /proc/net/tcp (include/net/tcp_states.h), hexadecimal."""
 _PREFIX = re.compile(r"[a-z][a-z0-9]{1,8}-")
 
 # Interfaces are made after these are set, and take over the values of "default". Without link-local
@@ -197,6 +200,28 @@ class Lab:
             f"route replace {VIP6}/128 via {via[1]} dev {via[2]} onlink",
         ]
         self._ip("gw", batch)
+
+    def steer(self, cpu: int) -> None:
+        """Let one CPU handle all that the client sends, from the gateway on: what RSS does to a NIC of one queue.
+
+        A veth's frames are handled by the CPU that sent them, so a flow would wander over the CPUs as its sender
+        does, which the packets of one flow never do behind a NIC.
+        """
+        queue = "/sys/class/net/client/queues/rx-0/rps_cpus"
+        words = [f"{1 << cpu >> 32 * word & 0xFFFFFFFF:x}" for word in range(cpu // 32 + 1)]
+        # Here `ip netns exec` is right: the namespace's interfaces show in a /sys of its own alone.
+        _run(["ip", "netns", "exec", self.namespace("gw"), "sh", "-ec", f"echo {','.join(reversed(words))} > {queue}"])
+
+    def tcp_sockets(self, role: str, port: int) -> int:
+        """How many TCP connections on a local port a role's namespace has that may still see packets."""
+        lines = self.run(role, ["cat", "/proc/net/tcp", "/proc/net/tcp6"]).stdout.splitlines()
+        rows = [line.split() for line in lines if ":" in line.split()[0]]
+        return sum(row[1].endswith(f":{port:04X}") and row[3] not in _NOBODY_THERE for row in rows)
+
+    def received(self, role: str, interface: str) -> int:
+        """How many packets an interface has received."""
+        shown = json.loads(self.run(role, ["ip", "-json", "-statistics", "link", "show", "dev", interface]).stdout)
+        return int(shown[0]["stats64"]["rx"]["packets"])
 
     def leftovers(self) -> list[str]:
         """The namespaces of this lab's prefix that exist now."""

@@ -9,16 +9,20 @@ command per line on its standard input and writes JSON objects, one per line, on
 ``open``   `kept` connections, kept alive, with `warm` requests each
 ``idle``   one request on each kept connection (keeps the flows going while somebody waits)
 ``main``   `measured` requests on each kept connection, one in ten with a body of several full packets
+``churn``  until ``calm`` comes: `kept` other connections, kept alive, each of which is closed after `life` requests
+           and replaced by a new one; one request in ten has a connection of its own, another one in ten a body
 ``close``  closes them, writes a ``connection`` object for every connection, and ends
 =========  ===========================================================================================
 
-While a phase runs ``progress`` objects report sums; ``done`` ends each.
+While a phase runs ``progress`` objects report sums; ``done`` ends each. Times are of CLOCK_MONOTONIC.
 """
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
+import queue
 import sys
 import threading
 import time
@@ -32,6 +36,7 @@ import typer
 BODY = bytes(4000)
 """Three packets at an MTU of 1500: two full ones, which are the longest that the balancer takes."""
 BODY_EVERY = 10
+SHORT_EVERY = 10
 PROGRESS_INTERVAL = 0.1
 """Seconds."""
 
@@ -43,7 +48,8 @@ class Record:
     """What happened on one connection; counts are requests, `worst` is the longest in seconds.
 
     `reals` counts answers by the name in them. `port` is the client's, None if it never connected.
-    `strange` counts answers that were not what a real sends to this very client address and port.
+    `strange` counts answers that were not what a real sends to this very client address and port. `began`,
+    `connected` and `last` (answer) are seconds of CLOCK_MONOTONIC.
     """
 
     family: int
@@ -55,6 +61,9 @@ class Record:
     answered: int = 0
     strange: int = 0
     worst: float = 0.0
+    began: float | None = None
+    connected: float | None = None
+    last: float | None = None
     reals: dict[str, int] = field(default_factory=dict)
     error: str | None = None
 
@@ -81,6 +90,7 @@ class Connection:
             self._open()
             self._exchange(body)
             record.answered += 1
+            record.last = time.monotonic()
         except (OSError, http.client.HTTPException, ValueError) as error:
             record.error = f"{type(error).__name__}: {error}"
             self._http.close()
@@ -98,7 +108,9 @@ class Connection:
         if self._opened:
             return
         self._opened = True
+        self.record.began = time.monotonic()
         self._http.connect()
+        self.record.connected = time.monotonic()
         name: tuple[Any, ...] = self._http.sock.getsockname()
         self.record.address, self.record.port = name[0], name[1]
 
@@ -126,6 +138,49 @@ class Pace:
         if self.next > now:
             time.sleep(self.next - now)
         self.next = max(self.next, now) + self.step
+
+
+class ChurnLane:
+    """What one thread does in ``churn``: its share of the kept connections, asked in turn and replaced in turn."""
+
+    def __init__(self, load: Load, numbers: Sequence[int], life: int) -> None:
+        self._load = load
+        self._life = life
+        self._calm = threading.Event()
+        # Lives that begin at different ages, so that connections end one by one and not all at once.
+        self._left = [1 + life * (place + 1) // len(numbers) for place in range(len(numbers))]
+        self._kept = [load.add(number, "kept") for number in numbers]
+        self._numbers = itertools.count(len(numbers))
+
+    def calm(self) -> None:
+        """Ask no more."""
+        self._calm.set()
+
+    def drive(self) -> None:
+        """Ask until :meth:`calm`, then close."""
+        pace = Pace(self._load.rate / self._load.threads)
+        for turn in itertools.count():
+            pace.wait()
+            if self._calm.is_set():
+                break
+            if turn % SHORT_EVERY == SHORT_EVERY - 1:
+                short = self._load.add(next(self._numbers), "short")
+                short.ask()
+                short.close()
+            else:
+                # One turn in ten is another's, hence the count of its own.
+                self._ask(turn - turn // SHORT_EVERY)
+        for connection in self._kept:
+            connection.close()
+
+    def _ask(self, turn: int) -> None:
+        place = turn % len(self._kept)
+        self._kept[place].ask(BODY if turn % BODY_EVERY == BODY_EVERY - 1 else None)
+        self._left[place] -= 1
+        if self._left[place] <= 0 or self._kept[place].record.error is not None:
+            self._kept[place].close()
+            self._kept[place] = self._load.add(next(self._numbers), "kept")
+            self._left[place] = self._life
 
 
 class Load:
@@ -169,6 +224,26 @@ class Load:
         # A connection belongs to one lane and a lane to one thread: no two ever use one at once.
         self._in_threads(phase, self._lanes(turns), self._drive)
 
+    def churn(self, count: int, life: int, commands: queue.SimpleQueue[str | None]) -> None:
+        """Keep `count` connections busy, each for `life` requests, until the next command, which is ``calm``."""
+        lanes = [ChurnLane(self, range(first, count, self.threads), life) for first in range(self.threads)]
+        threads = [threading.Thread(target=lane.drive, daemon=True) for lane in lanes]
+        for thread in threads:
+            thread.start()
+        while not _comes(commands, PROGRESS_INTERVAL):
+            emit("progress", phase="churn", **self._sums())
+        for lane in lanes:
+            lane.calm()
+        for thread in threads:
+            thread.join()
+        emit("done", phase="churn", **self._sums())
+
+    def add(self, number: int, kind: str) -> Connection:
+        """Give a connection to the VIP that is `number`'s, its record kept."""
+        connection = self._connection(number, kind)
+        self.finished.append(connection)
+        return connection
+
     def close(self) -> None:
         """Close the kept connections and write every record."""
         for connection in self.kept:
@@ -204,7 +279,8 @@ class Load:
         emit("done", phase=phase, **self._sums())
 
     def _sums(self) -> dict[str, Any]:
-        records = [connection.record for connection in (*self.finished, *self.kept)]
+        # A copy in one step: a churn's threads add to it.
+        records = [connection.record for connection in (*self.finished.copy(), *self.kept)]
         reals: Counter[str] = Counter()
         for record in records:
             # A copy in one step: another thread may be adding a real to it.
@@ -215,6 +291,21 @@ class Load:
             "failed": sum(record.error is not None for record in records),
             "reals": dict(sorted(reals.items())),
         }
+
+
+def _comes(commands: queue.SimpleQueue[str | None], within: float) -> bool:
+    """Whether a command comes within so many seconds; the end of the input counts as one."""
+    try:
+        commands.get(timeout=within)
+    except queue.Empty:
+        return False
+    return True
+
+
+def _read_commands(commands: queue.SimpleQueue[str | None]) -> None:
+    for line in sys.stdin:
+        commands.put(line.strip())
+    commands.put(None)
 
 
 def emit(event: str, **values: object) -> None:
@@ -229,6 +320,7 @@ def main(
     kept: Annotated[int, typer.Option(help="Connections that are kept alive.")] = 50,
     warm: Annotated[int, typer.Option(help="Requests on each when it is opened.")] = 8,
     measured: Annotated[int, typer.Option(help="Requests on each in the main phase.")] = 52,
+    life: Annotated[int, typer.Option(help="Requests on each kept connection of a churn.")] = 24,
     port: Annotated[int, typer.Option(help="TCP port of the VIPs.")] = 80,
     deadline: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 5.0,
     threads: Annotated[int, typer.Option(help="Threads that ask at once.")] = 4,
@@ -236,16 +328,18 @@ def main(
 ) -> None:
     """Make requests as the standard input commands."""
     load = Load(vips, port, deadline, threads, rate)
-    commands: dict[str, Callable[[], None]] = {
+    commands: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_read_commands, args=(commands,), daemon=True).start()
+    actions: dict[str, Callable[[], None]] = {
         "short": lambda: load.short(short),
         "open": lambda: load.open(kept, warm),
         "idle": lambda: load.more("idle", 1),
         "main": lambda: load.more("main", measured, bodies=True),
+        "churn": lambda: load.churn(kept, life, commands),
         "close": load.close,
     }
-    for line in sys.stdin:
-        command = line.strip()
-        commands[command]()
+    while (command := commands.get()) is not None:
+        actions[command]()
         if command == "close":
             return
 

@@ -13,13 +13,22 @@ from nfcore.control import request
 
 @dataclass(frozen=True)
 class Meters:
-    """One reading. `fast` and `slow` are packets since the daemon started, `real_packets` is by address."""
+    """One reading. `fast` and `slow` are packets, `real_packets` is by address, `refill` is in seconds.
+
+    `flows` and `waiting` are flows with a rule and without room for one; `adopted`, `vanished` are rules since the
+    daemon started.
+    """
 
     fast: int = 0
     slow: int = 0
     flows: int = 0
     marks: int = 0
     rules: int = 0
+    waiting: int = 0
+    full: bool = False
+    adopted: int = 0
+    vanished: int = 0
+    refill: float = 0.0
     real_packets: Mapping[str, int] = field(default_factory=dict)
 
     def share_since(self, earlier: Meters) -> float | None:
@@ -33,23 +42,28 @@ def read_meters(socket: Path) -> Meters:
     answer: Mapping[str, Any] = request(socket, "stats")
     samples = {family["name"]: family["samples"] for family in answer["metrics"]}
 
-    def matching(name: str, **labels: str) -> Iterator[tuple[Mapping[str, str], int]]:
+    def matching(name: str, **labels: str) -> Iterator[tuple[Mapping[str, str], float]]:
         for sample in samples.get(name, ()):
             if all(sample["labels"].get(label) == value for label, value in labels.items()):
-                yield sample["labels"], int(sample["value"])
+                yield sample["labels"], sample["value"]
 
     def total(name: str, **labels: str) -> int:
-        return sum(value for _, value in matching(name, **labels))
+        return int(sum(value for _, value in matching(name, **labels)))
 
     real_packets: dict[str, int] = {}
     for labels, value in matching("nfcore_real_packets_total"):
         address = labels.get("real", "?")
-        real_packets[address] = real_packets.get(address, 0) + value
+        real_packets[address] = real_packets.get(address, 0) + int(value)
     return Meters(
         fast=total("nfcore_packets_total", path="fast"),
         slow=total("nfcore_packets_total", path="slow"),
         flows=total("nfcore_flows", state="installed"),
         marks=total("nfcore_marks_in_use"),
         rules=total("nfcore_rules"),
+        waiting=total("nfcore_flows", state="waiting"),
+        full=total("nfcore_nic_full") > 0,
+        adopted=total("nfcore_adopted_total"),
+        vanished=total("nfcore_vanished_total"),
+        refill=sum(value for _, value in matching("nfcore_refill_seconds")),
         real_packets=real_packets,
     )

@@ -18,6 +18,7 @@ from typing import Any
 from nfcore.plugins.katran_accel.hashing import ring_slot
 from nfcore.plugins.katran_accel.maglev import Endpoint, build_ring
 
+from .events import Event
 from .lab import Real
 from .meters import Meters
 
@@ -72,6 +73,7 @@ class Summary:
     slowest_request_ms: float
     seconds: float
     checks: list[Check] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     left_behind: list[str] = field(default_factory=list)
 
     @property
@@ -94,33 +96,58 @@ def prove(
     seconds: float,
 ) -> Summary:
     """Check the client's records (`demo.load.Record` as mappings) and two readings around the main phase."""
+    before, after = meters
+    checks = [
+        none_lost(records),
+        _right_real(records, prediction),
+        address_kept(records),
+        _fast_enough(before, after),
+    ]
+    return summarise(
+        records,
+        checks,
+        strategy=strategy,
+        paths=(after.fast - before.fast, after.slow - before.slow),
+        retransmitted=retransmitted,
+        seconds=seconds,
+    )
+
+
+def summarise(
+    records: Sequence[Mapping[str, Any]],
+    checks: Sequence[Check],
+    *,
+    strategy: str,
+    paths: tuple[int, int],
+    retransmitted: int,
+    seconds: float,
+    events: Sequence[Event] = (),
+) -> Summary:
+    """The figures around the checks; `paths` are packets that took the fast and the slow path."""
     reals: Counter[str] = Counter()
     for record in records:
         reals.update(record["reals"])
-    sent = sum(record["asked"] for record in records)
-    answered = sum(record["answered"] for record in records)
+    sent, answered = _sent(records), _answered(records)
     kinds = Counter(record["kind"] for record in records)
-    before, after = meters
+    fast, slow = paths
     return Summary(
         strategy=strategy,
         requests={"sent": sent, "answered": answered, "lost": sent - answered},
         connections={"short": kinds["short"], "kept": kinds["kept"]},
         reals=dict(sorted(reals.items())),
-        packets={"fast": after.fast - before.fast, "slow": after.slow - before.slow},
-        fast_path_share=after.share_since(before),
+        packets={"fast": fast, "slow": slow},
+        fast_path_share=fast / (fast + slow) if fast + slow else None,
         retransmitted_segments=retransmitted,
         slowest_request_ms=round(1000 * max((record["worst"] for record in records), default=0.0), 1),
         seconds=round(seconds, 1),
-        checks=[
-            _none_lost(records, sent, answered),
-            _right_real(records, prediction),
-            _address_kept(records),
-            _fast_enough(before, after),
-        ],
+        checks=list(checks),
+        events=list(events),
     )
 
 
-def _none_lost(records: Sequence[Mapping[str, Any]], sent: int, answered: int) -> Check:
+def none_lost(records: Sequence[Mapping[str, Any]]) -> Check:
+    """Every request was answered."""
+    sent, answered = _sent(records), _answered(records)
     detail = f"{answered:,} of {sent:,} requests on {len(records):,} connections, no retries"
     errors = Counter(record["error"] for record in records if record["error"])
     if errors:
@@ -144,7 +171,8 @@ def _right_real(records: Sequence[Mapping[str, Any]], prediction: Prediction) ->
     return Check("the real that answered is the one computed from ring and hash", checked > 0 and not wrong, detail)
 
 
-def _address_kept(records: Sequence[Mapping[str, Any]]) -> Check:
+def address_kept(records: Sequence[Mapping[str, Any]]) -> Check:
+    """The real saw the client's own address and port, and whole bodies."""
     strange = sum(record["strange"] for record in records)
     detail = "all answers name the client's own address, port and body length"
     if strange:
@@ -159,3 +187,11 @@ def _fast_enough(before: Meters, after: Meters) -> Check:
         return Check(claim, False, "no packet was counted")
     fast, slow = after.fast - before.fast, after.slow - before.slow
     return Check(claim, share >= FAST_SHARE_WANTED, f"{share:.1%}: {fast:,} packets fast, {slow:,} slow")
+
+
+def _sent(records: Sequence[Mapping[str, Any]]) -> int:
+    return sum(record["asked"] for record in records)
+
+
+def _answered(records: Sequence[Mapping[str, Any]]) -> int:
+    return sum(record["answered"] for record in records)

@@ -11,6 +11,7 @@ from typing import Any
 from .meters import read_meters
 from .proof import Prediction, Summary, prove
 from .stage import Client, Stage
+from .traffic import retransmitted
 from .view import Picture, View
 
 WARM, MEASURED = 8, 52
@@ -53,7 +54,7 @@ class Run:
             Prediction(self.stage.config, self.stage.lab.reals),
             strategy=self.stage.strategy,
             meters=(before, after),
-            retransmitted=self._retransmitted(),
+            retransmitted=retransmitted(self.stage.lab),
             seconds=seconds,
         )
 
@@ -93,15 +94,3 @@ class Run:
     def _show(self, picture: Picture) -> None:
         self._picture = replace(picture, total=max(picture.total, picture.asked))
         self.view.show(self._picture)
-
-    def _retransmitted(self) -> int:
-        # Segments that TCP sent again hide from an HTTP client, so they are reported beside its word.
-        total = 0
-        for role in ("client", *(real.name for real in self.stage.lab.reals)):
-            names, values = (
-                line.split()
-                for line in self.stage.lab.run(role, ["cat", "/proc/net/snmp"]).stdout.splitlines()
-                if line.startswith("Tcp:")
-            )
-            total += int(values[names.index("RetransSegs")])
-        return total

@@ -55,6 +55,13 @@ class Reader:
             if time.monotonic() >= deadline:
                 return None
 
+    def has_said(self, word: str, stop: StopSwitch) -> bool:
+        """Whether one of the lines that came since the last look has `word`, without waiting."""
+        while (line := self.line(stop, 0.0)) is not None:
+            if re.search(rf"\b{word}\b", line):
+                return True
+        return False
+
     def wait_for(self, word: str, stop: StopSwitch) -> None:
         """Until a line has `word` as a whole word; HostError with what was said if it ends or takes too long."""
         deadline = time.monotonic() + READY_WITHIN
@@ -85,18 +92,27 @@ class Reader:
 class Stage:
     """Context: the lab with a balancer at work in it. On leaving, all of it has stopped, in reverse order.
 
-    `strategy` overrides the TOML's marking strategy.
+    `strategy` overrides the TOML's marking strategy; `rules` is the size of the NIC's table, by default what the
+    TOML has for `max_rules`.
     """
 
-    def __init__(self, lab: Lab, stop: StopSwitch, *, config: Path = CONFIG, strategy: str | None = None) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        stop: StopSwitch,
+        *,
+        config: Path = CONFIG,
+        strategy: str | None = None,
+        rules: int | None = None,
+    ) -> None:
         self.lab = lab
         self.config = config
         settings = tomllib.loads(config.read_text())
         self.strategy: str = strategy or settings["marking"]["strategy"]
         self.socket = Path(settings["nf"]["socket"])
         self.pins = Path(settings["softnic"]["pins"]["eth1"])
-        self.rules: int = settings["offload"]["max_rules"]
-        self._stop = stop
+        self.rules: int = rules or settings["offload"]["max_rules"]
+        self.stop = stop
         self._daemon: Reader | None = None
         self._exits = contextlib.ExitStack()
 
@@ -118,7 +134,7 @@ class Stage:
 
     def check(self) -> None:
         """Raise HostError if the daemon is gone, StoppedError if the demo is to end."""
-        self._stop.check()
+        self.stop.check()
         if self._daemon is not None and self._daemon.process.poll() is not None:
             raise self._daemon.ended()
 
@@ -126,14 +142,35 @@ class Stage:
         """Start the client's process, `demo.load`, with these arguments after the VIPs."""
         argv = [sys.executable, "-m", "demo.load", VIP4, VIP6, *arguments]
         process = self.lab.popen("client", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
-        return Client(process, self._stop)
+        return Client(process, self.stop)
+
+    def order(self, *arguments: str) -> Any:
+        """Give the daemon an order by nfcore's own command line, with --json; HostError with its words if it fails."""
+        done = self.lab.run("lb", [*nfcore(*arguments), "--socket", str(self.socket), "--json"])
+        return json.loads(done.stdout)
+
+    def kill_daemon(self) -> None:
+        """SIGKILL: the daemon has no chance to tidy anything up."""
+        if self._daemon is None:
+            raise HostError("there is no daemon to kill")
+        daemon, self._daemon = self._daemon, None
+        daemon.process.kill()
+        daemon.process.wait()
+        self.lab.stop(daemon.process)
+
+    def launch_daemon(self) -> Reader:
+        """Start the daemon and do not wait for it: its reader has said ``ready`` once it is."""
+        argv = [*nfcore("run"), str(self.config), "--set", f'marking.strategy="{self.strategy}"']
+        process = self.lab.popen("lb", argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+        self._daemon = Reader("nfcore run", process, process.stderr)
+        return self._daemon
 
     def _start_nic(self, exits: contextlib.ExitStack) -> None:
         pin = ["--pin", str(self.pins)]
         ports = ["--wire", "wire0", "--port", "port0", "--rules", str(self.rules)]
         exits.callback(self.lab.run, "nic", [*nfcore("softnic", "remove"), *pin], check=False)
         self.lab.run("nic", [*nfcore("softnic", "create"), *ports, *pin], timeout=READY_WITHIN)
-        self._stop.check()
+        self.stop.check()
 
     def _start_reals(self) -> None:
         readers = []
@@ -148,20 +185,20 @@ class Stage:
             )
             readers.append(Reader(real.name, process, process.stdout))
         for reader in readers:
-            reader.wait_for("ready", self._stop)
+            reader.wait_for("ready", self.stop)
 
     def _start_daemon(self, exits: contextlib.ExitStack) -> None:
-        argv = [*nfcore("run"), str(self.config), "--set", f'marking.strategy="{self.strategy}"']
-        process = self.lab.popen("lb", argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
         exits.callback(self.lab.run, "lb", [*nfcore("cleanup"), str(self.config)], check=False)
-        exits.callback(self._stop_daemon, process)
-        self._daemon = Reader("nfcore run", process, process.stderr)
-        self._daemon.wait_for("ready", self._stop)
+        exits.callback(self._stop_daemon)
+        self.launch_daemon().wait_for("ready", self.stop)
 
-    def _stop_daemon(self, process: subprocess.Popen[str]) -> None:
+    def _stop_daemon(self) -> None:
+        if self._daemon is None:
+            return
+        process = self._daemon.process
         alive = process.poll() is None
         status = self.lab.stop(process)
-        if alive and status != 0 and self._daemon is not None:
+        if alive and status != 0:
             raise HostError(f"nfcore run ended with status {status} on SIGTERM; it said:\n{self._daemon.said()}")
 
 
@@ -175,6 +212,15 @@ class Client:
 
     def phase(self, command: str, *, tick: float = 0.2) -> Iterator[dict[str, Any] | None]:
         """Give a command and yield its events until it is done; None where `tick` seconds brought none."""
+        self.tell(command)
+        while True:
+            event = self.event(tick)
+            yield event
+            if event is not None and event["event"] == "done":
+                return
+
+    def tell(self, command: str) -> None:
+        """Give a command and do not wait for what comes of it."""
         if self.process.stdin is None:
             raise ValueError("the client was started without a pipe")
         try:
@@ -182,12 +228,11 @@ class Client:
             self.process.stdin.flush()
         except BrokenPipeError as error:
             raise self._reader.ended() from error
-        while True:
-            line = self._reader.line(self._stop, tick)
-            event: dict[str, Any] | None = None if line is None else json.loads(line)
-            yield event
-            if event is not None and event["event"] == "done":
-                return
+
+    def event(self, within: float) -> dict[str, Any] | None:
+        """The next event, or None after `within` seconds."""
+        line = self._reader.line(self._stop, within)
+        return None if line is None else json.loads(line)
 
 
 def nfcore(*arguments: str) -> list[str]:

@@ -21,6 +21,10 @@ from typing import Self
 from nfcore.errors import HostError
 
 FOLDER = Path("/run/nfcore")
+SCRATCH = FOLDER / "demo"
+"""For files of one run."""
+BALANCER_PINS = FOLDER / "bpf" / "katran-demo"
+"""Where a balancer that is to survive its daemon is pinned."""
 _NOTE = Path("/run/nfcore-demo.json")
 
 
@@ -40,7 +44,7 @@ class Traces:
     """
 
     def __init__(self, control_socket: Path, pins: Path) -> None:
-        self.own = (control_socket, control_socket.with_suffix(".state"), pins)
+        self.own = (control_socket, control_socket.with_suffix(".state"), pins, SCRATCH, BALANCER_PINS)
         self._folders = sorted(
             {folder for path in self.own for folder in path.parents if folder.is_relative_to(FOLDER)},
             key=lambda folder: len(folder.parts),

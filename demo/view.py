@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from .events import Event
 from .meters import Meters
 from .proof import Summary
 
@@ -26,12 +27,17 @@ PHASES = {
     "idle": "waiting for the rules",
     "main": "kept-alive connections",
     "close": "checking",
+    "churn": "chaos",
 }
+EVENTS_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One moment: requests asked of `total`, failed connections, answers per real, the daemon's meters."""
+    """One moment: requests asked of `total`, failed connections, answers per real, the daemon's meters.
+
+    `doing` is what is being done to the load balancer, `events` what has been.
+    """
 
     phase: str
     total: int
@@ -41,6 +47,8 @@ class Picture:
     reals: Mapping[str, int] = field(default_factory=dict)
     meters: Meters = field(default_factory=Meters)
     recent_share: float | None = None
+    doing: str = ""
+    events: tuple[Event, ...] = ()
 
 
 class View(Protocol):
@@ -97,6 +105,7 @@ class LineView:
         self._console = console
         self._phase = ""
         self._last = 0.0
+        self._events = 0
 
     def __enter__(self) -> Self:
         return self
@@ -110,7 +119,10 @@ class LineView:
         return None
 
     def show(self, picture: Picture) -> None:
-        """Print the moment unless another of its phase was printed within the last second."""
+        """Print what has happened, and the moment unless another of its phase was printed within the last second."""
+        for event in picture.events[self._events :]:
+            self.say(event.line)
+        self._events = len(picture.events)
         now = time.monotonic()
         if picture.phase == self._phase and now < self._last + 1:
             return
@@ -121,6 +133,7 @@ class LineView:
             f"{PHASES[picture.phase]}: {picture.answered} of {picture.total} requests, "
             f"{picture.failed} connections failed; {split or 'no answers yet'}; flows {meters.flows}, "
             f"marks {meters.marks}, fast path {_percent(picture.recent_share)}"
+            + (f" – {picture.doing}" if picture.doing else "")
         )
 
     def say(self, text: str) -> None:
@@ -155,15 +168,34 @@ def draw(picture: Picture) -> Panel:
     for name, count in picture.reals.items():
         bar = ProgressBar(total=max(answers, 1), completed=count, width=40)
         split.add_row(Text(name, style="dim"), f"{count:,}", f"{count / answers:.0%}" if answers else "", bar)
-    return Panel(Group(figures, Text(""), split), title=f"nfcore: {PHASES[picture.phase]}", width=90)
+    parts: list[RenderableType] = [figures, Text(""), split]
+    if picture.events or picture.doing:
+        parts += [Text(""), _story(picture)]
+    return Panel(Group(*parts), title=f"nfcore: {PHASES[picture.phase]}", width=110 if picture.events else 90)
+
+
+def _story(picture: Picture) -> Table:
+    """The last events: when, whether as claimed, what was done, what was seen; and what is being done."""
+    story = Table.grid(padding=(0, 2))
+    story.add_column(justify="right", style="dim", no_wrap=True)
+    story.add_column(no_wrap=True)
+    for event in picture.events[-EVENTS_SHOWN:]:
+        words = Text(event.what).append(f"\n{event.detail}", style="dim")
+        story.add_row(f"{event.at:.1f} s", _verdict(event.passed), words)
+    if picture.doing:
+        story.add_row("now", Text("…"), Text(picture.doing, style="bold"))
+    return story
+
+
+def _verdict(passed: bool) -> Text:
+    return Text("PASS", style="bold green") if passed else Text("FAIL", style="bold red")
 
 
 def print_summary(console: Console, summary: Summary) -> None:
     """What was proven, claim by claim, and the figures around it."""
     table = Table.grid(padding=(0, 2))
     for check in summary.checks:
-        mark = Text("PASS", style="bold green") if check.passed else Text("FAIL", style="bold red")
-        table.add_row(mark, Text(check.claim).append(f"\n{check.detail}", style="dim"))
+        table.add_row(_verdict(check.passed), Text(check.claim).append(f"\n{check.detail}", style="dim"))
     console.print()
     console.print(table)
     split = ", ".join(f"{name} {count:,}" for name, count in summary.reals.items())

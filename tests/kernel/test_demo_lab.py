@@ -76,6 +76,59 @@ def test_client_records_which_real_answered_each_connection(lab: Lab) -> None:
         assert {record["family"] for record in records} == {4, 6}
 
 
+def test_churn_renews_connections_until_told_to_stop(lab: Lab) -> None:
+    serve(lab, lab.reals[0])
+    lab.route_directly(lab.reals[0])
+    argv = [sys.executable, "-m", "demo.load", VIP4, VIP6, "--kept", "8", "--life", "5", "--rate", "2000"]
+    client = lab.popen("client", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdin.write("churn\n")
+    client.stdin.flush()
+    while json.loads(client.stdout.readline())["answered"] < 300:
+        pass
+    output, _ = client.communicate("calm\nclose\n", timeout=60)
+    assert client.returncode == 0
+    events = [json.loads(line) for line in output.splitlines()]
+    assert [event["phase"] for event in events if event["event"] == "done"] == ["churn", "close"]
+    records = [event for event in events if event["event"] == "connection"]
+    assert sum(record["answered"] for record in records) == sum(record["asked"] for record in records) >= 300
+    assert all(record["error"] is None and record["strange"] == 0 for record in records)
+    kept = [record["asked"] for record in records if record["kind"] == "kept"]
+    # The first ones begin at any age, the last ones are cut off.
+    assert max(kept[8:]) == 5
+    assert len(kept) > 20
+    short = [record for record in records if record["kind"] == "short"]
+    assert all(record["asked"] == 1 for record in short)
+    assert {record["family"] for record in short} == {4, 6}
+    asked = [record for record in records if record["asked"]]
+    assert all(record["began"] <= record["connected"] <= record["last"] for record in asked)
+
+
+def test_the_lab_tells_what_a_real_sees(lab: Lab) -> None:
+    real = lab.reals[0]
+    serve(lab, real)
+    lab.route_directly(real)
+    before = lab.received(real.name, "eth0")
+    assert lab.tcp_sockets(real.name, 80) == 0
+    argv = [sys.executable, "-m", "demo.load", VIP4, VIP6, "--kept", "6", "--warm", "1"]
+    client = lab.popen("client", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdin.write("open\n")
+    client.stdin.flush()
+    while json.loads(client.stdout.readline())["event"] != "done":
+        pass
+    assert lab.tcp_sockets(real.name, 80) == 6
+    assert lab.received(real.name, "eth0") >= before + 6 * 3
+    client.communicate("close\n", timeout=60)
+    for _ in range(500):
+        if lab.tcp_sockets(real.name, 80) == 0:
+            break
+        time.sleep(0.01)
+    assert lab.tcp_sockets(real.name, 80) == 0
+
+
 def test_client_never_retries(lab: Lab) -> None:
     server = serve(lab, lab.reals[0])
     lab.route_directly(lab.reals[0])

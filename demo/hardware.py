@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NIC and datapath as they are in the kernel, read without the daemon, whether it lives or not."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from nfcore.kernel import Map, MapSpec, MapType
+from nfcore.plugins.katran_accel.layouts import AccelCounter
+from nfcore.plugins.softnic.backend import SoftnicBackend
+from nfcore.rules import RuleBatch
+
+from .traces import BALANCER_PINS
+
+_PATHS = MapSpec("hw_accel_stats", MapType.PERCPU_ARRAY, np.dtype("<u4"), np.dtype("<u8"), len(AccelCounter))
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Packets that took each path since the balancer was pinned."""
+
+    fast: int
+    slow: int
+
+    def __sub__(self, other: Paths) -> Paths:
+        return Paths(self.fast - other.fast, self.slow - other.slow)
+
+    @property
+    def words(self) -> str:
+        """For a person."""
+        return f"{self.fast:,} packets fast, {self.slow:,} slow"
+
+
+class Hardware:
+    """Context: the emulated NIC's rules and the pinned balancer's counters."""
+
+    def __init__(self, nic_pins: Path) -> None:
+        self._nic_pins = nic_pins
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as exits:
+            self._nic = SoftnicBackend.open(self._nic_pins, "demo")
+            exits.callback(self._nic.close)
+            self._paths = exits.enter_context(Map.open_pinned(BALANCER_PINS / _PATHS.name, _PATHS))
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._exits.close()
+
+    def rules(self) -> int:
+        """How many rules the NIC holds."""
+        return len(self._nic.dump())
+
+    def wipe(self) -> int:
+        """Take every rule out of the NIC; how many there were."""
+        rows = self._nic.dump()
+        self._nic.remove(RuleBatch(np.ascontiguousarray(rows["rule"])))
+        return len(rows)
+
+    def paths(self) -> Paths:
+        """Packets by path."""
+        counters = self._paths.read_array().sum(axis=1)
+        return Paths(int(counters[AccelCounter.FAST]), int(counters[AccelCounter.SLOW]))
