@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,9 @@ from typing import Self
 from .errors import HostError
 
 FOLDER = Path("/run/nfcore/claims")
+ATTEMPTS = 5
+PAUSE = 0.01
+"""Seconds between two attempts."""
 
 
 class Claims:
@@ -54,24 +58,62 @@ class Claims:
         path = self._folder / key
         if path in self._held:
             return
+        self._sweep()
         try:
-            fd = self._open(path)
+            fd = self._lock(path)
         except OSError as error:
             raise HostError(f"cannot lock {what} by {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "?"
-            os.close(fd)
-            raise HostError(f"{what} is in use by another nfcore, process {owner}: stop that one first") from None
+        if fd is None:
+            owner = path.read_text(errors="replace").strip() if path.exists() else ""
+            raise HostError(f"{what} is in use by another nfcore, process {owner or '?'}: stop that one first")
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._held[path] = fd
 
-    def _open(self, path: Path) -> int:
-        for _ in range(10):
+    def _lock(self, path: Path) -> int | None:
+        """Open and lock a file that stays where it is; None while another process holds it."""
+        for attempt in range(ATTEMPTS):
             self._folder.mkdir(parents=True, exist_ok=True)
-            # The last holder of a claim may remove the folder in between.
-            with contextlib.suppress(FileNotFoundError):
-                return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                continue  # the last holder of a claim may remove the folder in between
+            if _locked(fd) and _is_at(fd, path):
+                return fd
+            os.close(fd)
+            # Somebody has it, or is only sweeping, or has removed it since.
+            time.sleep(PAUSE)
+        return None
+
+    def _sweep(self) -> None:
+        """Remove the files of processes that were killed."""
+        left: list[Path] = []
+        with contextlib.suppress(OSError):
+            left = [path for path in self._folder.iterdir() if path not in self._held]
+        for path in left:
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    if _locked(fd) and _is_at(fd, path):
+                        path.unlink()
+                finally:
+                    os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether an open file is still the one at `path`: a lock on a removed one keeps nobody out."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)

@@ -99,7 +99,7 @@ def flows(
         typer.Option(help="State of the flow's rule. Repeatable; default: all.", show_default=False),
     ] = None,
     match: Annotated[
-        str, typer.Option(help="Part of a flow, VIP, real or reason, such as 198.18.1.2 or nic_full.")
+        str, typer.Option(help="An address, prefix or address:port, or part of the name of a VIP, real or reason.")
     ] = "",
     sort: Annotated[SortKey, typer.Option(help="The largest first; age: the oldest.")] = SortKey.RATE,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many to list.")] = 50,
@@ -112,7 +112,7 @@ def flows(
 
       nfcore flows lb.toml --state installed --sort packets
 
-      nfcore flows lb.toml --match 198.18.20.11 --json
+      nfcore flows lb.toml --match 198.18.1.0/24 --json
     """
     states = [str(each) for each in state or ()]
     answer = _ask(config, socket, "flows", states=states, match=match, sort=str(sort), limit=limit)

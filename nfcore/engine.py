@@ -124,11 +124,15 @@ class Engine:
         for port in self.floor.ports.values():
             self._probe(port)
         trusted = same_meaning(self.context) and self.context.strategy is not None and self.floor.switched_on
-        if self.floor.marks.of_targets:
-            for nf in self.context.nfs:
-                self.floor.marks.publish_targets(nf)
-        for port in self.floor.ports.values():
-            self._take_over(port, trusted=trusted)
+        if trusted:
+            self._publish_targets()
+        removed = sum(self._take_over(port, trusted=trusted) for port in self.floor.ports.values())
+        if not trusted:
+            if removed:
+                # An earlier run's program may go on forwarding by its marks: what they meant stands until they are
+                # no longer on their way.
+                time.sleep(self.floor.offload.grace)
+            self._publish_targets()
         if self.context.strategy is not None:
             self.floor.marks.lease()
 
@@ -147,19 +151,26 @@ class Engine:
             port.backends.leave_out(useless)
             log.warning("%s: %s cannot set marks here: going on without", port.name, ", ".join(useless))
 
-    def _take_over(self, port: Port, *, trusted: bool) -> None:
+    def _publish_targets(self) -> None:
+        if self.floor.marks.of_targets:
+            for nf in self.context.nfs:
+                self.floor.marks.publish_targets(nf)
+
+    def _take_over(self, port: Port, *, trusted: bool) -> int:
+        """Take over or remove the rules that a NIC holds; how many were removed."""
         try:
             left: Leftovers = port.worker.call(
                 lambda: take_over(port.backends, self.context, self.table, trusted=trusted, now=self.floor.clock())
             )
         except Exception as error:  # noqa: BLE001 - an NF's or a backend's fault: unaccelerated is better than not at all
             self.ledger.say_once(f"{port.name}: rules of an earlier run cannot be taken over: {error}")
-            return
+            return 0
         if len(left.adopted) or left.removed:
             self.ledger.counts["adopted"] += len(left.adopted)
             self.ledger.counts["stale_removed"] += left.removed
             words = (port.name, len(left.adopted), left.removed)
             log.info("%s: of an earlier run's rules %d were taken over, %d removed", *words)
+        return left.removed
 
     # The daemon's loop
 
@@ -243,8 +254,7 @@ class Engine:
             targets = gone.get(nf.name)
             if targets is not None and len(targets):
                 ended += self._retirement.end_targets(nf, targets)
-            if self.floor.marks.of_targets:
-                self.floor.marks.publish_targets(nf)
+        self._publish_targets()
         renew_meaning(self.context)
         return ended
 

@@ -6,6 +6,7 @@ Objects are JSON values. Times are seconds, rates packets a second.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from .context import Context
 from .errors import ConfigError, Problem
 from .floor import Floor
-from .flows import ANY_CPU, FlowBatch, FlowMatch
+from .flows import ANY_CPU, FlowBatch, FlowMatch, pack_address
 from .flowtable import FlowState
 from .reasons import Reason, reason_sentence, reason_word
 
@@ -22,6 +23,8 @@ MOST_FLOWS = 10_000
 """In one answer."""
 SORT_KEYS = {"rate": "rate", "packets": "packets", "bytes": "bytes", "age": "since", "mark": "mark"}
 _SHOWN = (FlowState.INSTALLED, FlowState.PENDING, FlowState.WAITING, FlowState.DRAINING, FlowState.REFUSED)
+_HELD = (FlowState.INSTALLED, FlowState.DRAINING)
+"""States in which a backend holds the rule."""
 
 
 def list_flows(
@@ -32,29 +35,60 @@ def list_flows(
     sort: str = "rate",
     limit: int = 50,
 ) -> dict[str, Any]:
-    """List flows, the first by `sort`; `match` is part of the text of a flow, VIP, real or reason.
+    """List flows, the first by `sort`. `match`: an address, a prefix, ``address:port``, or a part of the name of a
+    VIP, a real, an interface, a backend or a reason.
 
     ConfigError names what is wrong with a parameter.
     """
     if sort not in SORT_KEYS:
         raise ConfigError("flows", [Problem("sort", f"is {sort!r}; should be one of {', '.join(SORT_KEYS)}")])
     slots = floor.table.slots_in(*_wanted(states))
+    if match:
+        slots = slots[_matching(floor, slots, match)]
     column: NDArray[Any] = getattr(floor.table, SORT_KEYS[sort])[slots]
     order = np.argsort(column, kind="stable")
-    slots = slots[order if sort == "age" else order[::-1]]
-    limit = max(0, min(limit, MOST_FLOWS))
-    found: list[dict[str, Any]] = []
-    total = len(slots) if not match else 0
-    for slot in slots.tolist() if match else slots[:limit].tolist():
-        row = _row(floor, slot)
-        if not match:
-            found.append(row)
-        elif match in " ".join(str(value) for value in row.values()):
-            total += 1
-            if len(found) < limit:
-                found.append(row)
+    first = slots[order if sort == "age" else order[::-1]][: max(0, min(limit, MOST_FLOWS))]
     counts = {state.name.lower(): floor.table.count(state) for state in _SHOWN}
-    return {"flows": found, "matching": total, "states": counts, "offload": floor.switched_on}
+    found = [_row(floor, slot) for slot in first.tolist()]
+    return {"flows": found, "matching": len(slots), "states": counts, "offload": floor.switched_on}
+
+
+def _matching(floor: Floor, slots: NDArray[np.int64], text: str) -> NDArray[np.bool_]:
+    """Which flows a text is about. Names are compared once each, not once a flow: there may be a million."""
+    table, flows = floor.table, floor.table.batch(slots).rows
+    about = _with_end(flows, text)
+    for nf in floor.context.nfs:
+        targets = np.unique(flows["target"][flows["nf"] == nf.number])
+        named = [target for target in targets.tolist() if any(text in name for name in nf.describe(target).values())]
+        about |= (flows["nf"] == nf.number) & np.isin(flows["target"], np.array(named, dtype=np.uint64))
+    reasons = [reason for reason in np.unique(table.reason[slots]).tolist() if reason and text in reason_word(reason)]
+    about |= np.isin(table.reason[slots], reasons)
+    installed = np.isin(table.state[slots], _HELD)
+    for ifindex, port in floor.ports.items():
+        here = flows["ifindex"] == ifindex
+        about |= here & (text in port.name)
+        held = [number for number, name in enumerate(port.backends.device.backends) if text in name]
+        about |= here & installed & np.isin(table.backend[slots], held)
+    return about
+
+
+def _with_end(flows: NDArray[np.void], text: str) -> NDArray[np.bool_]:
+    """Which flows have an end at an address, in a prefix, or at ``address:port``."""
+    about = np.zeros(len(flows), dtype=bool)
+    address, _, port = text.rpartition(":")
+    for wanted, number in ((text, ""), (address, port)):
+        try:
+            network = ipaddress.ip_network(wanted.strip("[]"))
+        except ValueError:
+            continue
+        if number and not (number.isdecimal() and int(number) <= 0xFFFF):
+            continue
+        mask, base = pack_address(network.netmask), pack_address(network.network_address)
+        for end, end_port in (("src", "sport"), ("dst", "dport")):
+            there = ((flows["key"][end] & mask) == base).all(axis=1) & (flows["family"] == network.version)
+            about |= there & (flows["key"][end_port] == int(number)) if number else there
+        break
+    return about
 
 
 def _wanted(states: list[str] | None) -> list[FlowState]:
@@ -92,7 +126,7 @@ def _row(floor: Floor, slot: int) -> dict[str, Any]:
     table, now = floor.table, floor.clock()
     flow = table.flow[slot]
     state, port = FlowState(int(table.state[slot])), floor.ports.get(int(flow["ifindex"]))
-    installed = state in (FlowState.INSTALLED, FlowState.DRAINING)
+    installed = state in _HELD
     backends = port.backends.device.backends if port else ()
     number, reason = int(table.backend[slot]), int(table.reason[slot])
     cpu = int(flow["cpu"])

@@ -13,11 +13,17 @@ from .host import PluginHost
 from .inspection import explain, list_flows
 from .reload import reload
 
+FLOWS_PARAMETERS = {"states", "match", "sort", "limit"}
+
 
 def register_orders(engine: Engine, host: PluginHost) -> None:
     """Answer ``flows``, ``explain``, ``offload`` and ``reload``."""
 
     def flows(parameters: Mapping[str, Any]) -> Any:
+        unknown = parameters.keys() - FLOWS_PARAMETERS
+        if unknown:
+            known = ", ".join(sorted(FLOWS_PARAMETERS))
+            raise ConfigError("flows", [Problem(sorted(unknown)[0], f"is no parameter; those are: {known}")])
         return list_flows(engine.floor, **parameters)
 
     def explain_flow(parameters: Mapping[str, Any]) -> Any:

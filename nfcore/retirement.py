@@ -180,14 +180,18 @@ class Retirement:
         port.worker.submit(lambda: port.backends.remove(rules, backend), done)
 
     def _replace(self, port: Port, installed: NDArray[np.int64], now: float) -> None:
-        """Let the coldest rules go when there is no room for waiting flows that are much hotter."""
+        """Let the coldest rules go when there is no room for waiting flows that are much hotter, or none at all."""
         floor, table = self._floor, self._floor.table
+        # More than `max_rules` after a reload that lowered it; what goes already counts.
+        surplus = max(0, -floor.places - table.count(FlowState.DRAINING))
+        installed = installed[np.argsort(table.rate[installed], kind="stable")]
+        self.end(installed[:surplus], Reason.REPLACED)
+        installed = installed[surplus:]
         crowded = floor.places <= 0 or (port.full and not port.spare)
         if not crowded or not table.count(FlowState.WAITING):
             return
         # Only of those that two dumps have told the rate.
         installed = installed[port.counted - table.since[installed] >= floor.offload.counter_lag]
-        installed = installed[np.argsort(table.rate[installed], kind="stable")]
         waiting = table.slots_in(FlowState.WAITING)
         waiting = waiting[table.flow["ifindex"][waiting] == port.ifindex]
         packets = table.flow["packets"][waiting]

@@ -39,7 +39,9 @@ def test_a_claim_is_refused_while_another_process_holds_it(tmp_path: Path) -> No
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         holder.stdout.close()
-    with Claims(folder) as claims:  # death gives it back
+    with Claims(folder) as claims:  # death gives it back, and what is left of it goes
+        claims.claim("yet another", "yet another thing")
+        assert [path.name for path in folder.iterdir()] == ["yet another"]
         claims.claim("thing", "the thing")
         assert (folder / "thing").read_text() == f"{os.getpid()}\n"
     assert not folder.exists()
