@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -344,4 +345,22 @@ def test_a_doomed_rule_that_vanishes_is_not_put_back(world: World) -> None:
     world.pass_time(GRACE)
     assert (world.held(), world.active) == ([], 0)
     assert world.engine.ledger.ended == {Reason.TARGET_GONE: 1}
+    assert world.adds_up()
+
+
+def test_lowering_max_rules_ends_the_coldest(make: Callable[..., World]) -> None:
+    world = make("dest-id")
+    world.start()
+    world.report(1001, 1002, 1003)
+    for _ in range(3):
+        for port, packets in ((1001, 10), (1002, 900), (1003, 400)):
+            world.hit(port, packets)
+        world.pass_time(IDLE / 4)
+    config = world.context.config
+    fewer = config.offload.model_copy(update={"max_rules": 1})
+    world.engine.apply(replace(config, offload=fewer), {})
+    world.pass_time(IDLE / 4)
+    world.pass_time(GRACE)
+    assert world.ports(FlowState.INSTALLED) == [1002]
+    assert world.why(1001) is world.why(1003) is Reason.REPLACED
     assert world.adds_up()

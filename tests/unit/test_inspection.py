@@ -67,7 +67,17 @@ def test_flows_by_state(busy: World) -> None:
 
 @pytest.mark.parametrize(
     ("match", "ports"),
-    [(":1001 ", [1001]), ("vip1", [1001, 1002]), ("real8", [1003]), ("not_published", [1004]), ("nowhere", [])],
+    [
+        ("198.18.1.2:1001", [1001]),
+        ("198.18.10.1:1001", []),
+        ("198.18.1.0/24", [1001, 1002, 1003, 1004]),
+        ("2001:db8::/32", []),
+        ("eth1", [1001, 1002, 1003, 1004]),
+        ("vip1", [1001, 1002]),
+        ("real8", [1003]),
+        ("not_published", [1004]),
+        ("nowhere", []),
+    ],
 )
 def test_flows_by_a_part_of_their_text(busy: World, match: str, ports: list[int]) -> None:
     answer = list_flows(busy.engine.floor, match=match)
