@@ -352,14 +352,13 @@ def test_lowering_max_rules_ends_the_coldest(make: Callable[..., World]) -> None
     world = make("dest-id")
     world.start()
     world.report(1001, 1002, 1003)
-    for _ in range(3):
+    config = world.context.config
+    for max_rules in (1000, 1000, 1000, 1):
+        fewer = config.offload.model_copy(update={"max_rules": max_rules})
+        world.engine.apply(replace(config, offload=fewer), {})
         for port, packets in ((1001, 10), (1002, 900), (1003, 400)):
             world.hit(port, packets)
         world.pass_time(IDLE / 4)
-    config = world.context.config
-    fewer = config.offload.model_copy(update={"max_rules": 1})
-    world.engine.apply(replace(config, offload=fewer), {})
-    world.pass_time(IDLE / 4)
     world.pass_time(GRACE)
     assert world.ports(FlowState.INSTALLED) == [1002]
     assert world.why(1001) is world.why(1003) is Reason.REPLACED
