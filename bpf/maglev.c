@@ -9,7 +9,7 @@
 #include "map_handle.h"
 #include "maglev.h"
 
-/* Slots looked at in one run: about a microsecond. The verifier follows each one. */
+/* Slots looked at before the program calls itself: about a microsecond. The verifier follows each step. */
 #define STEPS 512
 
 static __always_inline struct maglev_player *whose(struct maglev *work, __u64 turn)
@@ -17,7 +17,10 @@ static __always_inline struct maglev_player *whose(struct maglev *work, __u64 tu
 	return &work->players[work->turns[turn] & (MAGLEV_PLAYERS - 1)];
 }
 
-/* What is below zero goes up by RING_SLOTS, without a branch that nobody can predict. */
+/*
+ * What is below zero goes up by RING_SLOTS, without a branch that nobody can predict. Any of the upper bits is the
+ * sign; shifted by 63, it is a pattern of which newer verifiers follow both outcomes, at every step.
+ */
 static __always_inline __s64 wrapped(__s64 slot)
 {
 	return slot + ((slot >> 62) & RING_SLOTS);

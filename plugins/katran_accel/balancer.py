@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from nfcore.errors import ConfigError, HostError, Problem
 from nfcore.flows import FlowBatch
 from nfcore.kernel import (
     EventReader,
+    Map,
     PerfReader,
     Program,
     RingBufferReader,
@@ -40,7 +43,7 @@ from .connections import Connections, VipFinder
 from .entries import MarkEntries
 from .gateway import gateway_mac
 from .inventory import Inventory, Numbering, NumbersExhaustedError
-from .maps import BalancerMaps, Sizes, forwarding_cpus, remove_pins, unpin_other_tables, wait_for_programs
+from .maps import BalancerMaps, Sizes, forwarding_cpus, perf_pages, remove_pins, unpin_other_tables, wait_for_programs
 from .rings import RingDesk
 from .table import KatranTable
 
@@ -230,7 +233,9 @@ class Balancer:
         ringbuf = self.config.offload.events == "ringbuf"
         events = self.maps["hw_accel_events"]
         self._reader = (
-            RingBufferReader(events, lay.HW_ACCEL_EVENT) if ringbuf else PerfReader(events, lay.HW_ACCEL_EVENT)
+            RingBufferReader(events, lay.HW_ACCEL_EVENT)
+            if ringbuf
+            else PerfReader(events, lay.HW_ACCEL_EVENT, perf_pages())
         )
 
     # Numbers
@@ -347,7 +352,7 @@ class Balancer:
 
         Under dest-id they are gone already, as all that have no mark of their own.
         """
-        had, now = before.winners(), self.inventory.winners()
+        had, now = before.winners, self.inventory.winners
         fewer = [n for n in now if n in before.vips and now[n] - had.get(n, frozenset())]
         overtaken: NDArray[np.uint64] = self._targets[np.isin(self._targets >> np.uint64(32), fewer)]
         return overtaken
@@ -377,11 +382,9 @@ class Balancer:
             ctl = np.zeros(1, dtype=lay.CTL_VALUE)
             ctl["mac"][0] = np.frombuffer(bytes.fromhex(change.gateway.replace(":", "")), dtype=np.uint8)
             maps["ctl_array"].write_array(0, ctl)
-        nothing = np.zeros((1, possible_cpus()), dtype=lay.LB_STATS)
-        for number in change.new_vips:
-            maps["stats"].write_array(number, nothing)
-        for number in change.new_reals:
-            maps["reals_stats"].write_array(number, nothing)
+        for name, new in (("stats", change.new_vips), ("reals_stats", change.new_reals)):
+            nothing = np.zeros((len(new), possible_cpus()), dtype=lay.LB_STATS)
+            _write(maps[name], np.array(sorted(new), dtype=np.uint32), nothing)
         if self.marks is not None:
             self.marks.bring_to_life(inventory, self._generation)
         reals = maps["reals"].read_array()
@@ -389,20 +392,20 @@ class Balancer:
             reals[number] = inventory.real_definition(address)
         maps["reals"].write_array(0, reals)
         self._write_rings(inventory, change.rings)
-        for number, vip in inventory.vips.items():
-            meta = np.array((vip.flag_bits, number), dtype=lay.VIP_META)
-            if vip.is_prefix:
-                maps["vip_lpm_map"].update(inventory.lpm_key(number), meta)
-            else:
-                maps["vip_map"].update(inventory.vip_definition(number), meta)
+        for name, key_of, prefixes in (
+            ("vip_lpm_map", inventory.lpm_key, True),
+            ("vip_map", inventory.vip_definition, False),
+        ):
+            numbers = [number for number, vip in inventory.vips.items() if vip.is_prefix == prefixes]
+            keys, metas = np.zeros(len(numbers), maps[name].spec.key), np.zeros(len(numbers), lay.VIP_META)
+            for place, number in enumerate(numbers):
+                keys[place], metas[place] = key_of(number), (inventory.vips[number].flag_bits, number)
+            _write(maps[name], keys, metas)
 
     def _write_rings(self, inventory: Inventory, numbers: list[int]) -> None:
         self._ring_desk.prepare(sum(len(inventory.vips[number].reals) for number in numbers))
-        # Mapped for this long only: what is mapped counts as the daemon's memory.
-        slots = self.maps["ch_rings"].mmap()
         for number in numbers:
-            first = number * lay.RING_SLOTS
-            slots[first : first + lay.RING_SLOTS] = inventory.ring(number, self._ring_desk.build)
+            self.maps.write_ring(number, inventory.ring(number, self._ring_desk.build))
 
     def _remove(self, change: Change) -> None:
         """Stop what is gone from steering, by a write for each thing."""
@@ -427,11 +430,6 @@ class Balancer:
             self.maps[name].delete_batch(keys[[key.tobytes() not in wanted for key in keys]])
 
     # Marks
-
-    @property
-    def events_lost(self) -> int:
-        """Reports that the transport lost after XDP had sent them."""
-        return self._reader.lost if self._reader else 0
 
     def read_events(self, limit: int) -> FlowBatch:
         """Take the reports that XDP has made."""
@@ -497,6 +495,13 @@ class Balancer:
 def _rest(config: Config) -> float:
     """Seconds that the number of something removed rests: until no rule, mark or packet of it can be left."""
     return config.marking.quarantine + 2 * config.offload.grace
+
+
+def _write(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> None:
+    """Set many keys. HostError when the kernel refuses one."""
+    result = map_.update_batch(keys, values)
+    if result.errno:
+        raise HostError(f"cannot set key {keys[result.done]} of map {map_.spec.name}: {os.strerror(result.errno)}")
 
 
 def _state_key(device: Device, suffix: str = "") -> str:

@@ -129,8 +129,8 @@ class Connections:
 
         All are meant when the CPU is unknown, and when the ring has changed since: RSS may have moved the flow, and
         elsewhere the ring would choose another real. Entries that are there keep their real; those of UDP flows are
-        made fresh, since marked packets did not. Flows whose target is gone, or that are another VIP's by now, are
-        left out.
+        made fresh, since marked packets did not. What has the same real is reported anew, as a new flow would be.
+        Flows whose target is gone, or that are another VIP's by now, are left out.
         """
         owners = finder.owners(batch.rows["key"])
         rows = batch.rows[(owners == _vips(batch)) & np.isin(batch.rows["target"], inventory.targets())]
@@ -159,8 +159,8 @@ class Connections:
 
 
 def _restore_into(table: Map, keys: NDArray[np.void], values: NDArray[np.void]) -> None:
-    there, _ = table.lookup_batch_keys(keys)
-    due = ~there | (keys["proto"] == IPPROTO_UDP)
+    there, held = table.lookup_batch_keys(keys)
+    due = ~there | (keys["proto"] == IPPROTO_UDP) | (held["pos"] == values["pos"])
     table.update_batch(keys[due], values[due])
 
 

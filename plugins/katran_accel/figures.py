@@ -39,7 +39,8 @@ def families(balancer: Balancer) -> Iterator[MetricFamily]:
     yield from _per_real(balancer)
     yield from _datapath(stats, accel)
     lost = MetricFamily("nfcore_reports_lost_total", COUNTER, "Reports of flows without room in the buffer.", "flows")
-    lost.add(int(accel[lay.AccelCounter.REPORT_LOST]) + balancer.events_lost)
+    # What the kernel says it has lost of a perf buffer, the program knew already.
+    lost.add(int(accel[lay.AccelCounter.REPORT_LOST]))
     yield lost
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +151,19 @@ class Numbering:
         self.reals.resume(*found["reals"])
 
 
+def _overlaps(vips: list[VipTable]) -> NDArray[np.bool_]:
+    """Which VIPs have addresses in common; shape (n, n)."""
+    # Addresses do not fit machine words, their places among all that occur do.
+    bounds = [
+        [(vip.address.version, int(end)) for end in (vip.address.network_address, vip.address.broadcast_address)]
+        for vip in vips
+    ]
+    places = {bound: place for place, bound in enumerate(sorted({each for pair in bounds for each in pair}))}
+    first, last = np.array([[places[each] for each in pair] for pair in bounds]).T
+    overlaps: NDArray[np.bool_] = (first[:, None] <= last) & (first <= last[:, None])
+    return overlaps
+
+
 @dataclass(frozen=True)
 class Inventory:
     """The VIPs and reals of one TOML with their numbers."""
@@ -175,21 +189,28 @@ class Inventory:
         """Number of each real, by the text of its address."""
         return {str(address): number for address, number in self.reals.items()}
 
+    @cached_property
+    def _numbers(self) -> dict[int, list[int]]:
+        """VIP number → the numbers of its reals, in the TOML's order: looking an address up is slow."""
+        return {number: [self.reals[real.address] for real in vip.reals] for number, vip in self.vips.items()}
+
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Give (VIP number, real number) in the TOML's order."""
-        for number, vip in self.vips.items():
-            for real in vip.reals:
-                yield number, self.reals[real.address]
+        for number, reals in self._numbers.items():
+            for real in reals:
+                yield number, real
 
     def targets(self) -> NDArray[np.uint64]:
         """Give :meth:`pairs` as the core knows them."""
         return np.array([lay.make_target(*pair) for pair in self.pairs()], dtype=np.uint64)
 
+    @cached_property
     def winners(self) -> dict[int, frozenset[str]]:
         """For each VIP part of whose packets belong to other VIPs, which are found first: who they are."""
+        vips, names = list(self.vips.values()), list(self.vip_numbers)
         found = {
-            number: frozenset(identity(other) for other in self.vips.values() if vip.loses_to(other))
-            for number, vip in self.vips.items()
+            number: frozenset(names[other] for other in np.flatnonzero(row) if vip.loses_to(vips[other]))
+            for (number, vip), row in zip(self.vips.items(), _overlaps(vips), strict=True)
             if vip.is_prefix or not vip.port  # the others lose to nobody
         }
         return {number: others for number, others in found.items() if others}
@@ -199,11 +220,12 @@ class Inventory:
 
         A mark of such a VIP's target could not tell them apart by address and port alone, so none is given.
         """
-        return frozenset(self.winners())
+        return frozenset(self.winners)
 
     def shares(self, vip_num: int) -> dict[int, int]:
         """Give the weight of each real of a VIP, by number: all that its ring depends on."""
-        return {self.reals[real.address]: real.weight for real in self.vips[vip_num].reals}
+        numbered = zip(self._numbers[vip_num], self.vips[vip_num].reals, strict=True)
+        return {number: real.weight for number, real in numbered}
 
     def real_name(self, number: int) -> str | None:
         """Give the address of a real number, if there is such a real."""
@@ -211,7 +233,8 @@ class Inventory:
 
     def ring(self, vip_num: int, build: BuildRing = build_ring) -> NDArray[np.uint32]:
         """Give the Maglev ring of a VIP, :data:`layouts.RING_SLOTS` real numbers; 0 where it has no real."""
-        endpoints = [Endpoint(self.reals[real.address], real.address, real.weight) for real in self.vips[vip_num].reals]
+        numbered = zip(self._numbers[vip_num], self.vips[vip_num].reals, strict=True)
+        endpoints = [Endpoint(number, real.address, real.weight) for number, real in numbered]
         return build(endpoints, version=self.maglev)
 
     def vip_definition(self, vip_num: int) -> NDArray[np.void]:

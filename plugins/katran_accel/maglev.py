@@ -149,17 +149,21 @@ class _AccumulatingSchedule:
 
     def order(self, total: int) -> Turns:
         count = len(self._weights)
-        # Each player's share is a floor: at most one turn per player is missing.
+        # Each player's share is a floor: at most one turn per player is missing. When all sums are back at zero,
+        # everything repeats.
         rounds = -(-(total + count) * self._largest // self._sum)
-        if rounds * count > _LARGEST_TABLE * total:
+        rounds = min(rounds, self._largest // int(np.gcd.reduce(self._weights)))
+        if rounds * count <= _LARGEST_TABLE * total:
+            sums = np.multiply.outer(np.arange(rounds + 1, dtype=np.uint64), self._weights.astype(np.uint64))
+            sums //= np.uint64(self._largest)
+            players = np.tile(self._players.astype(np.uint16), rounds)
+            order = players.compress((sums[1:] != sums[:-1]).ravel())
+        else:
             turns = self.turns_before((rounds + 1) * count)
             times = self.time_of(np.repeat(self._players, turns), _ranges(np.zeros_like(turns), turns))
             times.sort()
-            return (times[:total] % count).astype(np.uint16)
-        sums = np.multiply.outer(np.arange(rounds + 1, dtype=np.uint64), self._weights.astype(np.uint64))
-        played = sums // np.uint64(self._largest)
-        players = np.broadcast_to(self._players.astype(np.uint16), (rounds, count))
-        return players[played[1:] != played[:-1]][:total]
+            order = (times % count).astype(np.uint16)
+        return np.tile(order, -(-total // len(order)))[:total]
 
 
 def _ranges(firsts: Index, lengths: Index) -> Index:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import mmap as memory_map
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nfcore.errors import HostError
 from nfcore.flows import FLOW_KEY
@@ -32,8 +34,12 @@ FALLBACK_ENTRIES = 1000
 LRU_CPUS = 128
 SPARE_RINGS = 16
 """`ch_rings` is made in steps of so many rings, with at least one to spare: VIPs come while the balancer runs."""
+_SPACING = 8
 EVENT_BYTES = 1 << 23
 """Ring buffer: 116,000 reports."""
+PERF_PAGES = 8192
+"""Pages of the perf buffers of all CPUs together: 190,000 reports on each of two CPUs."""
+FEWEST_PERF_PAGES = 64
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,19 @@ class BalancerMaps:
     def rings(self) -> int:
         """How many VIPs there are rings for."""
         return self["ch_rings"].spec.max_entries // lay.RING_SLOTS
+
+    def write_ring(self, number: int, ring: NDArray[np.uint32]) -> None:
+        """Write the ring of a VIP number below :attr:`rings`, slot by slot under the packets; shape (RING_SLOTS,)."""
+        table = self["ch_rings"]
+        # The kernel spaces elements 8 bytes apart, and maps whole pages. All rings at once would take longer to map
+        # than one takes to write, and count as the daemon's memory.
+        first = number * lay.RING_SLOTS * _SPACING
+        before = first % memory_map.ALLOCATIONGRANULARITY
+        try:
+            with memory_map.mmap(table.fd, before + lay.RING_SLOTS * _SPACING, offset=first - before) as memory:
+                np.ndarray(lay.RING_SLOTS, U32, buffer=memory, offset=before, strides=(_SPACING,))[:] = ring
+        except OSError as error:
+            raise HostError(f"cannot map ring {number} of map {table.spec.name}: {error.strerror}") from error
 
     @classmethod
     def open(cls, sizes: Sizes, cpus: list[int], pin_dir: Path | None) -> BalancerMaps:
@@ -206,6 +225,11 @@ def _open_or_create(spec: MapSpec, pin_dir: Path | None, *, renew: bool) -> Map:
 def forwarding_cpus(wanted: list[int] | None) -> list[int]:
     """CPUs that get a connection table: those wanted, or all that are online."""
     return online_cpus() if wanted is None else list(wanted)
+
+
+def perf_pages() -> int:
+    """Pages of one CPU's perf buffer, a power of two."""
+    return max(FEWEST_PERF_PAGES, 1 << (PERF_PAGES // len(online_cpus())).bit_length() - 1)
 
 
 def remove_pins(pin_dir: Path) -> Iterator[Path]:

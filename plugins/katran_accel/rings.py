@@ -58,7 +58,10 @@ _LEAST_STEPS = 512
 
 @cache
 def _inverses() -> U32:
-    """Inverse of each number below :data:`RING_SIZE`, modulo that; 0 for 0. 3 generates them all, 2¹⁶ + 1 being prime."""
+    """Inverse of each number below :data:`RING_SIZE`, modulo that; 0 for 0.
+
+    That is the prime 2¹⁶ + 1, of which 3 generates all numbers but 0.
+    """
     powers = np.ones(RING_SIZE - 1, np.uint64)
     count, factor = 1, 3
     while count < len(powers):

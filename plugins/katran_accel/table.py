@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
@@ -22,9 +23,13 @@ FLAG_NAMES = {flag.name.lower(): flag for flag in VipFlag if flag.name}
 def _address(value: object) -> Address:
     try:
         # A zone ("fe80::1%eth0") means something on one link only, and a packet cannot carry it.
-        return ipaddress.ip_address(value if isinstance(value, str) and "%" not in value else "")
+        return _parse_address(value if isinstance(value, str) and "%" not in value else "")
     except ValueError:
         raise ValueError("should be an IPv4 or IPv6 address such as '198.18.20.11'") from None
+
+
+# A real is written once for each VIP that it serves, and read twice.
+_parse_address = lru_cache(2 * MAX_REALS)(ipaddress.ip_address)
 
 
 def _station(value: object) -> Address:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import numpy as np
@@ -170,8 +170,30 @@ def test_who_takes_packets_of_whom() -> None:
     wide, port, exact = vip(address="198.18.10.0/24"), vip(1, port=0), vip(1)
     inventory = Inventory.of(table(wide, port, exact, vip(9, protocol="udp")))
     name = {number: identity(each) for number, each in inventory.vips.items()}
-    assert inventory.winners() == {0: {name[2]}, 1: {name[0], name[2]}}
+    assert inventory.winners == {0: {name[2]}, 1: {name[0], name[2]}}
     assert inventory.shadowed() == {0, 1}
+
+
+PREFIXES = st.tuples(
+    st.sampled_from(["198.18.0.0", "198.18.5.0", "198.18.5.7", "2001:db8::", "2001:db8:0:5::7", "::"]),
+    st.integers(0, 128),
+    st.sampled_from([0, 53, 80]),
+    st.sampled_from(["tcp", "udp"]),
+)
+
+
+@given(st.lists(PREFIXES, min_size=1, max_size=25))
+def test_winners_are_all_those_to_whom_a_vip_loses(drawn: list[tuple[str, int, int, str]]) -> None:
+    vips = {
+        (str(ip_network((address, min(length, ip_address(address).max_prefixlen)), strict=False)), port, protocol)
+        for address, length, port, protocol in drawn
+    }
+    inventory = Inventory.of(
+        table(*(vip(address=address, port=port, protocol=protocol) for address, port, protocol in sorted(vips)))
+    )
+    for number, mine in inventory.vips.items():
+        others = {identity(other) for other in inventory.vips.values() if mine.loses_to(other)}
+        assert inventory.winners.get(number, frozenset()) == others
 
 
 ENDS = st.tuples(st.ip_addresses(), st.integers(0, 65_535), st.integers(0, 65_535))

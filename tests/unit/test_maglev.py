@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from nfcore.errors import NfcoreError
 from nfcore.plugins.katran_accel.hashing import RING_SIZE, endpoint_hash, murmur3_pair
-from nfcore.plugins.katran_accel.maglev import NO_REAL, Endpoint, build_ring
+from nfcore.plugins.katran_accel.maglev import NO_REAL, Endpoint, Players, build_ring
 
 RINGS = json.loads((Path(__file__).parent.parent / "data" / "maglev_rings.json").read_text())["rings"]
 
@@ -123,6 +123,35 @@ def test_full_size_ring_is_what_playing_turn_by_turn_gives(count: int, largest: 
     reals = random_reals(count, count, largest)
     reals[0] = replace(reals[0], weight=largest)
     assert build_ring(reals, version=version).tolist() == played_turn_by_turn(reals, version, RING_SIZE)
+
+
+def turns_one_by_one(weights: list[int], version: int, total: int) -> list[int]:
+    """The order of turns as the rule reads."""
+    turns = [player for player, weight in enumerate(weights) for _ in range(weight)] if version == 1 else []
+    sums = [0] * len(weights)
+    while len(turns) < total:
+        for player, weight in enumerate(weights):
+            sums[player] += weight
+            if version == 1:
+                turns.append(player)
+            elif sums[player] >= max(weights):
+                sums[player] -= max(weights)
+                turns.append(player)
+    return turns[:total]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.one_of(st.integers(1, 3), st.integers(1, 500)), min_size=1, max_size=30),
+    st.sampled_from([1, 2]),
+    st.integers(1, 2000),
+)
+def test_order_of_turns_is_known_beforehand(heavy: list[int], version: int, total: int) -> None:
+    count = len(heavy)
+    players = Players(*(np.ones(count, np.uint32),) * 3, np.array(heavy, np.intp))
+    order = players.schedule(version).order(total)
+    assert order.dtype == np.uint16
+    assert order.tolist() == turns_one_by_one(heavy, version, total)
 
 
 @pytest.mark.parametrize("version", [1, 2])
