@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon's socket: one JSON object a line asks, one JSON object a line answers.
 
-Question ``{"method": "stats", "params": {}}``; answer ``{"result": …}`` or ``{"error": "…"}``. The socket belongs
-to the daemon's user alone (mode 0600).
+Question ``{"method": "stats", "params": {}}``; answer ``{"result": …}`` or ``{"error": "…", "exit_status": 2}``.
+The socket belongs to the daemon's user alone (mode 0600).
 """
 
 from __future__ import annotations
@@ -18,11 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from .context import Method
-from .errors import HostError
+from .errors import HostError, NfcoreError
 
 log = logging.getLogger(__name__)
 LINE_LIMIT = 1 << 20
 """Longest question, bytes. Answers may be of any length."""
+
+
+class RefusedError(HostError):
+    """The daemon answered with an error, and perhaps with the exit status that suits it."""
+
+    def __init__(self, words: str, exit_status: object) -> None:
+        super().__init__(words)
+        if isinstance(exit_status, int):
+            self.exit_status = exit_status
 
 
 class ControlServer:
@@ -87,6 +96,8 @@ class ControlServer:
             return {"error": f"no method {name!r} here; there are: {', '.join(sorted(self._methods))}"}
         try:
             return {"result": method(parameters)}
+        except NfcoreError as error:
+            return {"error": str(error), "exit_status": error.exit_status}
         except Exception as error:
             log.warning("control method %s failed: %s", name, error)
             log.debug("traceback", exc_info=error)
@@ -128,5 +139,5 @@ def request(path: Path, method: str, timeout: float = 5.0, **parameters: Any) ->
     if not isinstance(answer, dict) or not answer.keys() & {"error", "result"}:
         raise HostError(f"what answers at {path} is no nfcore daemon")
     if "error" in answer:
-        raise HostError(str(answer["error"]))
+        raise RefusedError(str(answer["error"]), answer.get("exit_status"))
     return answer["result"]

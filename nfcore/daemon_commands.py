@@ -211,6 +211,7 @@ def offload(
 def reload(config: OptionalConfig = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
     """Let the daemon read its TOML again: VIPs, reals, weights and most of [offload] change without a restart.
 
+    That is the file that it was started with; the answer names it.
     A real that is no longer named gets no packet any more when this returns; connections of the others stay.
     What is wrong, or takes a restart, is named, and everything stays as it was. SIGHUP does the same.
 
@@ -221,6 +222,7 @@ def reload(config: OptionalConfig = None, socket: SocketOption = None, as_json: 
         typer.echo(json.dumps(answer))
     elif answer["changed"]:
         ended = answer["flows_ended"]
-        typer.echo(f"changed: {', '.join(answer['changed'])}; {ended:,} accelerated flows ended")
+        changed = ", ".join(answer["changed"])
+        typer.echo(f"{answer['source']}: changed: {changed}; {ended:,} accelerated flows ended")
     else:
-        typer.echo("nothing has changed")
+        typer.echo(f"{answer['source']}: nothing has changed")

@@ -235,6 +235,10 @@ class Engine:
         self.floor.switched_on = on
         if on:
             self.context.state.forget(SWITCH)
+            refused = self.table.slots_in(FlowState.REFUSED)
+            refused = refused[self.table.reason[refused] == Reason.SWITCHED_OFF]
+            # So that they are reported anew: after a long time their next report would be far away.
+            self.floor.restore(self.table.batch(refused))
             return 0
         self.context.state.remember(SWITCH, 1)
         rules = self.table.count(FlowState.PENDING, FlowState.INSTALLED)

@@ -75,7 +75,10 @@ class Hooks:
 
     @hookspec
     def restore_flows(self, batch: FlowBatch) -> None:
-        """Make the slow path know these flows again, with the same target, before their rules go."""
+        """Make the slow path know these flows again, with the same target, before their rules go.
+
+        It reports them anew when they deserve it. Flows whose target exists no more are left out.
+        """
 
     # The NIC.
 

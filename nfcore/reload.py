@@ -38,6 +38,8 @@ LIVE = {
 class Reloaded:
     """What a reload did."""
 
+    source: str
+    """The TOML that was read: the one that the daemon was started with."""
     changed: list[str]
     """Tables of the TOML that are another now."""
     flows_ended: int
@@ -63,7 +65,7 @@ def reload(engine: Engine, host: PluginHost) -> Reloaded:
             gone[plugin] = targets
     ended = engine.apply(new, gone)
     log.info("configuration read again: %s", ", ".join(changed) if changed else "nothing has changed")
-    return Reloaded(changed, ended)
+    return Reloaded(new.source, changed, ended)
 
 
 def _reconfigure(plugin: str, config: Config, host: PluginHost) -> NDArray[np.uint64] | None:

@@ -4,17 +4,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import pytest
 from scapy.layers.inet import ICMP, IP
@@ -23,152 +16,9 @@ from scapy.layers.l2 import Ether
 from nfcore.claims import FOLDER
 from nfcore.errors import HostError
 from nfcore.kernel import Program
-from nfcore.plugins.softnic.backend import SoftnicBackend
-from tests.daemons import Daemons
-from tests.daemons import eventually as daemons_eventually
 
-from .balancer_world import CLIENT, GATEWAY, NIC, tcp, udp
-from .network import enter, namespaces
-from .network import ip as ip_in
-
-NAMESPACE = f"nftest-daemon-{os.getpid()}"
-ip = partial(ip_in, NAMESPACE)
-PATIENCE = 30.0
-eventually = partial(daemons_eventually, patience=PATIENCE)
-"""Seconds until something that should happen counts as not happening."""
-
-CONFIG = """
-[nf]
-plugins = ["katran_accel", "marking", "softnic", "stats"]
-socket = "{socket}"
-[[interfaces]]
-name = "eth1"
-chain = ["katran_accel"]
-offload = ["softnic"]
-[marking]
-strategy = "{strategy}"
-quarantine = "100ms"
-[offload]
-min_packets = 3
-idle_timeout = "{idle_timeout}"
-events = "{events}"
-[softnic]
-pins = {{ eth1 = "{nic}" }}
-[katran_accel]
-lru_size = 4096
-{katran}
-[[katran_accel.vips]]
-address = "198.18.10.1"
-port = 80
-protocol = "tcp"
-reals = [{{ address = "198.18.20.11" }}, {{ address = "198.18.20.12" }}, {{ address = "198.18.20.13" }}]
-[[katran_accel.vips]]
-address = "2001:db8:10::1"
-port = 53
-protocol = "udp"
-reals = [{{ address = "2001:db8:20::11" }}, {{ address = "2001:db8:20::12" }}]
-"""
-
-
-def inside(*command: str) -> list[str]:
-    return ["nsenter", f"--net=/run/netns/{NAMESPACE}", *command]
-
-
-def nfcore(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = inside(sys.executable, "-m", "nfcore.cli", *arguments)
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-
-
-@dataclass
-class Site:
-    """net0 ══ wire0 [NIC] port0 ══ eth1 [balancer], all in one namespace; frames go in and come out at net0."""
-
-    folder: Path
-    network: socket.socket
-    daemons: Daemons
-
-    @property
-    def nic(self) -> Path:
-        return self.folder / "nic"
-
-    @property
-    def socket(self) -> Path:
-        return self.folder / "nf.sock"
-
-    def config(
-        self, *, strategy: str = "dest-id", katran: str = "", idle_timeout: str = "30s", events: str = "ringbuf"
-    ) -> Path:
-        path = self.folder / "nf.toml"
-        text = CONFIG.format(
-            socket=self.socket, nic=self.nic, strategy=strategy, katran=katran, idle_timeout=idle_timeout, events=events
-        )
-        path.write_text(text)
-        return path
-
-    def start(self, config: Path) -> subprocess.Popen[str]:
-        return self.daemons.start(config)
-
-    def running(self, config: Path) -> AbstractContextManager[subprocess.Popen[str]]:
-        return self.daemons.running(config)
-
-    def figure(self, name: str, **labels: str) -> float:
-        return self.daemons.figure(name, **labels)
-
-    def exchange(self, frame: bytes) -> bytes:
-        """Send a frame from the network; the balancer's answer to it."""
-        self.network.send(frame)
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            received = self.network.recv(4096)
-            if received.endswith(frame[14:]) and len(received) > len(frame):
-                return received
-        raise AssertionError("no encapsulated frame came back")
-
-    def rules(self) -> int:
-        backend = SoftnicBackend.open(self.nic, "nic")
-        try:
-            return len(backend.dump())
-        finally:
-            backend.close()
-
-    def program(self) -> int | None:
-        """Id of the program on eth1."""
-        (link,) = json.loads(ip("-j", "-d", "link", "show", "eth1"))
-        return link["xdp"]["prog"]["id"] if "xdp" in link else None
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    daemons = Daemons(inside(), tmp_path / "nf.sock", PATIENCE)
-    with namespaces(NAMESPACE), ExitStack() as leaving:
-        leaving.callback(stop_all, daemons, tmp_path)
-        for link, peer in (("wire0", "net0"), ("port0", "eth1")):
-            ip("link", "add", link, "type", "veth", "peer", peer)
-        ip("link", "set", "eth1", "address", NIC)
-        for link in ("lo", "net0", "wire0", "port0", "eth1"):
-            ip("link", "set", link, "up")
-        subprocess.run(inside("ethtool", "-K", "net0", "gro", "on"), check=True, capture_output=True)
-        ip("address", "add", "198.18.2.2/24", "dev", "eth1")
-        ip("neighbour", "add", "198.18.2.1", "lladdr", GATEWAY, "dev", "eth1")
-        ip("route", "add", "default", "via", "198.18.2.1")
-        with enter(NAMESPACE):
-            network = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        with network:
-            network.bind(("net0", 3))
-            network.settimeout(PATIENCE)
-            made = Site(tmp_path, network, daemons)
-            nic = nfcore("softnic", "create", "--wire", "wire0", "--port", "port0", "--pin", str(made.nic))
-            assert nic.returncode == 0, nic.stderr
-            yield made
-
-
-def stop_all(daemons: Daemons, folder: Path) -> None:
-    """Leave nothing behind, also when a test failed half-way."""
-    daemons.kill_all()
-    nfcore("softnic", "remove", "--pin", str(folder / "nic"))
-    if (folder / "pins").is_mount():
-        subprocess.run(["umount", folder / "pins"], check=True)
-
+from .balancer_world import CLIENT, NIC, tcp, udp
+from .site import PATIENCE, Site, eventually, inside, ip, nfcore
 
 FLOWS = {
     "v4": tcp("198.18.1.2", "198.18.10.1"),
@@ -199,16 +49,16 @@ def test_an_idle_flow_leaves_hardware_and_comes_back(site: Site, strategy: str) 
         first = site.exchange(frame)
         for _ in range(2):
             site.exchange(frame)
-        assert eventually(lambda: site.figure("nfcore_aged_total")) == 1
+        assert eventually(lambda: site.figure("nfcore_ended_total", reason="idle")) == 1
         assert eventually(lambda: site.rules() == 0)
-        assert eventually(lambda: site.figure("nfcore_flows") == 0)
+        assert eventually(lambda: site.figure("nfcore_flows", state="refused") == 1)
         assert site.exchange(frame) == first
         # The report comes after twice as many packets as the time before, then the rule is back.
         assert eventually(lambda: site.exchange(frame) and site.rules())
         assert site.exchange(frame) == first
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_daemon_leaves_nothing(site: Site, number: int) -> None:
     daemon = site.start(site.config())
     for _ in range(3):
@@ -223,6 +73,27 @@ def test_a_stopped_daemon_leaves_nothing(site: Site, number: int) -> None:
     assert eventually(lambda: gone(program))
     claims = FOLDER.iterdir() if FOLDER.is_dir() else ()
     assert str(daemon.pid) not in [claim.read_text().strip() for claim in claims]
+
+
+def test_sighup_lets_a_daemon_without_a_terminal_read_its_configuration_again(site: Site) -> None:
+    config = site.config()
+    with site.running(config) as daemon:
+        program = site.program()
+        config.write_text(site.config().read_text().replace('"198.18.20.11"', '"198.18.20.14"'))
+        daemon.send_signal(signal.SIGHUP)
+        assert eventually(lambda: "198.18.20.14" in reals(site))
+        assert "198.18.20.11" not in reals(site)
+        assert (daemon.poll(), site.program()) == (None, program)
+        config.write_text("[nf")
+        daemon.send_signal(signal.SIGHUP)
+        assert daemon.stderr is not None
+        assert any("the configuration stays as it was" in line for line in daemon.stderr)
+        assert "198.18.20.14" in reals(site)
+
+
+def reals(site: Site) -> set[str]:
+    (metric,) = [each for each in site.metrics() if each["name"] == "nfcore_real_packets_total"]
+    return {sample["labels"]["real"] for sample in metric["samples"]}
 
 
 def gone(program: int) -> bool:
@@ -432,15 +303,6 @@ def test_somebody_elses_program_is_left_alone(site: Site) -> None:
     assert "eth1" in refused.stderr and "softnic_wire" in refused.stderr and "Traceback" not in refused.stderr
     assert site.program() == program
     assert nfcore("softnic", "remove", "--pin", str(site.folder / "other")).returncode == 0
-
-
-@pytest.fixture
-def _one_cpu() -> Iterator[None]:
-    """Frames are handled on the CPU that sends them: one connection table sees them all."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    yield
-    os.sched_setaffinity(0, allowed)
 
 
 @pytest.mark.usefixtures("_one_cpu")

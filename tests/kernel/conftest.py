@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site for each test that asks for one, and a CPU of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .site import Site, open_site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with open_site(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def _one_cpu() -> Iterator[None]:
+    """Frames are handled on the CPU that sends them: one connection table sees them all."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
