@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network namespaces of tests: entered for a moment, and removed with all that is in them."""
+"""Network namespaces of tests: entered for a moment, and removed with all that is in them. Frames into them."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,3 +51,16 @@ def ip(namespace: str, *arguments: str) -> str:
     """Run `ip` in a namespace; what it printed."""
     command = ["ip", "-n", namespace, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def send_frame(sender: socket.socket, frame: bytes) -> None:
+    """Send a frame, again and again while the link is busy."""
+    for _ in range(1000):
+        try:
+            sender.send(frame)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            time.sleep(0.001)
+    raise AssertionError("the link was busy for a second")

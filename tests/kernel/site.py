@@ -23,7 +23,7 @@ from tests.daemons import Daemons
 from tests.daemons import eventually as daemons_eventually
 
 from .balancer_world import GATEWAY, NIC
-from .network import enter, namespaces
+from .network import enter, namespaces, send_frame
 from .network import ip as ip_in
 
 NAMESPACE = f"nftest-daemon-{os.getpid()}"
@@ -173,7 +173,7 @@ class Site:
 
     def exchange(self, frame: bytes) -> bytes:
         """Send a frame from the network; the balancer's answer to it."""
-        self.network.send(frame)
+        send_frame(self.network, frame)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             received = self.network.recv(4096)

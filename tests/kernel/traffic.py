@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from .balancer_world import tcp
+from .network import send_frame
 from .site import PATIENCE, VIP, Site, packet_socket
 
 PACKET_IGNORE_OUTGOING, SOL_PACKET = 23, 263
@@ -80,7 +81,7 @@ class Rounds:
         for number in range(len(self._frames)) if only is None else only:
             frame = self._frames[number]
             PAYLOAD.pack_into(frame, len(frame) - PAYLOAD.size, self._magic, number, self._round)
-            self._socket.send(frame)
+            send_frame(self._socket, frame)
             self._missing.add((number, self._round))
             self.sent += 1
             self._take(WINDOW)
@@ -140,7 +141,7 @@ def flood(
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         for position, frame in enumerate(_distinct(first, count, flags)):
             for _ in range(each):
-                sender.send(frame)
+                send_frame(sender, frame)
             if position % (2_000 // each) == 0:
                 meanwhile()
 
