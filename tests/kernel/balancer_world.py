@@ -49,7 +49,7 @@ offload = ["none"]
 {offload}
 [katran_accel]
 gateway_mac = "02:00:5e:00:00:fe"
-lru_size = 4096
+lru_size = {lru_size}
 {katran}
 """
 TWO_FAMILIES = """
@@ -133,11 +133,12 @@ def open_world(
     offload: str = "min_packets = 1",
     katran: str = "",
     backend: object | None = None,
+    lru_size: int = 4096,
 ) -> Iterator[World]:
     """Open a world; this thread stays on one CPU meanwhile."""
     path = tmp_path / "world.toml"
     marking = f'strategy = "{strategy}"\n{marking}'
-    path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran) + vips)
+    path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran, lru_size=lru_size) + vips)
     host = PluginHost()
     config = load_config(path, host)
     host.register(NullBackend() if backend is None else backend, NULL_BACKEND)
