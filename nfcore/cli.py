@@ -65,7 +65,7 @@ def run(config: ConfigArgument, overrides: SetOption = None) -> None:
     rules are removed and the maps are gone, unless the configuration pins them.
 
     With katran_accel.pin_dir the program is pinned there as balancer_ingress and the maps under their own names
-    (vip_map, ch_rings, reals, lru_0, hw_accel_mapping, …), so that any harness can time what is deployed.
+    (vip_map, ch_rings, reals, lru_0, stats, hw_accel_stats, …), so that any harness can time what is deployed.
 
     Examples:
 
@@ -263,7 +263,8 @@ def bench(
         "nfcore-bench.html"
     ),
     nf: Annotated[
-        str | None, typer.Option(metavar="PLUGIN", help="The network function; default: the first that can be measured.")
+        str | None,
+        typer.Option(metavar="PLUGIN", help="The network function; default: the first that can be measured."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

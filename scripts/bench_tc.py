@@ -16,19 +16,15 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.flows import FlowMatch
+from nfcore.bench.tc_batch import PRIO, clock, measure_tc
+from nfcore.errors import NfcoreError
 from nfcore.plugins.tc_offload.backend import Settings, TcBackend
 from nfcore.rules import RULE_ROW, Action, Outcome, RuleBatch, make_cookies
 
-PRIO = 6000
 CLONE_NEWNET = 0x4000_0000
 
 
@@ -44,51 +40,6 @@ def make_rules(count: int) -> RuleBatch:
     rows["key"]["proto"] = socket.IPPROTO_TCP
     rows["cookie"] = make_cookies(number, np.ones(count, dtype=np.uint16))
     return RuleBatch(rows)
-
-
-def tc_additions(rules: RuleBatch, device: str) -> Iterator[str]:
-    """Give the lines of `tc -b` that add the same rules."""
-    for handle, row in enumerate(rules.rows, start=1):
-        match = FlowMatch.from_key(row["key"], 4)
-        yield (
-            f"filter add dev {device} ingress prio {PRIO} handle {handle} protocol ip flower ip_proto tcp "
-            f"src_ip {match.src} dst_ip {match.dst} src_port {match.sport} dst_port {match.dport} "
-            f"action skbedit mark {row['mark']} cookie {int(row['cookie']):016x}"
-        )
-
-
-def tc_deletions(rules: RuleBatch, device: str) -> Iterator[str]:
-    """Give the lines of `tc -b` that delete them."""
-    for handle in range(1, len(rules) + 1):
-        yield f"filter del dev {device} ingress prio {PRIO} handle {handle} protocol ip flower"
-
-
-def clock(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes."""
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def run_tc(*arguments: str) -> None:
-    """Run tc; CalledProcessError when it fails."""
-    subprocess.run(["tc", *arguments], check=True, stdout=subprocess.DEVNULL)
-
-
-def measure_tc(rules: RuleBatch, device: str) -> dict[str, float]:
-    """Seconds of tc by operation."""
-    run_tc("qdisc", "add", "dev", device, "clsact")
-    with tempfile.TemporaryDirectory() as folder:
-        add, delete = Path(folder, "add"), Path(folder, "del")
-        add.write_text("\n".join(tc_additions(rules, device)) + "\n", encoding="ascii")
-        delete.write_text("\n".join(tc_deletions(rules, device)) + "\n", encoding="ascii")
-        seconds = {
-            "insert": clock(lambda: run_tc("-b", str(add))),
-            "dump": clock(lambda: run_tc("-j", "-s", "filter", "show", "dev", device, "ingress")),
-            "delete": clock(lambda: run_tc("-b", str(delete))),
-        }
-    run_tc("qdisc", "del", "dev", device, "clsact")
-    return seconds
 
 
 def measure_ours(rules: RuleBatch, device: str, *, terse: bool) -> dict[str, float]:
@@ -133,4 +84,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NfcoreError as error:
+        raise SystemExit(f"bench_tc: {error}") from None

@@ -13,7 +13,19 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from nfcore.bench import Bar, CoreRow, Figure, Gain, Results, Row, Sizes, flow_keys, make_services
+from nfcore.bench import (
+    Bar,
+    CoreRow,
+    Figure,
+    Gain,
+    Results,
+    Row,
+    Series,
+    Sizes,
+    flow_keys,
+    make_services,
+    rows_of,
+)
 from nfcore.bench.command import read_parts
 from nfcore.bench.cores import core_counts
 from nfcore.bench.machine import describe_machine
@@ -33,7 +45,7 @@ VOID = {"meta", "br", "line", "rect", "circle", "polyline"}
 
 def row(name: str, flows: int, ns: float, floor: float, **more: float) -> Row:
     given = {"fast_share": 0.0, "hit_ratio": None} | more
-    return Row(name, 4, flows, ns, floor, ns - floor, ns - 1, ns + 1, 3, given["fast_share"], given["hit_ratio"])
+    return Row(name, 4, flows, ns, floor, ns - floor, ns - 1, ns + 1, 3, 0, given["fast_share"], given["hit_ratio"])
 
 
 def datapath(*, slow_at_most: float = 400.0, dest_at_most: float = 34.0) -> list[Row]:
@@ -150,6 +162,17 @@ def test_every_table_has_full_rows(results: Results) -> None:
 )
 def test_numbers(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_rounds_of_a_busy_machine_are_left_out() -> None:
+    quiet = Series("slow", 4, 100, gross=[140, 150, 400], floor=[50, 54, 51])
+    busy = Series("slow", 4, 100, gross=[200, 210, 220, 230, 10], floor=[66, 67, 66, 70, 60])
+    (row,) = rows_of([quiet, busy])
+    assert (row.ns, row.floor_ns, row.net_ns) == (150, 51, 99)
+    assert (row.min, row.max) == (10, 400)
+    assert (row.rounds, row.left_out) == (3, 5)
+    (floor,) = rows_of([Series("head", 4, 100, gross=[50, 66, 52])])
+    assert (floor.ns, floor.net_ns, floor.rounds, floor.left_out) == (51, 51, 2, 1)
 
 
 # Bars of the balancer

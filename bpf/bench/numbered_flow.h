@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Flows by number: flow n goes from source n % 65,536 and port FIRST_PORT + n / 65,536 to service n % SERVICES.
+ * No two flows are alike and none is stored, so that a million of them costs no cache.
+ * nfcore/bench/traffic.py computes the same.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#include "map_handle.h"
+
+#define FIRST_PORT 1024
+#define SOURCE_V4 0xc6130000u /* 198.19.0.0/16 */
+
+/* Where flows go: an address, its first word alone for IPv4, and a TCP port. */
+struct bench_service {
+	__be32 addr[4];
+	__be16 port;
+	__u16 pad[3];
+};
+
+static __always_inline struct bench_service *service_of(__u32 flow)
+{
+	__u32 slot = flow % SERVICES;
+
+	return bpf_map_lookup_elem(MAP(bench_services), &slot);
+}
+
+static __always_inline __be16 source_port_of(__u32 flow)
+{
+	return bpf_htons(FIRST_PORT + (flow >> 16));
+}
+
+/* The last word of the source's address. */
+static __always_inline __be32 source_of(__u32 flow, __u32 prefix)
+{
+	return bpf_htonl(prefix | (flow & 0xffff));
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Which flow the next packet is of. User space sets the state between runs; one CPU runs at a time. */
+#pragma once
+
+#include <linux/types.h>
+
+struct bench_state {
+	__u64 random; /* never 0 */
+	__u32 flows; /* at random: among how many, from 0 */
+	__u32 flow; /* in turn: the next packet's */
+	__u32 packets; /* in turn: per flow */
+	__u32 left; /* in turn: packets that the flow has still to send */
+};
+
+#ifdef PICK_AT_RANDOM
+/* Marsaglia's xorshift64, scaled by a multiplication: no division, no call. */
+static __always_inline __u32 pick_flow(struct bench_state *state)
+{
+	__u64 x = state->random;
+
+	x ^= x << 13;
+	x ^= x >> 7;
+	x ^= x << 17;
+	state->random = x;
+	return (x & 0xffffffff) * state->flows >> 32;
+}
+#else
+static __always_inline __u32 pick_flow(struct bench_state *state)
+{
+	__u32 flow = state->flow;
+
+	if (state->left > 1) {
+		state->left -= 1;
+	} else {
+		state->flow = flow + 1;
+		state->left = state->packets;
+	}
+	return flow;
+}
+#endif

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packets through a running daemon: over veth with native XDP, from a sender of our own, on one core."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..flows import FlowMatch
+from .processes import Say
+from .results import LiveRow
+from .sender import Sender
+from .site import NETWORK, Site, open_site, wait_for
+from .sizes import Sizes
+from .traffic import Family, flow_keys, make_frames
+from .workload import Workload
+
+VIPS, REALS = 4, 8
+OFFLOAD = 'min_packets = 1\nidle_timeout = "10m"\ninserts_per_second = 0'
+SETTLE = 0.2
+"""Seconds in which frames that are under way arrive."""
+
+
+def measure_live(nf: str, workload: Workload, sizes: Sizes, say: Say) -> list[LiveRow]:
+    """Send for each IP version, first without marks, then with. In a process of its own."""
+    rows: list[LiveRow] = []
+    with open_site() as site:
+        config = site.config(nf, workload.toml(VIPS, REALS), offload=OFFLOAD)
+        with site.daemon(config):
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+            for family in sizes.families:
+                rows += _rounds(site, workload.services(VIPS, family), family, sizes, say)
+    return rows
+
+
+def _rounds(site: Site, services: NDArray[np.void], family: Family, sizes: Sizes, say: Say) -> list[LiveRow]:
+    """Send without marks and with, in turn; always other flows, whose first packets are reported at once."""
+    runs: dict[str, list[LiveRow]] = {"unmarked": [], "marked": []}
+    flows = np.arange(sizes.live_flows)
+    for number in range(sizes.live_rounds):
+        for path, done in runs.items():
+            say(f"IPv{family}, {path}, round {number + 1}")
+            frames = make_frames(flows, services, family)
+            with Sender(NETWORK, frames) as sender:
+                _get_ready(site, sender, sizes.live_flows, marked=path == "marked")
+                done.append(_send(site, sender, path, family, frames.shape[1], sizes))
+            flows = flows + sizes.live_flows
+    return [_together(run) for run in runs.values()]
+
+
+def _together(runs: list[LiveRow]) -> LiveRow:
+    """One row of several: all their packets, and the median pace."""
+    sent, received = sum(run.sent for run in runs), sum(run.received for run in runs)
+    return replace(
+        runs[0],
+        seconds=round(sum(run.seconds for run in runs), 3),
+        sent=sent,
+        pps=statistics.median(run.pps for run in runs),
+        received=received,
+        loss=1 - received / sent if sent else 0.0,
+        marked_share=sum(run.marked_share * run.sent for run in runs) / sent if sent else 0.0,
+    )
+
+
+def _get_ready(site: Site, sender: Sender, flows: int, *, marked: bool) -> None:
+    """See to it that every flow has a rule, or that none has."""
+    site.ask("offload", on=marked)
+
+    def ready() -> bool:
+        # Warms up the slow path, too.
+        sender.send_for(1.0, most=20 * flows)
+        return site.figure("nfcore_flows", state="installed") == (flows if marked else 0)
+
+    wait_for(f"{flows if marked else 0} rules", ready)
+    time.sleep(SETTLE)
+
+
+def _send(site: Site, sender: Sender, path: str, family: Family, size: int, sizes: Sizes) -> LiveRow:
+    before, marked = site.received(), _marked(site)
+    sent, seconds = sender.send_for(sizes.live_seconds)
+    time.sleep(SETTLE)
+    received = site.received() - before
+    return LiveRow(
+        path=path,
+        family=family,
+        flows=sizes.live_flows,
+        frame_bytes=size,
+        seconds=round(seconds, 3),
+        sent=sent,
+        pps=sent / seconds,
+        received=received,
+        loss=1 - received / sent if sent else 0.0,
+        marked_share=(_marked(site) - marked) / sent if sent else 0.0,
+    )
+
+
+def _marked(site: Site) -> float:
+    return site.figure("nfcore_softnic_packets_total", kind="marked")
+
+
+def time_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> list[float]:
+    """Give the seconds from each flow's first packet, which can be reported, to its first marked one.
+
+    Of a daemon that has nothing else to do. From then on a flow's packets are all marked, so the number of marked ones,
+    which the NIC counts, tells which one was the first.
+    """
+    services = workload.services(VIPS, 4)
+    flows = np.arange(sizes.first_marks)
+    frames = make_frames(flows, services, 4)
+    names = [str(FlowMatch.from_key(key, 4)) for key in flow_keys(flows, services, 4)]
+    with open_site() as site:
+        config = site.config(nf, workload.toml(VIPS, REALS), offload=OFFLOAD)
+        with site.daemon(config), Sender(NETWORK, frames) as sender:
+            times = []
+            for number in range(len(frames)):
+                if number % 20 == 0:
+                    say(f"flow {number + 1} of {len(frames)}")
+                times.append(_send_one_flow(sender, number))
+            marked = _marked_packets(site, len(names))
+    return [
+        sent[len(sent) - marked[name]] - sent[0]
+        for name, sent in zip(names, times, strict=True)
+        if 0 < marked.get(name, 0) < len(sent)
+    ]
+
+
+FLOW_SECONDS = 0.06
+"""For how long each flow sends: more than the daemon's longest nap and a NIC's insertion take."""
+PACE = 50e-6
+"""Seconds between two packets, at least: what a first mark's time is known to is some 0.1 ms."""
+
+
+def _send_one_flow(sender: Sender, number: int) -> list[float]:
+    """Send packets of one flow; when each was sent."""
+    times: list[float] = []
+    end = time.perf_counter() + FLOW_SECONDS
+    while (now := time.perf_counter()) < end:
+        times.append(now)
+        sender.send_one(number)
+        time.sleep(PACE)
+    return times
+
+
+def _marked_packets(site: Site, flows: int) -> dict[str, int]:
+    """Give the marked packets by flow, once the daemon has read all counters."""
+    found: dict[str, int] = {}
+
+    def complete() -> bool:
+        answer = site.ask("flows", states=["installed"], limit=flows)
+        found.update({row["flow"]: row["packets"] for row in answer["flows"]})
+        return sum(found.values()) == _marked(site)
+
+    wait_for("the counters of all rules", complete)
+    return found

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows by number, as bpf/bench/numbered_flow.h makes them, and the frame that they begin as. Pure.
+
+Flow n is TCP, from source n mod 65,536 (198.19.0.0/16 or 2001:db8:19::/112) and port 1024 + n div 65,536, to
+service n mod (number of services).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Iterable
+from socket import IPPROTO_TCP
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..flows import FLOW_KEY, Address, pack_address
+
+Family = Literal[4, 6]
+
+SERVICE = np.dtype([("addr", "u1", (16,)), ("port", ">u2"), ("pad", "u1", (6,))])
+"""`struct bench_service`: where flows go. Address and port in network byte order."""
+
+SOURCES = 65_536
+FIRST_PORT = 1024
+MOST_FLOWS = SOURCES * (65_536 - FIRST_PORT)
+"""Flows that can be told apart."""
+SYN, ACK = 0x02, 0x10
+FRAME_BYTES: dict[Family, int] = {4: 60, 6: 74}
+"""The shortest frames there are: 60 bytes are Ethernet's minimum, 74 are the headers."""
+
+_SOURCE_V4 = ipaddress.ip_address("198.19.0.0")
+_SOURCE_V6 = ipaddress.ip_address("2001:db8:19::")
+_ETHERNET = bytes.fromhex("02005e000001 02005e000002")
+_ETHERTYPE: dict[Family, int] = {4: 0x0800, 6: 0x86DD}
+_IP_BYTES: dict[Family, int] = {4: 20, 6: 40}
+
+
+def make_services(ends: Iterable[tuple[Address, int]]) -> NDArray[np.void]:
+    """Give :data:`SERVICE` rows for (address, port) pairs, in their order."""
+    listed = list(ends)
+    services = np.zeros(len(listed), dtype=SERVICE)
+    for row, (address, port) in zip(services, listed, strict=True):
+        row["addr"], row["port"] = pack_address(address), port
+    return services
+
+
+def flow_keys(flows: NDArray[Any], services: NDArray[np.void], family: Family) -> NDArray[np.void]:
+    """Give the :data:`nfcore.flows.FLOW_KEY` of each flow number; shape of `flows`, one dimension."""
+    numbers = np.asarray(flows, dtype=np.uint32)
+    keys = np.zeros(len(numbers), dtype=FLOW_KEY)
+    keys["src"] = pack_address(_SOURCE_V4 if family == 4 else _SOURCE_V6)
+    last = 2 if family == 4 else 14
+    source = numbers % SOURCES
+    keys["src"][:, last], keys["src"][:, last + 1] = source >> 8, source & 0xFF
+    target = services[numbers % len(services)]
+    keys["dst"], keys["dport"] = target["addr"], target["port"]
+    keys["sport"], keys["proto"] = FIRST_PORT + numbers // SOURCES, IPPROTO_TCP
+    return keys
+
+
+def make_frames(flows: NDArray[Any], services: NDArray[np.void], family: Family) -> NDArray[np.uint8]:
+    """Give a frame (ACK) of each flow number, shape (n, FRAME_BYTES[family]). Checksums are zero."""
+    keys = flow_keys(flows, services, family)
+    frames = np.tile(np.frombuffer(first_frame(family, ACK), np.uint8), (len(keys), 1))
+    ip, size = (26, 4) if family == 4 else (22, 16)
+    l4 = len(_ETHERNET) + 2 + _IP_BYTES[family]
+    frames[:, ip : ip + size], frames[:, ip + size : ip + 2 * size] = keys["src"][:, :size], keys["dst"][:, :size]
+    frames[:, l4 : l4 + 2] = np.ascontiguousarray(keys["sport"]).view(np.uint8).reshape(-1, 2)
+    frames[:, l4 + 2 : l4 + 4] = np.ascontiguousarray(keys["dport"]).view(np.uint8).reshape(-1, 2)
+    return frames
+
+
+def first_frame(family: Family, tcp_flags: int) -> bytes:
+    """Give the frame of which the datapath changes addresses and ports alone. Checksums are zero."""
+    size = FRAME_BYTES[family] - len(_ETHERNET) - 2
+    ethernet = _ETHERNET + struct.pack("!H", _ETHERTYPE[family])
+    if family == 4:
+        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, size, 0, 0, 64, IPPROTO_TCP, 0, _SOURCE_V4.packed, bytes(4))
+    else:
+        ip = struct.pack("!IHBB16s16s", 0x60000000, size - 40, IPPROTO_TCP, 64, _SOURCE_V6.packed, bytes(16))
+    tcp = struct.pack("!HHIIBBHHH", FIRST_PORT, 0, 0, 0, 0x50, tcp_flags, 0xFFFF, 0, 0)
+    return (ethernet + ip + tcp).ljust(FRAME_BYTES[family], b"\0")
+
+
+def unwrap(frame: bytes, family: Family) -> tuple[int, bytes] | None:
+    """Give the flow number of an encapsulated frame and the outer destination, 16 bytes as in a flow key.
+
+    The outer header is of the packet's own family. None when `frame` is no such frame of a flow by number.
+    """
+    outer = len(_ETHERNET) + 2
+    inner = outer + _IP_BYTES[family]
+    l4 = inner + _IP_BYTES[family]
+    version = (frame[outer] >> 4, frame[inner] >> 4) if len(frame) >= l4 + 4 else (0, 0)
+    if version != (family, family) or frame[12:14] != struct.pack("!H", _ETHERTYPE[family]):
+        return None
+    destination = frame[outer + 16 : outer + 20] if family == 4 else frame[outer + 24 : outer + 40]
+    source = frame[inner + 14 : inner + 16] if family == 4 else frame[inner + 22 : inner + 24]
+    number = int.from_bytes(source, "big") + (int.from_bytes(frame[l4 : l4 + 2], "big") - FIRST_PORT) * SOURCES
+    return number, destination.ljust(16, b"\0")
