@@ -80,6 +80,17 @@ static __always_inline int fast_path(struct xdp_md *ctx, const struct packet *pa
 	return send_to_real(ctx, packet, route.vip_num, route.real_key, route.real, family);
 }
 
+/* What a mark of one flow means is void from now on: its connection is over, whatever rules still say. */
+static __always_inline void void_mark(__u32 mark)
+{
+#ifdef MARK_IS_FLOW
+	struct hw_accel_flow *entry = bpf_map_lookup_elem(MAP(hw_accel_mapping), &mark);
+
+	if (entry)
+		*(volatile __u32 *)&entry->vip_generation = 0;
+#endif
+}
+
 /* The mark of a packet that goes the slow way all the same; a mark that leads nowhere leaves `route` empty. */
 static __always_inline void route_edge_by_mark(struct route *route, const struct packet *packet, __u32 mark, int family)
 {
@@ -87,6 +98,10 @@ static __always_inline void route_edge_by_mark(struct route *route, const struct
 		route->real = NULL;
 }
 #else
+static __always_inline void void_mark(__u32 mark)
+{
+}
+
 static __always_inline void route_edge_by_mark(struct route *route, const struct packet *packet, __u32 mark, int family)
 {
 }

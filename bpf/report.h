@@ -157,7 +157,10 @@ static __always_inline void fill_event(struct hw_accel_event *event, struct xdp_
 	event->mark = report->kind == REPORT_FLOW ? mark_for(event) : 0;
 }
 
-/* The event's room comes first: without it no mark is taken. User space polls, so nobody is woken. */
+/*
+ * The event's room comes first: without it no mark is taken. User space polls, so nobody is woken, but for a rule that
+ * now leads a new connection astray.
+ */
 static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
 					const struct report *report, int family)
 {
@@ -169,7 +172,7 @@ static __always_inline void report_flow(struct xdp_md *ctx, const struct packet 
 		return;
 	}
 	fill_event(event, ctx, packet, vip_num, real_key, report, family);
-	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(event, report->kind == REPORT_MOVED ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 #else
 	struct hw_accel_event event;
 

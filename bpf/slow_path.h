@@ -132,6 +132,8 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	if (!route.real)
 		return XDP_DROP;
 	judge_edge(packet, &marked, &route, &report);
+	if (report.kind == REPORT_MOVED)
+		void_mark(mark);
 	if (report.kind)
 		report_flow(ctx, packet, vip->vip_num, route.real_key, &report, family);
 	return send_to_real(ctx, packet, vip->vip_num, route.real_key, route.real, family);

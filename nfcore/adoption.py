@@ -30,14 +30,18 @@ class Leftovers:
     adopted: NDArray[np.int64]
     """Slots of the flows that are tracked from now on."""
     removed: int
+    cleared: bool
+    """Whether no rule of ours is left that was not adopted."""
 
 
 def same_meaning(context: Context) -> bool:
-    """Whether marks mean what they meant in the run before; leaves this run's fingerprint for the next."""
-    now = _fingerprint(context)
-    before = context.state.recall(FINGERPRINT)
-    context.state.remember(FINGERPRINT, now)
-    return before == now
+    """Whether marks mean what they meant in the run before."""
+    return context.state.recall(FINGERPRINT) == _fingerprint(context)
+
+
+def note_meaning(context: Context) -> None:
+    """Leave this run's fingerprint for the next. Only rules whose marks mean this may be left on any NIC by then."""
+    context.state.remember(FINGERPRINT, _fingerprint(context))
 
 
 def renew_meaning(context: Context) -> None:
@@ -63,8 +67,7 @@ def _fingerprint(context: Context) -> int:
 def take_over(backends: Backends, context: Context, table: FlowTable, *, trusted: bool, now: float) -> Leftovers:
     """Adopt the device's rules whose marks still mean the same (`trusted`), and remove the rest of ours.
 
-    `now` is the engine's time. Runs on the device's worker while the engine
-    waits for it.
+    `now` is the engine's time. Runs on the device's worker while the engine waits for it.
     """
     dump = backends.dump()
     ours, slots, generations = split_cookies(dump.rows["rule"]["cookie"])
@@ -81,7 +84,7 @@ def take_over(backends: Backends, context: Context, table: FlowTable, *, trusted
     table.packets[adopted], table.bytes[adopted] = dump.rows["packets"][good], dump.rows["bytes"][good]
     stale = ours & ~good
     gone = backends.remove(RuleBatch(np.ascontiguousarray(dump.rows["rule"][stale])), dump.backend[stale])
-    return Leftovers(adopted, int(np.count_nonzero(gone)))
+    return Leftovers(adopted, int(np.count_nonzero(gone)), bool(gone.all()))
 
 
 def _adoptable(

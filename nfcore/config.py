@@ -122,13 +122,13 @@ class OffloadTable(Table):
 
     min_packets: int = Field(default=8, ge=1, le=32_767)
     """Packets on the slow path before a flow is reported."""
-    min_rate: float = Field(default=0.0, ge=0.0)
+    min_rate: float = Field(default=0.0, ge=0.0, le=1e9)
     """Packets a second between two reports, below which a flow gets no rule; 0 asks for none."""
     exclude: list[Annotated[Network, BeforeValidator(parse_network), PlainSerializer(str)]] = Field(default=[])
     """Prefixes whose flows, by either address, never get a rule."""
     max_share: float = Field(default=1.0, gt=0.0, le=1.0)
     """Share of `max_rules` that the flows of one VIP may hold."""
-    inserts_per_second: float = Field(default=5_000.0, ge=0.0)
+    inserts_per_second: float = Field(default=5_000.0, ge=0.0, le=1e9)
     """Rules installed a second and device, on average; 0 sets no limit."""
     insert_burst: int = Field(default=5_000, ge=1)
     """Rules installed at once, after a quiet time."""

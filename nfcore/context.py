@@ -32,6 +32,9 @@ class NetworkFunction(Protocol):
     pools: CpuPools | None
     """Leased marks, when the strategy lets XDP take them."""
 
+    def wake_fds(self) -> Sequence[int]:
+        """Descriptors that become readable when a report cannot wait for the next look."""
+
     def read_events(self, limit: int) -> FlowBatch:
         """Take up to `limit` reports of new flows; never waits."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import signal
@@ -155,10 +156,18 @@ class _Daemon:
             reload(self._engine, self._engine.host)
         except NfcoreError as error:
             log.error("the configuration stays as it was: %s", error)
+        except Exception as error:
+            log.error("the configuration could not be read again: %s", error)
+            log.debug("traceback", exc_info=error)
 
     async def _pump(self, stop: asyncio.Event) -> None:
         nap = SHORTEST_NAP
+        wake, loop = asyncio.Event(), asyncio.get_running_loop()
+        for nf in self._engine.context.nfs:
+            for fd in nf.wake_fds():
+                loop.add_reader(fd, wake.set)
         while not stop.is_set():
+            wake.clear()
             taken = self._engine.poll()
             self._deliver()
             self._engine.tick()
@@ -168,7 +177,8 @@ class _Daemon:
                 nap = SHORTEST_NAP
             else:
                 nap = min(max(nap * 2, SHORTEST_NAP), LONGEST_NAP)
-            await asyncio.sleep(nap)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(wake.wait(), nap)
 
     def _deliver(self) -> None:
         while not self._results.empty():

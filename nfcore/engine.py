@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .admission import NAME as ADMISSION
 from .admission import Admission
-from .adoption import FINGERPRINT, Leftovers, renew_meaning, same_meaning, take_over
+from .adoption import FINGERPRINT, Leftovers, note_meaning, renew_meaning, same_meaning, take_over
 from .budget import TokenBucket
 from .config import Config
 from .context import Context
@@ -33,6 +33,7 @@ from .flowtable import FlowState, FlowTable
 from .host import PluginHost
 from .intake import Intake
 from .ledger import Ledger
+from .links import LinkChange
 from .markdesk import MarkDesk
 from .metrics import MetricFamily
 from .port import Port
@@ -54,7 +55,7 @@ SWITCH = "offload_off"
 class Links(Protocol):
     """Tells of links that have changed."""
 
-    def poll(self) -> Mapping[int, object]:
+    def poll(self) -> Mapping[int, LinkChange]:
         """What changed since the last call, by ifindex."""
 
 
@@ -126,13 +127,20 @@ class Engine:
         trusted = same_meaning(self.context) and self.context.strategy is not None and self.floor.switched_on
         if trusted:
             self._publish_targets()
-        removed = sum(self._take_over(port, trusted=trusted) for port in self.floor.ports.values())
+        else:
+            # A run that is killed from here on leaves rules of which the next one must trust none.
+            self.context.state.forget(FINGERPRINT)
+        removed = [self._take_over(port, trusted=trusted) for port in self.floor.ports.values()]
         if not trusted:
-            if removed:
+            if any(removed):
                 # An earlier run's program may go on forwarding by its marks: what they meant stands until they are
                 # no longer on their way.
                 time.sleep(self.floor.offload.grace)
             self._publish_targets()
+        if None in removed:
+            self.context.state.forget(FINGERPRINT)
+        else:
+            note_meaning(self.context)
         if self.context.strategy is not None:
             self.floor.marks.lease()
 
@@ -156,21 +164,21 @@ class Engine:
             for nf in self.context.nfs:
                 self.floor.marks.publish_targets(nf)
 
-    def _take_over(self, port: Port, *, trusted: bool) -> int:
-        """Take over or remove the rules that a NIC holds; how many were removed."""
+    def _take_over(self, port: Port, *, trusted: bool) -> int | None:
+        """Take over or remove the rules that a NIC holds; how many were removed, None when that failed."""
         try:
             left: Leftovers = port.worker.call(
                 lambda: take_over(port.backends, self.context, self.table, trusted=trusted, now=self.floor.clock())
             )
         except Exception as error:  # noqa: BLE001 - an NF's or a backend's fault: unaccelerated is better than not at all
             self.ledger.say_once(f"{port.name}: rules of an earlier run cannot be taken over: {error}")
-            return 0
+            return None
         if len(left.adopted) or left.removed:
             self.ledger.counts["adopted"] += len(left.adopted)
             self.ledger.counts["stale_removed"] += left.removed
             words = (port.name, len(left.adopted), left.removed)
             log.info("%s: of an earlier run's rules %d were taken over, %d removed", *words)
-        return left.removed
+        return left.removed if left.cleared else None
 
     # The daemon's loop
 
@@ -192,9 +200,13 @@ class Engine:
     def tick(self) -> None:
         """Do what time asks for, and look whether a link has changed."""
         changed = self.links.poll() if self.links is not None else {}
-        for ifindex in changed:
+        for ifindex, change in changed.items():
             port = self.floor.ports.get(ifindex)
-            if port is not None:
+            if port is not None and change.gone:
+                log.error(
+                    "%s: the interface is gone, and with it the program: restart nfcore once it is back", port.name
+                )
+            elif port is not None:
                 port.look_soon(self.floor.clock())
                 port.to_probe = port.accelerated
         for port in self.floor.ports.values():
@@ -218,7 +230,7 @@ class Engine:
                 return
             for backend, each in able.items():
                 log.info("%s: %s: %s", port.name, backend, each.describe())
-                if each.mark_width < self.context.config.marking.width:
+                if 0 < each.mark_width < self.context.config.marking.width:
                     self.ledger.say_once(f"{port.name}: {backend} sets no marks of this width any more: restart nfcore")
 
         # The answer may come before `submit` returns.
@@ -240,9 +252,9 @@ class Engine:
             # So that they are reported anew: after a long time their next report would be far away.
             self.floor.restore(self.table.batch(refused))
             return 0
-        self.context.state.remember(SWITCH, 1)
         rules = self.table.count(FlowState.PENDING, FlowState.INSTALLED)
         self._retirement.end(self.table.slots_in(*ACTIVE), Reason.SWITCHED_OFF)
+        self.context.state.remember(SWITCH, 1)
         log.warning("offloading is switched off: %d flows go back to the slow path", rules)
         return rules
 

@@ -78,7 +78,7 @@ def _with_end(flows: NDArray[np.void], text: str) -> NDArray[np.bool_]:
     address, _, port = text.rpartition(":")
     for wanted, number in ((text, ""), (address, port)):
         try:
-            network = ipaddress.ip_network(wanted.strip("[]"))
+            network = ipaddress.ip_network(wanted.strip("[]"), strict=False)
         except ValueError:
             continue
         if number and not (number.isdecimal() and int(number) <= 0xFFFF):
@@ -172,7 +172,7 @@ def _unknown(floor: Floor) -> str:
     if not floor.switched_on:
         return reason_sentence(Reason.SWITCHED_OFF)
     return (
-        f"the datapath has not reported it: a flow is reported after [offload] min_packets = "
+        f"the datapath has not reported it: a flow that it serves is reported after [offload] min_packets = "
         f"{floor.offload.min_packets} packets on one CPU, none of them SYN, FIN or RST; "
         "or its report was lost, or it was forgotten since"
     )

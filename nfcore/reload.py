@@ -52,6 +52,9 @@ def reload(engine: Engine, host: PluginHost) -> Reloaded:
     ConfigError, and everything stays as it was, when the TOML is wrong or changes what only a restart can.
     """
     old = engine.context.config
+    if Path(old.source).exists() and not Path(old.source).is_file():
+        # Whoever reads a pipe waits for whoever writes it, and nothing else would go on meanwhile.
+        raise ConfigError(old.source, [Problem("", "is no regular file: it cannot be read again")])
     fresh = PluginHost()
     new = load_config(Path(old.source), fresh, old.overrides)
     changed = list(_changed(old, new))

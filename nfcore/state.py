@@ -7,8 +7,12 @@ or gone.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 class State:
@@ -17,6 +21,7 @@ class State:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._values: dict[str, int | str] = {}
+        self._failed = False
         if path is not None:
             try:
                 read = json.loads(path.read_text(encoding="utf-8"))
@@ -47,13 +52,24 @@ class State:
     def _write(self) -> None:
         if self._path is None:
             return
+        try:
+            self._write_to(self._path)
+        except OSError as error:
+            if not self._failed:
+                log.error("notes for the next run cannot be kept in %s: %s", self._path, error.strerror or error)
+            self._failed = True
+            # What is there is no longer true: without it the next run trusts nothing.
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+    def _write_to(self, path: Path) -> None:
         if not self._values:
-            self._path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_suffix(".new")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".new")
         draft.write_text(json.dumps(self._values), encoding="utf-8")
-        draft.replace(self._path)
+        draft.replace(path)
 
 
 def _checked(value: object) -> int | str:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from socket import if_nameindex
 from typing import Any
 
 import numpy as np
@@ -194,7 +195,8 @@ class Balancer:
         """Detach the program from the device, if it is still ours."""
         if device in self._attached:
             self._attached.remove(device)
-            if detach_xdp(device.ifindex, expected=self.program.id):
+            gone = device.ifindex not in {index for index, _ in if_nameindex()}
+            if gone or detach_xdp(device.ifindex, expected=self.program.id):
                 self._state.forget(_state_key(device))
 
     def _refuse_occupied(self, context: Context) -> None:
@@ -430,6 +432,10 @@ class Balancer:
             self.maps[name].delete_batch(keys[[key.tobytes() not in wanted for key in keys]])
 
     # Marks
+
+    def wake_fds(self) -> Sequence[int]:
+        """The event buffer's."""
+        return () if self._reader is None else self._reader.fds
 
     def read_events(self, limit: int) -> FlowBatch:
         """Take the reports that XDP has made."""

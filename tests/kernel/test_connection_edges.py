@@ -79,6 +79,15 @@ def test_a_new_connection_with_the_same_addresses_ends_the_old_ones_rule(tmp_pat
         assert sent_to(world.send(FLOW)) == other
 
 
+def test_flow_id_forgets_the_old_connection_with_the_first_packet_of_the_new(tmp_path: Path) -> None:
+    with open_world(tmp_path, strategy="flow-id") as world:
+        mark = world.offload(FLOW)
+        other = move_ring(world)
+        assert sent_to(world.send(edge("S"), mark)) == other
+        # Nobody in user space has heard of it yet, and the NIC goes on marking.
+        assert sent_to(world.send(FLOW, mark)) == other
+
+
 @STRATEGIES
 def test_a_syn_to_the_same_real_leaves_the_rule_alone(tmp_path: Path, strategy: str) -> None:
     with open_world(tmp_path, strategy=strategy) as world:

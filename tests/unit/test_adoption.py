@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from nfcore.engine import Engine
 from nfcore.flowtable import FlowState
 from nfcore.rules import SetMark
+from nfcore.worker import Job
 
-from .engine_world import GRACE, IDLE, LAG, World
+from .engine_world import GRACE, IDLE, IFINDEX, LAG, World
 
 
 def killed_and_restarted(make: Callable[..., World], first: World, strategy: str) -> World:
@@ -71,3 +73,53 @@ def test_a_mark_without_its_entry_is_not_taken_over(make: Callable[..., World]) 
     second.nf.entries.pop(min(second.nf.entries))
     second.start()
     assert len(second.nic.rules) == second.engine.table.count(FlowState.INSTALLED) == 1
+
+
+class Killed(BaseException):
+    """What a process does not survive."""
+
+
+def test_a_run_killed_while_it_removes_leaves_nothing_that_the_next_would_trust(make: Callable[..., World]) -> None:
+    first = make("dest-id")
+    first.nf.known_targets = [7, 8]
+    first.start()
+    first.report(1001, target=7)
+    second = killed_and_restarted(make, first, "dest-id")
+    second.nf.known_targets = [8, 7]
+
+    class Deadly:
+        calls = 0
+
+        def call(self, job: Job) -> object:
+            self.calls += 1
+            if self.calls == 2:  # the NIC has been probed, and its rules are to go
+                raise Killed
+            return job()
+
+    second.worker = Deadly()
+    second.engine = Engine(second.context, second.host, {IFINDEX: second.worker}, lambda: second.now)
+    with pytest.raises(Killed):
+        second.engine.start()
+    assert second.worker.calls == 2
+    third = killed_and_restarted(make, second, "dest-id")
+    third.nf.known_targets = [8, 7]
+    third.start()
+    assert third.nic.rules == {}
+    assert third.engine.ledger.counts["adopted"] == 0
+
+
+def test_rules_that_could_not_be_removed_are_not_trusted_by_the_next_run(make: Callable[..., World]) -> None:
+    first = make("dest-id")
+    first.nf.known_targets = [7, 8]
+    first.start()
+    first.report(1001, target=7)
+    second = killed_and_restarted(make, first, "dest-id")
+    second.nf.known_targets = [8, 7]
+    second.nic.stuck = True
+    second.start()
+    third = killed_and_restarted(make, second, "dest-id")
+    third.nf.known_targets = [8, 7]
+    third.nic.stuck = False
+    third.start()
+    assert third.nic.rules == {}
+    assert third.engine.ledger.counts["adopted"] == 0

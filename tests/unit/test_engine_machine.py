@@ -24,6 +24,7 @@ from nfcore.flowtable import FlowState
 from nfcore.heat import LEAST_PATIENCE
 from nfcore.hookspecs import hookimpl
 from nfcore.host import PluginHost
+from nfcore.links import LinkChange
 from nfcore.marks import CpuPools, MarkAllocator, MarkState
 from nfcore.plugins.marking import MarkingPlugin
 from nfcore.reasons import Reason
@@ -307,10 +308,10 @@ class LivesOfFlows(RuleBasedStateMachine):
             del self.nf.entries[mark]
         here.starting = False
 
-    def poll(self) -> dict[int, object]:
+    def poll(self) -> dict[int, LinkChange]:
         """Tell the engine of links that have changed."""
         changed, self.changed = self.changed, []
-        return dict.fromkeys(changed)
+        return dict.fromkeys(changed, LinkChange("eth1", up=True, gone=False))
 
     def config(self) -> Config:
         offload = OffloadTable(

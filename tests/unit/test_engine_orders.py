@@ -11,6 +11,7 @@ import pytest
 
 from nfcore.flowtable import FlowState
 from nfcore.hookspecs import hookimpl
+from nfcore.links import LinkChange
 from nfcore.marks import MarkState
 from nfcore.reasons import Reason
 from nfcore.rules import Capabilities, Device, Outcome, SetMark
@@ -259,9 +260,9 @@ class News:
     def __init__(self) -> None:
         self.changed: list[int] = []
 
-    def poll(self) -> dict[int, object]:
+    def poll(self) -> dict[int, LinkChange]:
         changed, self.changed = self.changed, []
-        return dict.fromkeys(changed)
+        return dict.fromkeys(changed, LinkChange("eth1", up=True, gone=False))
 
 
 class Learning:

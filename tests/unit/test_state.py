@@ -71,3 +71,17 @@ def test_a_file_with_anything_else_is_an_empty_state(tmp_path: Path) -> None:
     for content in ('{"b": 1, "a": true}', '{"b": 1, "a": 1.5}', '{"b": 1, "a": {}}'):
         path.write_text(content)
         assert State(path).recall("b") is None
+
+
+def test_what_cannot_be_written_is_said_once_and_not_left_half_true(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "demo.state"
+    state = State(path)
+    state.remember("a", 1)
+    (tmp_path / "demo.new").mkdir()
+    state.remember("b", 2)
+    state.forget("a")
+    assert (state.recall("b"), state.recall("a")) == (2, None)
+    assert State(path).recall("a") is None
+    assert len([record for record in caplog.records if str(path) in record.getMessage()]) == 1
