@@ -182,7 +182,7 @@ def test_without_the_kernel_numpy_builds(caplog: pytest.LogCaptureFixture) -> No
 
 
 def read(folder: Path, vips: list[list[Endpoint]], pin_dir: Path) -> tuple[Any, KatranTable]:
-    text = VIPS.format(marking='strategy = "dest-id"', offload="", katran=f'pin_dir = "{pin_dir}"')
+    text = VIPS.format(marking='strategy = "dest-id"', offload="", katran=f'pin_dir = "{pin_dir}"', lru_size=4096)
     for number, reals in enumerate(vips, start=1):
         listed = ", ".join(f'{{ address = "{real.address}", weight = {real.weight} }}' for real in reals)
         text += f'[[katran_accel.vips]]\naddress = "198.18.10.{number}"\nport = 80\nprotocol = "tcp"\n'

@@ -123,7 +123,7 @@ def read(folder: Path, vips: Vips, strategy: str, katran: str = "", flags: str =
     path = folder / "bench.toml"
     marking = f'strategy = "{strategy}"\nquarantine = "1us"'
     offload = 'min_packets = 1\ngrace = "1us"'
-    path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran) + toml(vips, flags))
+    path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran, lru_size=4096) + toml(vips, flags))
     return load_config(path, PluginHost())
 
 

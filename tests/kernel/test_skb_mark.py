@@ -58,7 +58,7 @@ class Link:
 def link(tmp_path: Path, strategy: str, network: str) -> Iterator[Link]:
     path = tmp_path / "nf.toml"
     marking = f'strategy = "{strategy}"\ncarrier = "skb-mark"'
-    path.write_text(VIPS.format(marking=marking, offload="min_packets = 2", katran="") + TWO_FAMILIES)
+    path.write_text(VIPS.format(marking=marking, offload="min_packets = 2", katran="", lru_size=4096) + TWO_FAMILIES)
     host = PluginHost()
     config = load_config(path, host, [f"nf.socket={tmp_path / 'nf.sock'}"])
     host.register(NullBackend(), NULL_BACKEND)
