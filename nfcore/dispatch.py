@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from .floor import Floor
 from .flowtable import FlowState
-from .heat import hottest, waiting_rates
 from .port import Port
 from .reasons import Reason
 from .retirement import DOOMED
@@ -62,7 +61,7 @@ class Dispatch:
             Reason.BUDGET: port.budget.available(),
         }
         wanted = max(0, min(limits.values()))
-        slots = self._by_heat(slots, now)
+        slots = self._floor.by_heat(slots)
         if wanted < len(slots):
             self._put_off(slots[wanted:], min(limits, key=lambda reason: limits[reason]))
             slots = slots[:wanted]
@@ -70,12 +69,6 @@ class Dispatch:
             if not self._submit(port, slots[begin : begin + JOB_RULES], now):
                 self._put_off(slots[begin:], Reason.QUEUE_FULL)
                 break
-
-    def _by_heat(self, slots: NDArray[np.int64], now: float) -> NDArray[np.int64]:
-        table = self._floor.table
-        packets = table.flow["packets"][slots]
-        rates = waiting_rates(table.rate[slots], packets, table.seen[slots], self._floor.offload.min_packets, now)
-        return slots[hottest(rates, packets, len(slots))]
 
     def _put_off(self, slots: NDArray[np.int64], reason: Reason) -> None:
         """Note what flows wait for. Each is counted when it begins to wait."""
@@ -112,8 +105,7 @@ class Dispatch:
         for reason in DOOMED:
             late = doomed & (table.reason[slots] == reason)
             self._end(slots[late & good], reason)
-            ledger.refuse(np.full(np.count_nonzero(late & ~good), reason, dtype=np.uint8))
-            self._floor.settle(slots[late & ~good], reason)
+            self._floor.refuse(slots[late & ~good], reason)
         slots, good, status = slots[~doomed], good[~doomed], result.status[~doomed]
         full = status == Outcome.FULL
         if full.any():
@@ -121,9 +113,7 @@ class Dispatch:
             self._wait_again(slots[full], Reason.NIC_FULL, now)
         elif good.any():
             port.accepted()
-        unsupported = slots[status == Outcome.UNSUPPORTED]
-        ledger.refuse(np.full(len(unsupported), Reason.UNSUPPORTED, dtype=np.uint8))
-        self._floor.settle(unsupported, Reason.UNSUPPORTED)
+        self._floor.refuse(slots[status == Outcome.UNSUPPORTED], Reason.UNSUPPORTED)
         self._failed(port, slots[~good & ~full & (status != Outcome.UNSUPPORTED)], now)
         self._refilled(port, now)
 
@@ -150,8 +140,7 @@ class Dispatch:
         table = self._floor.table
         table.attempts[slots] += 1
         spent = table.attempts[slots] >= MOST_ATTEMPTS
-        self._floor.ledger.refuse(np.full(np.count_nonzero(spent), Reason.FAILED, dtype=np.uint8))
-        self._floor.settle(slots[spent], Reason.FAILED)
+        self._floor.refuse(slots[spent], Reason.FAILED)
         again = slots[~spent]
         table.due[again] = now + FIRST_BACKOFF * 2.0 ** (table.attempts[again].astype(np.float64) - 1)
         self._wait_again(again, Reason.FAILED, now)

@@ -17,6 +17,7 @@ from .config import OffloadTable
 from .context import Context
 from .flows import FlowBatch
 from .flowtable import FlowState, FlowTable
+from .heat import hottest, waiting_rates
 from .host import PluginHost
 from .ledger import Ledger
 from .markdesk import MarkDesk
@@ -85,14 +86,29 @@ class Floor:
         """End flows that have no rule: what their marks mean and the marks go; the reason is remembered."""
         if not len(slots):
             return
-        marks, numbers = self.table.mark[slots], self.table.flow["nf"][slots]
+        marked = slots[self.table.mark[slots] != 0]
+        numbers = self.table.flow["nf"][marked]
         for number in np.unique(numbers).tolist():
-            mine = marks[numbers == number]
-            self.marks.undo(number, mine[mine != 0])
+            self.marks.undo(number, self.table.mark[marked[numbers == number]])
         self.table.mark[slots] = 0
         self.table.attempts[slots] = 0
         self.table.reason[slots] = reason
         self.table.move(slots, FlowState.REFUSED, self.clock())
+
+    def refuse(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
+        """Settle flows whose reports lead to no rule, and count them."""
+        self.ledger.refuse(np.full(len(slots), reason, dtype=np.uint8))
+        self.settle(slots, reason)
+
+    def heat(self, waiting: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Packets a second that each of these waiting flows can be good for."""
+        table = self.table
+        packets, seen = table.flow["packets"][waiting], table.seen[waiting]
+        return waiting_rates(table.rate[waiting], packets, seen, self.offload.min_packets, self.clock())
+
+    def by_heat(self, waiting: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sort waiting flows, the hottest first."""
+        return waiting[hottest(self.heat(waiting), self.table.flow["packets"][waiting], len(waiting))]
 
     def restore(self, flows: FlowBatch) -> NDArray[np.bool_]:
         """Let the slow path know flows as the marks had them; whether it does, per row."""

@@ -13,7 +13,6 @@ from .floor import ACTIVE, Floor
 from .flowindex import first_appearances
 from .flows import WHOLE_FLOW, FlowBatch, ReportKind
 from .flowtable import FlowState
-from .heat import hottest, waiting_rates
 from .reasons import Reason
 
 SHORTEST_INTERVAL = 1e-3
@@ -52,7 +51,7 @@ class Intake:
         slots, batch = self._enter(slots[candidates], batch[candidates], now)
         reasons = self._judge(batch)
         floor.marks.give_back(batch.rows["mark"][reasons != 0])
-        self._refuse(slots[reasons != 0], reasons[reasons != 0], now)
+        floor.refuse(slots[reasons != 0], reasons[reasons != 0])
         slots, batch = slots[reasons == 0], batch[reasons == 0]
         if len(batch):
             self._mark(nf, slots, batch, now)
@@ -105,7 +104,7 @@ class Intake:
         table = self._floor.table
         fresh = np.flatnonzero(slots < 0)
         known = slots[slots >= 0]
-        self._make_room(len(fresh), known, now)
+        self._make_room(len(fresh), known)
         if (beyond := fresh[max(table.room, 0) :]).size:
             self._floor.ledger.refuse(np.full(len(beyond), Reason.TABLE_FULL, dtype=np.uint8))
             self._floor.marks.give_back(batch.rows["mark"][beyond])
@@ -120,7 +119,7 @@ class Intake:
         slots[fresh] = table.insert(batch[fresh], FlowState.REFUSED, now)
         return slots, batch
 
-    def _make_room(self, wanted: int, keep: NDArray[np.int64], now: float) -> None:
+    def _make_room(self, wanted: int, keep: NDArray[np.int64]) -> None:
         """Forget flows without a rule that were not heard of for longest."""
         table = self._floor.table
         if table.room >= wanted:
@@ -156,24 +155,18 @@ class Intake:
             reasons = np.where(reasons == 0, answer, reasons).astype(np.uint8)
         return reasons
 
-    def _refuse(self, slots: NDArray[np.int64], reasons: NDArray[np.uint8], now: float) -> None:
-        if len(slots):
-            self._floor.ledger.refuse(reasons)
-            self._floor.table.reason[slots] = reasons
-            self._floor.table.move(slots, FlowState.REFUSED, now)
-
     def _mark(self, nf: NetworkFunction, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
         """Give flows their marks, have them published, and let them wait for their rules."""
         floor = self._floor
         marks = floor.marks.allocate(batch)
         if not (given := marks != 0).all():
-            self._refuse(slots[~given], np.full(np.count_nonzero(~given), Reason.NO_MARK, dtype=np.uint8), now)
+            floor.refuse(slots[~given], Reason.NO_MARK)
             slots, batch, marks = slots[given], batch[given], marks[given]
         if not len(batch):
             return
         published, reason = floor.marks.publish(nf, batch, marks)
         if not published.all():
-            self._refuse(slots[~published], np.full(np.count_nonzero(~published), reason, dtype=np.uint8), now)
+            floor.refuse(slots[~published], reason)
             slots, marks = slots[published], marks[published]
         table = floor.table
         table.mark[slots], table.attempts[slots] = marks, 0
@@ -191,12 +184,7 @@ class Intake:
         surplus = len(waiting) - floor.most_waiting
         if surplus <= 0:
             return
-        packets = table.flow["packets"][waiting]
-        min_packets, now = floor.offload.min_packets, floor.clock()
-        rates = waiting_rates(table.rate[waiting], packets, table.seen[waiting], min_packets, now)
-        coldest = waiting[hottest(rates, packets, len(waiting))[-surplus:]]
-        floor.ledger.refuse(np.full(len(coldest), Reason.SHED, dtype=np.uint8))
-        floor.settle(coldest, Reason.SHED)
+        floor.refuse(floor.by_heat(waiting)[-surplus:], Reason.SHED)
 
     def expire(self) -> None:
         """Let waiting flows go that have not been heard of for as long as an idle rule may live."""
@@ -205,7 +193,4 @@ class Intake:
             return
         self._next_expiry = now + floor.offload.idle_timeout / 16
         waiting = table.slots_in(FlowState.WAITING)
-        silent = waiting[now - table.seen[waiting] >= floor.offload.idle_timeout]
-        if len(silent):
-            floor.ledger.refuse(np.full(len(silent), Reason.SHED, dtype=np.uint8))
-            floor.settle(silent, Reason.SHED)
+        floor.refuse(waiting[now - table.seen[waiting] >= floor.offload.idle_timeout], Reason.SHED)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class MetricKind(StrEnum):
@@ -37,3 +38,9 @@ class MetricFamily:
     def add(self, value: float, **labels: str) -> None:
         """Add one figure."""
         self.samples.append(Sample(value, labels))
+
+
+def total(metrics: Iterable[Mapping[str, Any]], name: str, **labels: str) -> float:
+    """Sum the samples of one name that have these labels, of metrics as the daemon's ``stats`` gives them."""
+    samples = [sample for metric in metrics if metric["name"] == name for sample in metric["samples"]]
+    return float(sum(sample["value"] for sample in samples if labels.items() <= sample["labels"].items()))

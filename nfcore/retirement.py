@@ -18,7 +18,7 @@ from .context import NetworkFunction
 from .floor import ACTIVE, IN_HARDWARE, Floor
 from .flows import FLOW_KEY
 from .flowtable import FlowState
-from .heat import patience, replaceable, waiting_rates
+from .heat import patience, replaceable
 from .port import Port
 from .reasons import Reason
 from .rules import RuleBatch, split_cookies
@@ -112,7 +112,7 @@ class Retirement:
         silence = asked - table.seen[held] - floor.offload.counter_lag
         idle = silence >= self._patience(port)
         self.end(held[idle], Reason.IDLE)
-        self._replace(port, held[~idle], now)
+        self._replace(port, held[~idle])
         port.counted = asked
 
     def _accounted_for(self, port: Port, dump: Dump) -> NDArray[np.bool_]:
@@ -179,28 +179,31 @@ class Retirement:
 
         port.worker.submit(lambda: port.backends.remove(rules, backend), done)
 
-    def _replace(self, port: Port, installed: NDArray[np.int64], now: float) -> None:
+    def _replace(self, port: Port, installed: NDArray[np.int64]) -> None:
         """Let the coldest rules go when there is no room for waiting flows that are much hotter, or none at all."""
         floor, table = self._floor, self._floor.table
         # More than `max_rules` after a reload that lowered it; what goes already counts.
         surplus = max(0, -floor.places - table.count(FlowState.DRAINING))
+        if not surplus and not self._is_crowded(port):
+            return
         installed = installed[np.argsort(table.rate[installed], kind="stable")]
         self.end(installed[:surplus], Reason.REPLACED)
         installed = installed[surplus:]
-        crowded = floor.places <= 0 or (port.full and not port.spare)
-        if not crowded or not table.count(FlowState.WAITING):
+        if not self._is_crowded(port):
             return
         # Only of those that two dumps have told the rate.
         installed = installed[port.counted - table.since[installed] >= floor.offload.counter_lag]
         waiting = table.slots_in(FlowState.WAITING)
         waiting = waiting[table.flow["ifindex"][waiting] == port.ifindex]
-        packets = table.flow["packets"][waiting]
-        min_packets = floor.offload.min_packets
-        rates = waiting_rates(table.rate[waiting], packets, table.seen[waiting], min_packets, now)
         # Places that are being vacated already are for the first of them.
-        rates = np.sort(rates)[::-1][table.count(FlowState.DRAINING) :]
+        rates = np.sort(floor.heat(waiting))[::-1][table.count(FlowState.DRAINING) :]
         count = min(replaceable(table.rate[installed].astype(np.float64), rates), port.budget.available())
         self.end(installed[:count], Reason.REPLACED)
+
+    def _is_crowded(self, port: Port) -> bool:
+        """Whether flows wait and there is no room for them."""
+        crowded = self._floor.places <= 0 or (port.full and not port.spare)
+        return crowded and self._floor.table.count(FlowState.WAITING) > 0
 
     # Ends
 
@@ -210,9 +213,7 @@ class Retirement:
         if not len(slots):
             return
         state = table.state[slots]
-        waiting = slots[state == FlowState.WAITING]
-        floor.ledger.refuse(np.full(len(waiting), reason, dtype=np.uint8))
-        floor.settle(waiting, reason)
+        floor.refuse(slots[state == FlowState.WAITING], reason)
         # While the worker has it, it cannot be called back: it goes as soon as it is there, or is tried again should
         # its removal, which is under way, fail.
         under_way = np.isin(state, (FlowState.PENDING, FlowState.DRAINING))

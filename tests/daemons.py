@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nfcore.control import request
+from nfcore.metrics import total
 
 
 @dataclass
@@ -50,9 +51,7 @@ class Daemons:
 
     def figure(self, name: str, **labels: str) -> float:
         """Give the sum of a metric's samples that have these labels."""
-        metrics = request(self.socket, "stats", timeout=self.patience)["metrics"]
-        samples = [s for metric in metrics if metric["name"] == name for s in metric["samples"]]
-        return sum(s["value"] for s in samples if labels.items() <= s["labels"].items())
+        return total(request(self.socket, "stats", timeout=self.patience)["metrics"], name, **labels)
 
     def kill_all(self) -> None:
         """End those that still run, whatever they think of it."""

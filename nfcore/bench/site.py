@@ -27,6 +27,7 @@ from typing import Any
 
 from ..control import request
 from ..errors import HostError
+from ..metrics import total
 
 HOST, WIRE, PORT, NETWORK = "eth1", "wire0", "port0", "net0"
 NIC_MAC, GATEWAY_MAC = "02:00:5e:00:00:01", "02:00:5e:00:00:fe"
@@ -106,10 +107,7 @@ class Site:
 
     def figure(self, name: str, **labels: str) -> float:
         """Give the sum of a metric's samples that have these labels."""
-        samples = [
-            each for metric in self.ask("stats")["metrics"] if metric["name"] == name for each in metric["samples"]
-        ]
-        return float(sum(each["value"] for each in samples if labels.items() <= each["labels"].items()))
+        return total(self.ask("stats")["metrics"], name, **labels)
 
     @staticmethod
     def received() -> int:

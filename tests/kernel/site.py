@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nfcore.control import request
+from nfcore.metrics import total
 from nfcore.plugins.softnic.backend import SoftnicBackend
 from tests.daemons import Daemons
 from tests.daemons import eventually as daemons_eventually
@@ -215,8 +216,7 @@ class Figures:
 
     def __call__(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
-        samples = [s for metric in self._metrics if metric["name"] == name for s in metric["samples"]]
-        return sum(s["value"] for s in samples if labels.items() <= s["labels"].items())
+        return total(self._metrics, name, **labels)
 
     def adds_up(self) -> bool:
         """Whether each report, and each rule that vanished, became something: nothing is lost silently."""
