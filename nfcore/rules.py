@@ -130,6 +130,9 @@ class Outcomes:
     """:class:`Outcome` per rule."""
     words: dict[int, str] = field(default_factory=dict)
     """Row number → what the backend or the kernel said."""
+    counted: NDArray[np.uint64] | None = None
+    """Of a removal, shape (rules, 2): packets and bytes that each rule had counted to its end; None where the NIC does
+    not tell. What came since the last dump would be lost otherwise."""
 
     @classmethod
     def all(cls, status: Outcome, length: int, words: str = "") -> Outcomes:
@@ -154,6 +157,9 @@ class Capabilities:
     """Bits of a mark that arrive: 16 for most NICs, 0 when marks cannot be set."""
     ipv6: bool = True
     drop: bool = True
+    counters: bool = True
+    """Whether each rule counts its packets. Without, a rule ends after `[offload] idle_timeout` whatever it does, and
+    its flow, if it lives, is reported and offloaded anew."""
     table_size: int | None = None
     """Rules that fit, if the device says so."""
     notes: tuple[str, ...] = ()
@@ -163,6 +169,8 @@ class Capabilities:
         """Say it in one line."""
         marks = f"marks of {self.mark_width} bits" if self.mark_width else "no marks"
         parts = [marks, "IPv6" if self.ipv6 else "no IPv6", "drop" if self.drop else "no drop"]
+        if not self.counters:
+            parts.append("no counters")
         if self.table_size is not None:
             parts.append(f"room for {self.table_size:,} rules")
         return ", ".join([*parts, *self.notes])
