@@ -110,37 +110,42 @@ def check(
 
 
 @app.command()
-def plugins(as_json: JsonOption = False) -> None:
+def plugins(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="With --verbose: order the calls as this TOML does.")
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also list each hook: whom it is called on, in order, and where.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """List the installed plugins with version, source and the hooks that they answer.
 
-    Example: nfcore plugins --json
-    """
-    from .host import PluginHost  # noqa: PLC0415
+    Examples:
 
-    rows: list[dict[str, Any]] = []
-    for name in PluginHost.installed():
-        info = PluginHost.describe(name)
-        row: dict[str, Any] = {
-            "name": name,
-            "version": info.version,
-            "distribution": info.distribution,
-            "source": info.source,
-        }
-        host = PluginHost()
-        try:
-            host.load(name)
-            row |= {"hooks": host.hooks_of(name), "error": None}
-        except Exception as error:  # noqa: BLE001 - a broken plugin is listed as such
-            row |= {"hooks": [], "error": f"{type(error).__name__}: {error}"}
-        rows.append(row)
+      nfcore plugins --json
+
+      nfcore plugins -v lb.toml
+    """
+    from .plugin_table import calling_order, installed  # noqa: PLC0415
+
+    loaded, host = _load(config, None) if config else (None, _everything_installed())
+    rows = list(installed())
+    hooks = list(calling_order(host, loaded)) if verbose else []
     if as_json:
-        typer.echo(json.dumps({"plugins": rows}))
+        calls = {"hooks": [asdict(hook) for hook in hooks]} if verbose else {}
+        typer.echo(json.dumps({"plugins": [asdict(row) for row in rows]} | calls))
         return
     table = RichTable("plugin", "version", "distribution", "source", "hooks")
     for row in rows:
-        hooks = ", ".join(row["hooks"]) if row["error"] is None else f"cannot be loaded: {row['error']}"
-        table.add_row(row["name"], row["version"], row["distribution"], row["source"], hooks)
+        answered = ", ".join(row.hooks) if row.error is None else f"cannot be loaded: {row.error}"
+        table.add_row(row.name, row.version, row.distribution, row.source, answered)
     show(table)
+    if verbose:
+        table = RichTable("hook", "called on", "runs on", "order")
+        for hook in hooks:
+            table.add_row(hook.hook, hook.asked, hook.runs, "\n".join(hook.order) or "nobody")
+        show(table)
 
 
 @app.command()
@@ -301,8 +306,8 @@ def _load(config: Path, overrides: list[str] | None) -> Any:
     return load_config(config, host, overrides or ()), host
 
 
-def _add_plugin_commands() -> None:
-    """Let installed plugins add commands. A plugin that cannot be loaded is `nfcore plugins`' to report."""
+def _everything_installed() -> Any:
+    """A host with every installed plugin. One that cannot be loaded is `nfcore plugins`' to report."""
     from .host import PluginHost  # noqa: PLC0415
 
     host = PluginHost()
@@ -311,7 +316,12 @@ def _add_plugin_commands() -> None:
             host.load(name)
         except Exception as error:  # noqa: BLE001
             log.debug("plugin %s cannot be loaded: %s", name, error)
-    for _ in host.each("register_commands", app=app):
+    return host
+
+
+def _add_plugin_commands() -> None:
+    """Let installed plugins add commands."""
+    for _ in _everything_installed().each("register_commands", app=app):
         pass
 
 

@@ -90,6 +90,8 @@ class NfTable(Table):
     """Plugins to load; only these are."""
     socket: Annotated[str, BeforeValidator(_socket_path)] = "/run/nfcore/nfcore.sock"
     """Where `nfcore stats` and its like reach the daemon."""
+    hook_patience: Annotated[Duration, Field(ge=1.0, le=3600.0)] = "5s"  # type: ignore[assignment]
+    """How long a plugin's hook may hold up the event loop before it is broken off."""
 
 
 class InterfaceTable(Table):

@@ -24,6 +24,7 @@ from .links import LinkWatch
 from .orders import register_orders
 from .reload import reload
 from .session import find_devices, make_context, make_engine, set_up
+from .watchdog import Watchdog
 from .worker import DeviceWorker
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
             with context.claims, set_up(context, host, stop.check), _engine(context, host, stop) as (engine, results):
                 register_orders(engine, host)
                 daemon = _Daemon(engine, results, ControlServer(socket, context.methods))
-                asyncio.run(daemon.run(stop, lambda: announce(_describe(context))))
+                with Watchdog(host, config.nf.hook_patience):
+                    asyncio.run(daemon.run(stop, lambda: announce(_describe(context))))
         except StoppedError:
             log.info("stopped before it was ready")
         except NfcoreError:

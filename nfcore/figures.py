@@ -46,10 +46,7 @@ def families(floor: Floor) -> Iterator[MetricFamily]:
     yield _by_reason("nfcore_deferred_total", "Flows that had to wait, by what they waited for.", ledger.deferred)
     yield _by_reason("nfcore_ended_total", "Rules that were removed, by reason.", ledger.ended)
     yield from _per_port(floor)
-    errors = MetricFamily("nfcore_hook_errors_total", MetricKind.COUNTER, "Hooks that raised.", "calls")
-    for (plugin, hook), number in sorted(floor.host.errors.items()):
-        errors.add(number, plugin=plugin, hook=hook)
-    yield errors
+    yield from _hooks(floor)
 
 
 def _marks(floor: Floor) -> Iterator[MetricFamily]:
@@ -61,6 +58,20 @@ def _marks(floor: Floor) -> Iterator[MetricFamily]:
     strategy = floor.context.strategy
     in_use.add(floor.context.marks.count(MarkState.LIVE), strategy=strategy.name if strategy else "none")
     yield in_use
+
+
+def _hooks(floor: Floor) -> Iterator[MetricFamily]:
+    errors = MetricFamily("nfcore_hook_errors_total", MetricKind.COUNTER, "Faults of plugins in hooks.", "calls")
+    for (plugin, hook, fault), number in sorted(floor.host.faults.items()):
+        errors.add(number, plugin=plugin, hook=hook, kind=str(fault))
+    yield errors
+    calls = MetricFamily("nfcore_hook_calls_total", MetricKind.COUNTER, "Calls of plugins' hooks.", "calls")
+    seconds = MetricFamily("nfcore_hook_seconds_total", MetricKind.COUNTER, "Time spent in plugins' hooks.", "seconds")
+    for (plugin, hook), spent in sorted(floor.host.times.items()):
+        calls.add(spent.calls, plugin=plugin, hook=hook)
+        seconds.add(spent.seconds, plugin=plugin, hook=hook)
+    yield calls
+    yield seconds
 
 
 def _per_port(floor: Floor) -> Iterator[MetricFamily]:

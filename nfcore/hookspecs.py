@@ -6,11 +6,15 @@ Batches, not single flows: a call per flow is the difference between 10,000 and 
 on the event loop's thread and must not block, but `install_offload`, `remove_offload`, `dump_offload` and
 `probe_offload`, which run on the worker thread of their device. A hook that concerns one device or one network
 function is called on its owner alone.
+
+`docs/plugins.md` is the guide for whoever implements them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from .context import Context, PacketTrace
 
 PROJECT = "nfcore"
+API = 1
+"""Version of all that a plugin may rely on. It grows when a plugin written for the last would no longer work; a plugin
+may state the one that it was written for as its attribute ``nfcore_api``."""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -135,3 +142,58 @@ class Hooks:
     @hookspec
     def benchmark(self) -> Workload | None:
         """Give what `nfcore bench` is to measure of the plugin's NF: programs, worlds, bars (`nfcore.bench`)."""
+
+
+class Asked(StrEnum):
+    """Whom a hook is called on, and in which order."""
+
+    ALL = "every plugin, in the order of [nf] plugins"
+    FIRST = "plugin after plugin, in the order of [nf] plugins, until one answers"
+    REVERSED = "every plugin, the last first"
+    FUNCTION = "the network function alone"
+    BACKEND = "the device's backends, in the order of interfaces[].offload"
+    ITSELF = "the plugin whose table has changed"
+
+
+class Runs(StrEnum):
+    """Where a hook runs, and so for how long it may."""
+
+    LOOP = "event loop: must not block"
+    ORDER = "event loop, on somebody's order: may take a moment"
+    WORKER = "the device's worker thread: may wait for the NIC"
+    START = "main thread, before the loop runs or after it"
+    COMMAND = "a command of its own process"
+
+
+@dataclass(frozen=True)
+class Role:
+    """How a hook is called."""
+
+    asked: Asked
+    runs: Runs
+
+
+ROLES: Mapping[str, Role] = {
+    "on_new_flow": Role(Asked.ALL, Runs.LOOP),
+    "allocate_mark": Role(Asked.FIRST, Runs.LOOP),
+    "install_offload": Role(Asked.BACKEND, Runs.WORKER),
+    "collect_stats": Role(Asked.ALL, Runs.LOOP),
+    "marking_strategies": Role(Asked.ALL, Runs.START),
+    "publish_marks": Role(Asked.FUNCTION, Runs.LOOP),
+    "retire_marks": Role(Asked.FUNCTION, Runs.LOOP),
+    "release_mark": Role(Asked.ALL, Runs.LOOP),
+    "restore_flows": Role(Asked.FUNCTION, Runs.LOOP),
+    "remove_offload": Role(Asked.BACKEND, Runs.WORKER),
+    "dump_offload": Role(Asked.BACKEND, Runs.WORKER),
+    "probe_offload": Role(Asked.BACKEND, Runs.WORKER),
+    "config_section": Role(Asked.ALL, Runs.START),
+    "setup": Role(Asked.ALL, Runs.START),
+    "reconfigure": Role(Asked.ITSELF, Runs.ORDER),
+    "teardown": Role(Asked.REVERSED, Runs.START),
+    "cleanup": Role(Asked.ALL, Runs.COMMAND),
+    "diagnose": Role(Asked.ALL, Runs.COMMAND),
+    "register_commands": Role(Asked.ALL, Runs.COMMAND),
+    "trace_packet": Role(Asked.FUNCTION, Runs.COMMAND),
+    "benchmark": Role(Asked.ALL, Runs.COMMAND),
+}
+"""Every hook's role, by its name."""

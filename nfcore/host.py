@@ -1,25 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plugin host: finds plugins by entry point, loads those that are named, calls their hooks one by one.
 
-A hook that raises is logged and counted with its plugin's name; the others go on.
+A hook that raises, answers what it must not, or takes too long is logged and counted with its plugin's name; the
+others go on. With ``NFCORE_TRACE_HOOKS=1`` in the environment every call is logged.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
 
+from .answers import AnswerError, accept
 from .errors import NfcoreError
-from .hookspecs import PROJECT, Hooks
+from .hookspecs import PROJECT, ROLES, Hooks, Runs
+from .signatures import check
 
 ENTRY_POINT_GROUP = "nfcore.plugins"
+TRACE_VARIABLE = "NFCORE_TRACE_HOOKS"
+SLOW = 0.5
+"""Seconds on the event loop from which on a hook is at fault: nothing else goes on meanwhile."""
+MOST_SENTENCES = 8
+"""Different faults of one hook of one plugin that are logged; the others are counted."""
 log = logging.getLogger(__name__)
+trace_log = logging.getLogger("nfcore.hooks")
+
+
+class Fault(StrEnum):
+    """What a plugin can do wrong in a hook."""
+
+    RAISED = "raised"
+    WRONG_ANSWER = "wrong_answer"
+    SLOW = "slow"
+    """It held up the event loop."""
+    STUCK = "stuck"
+    """It has kept a device's worker waiting for very long."""
+    BROKEN_OFF = "broken_off"
+    """It held up the event loop for so long that it was interrupted."""
+
+
+class HookTimeoutError(BaseException):
+    """Raised into a hook that is broken off. No Exception: a plugin that catches those must not live on."""
+
+
+@dataclass
+class Call:
+    """A hook that is being called."""
+
+    plugin: str
+    hook: str
+    began: float
+    """By ``time.monotonic``."""
+    said: bool = False
+    """It has been blamed for the time that it takes."""
+
+
+@dataclass
+class HookTime:
+    """What a hook of a plugin has cost until now."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +91,26 @@ class PluginHost:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Hooks)
         self._callers: dict[tuple[str, str], pluggy.HookCaller] = {}
-        self.errors: Counter[tuple[str, str]] = Counter()
-        """(plugin, hook) → how often it raised."""
+        self.faults: Counter[tuple[str, str, Fault]] = Counter()
+        """(plugin, hook, fault) → how often."""
+        self.times: dict[tuple[str, str], HookTime] = {}
+        """(plugin, hook) → calls and seconds."""
+        self.under_way: dict[int, Call] = {}
+        """Thread → the innermost hook that it is in."""
+        self.loop_thread: int | None = None
+        """The event loop's, while it runs."""
+        self._said: dict[tuple[str, str], set[str]] = {}
+        self._books = threading.Lock()
+        """Of `faults` and `times`: workers call hooks, too."""
+        self._tracing = os.environ.get(TRACE_VARIABLE, "") not in ("", "0")
+
+    @property
+    def errors(self) -> Counter[tuple[str, str]]:
+        """(plugin, hook) → how often it was at fault."""
+        errors: Counter[tuple[str, str]] = Counter()
+        for (plugin, hook, _), number in list(self.faults.items()):
+            errors[plugin, hook] += number
+        return errors
 
     @staticmethod
     def installed() -> dict[str, EntryPoint]:
@@ -63,14 +132,13 @@ class PluginHost:
         self.register(self.installed()[name].load()(), name)
 
     def register(self, plugin: object, name: str) -> None:
-        """Register an object as plugin `name`. NfcoreError names a hook of another signature or none of ours."""
+        """Register an object as plugin `name`.
+
+        NfcoreError names a hook of another signature with both signatures, or one that is none of ours.
+        """
+        check(plugin, name)
         try:
             self._manager.register(plugin, name)
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            if self._manager.has_plugin(name):
-                self._manager.unregister(name=name)
-            raise NfcoreError(f"plugin {name!r}: {error}") from None
         except ValueError:
             raise NfcoreError(f"plugin {name!r}: the name is taken, or the object is registered already") from None
         self._callers.clear()
@@ -83,6 +151,10 @@ class PluginHost:
         """Names of the loaded plugins that have `hook`, in loading order."""
         return [name for name in self.loaded() if self._implements(name, hook)]
 
+    def plugin(self, name: str) -> object:
+        """Give the object that is registered as plugin `name`; None when there is none."""
+        return self._manager.get_plugin(name)
+
     def hooks_of(self, name: str) -> list[str]:
         """Names of the hooks that a loaded plugin has."""
         callers = self._manager.get_hookcallers(self._manager.get_plugin(name)) or []
@@ -92,32 +164,90 @@ class PluginHost:
         """Call `hook` of one plugin, errors coming through; None when it does not have it."""
         if not self._implements(plugin, hook):
             return None
-        result = self._caller(plugin, hook)(**arguments)
-        if isinstance(result, list) and not self._first_result(hook):
-            return result[0] if result else None
-        return result
+        caller, thread = self._caller(plugin, hook), threading.get_ident()
+        outer, call = self.under_way.get(thread), Call(plugin, hook, time.monotonic())
+        self.under_way[thread] = call
+        result, raised = None, ""
+        try:
+            result = caller(**arguments)
+            if isinstance(result, list) and not self._first_result(hook):
+                result = result[0] if result else None
+            return result
+        except BaseException as error:
+            raised = type(error).__name__
+            raise
+        finally:
+            self._leave(thread, outer)
+            self._note(call)
+            if self._tracing:
+                gave = f"it raised {raised}" if raised else _given(result)
+                took = (time.monotonic() - call.began) * 1e3
+                trace_log.info("%s: %s(%s) → %s in %.3f ms", plugin, hook, _sizes(arguments), gave, took)
+
+    def _leave(self, thread: int, outer: Call | None) -> None:
+        if outer is None:
+            self.under_way.pop(thread, None)
+        else:
+            self.under_way[thread] = outer
 
     def each(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
-        """Call `hook` of every plugin that has it; those that raise are logged, counted and left out."""
+        """Call `hook` of every plugin that has it; those that are at fault are logged, counted and left out."""
         for plugin in self.implementing(hook):
             done, result = self.attempt(plugin, hook, **arguments)
             if done:
                 yield plugin, result
 
     def attempt(self, plugin: str, hook: str, **arguments: Any) -> tuple[bool, Any]:
-        """Call `hook` of one plugin; (False, None) when it raised, which is logged and counted."""
-        try:
-            return True, self.call(plugin, hook, **arguments)
-        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its fault, named
-            self.blame(plugin, hook, f"failed: {type(error).__name__}: {error}", error)
-            return False, None
+        """Call `hook` of one plugin; (False, None) when it raised or gave a wrong answer, which is logged and counted.
 
-    def blame(self, plugin: str, hook: str, words: str, error: Exception | None = None) -> None:
+        What is given fits `nfcore.answers`.
+        """
+        thread = threading.get_ident()
+        outer = self.under_way.get(thread)
+        try:
+            return True, accept(hook, arguments, self.call(plugin, hook, **arguments))
+        except AnswerError as error:
+            self.blame(plugin, hook, Fault.WRONG_ANSWER, str(error))
+        except HookTimeoutError as error:
+            # It may have come between the hook's end and the end of its call.
+            self._leave(thread, outer)
+            self.blame(plugin, hook, Fault.BROKEN_OFF, str(error))
+        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its fault, named
+            self.blame(plugin, hook, Fault.RAISED, f"failed: {type(error).__name__}: {error}", error)
+        return False, None
+
+    def blame(self, plugin: str, hook: str, fault: Fault, words: str, error: Exception | None = None) -> None:
         """Count a plugin's fault; log the first of its kind: a million flows must not make a million lines."""
-        if not self.errors[plugin, hook]:
+        with self._books:
+            self.faults[plugin, hook, fault] += 1
+            said = self._said.setdefault((plugin, hook), set())
+            # Figures differ from one fault of a kind to the next.
+            kind = "".join(" " if letter.isdigit() else letter for letter in words)
+            news = kind not in said and len(said) < MOST_SENTENCES
+            said |= {kind} if news else set()
+        if news:
             log.error("plugin %s: %s %s", plugin, hook, words)
-        self.errors[plugin, hook] += 1
         log.debug("plugin %s: %s %s", plugin, hook, words, exc_info=error)
+
+    def _note(self, call: Call) -> None:
+        took = time.monotonic() - call.began
+        with self._books:
+            spent = self.times.setdefault((call.plugin, call.hook), HookTime())
+            spent.calls += 1
+            spent.seconds += took
+            spent.slowest = max(spent.slowest, took)
+        if took >= SLOW and not call.said and self.is_on_loop(call, threading.get_ident()):
+            self.blame_slow(call, took)
+
+    def is_on_loop(self, call: Call, thread: int) -> bool:
+        """Whether a call holds up the event loop, which it must not."""
+        return thread == self.loop_thread and ROLES[call.hook].runs is Runs.LOOP
+
+    def blame_slow(self, call: Call, took: float) -> None:
+        """Blame a plugin for holding up the event loop, `took` seconds until now."""
+        call.said = True
+        words = f"has held up the event loop for {took:.1f} s; it may take {SLOW} s, and should take milliseconds"
+        self.blame(call.plugin, call.hook, Fault.SLOW, words)
 
     def first(self, hook: str, **arguments: Any) -> Any:
         """Give the first answer that is not None, in loading order."""
@@ -140,3 +270,16 @@ class PluginHost:
             caller = self._manager.subset_hook_caller(hook, others)
             self._callers[plugin, hook] = caller
         return caller
+
+
+def _sizes(arguments: Mapping[str, Any]) -> str:
+    """What a hook was given, as far as it can be counted."""
+    return ", ".join(f"{len(value)} {name}" for name, value in arguments.items() if hasattr(value, "__len__"))
+
+
+def _given(result: Any) -> str:
+    """What a hook gave, in few words."""
+    answers = getattr(result, "status", result)
+    if hasattr(answers, "__len__"):
+        return f"{len(answers)} answers"
+    return "None" if result is None else "an answer"

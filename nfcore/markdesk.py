@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +14,7 @@ from .reasons import Reason
 
 
 class MarkDesk:
-    """Asks strategies and network functions, and trusts none of their answers to have the right shape."""
+    """Asks strategies and network functions."""
 
     def __init__(self, context: Context, host: PluginHost) -> None:
         self._context = context
@@ -40,10 +38,9 @@ class MarkDesk:
     def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
         """Marks of the strategy in charge, 0 where there is none; a mark that XDP took in vain goes back."""
         marks = np.zeros(len(batch), dtype=np.uint32)
-        for plugin, answer in self._host.each("allocate_mark", batch=batch):
+        for _, answer in self._host.each("allocate_mark", batch=batch):
             if answer is not None:
-                if self.fits(answer, batch, plugin, "allocate_mark"):
-                    marks = answer.astype(np.uint32)
+                marks = answer
                 break
         self.give_back(batch.rows["mark"][batch.rows["mark"] != marks])
         for ending in self._ending.values():
@@ -55,8 +52,7 @@ class MarkDesk:
     ) -> tuple[NDArray[np.bool_], Reason]:
         """Let the NF write what the marks mean. Which of them stand, and the reason of the others, which go back."""
         done, answer = self._host.attempt(nf.name, "publish_marks", batch=batch, marks=marks)
-        done = done and self.fits(answer, batch, nf.name, "publish_marks")
-        published = answer.astype(bool) if done else np.zeros(len(batch), dtype=bool)
+        published = answer if done else np.zeros(len(batch), dtype=bool)
         self.undo(nf.number, marks[~published])
         if self.of_targets and not published.all():
             # A report that was on its way when its target went must not leave a mark to nowhere.
@@ -130,10 +126,3 @@ class MarkDesk:
         if len(marks):
             for _ in self._host.each("release_mark", marks=marks):
                 pass
-
-    def fits(self, answer: Any, batch: FlowBatch, plugin: str, hook: str) -> bool:
-        """Whether an answer has a value per flow; whose fault it is otherwise."""
-        if isinstance(answer, np.ndarray) and answer.shape == (len(batch),):
-            return True
-        self._host.blame(plugin, hook, f"gave {answer!r:.60}; should be an array of {len(batch)} values, one per flow")
-        return False

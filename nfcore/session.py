@@ -119,13 +119,7 @@ def make_engine(context: Context, host: PluginHost, workers: Mapping[int, Worker
 
     def collect() -> Iterator[tuple[str, list[MetricFamily]]]:
         yield "nfcore", engine.collect()
-        for plugin, families in host.each("collect_stats"):
-            try:
-                figures = list(families or ())
-            except Exception as error:  # noqa: BLE001 - a generator raises here, not in the call
-                host.blame(plugin, "collect_stats", f"failed: {type(error).__name__}: {error}", error)
-                continue
-            yield plugin, figures
+        yield from host.each("collect_stats")
 
     context.collect = collect
     return engine

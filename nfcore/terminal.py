@@ -11,7 +11,8 @@ def show(table: Table) -> None:
     """Print a table: folded to a terminal's width, in full length elsewhere, and never cut."""
     for column in table.columns:
         column.overflow = "fold"
-    console = Console()
+    # What is shown says "[offload]" and means it.
+    console = Console(markup=False)
     if not console.is_terminal:
-        console = Console(width=Console(width=10_000).measure(table).maximum)
+        console = Console(width=Console(width=10_000, markup=False).measure(table).maximum, markup=False)
     console.print(table)

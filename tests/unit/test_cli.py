@@ -191,6 +191,26 @@ def test_plugins_for_people() -> None:
         assert word in done.stdout
 
 
+def test_plugins_tell_the_order_of_calls(tmp_path: Path) -> None:
+    config = tmp_path / "lb.toml"
+    config.write_text(
+        '[nf]\nplugins = ["marking", "tc_offload", "softnic", "katran_accel"]\n'
+        '[[interfaces]]\nname = "eth1"\nchain = ["katran_accel"]\noffload = ["softnic", "tc_offload", "none"]\n'
+    )
+    done = nfcore("plugins", "--verbose", "--json", str(config))
+    assert done.returncode == 0, done.stderr
+    order = {row["hook"]: row["order"] for row in json.loads(done.stdout)["hooks"]}
+    assert list(order) == list(ROLES)
+    assert order["install_offload"] == ["eth1: softnic, tc_offload, none"]
+    assert order["publish_marks"] == ["eth1: katran_accel"]
+    assert order["setup"] == ["marking", "tc_offload", "softnic", "katran_accel"]
+    assert order["teardown"] == ["katran_accel", "softnic", "tc_offload", "marking"]
+    assert order["on_new_flow"][-1].startswith("admission")
+    shown = nfcore("plugins", "-v", str(config)).stdout
+    assert "the device's backends, in the order of interfaces[].offload" in shown
+    assert "every plugin, in the order of [nf] plugins" in shown
+
+
 # What must work anywhere
 
 WITHOUT_BCC = [["--help"], ["trace", "--help"], ["plugins", "--json"], ["check", DEMO], ["stats", "--socket", "/x"]]

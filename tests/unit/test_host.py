@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import logging
-from collections.abc import Iterable, Sequence
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +16,12 @@ import pytest
 from numpy.typing import NDArray
 
 from nfcore.errors import NfcoreError
-from nfcore.flows import FlowBatch
-from nfcore.hookspecs import hookimpl
-from nfcore.host import PluginHost
+from nfcore.flows import FlowBatch, FlowMatch
+from nfcore.hookspecs import API, ROLES, Asked, Hooks, hookimpl
+from nfcore.host import TRACE_VARIABLE, Fault, PluginHost
 from nfcore.marks import MarkMeaning, StrategyInfo
 from nfcore.metrics import MetricFamily, MetricKind
+from nfcore.rules import Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.session import make_context, make_engine, set_up
 
 BATCH = FlowBatch.empty(2)
@@ -69,8 +74,12 @@ def test_unknown_hook_is_refused_by_name(host: PluginHost) -> None:
         @hookimpl
         def on_new_flows(self, batch: FlowBatch) -> None: ...
 
-    with pytest.raises(NfcoreError, match=r"plugin 'typo': .*on_new_flows"):
+    with pytest.raises(NfcoreError) as refused:
         host.register(Typo(), "typo")
+    assert str(refused.value) == (
+        "plugin 'typo': on_new_flows(batch: FlowBatch) -> None is no hook of nfcore; "
+        "did you mean on_new_flow(batch: FlowBatch) -> NDArray[np.uint8] | None?"
+    )
     assert host.loaded() == []
 
 
@@ -79,10 +88,56 @@ def test_another_signature_is_refused_with_both(host: PluginHost) -> None:
         @hookimpl
         def on_new_flow(self, flow: object) -> None: ...
 
-    with pytest.raises(NfcoreError, match=r"(?s)plugin 'old': .*on_new_flow.*flow"):
+    with pytest.raises(NfcoreError) as refused:
         host.register(Old(), "old")
+    assert str(refused.value) == (
+        "plugin 'old': on_new_flow(flow: object) -> None takes 'flow', which the hook does not give; "
+        "should be on_new_flow(batch: FlowBatch) -> NDArray[np.uint8] | None, or with fewer arguments"
+    )
     assert host.loaded() == []
     assert host.implementing("on_new_flow") == []
+
+
+def test_a_wrapper_is_refused(host: PluginHost) -> None:
+    class Wraps:
+        @hookimpl(wrapper=True)
+        def on_new_flow(self, batch: FlowBatch) -> Any:
+            yield
+
+    with pytest.raises(NfcoreError, match=r"plugin 'wraps': on_new_flow.* is a wrapper"):
+        host.register(Wraps(), "wraps")
+
+
+def test_a_hook_may_have_another_name_and_own_defaults(host: PluginHost) -> None:
+    class Renamed:
+        @hookimpl(specname="on_new_flow")
+        def judge(self, batch: FlowBatch, strict: bool = True) -> Any:
+            return np.full(len(batch), strict, dtype=np.uint8)
+
+    host.register(Renamed(), "renamed")
+    assert host.attempt("renamed", "on_new_flow", batch=BATCH)[1].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"), [(API + 1, "a newer nfcore"), (API - 1, "a newer release of the plugin")]
+)
+def test_a_plugin_for_another_version_of_the_hooks_is_refused(host: PluginHost, version: int, advice: str) -> None:
+    class Other:
+        nfcore_api = version
+
+    with pytest.raises(NfcoreError, match=rf"'other': .*version {version} of the hooks.* has {API}: install {advice}"):
+        host.register(Other(), "other")
+
+
+def test_a_hook_without_its_mark_is_told(host: PluginHost, caplog: pytest.LogCaptureFixture) -> None:
+    class Forgot:
+        nfcore_api = API
+
+        def teardown(self) -> None: ...
+
+    host.register(Forgot(), "forgot")
+    assert "plugin forgot: teardown has a hook's name without @hookimpl: it will not be called" in caplog.text
+    assert host.hooks_of("forgot") == []
 
 
 def test_a_refused_plugin_does_not_spoil_the_host(host: PluginHost) -> None:
@@ -256,3 +311,123 @@ def test_figures_of_a_broken_plugin_are_left_out(host: PluginHost, config: Any) 
     assert given.pop("nfcore")
     assert given == {"nothing": [], "works": ["nfcore_whole"]}
     assert host.errors["broken", "collect_stats"] == 1
+
+
+def test_every_hook_has_a_role() -> None:
+    assert list(ROLES) == [name for name in vars(Hooks) if not name.startswith("_")]
+    first = {name for name, role in ROLES.items() if role.asked is Asked.FIRST}
+    # Where the whole list of plugins may be asked, pluggy's own rule has to agree.
+    assert all(vars(Hooks)[name].nfcore_spec["firstresult"] for name in first)
+
+
+WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
+    "reasons of another length": (
+        "on_new_flow",
+        np.zeros(3, np.uint8),
+        r"shape \(3,\); should be an array of 2 reasons",
+    ),
+    "no array": ("on_new_flow", [0, 0], r"answered \[0, 0\]; should be an array of 2 reasons, one per flow"),
+    "a reason too large": ("on_new_flow", np.array([0, 256]), r"answered 256 for a flow; .* from 0 to 255"),
+    "floating reasons": ("on_new_flow", np.zeros(2), r"answered an array of float64"),
+    "negative marks": ("allocate_mark", np.array([1, -1]), r"answered -1 for a flow"),
+    "one number for all": ("publish_marks", True, r"answered True; should be an array of 2 truth values"),
+    "numbers for truth": ("publish_marks", np.ones(2, np.uint8), r"answered an array of uint8"),
+    "nothing published": ("publish_marks", None, r"answered None; should be an array of 2 truth values"),
+    "no outcomes": ("install_offload", None, r"answered None; should be Outcomes with a status for each of 2 rules"),
+    "a status too few": ("install_offload", Outcomes.all(Outcome.INSTALLED, 1), r"statuses of shape \(1,\)"),
+    "unknown status": ("remove_offload", Outcomes(np.array([1, 99], np.uint8)), r"answered .*99.* one of nfcore.rules"),
+    "words as a list": (
+        "install_offload",
+        Outcomes(np.ones(2, np.uint8), ["no", "no"]),
+        r"gave the words \['no', 'no'\]",
+    ),
+    "counted too little": (
+        "remove_offload",
+        Outcomes(np.full(2, 5, np.uint8), counted=np.zeros((1, 2), np.uint64)),
+        r"should be an array of shape \(2, 2\), or None",
+    ),
+    "rows of objects": ("dump_offload", [], r"answered \[\]; should be rows of nfcore.rules.INSTALLED_ROW"),
+    "a tuple of capabilities": ("probe_offload", (16, True), r"answered \(16, True\); should be .*Capabilities"),
+    "a dict of figures": ("collect_stats", {"nfcore_x_total": 1}, r"gave 'nfcore_x_total' among its answers"),
+    "a word as a strategy": ("marking_strategies", ["dest-id"], r"gave 'dest-id' .*StrategyInfo objects"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ANSWERS)
+def test_a_wrong_answer_is_the_plugins_fault(host: PluginHost, case: str, caplog: pytest.LogCaptureFixture) -> None:
+    hook, answer, words = WRONG_ANSWERS[case]
+    rules = RuleBatch.of([Rule(FlowMatch.parse(f"198.18.1.2:{n} > 198.18.10.1:80/tcp"), SetMark(1), n) for n in (1, 2)])
+    values = {"batch": BATCH, "marks": np.ones(2, np.uint32), "device": Device("eth1", 4), "rules": rules}
+    taken = [name for name in inspect.signature(vars(Hooks)[hook]).parameters if name != "self"]
+    host.register(hooked(hook, taken, lambda **_: answer), "wrong")
+    assert host.attempt("wrong", hook, **{name: values[name] for name in taken}) == (False, None)
+    assert host.faults == {("wrong", hook, Fault.WRONG_ANSWER): 1}
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"plugin wrong: {hook} ")
+    assert re.search(words, record.getMessage()), record.getMessage()
+
+
+def hooked(hook: str, taken: Sequence[str], answer: Callable[..., Any]) -> object:
+    """A plugin whose one hook gives what a function does."""
+    source = (
+        f"def {hook}(self, {', '.join(taken)}):\n    return answer({', '.join(f'{name}={name}' for name in taken)})"
+    )
+    names: dict[str, Any] = {"answer": answer}
+    exec(source, names)
+    return type("Hooked", (), {hook: hookimpl(names[hook])})()
+
+
+def test_faults_with_other_figures_are_not_news(host: PluginHost, caplog: pytest.LogCaptureFixture) -> None:
+    numbers = itertools.count()
+
+    def fail(batch: FlowBatch) -> None:
+        raise LookupError(f"flow {next(numbers)}")
+
+    host.register(hooked("on_new_flow", ["batch"], fail), "fails")
+    for _ in range(5):
+        host.attempt("fails", "on_new_flow", batch=BATCH)
+    assert host.faults == {("fails", "on_new_flow", Fault.RAISED): 5}
+    assert len(caplog.records) == 1
+
+
+def test_calls_are_counted_and_timed(host: PluginHost) -> None:
+    host.register(Raises(), "raises")
+    host.register(hooked("on_new_flow", ["batch"], lambda batch: time.sleep(0.01)), "slow")
+    for _ in range(2):
+        list(host.each("on_new_flow", batch=BATCH))
+    assert {key: spent.calls for key, spent in host.times.items()} == {
+        ("raises", "on_new_flow"): 2,
+        ("slow", "on_new_flow"): 2,
+    }
+    spent = host.times["slow", "on_new_flow"]
+    assert 0.02 <= spent.seconds >= spent.slowest >= 0.01
+    assert host.under_way == {}
+
+
+def test_every_call_is_logged_on_demand(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv(TRACE_VARIABLE, "1")
+    host = PluginHost()
+    host.register(Raises(), "raises")
+    host.register(Answers(np.array([1, 1], np.uint8), None), "answers")
+    with caplog.at_level(logging.INFO, "nfcore.hooks"):
+        list(host.each("on_new_flow", batch=BATCH))
+        host.first("allocate_mark", batch=BATCH)
+    lines = [record.getMessage() for record in caplog.records if record.name == "nfcore.hooks"]
+    assert [re.sub(r"[0-9.]+ ms", "T", line) for line in lines] == [
+        "raises: on_new_flow(2 batch) → it raised LookupError in T",
+        "answers: on_new_flow(2 batch) → 2 answers in T",
+        "raises: allocate_mark(2 batch) → it raised LookupError in T",
+        "answers: allocate_mark(2 batch) → None in T",
+    ]
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_nothing_is_logged_unasked(
+    value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(TRACE_VARIABLE, value)
+    host = PluginHost()
+    host.register(Answers(None, None), "quiet")
+    with caplog.at_level(logging.DEBUG):
+        list(host.each("on_new_flow", batch=BATCH))
+    assert caplog.records == []

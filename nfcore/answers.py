@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What hooks may answer: a plugin's answer is looked at before anything relies on it.
+
+A wrong one is the plugin's fault, which is named and counted (`nfcore.host`), and counts as no answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .marks import StrategyInfo
+from .metrics import MetricFamily
+from .rules import INSTALLED_ROW, Capabilities, Outcome, Outcomes
+
+Arguments = Mapping[str, Any]
+_STATUSES = np.array(list(Outcome), dtype=np.uint8)
+
+
+class AnswerError(Exception):
+    """An answer that nothing can be done with; says what it was and what it should be."""
+
+
+def accept(hook: str, arguments: Arguments, answer: Any) -> Any:
+    """Give the answer in a form that can be relied on. AnswerError when there is none; most hooks take any answer."""
+    check = _CHECKS.get(hook)
+    return answer if check is None else check(arguments, answer)
+
+
+def _numbers(answer: Any, length: int, kinds: str, limit: int, each: str, what: str) -> NDArray[Any]:
+    """An array of shape (length,) with an integer (or truth value) up to `limit` in each place."""
+    wanted = f"should be an array of {length} {what}, one per {each}"
+    if not isinstance(answer, np.ndarray):
+        raise AnswerError(f"answered {_short(answer)}; {wanted}")
+    if answer.shape != (length,):
+        raise AnswerError(f"answered an array of shape {answer.shape}; {wanted}")
+    if answer.dtype.kind not in kinds:
+        raise AnswerError(f"answered an array of {answer.dtype}; {wanted}")
+    if answer.dtype.kind in "iu" and length and (int(answer.min()) < 0 or int(answer.max()) > limit):
+        wrong = answer[(answer < 0) | (answer > limit)][0]
+        raise AnswerError(f"answered {wrong} for a {each}; {wanted}, each from 0 to {limit}")
+    return answer
+
+
+def _reasons(arguments: Arguments, answer: Any) -> Any:
+    if answer is None:
+        return None
+    return _numbers(answer, len(arguments["batch"]), "iu", 0xFF, "flow", "reasons").astype(np.uint8)
+
+
+def _marks(arguments: Arguments, answer: Any) -> Any:
+    if answer is None:
+        return None
+    return _numbers(answer, len(arguments["batch"]), "iu", 0xFFFF_FFFF, "flow", "marks").astype(np.uint32)
+
+
+def _published(arguments: Arguments, answer: Any) -> Any:
+    return _numbers(answer, len(arguments["batch"]), "b", 1, "flow", "truth values")
+
+
+def _outcomes(arguments: Arguments, answer: Any) -> Any:
+    rules = arguments["rules"]
+    wanted = f"should be Outcomes with a status for each of {len(rules)} rules"
+    if not isinstance(answer, Outcomes):
+        raise AnswerError(f"answered {_short(answer)}; {wanted}")
+    if np.shape(answer.status) != (len(rules),):
+        raise AnswerError(f"answered statuses of shape {np.shape(answer.status)}; {wanted}")
+    known = np.isin(answer.status, _STATUSES)
+    if not known.all():
+        wrong = np.asarray(answer.status)[~known][0]
+        raise AnswerError(f"answered {_short(wrong)} for a rule; a status is one of nfcore.rules.Outcome")
+    if not isinstance(answer.words, Mapping):
+        raise AnswerError(f"gave the words {_short(answer.words)}; should be a dict from a rule's number to a text")
+    counted = answer.counted
+    if counted is not None and (not isinstance(counted, np.ndarray) or counted.shape != (len(rules), 2)):
+        raise AnswerError(f"counted {_short(counted)}; should be an array of shape ({len(rules)}, 2), or None")
+    return answer
+
+
+def _rows(arguments: Arguments, answer: Any) -> Any:
+    if answer is not None and not (isinstance(answer, np.ndarray) and answer.dtype == INSTALLED_ROW):
+        what = f"an array of {answer.dtype}" if isinstance(answer, np.ndarray) else _short(answer)
+        raise AnswerError(f"answered {what}; should be rows of nfcore.rules.INSTALLED_ROW")
+    return answer
+
+
+def _capabilities(arguments: Arguments, answer: Any) -> Any:
+    if answer is not None and not isinstance(answer, Capabilities):
+        raise AnswerError(f"answered {_short(answer)}; should be nfcore.rules.Capabilities")
+    return answer
+
+
+def _each_is(kind: type, name: str) -> Callable[[Arguments, Any], Any]:
+    def check(arguments: Arguments, answer: Any) -> Sequence[Any]:
+        if answer is None:
+            return []
+        if not isinstance(answer, Iterable):
+            raise AnswerError(f"answered {_short(answer)}; should be {name} objects")
+        # A generator does its work, and fails, here.
+        given = list(answer)
+        for item in given:
+            if not isinstance(item, kind):
+                raise AnswerError(f"gave {_short(item)} among its answers; should be {name} objects")
+        return given
+
+    return check
+
+
+def _short(answer: Any) -> str:
+    text = " ".join(repr(answer).split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+_CHECKS: Mapping[str, Callable[[Arguments, Any], Any]] = {
+    "on_new_flow": _reasons,
+    "allocate_mark": _marks,
+    "publish_marks": _published,
+    "install_offload": _outcomes,
+    "remove_offload": _outcomes,
+    "dump_offload": _rows,
+    "probe_offload": _capabilities,
+    "collect_stats": _each_is(MetricFamily, "nfcore.metrics.MetricFamily"),
+    "marking_strategies": _each_is(StrategyInfo, "nfcore.marks.StrategyInfo"),
+}

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks that take too long: named while they still block, broken off on the event loop, only named on a worker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nfcore import watchdog
+from nfcore.flows import FlowBatch
+from nfcore.hookspecs import hookimpl
+from nfcore.host import Fault, PluginHost
+from nfcore.rules import Device, Outcome, Outcomes, RuleBatch
+from nfcore.watchdog import Watchdog
+
+BATCH = FlowBatch.empty(1)
+LONG = 60.0
+"""Seconds that no test waits for."""
+
+
+class Policy:
+    """Does something in `on_new_flow`."""
+
+    def __init__(self, what: Callable[[], Any]) -> None:
+        self._what = what
+
+    @hookimpl
+    def on_new_flow(self, batch: FlowBatch) -> Any:
+        return self._what()
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def spin_stubbornly() -> None:
+    while True:
+        try:
+            spin()
+        except Exception:  # noqa: BLE001 - what a plugin may do
+            continue
+
+
+def wait_in_the_kernel() -> None:
+    threading.Event().wait(LONG)
+
+
+@pytest.mark.parametrize("block", [lambda: time.sleep(LONG), wait_in_the_kernel, spin, spin_stubbornly])
+def test_a_hook_that_blocks_the_loop_is_named_then_broken_off(
+    block: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    host = PluginHost()
+    host.register(Policy(block), "blocks")
+    host.register(Policy(lambda: None), "works")
+    with Watchdog(host, patience=1.0):
+        answered = [name for name, _ in host.each("on_new_flow", batch=BATCH)]
+    assert answered == ["works"]
+    assert host.faults == {
+        ("blocks", "on_new_flow", Fault.SLOW): 1,
+        ("blocks", "on_new_flow", Fault.BROKEN_OFF): 1,
+    }
+    assert "plugin blocks: on_new_flow has held up the event loop for" in caplog.text
+    assert "plugin blocks: on_new_flow was broken off after" in caplog.text
+    assert host.under_way == {}
+
+
+def test_a_hook_that_is_slow_is_named_and_its_answer_counts() -> None:
+    host = PluginHost()
+    host.register(Policy(lambda: time.sleep(1.2)), "slow")
+    with Watchdog(host, patience=LONG):
+        assert host.attempt("slow", "on_new_flow", batch=BATCH) == (True, None)
+    assert host.faults == {("slow", "on_new_flow", Fault.SLOW): 1}
+
+
+def test_the_innermost_hook_is_to_blame() -> None:
+    host = PluginHost()
+    host.register(Policy(lambda: time.sleep(LONG)), "inner")
+    host.register(Policy(lambda: host.attempt("inner", "on_new_flow", batch=BATCH)[1]), "outer")
+    with Watchdog(host, patience=1.0):
+        host.attempt("outer", "on_new_flow", batch=BATCH)
+        assert host.under_way == {}
+    assert host.faults["inner", "on_new_flow", Fault.BROKEN_OFF] == 1
+
+
+def test_nothing_is_broken_off_behind_a_hook() -> None:
+    host = PluginHost()
+    host.register(Policy(lambda: time.sleep(0.8)), "slow")
+    with Watchdog(host, patience=1.0):
+        host.attempt("slow", "on_new_flow", batch=BATCH)
+        time.sleep(1.5)
+        threading.Event().wait(0.1)
+    assert [fault for _, _, fault in host.faults] == [Fault.SLOW]
+
+
+def test_a_worker_that_waits_for_its_nic_is_only_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watchdog, "STUCK", 0.3)
+    woken = threading.Event()
+
+    class Nic:
+        @hookimpl
+        def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+            woken.wait(LONG)
+            return Outcomes.all(Outcome.INSTALLED, len(rules))
+
+    host, answers = PluginHost(), []
+    host.register(Nic(), "nic")
+    install = {"device": Device("eth1", 4), "rules": RuleBatch.of([])}
+    worker = threading.Thread(target=lambda: answers.append(host.attempt("nic", "install_offload", **install)))
+    with caplog.at_level(logging.ERROR), Watchdog(host, patience=1.0):
+        worker.start()
+        deadline = time.monotonic() + LONG
+        while not host.faults and time.monotonic() < deadline:
+            time.sleep(0.05)
+        woken.set()
+        worker.join()
+    assert host.faults == {("nic", "install_offload", Fault.STUCK): 1}
+    assert [done for done, _ in answers] == [True]
+    assert "plugin nic: install_offload has not come back for" in caplog.text
+
+
+def test_without_the_watchdog_nobody_is_blamed() -> None:
+    host = PluginHost()
+    with Watchdog(host, patience=LONG):
+        pass
+    host.register(Policy(lambda: time.sleep(0.7)), "slow")
+    host.attempt("slow", "on_new_flow", batch=BATCH)
+    assert host.faults == {}
