@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nfcore import __version__
+from nfcore.hookspecs import ROLES
 
 ROOT = Path(__file__).resolve().parents[2]
 NFCORE = Path(sys.executable).with_name("nfcore")
@@ -196,6 +197,7 @@ def test_plugins_tell_the_order_of_calls(tmp_path: Path) -> None:
     config.write_text(
         '[nf]\nplugins = ["marking", "tc_offload", "softnic", "katran_accel"]\n'
         '[[interfaces]]\nname = "eth1"\nchain = ["katran_accel"]\noffload = ["softnic", "tc_offload", "none"]\n'
+        '[[katran_accel.vips]]\naddress = "198.18.10.1"\nport = 80\nprotocol = "tcp"\nreals = []\n'
     )
     done = nfcore("plugins", "--verbose", "--json", str(config))
     assert done.returncode == 0, done.stderr
