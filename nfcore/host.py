@@ -42,10 +42,10 @@ class Fault(StrEnum):
     WRONG_ANSWER = "wrong_answer"
     SLOW = "slow"
     """It held up the event loop."""
-    STUCK = "stuck"
-    """It has kept a device's worker waiting for very long."""
     BROKEN_OFF = "broken_off"
     """It held up the event loop for so long that it was interrupted."""
+    STUCK = "stuck"
+    """It has kept a device's worker waiting for very long."""
 
 
 class HookTimeoutError(BaseException):

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plugin guide has a section for every hook, with the signature, the caller and the users that it really has."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from nfcore.flows import FLOW_ROW
+from nfcore.hookspecs import ROLES, Asked
+from nfcore.host import TRACE_VARIABLE, Fault, PluginHost
+from nfcore.rules import RULE_ROW, Capabilities
+from nfcore.signatures import HOOKS, describe
+
+from .guide import TEXT, example, label, sections, signature
+
+ROOT = Path(__file__).parents[2]
+SECTIONS = sections()
+
+
+def test_every_hook_has_a_section_and_nothing_else_has() -> None:
+    assert sorted(SECTIONS) == sorted(HOOKS)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_signature_is_the_hooks_own(hook: str) -> None:
+    assert signature(hook) == describe(hook, HOOKS[hook])
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_caller_is_told(hook: str) -> None:
+    role = ROLES[hook]
+    assert label(SECTIONS[hook], "Called on") == role.asked
+    assert label(SECTIONS[hook], "Runs on") == role.runs
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_users_are_those_that_answer_it(hook: str) -> None:
+    host = PluginHost()
+    ours = [name for name in host.installed() if host.describe(name).distribution == "nfcore"]
+    for name in ours:
+        host.load(name)
+    told = re.findall(r"`(\w+)`", label(SECTIONS[hook], "Used by"))
+    assert told == sorted(host.implementing(hook))
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_example_has_the_hook(hook: str) -> None:
+    functions = [node for node in ast.walk(ast.parse(example(hook))) if isinstance(node, ast.FunctionDef)]
+    assert hook in [function.name for function in functions]
+
+
+def test_every_hook_has_a_test_of_its_own() -> None:
+    tree = ast.parse((ROOT / "tests/unit/test_hooks.py").read_text(encoding="utf-8"))
+    tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert {f"test_{hook}" for hook in HOOKS} <= tests
+
+
+def test_rows_and_fields_are_those_that_exist() -> None:
+    """In their tables, in the order of the code; a rule's fields are in the text below."""
+    given = TEXT.split("## What the hooks are given", 1)[1].split("\n## ", 1)[0]
+    told = [
+        name for row in re.findall(r"^\| (`.*?) \|", given, flags=re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert sorted(told) == sorted(FLOW_ROW.names or ())
+    for name in set(RULE_ROW.names or ()) - {"reserved"}:
+        assert f"`{name}`" in given
+    able = TEXT.split("## Capabilities", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| (`.*?) \|", able, flags=re.MULTILINE)
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == [
+        "mark_width",
+        *[field.name for field in fields(Capabilities) if field.name != "mark_width"],
+    ]
+
+
+def test_every_kind_of_fault_is_told() -> None:
+    faults = TEXT.split("| kind of fault |", 1)[1]
+    assert re.findall(r"^\| `(\w+)` \|", faults, flags=re.MULTILINE) == [str(fault) for fault in Fault]
+    assert TRACE_VARIABLE in TEXT
+
+
+def test_hooks_are_in_groups_not_twice() -> None:
+    assert len(re.findall(r"^### `", TEXT, flags=re.MULTILINE)) == len(HOOKS)
+    assert {role.asked for role in ROLES.values()} == set(Asked)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (ROOT / "docs" / target).exists(), target
+    anchors = {
+        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", TEXT, re.M)
+    }
+    assert {anchor for anchor in re.findall(r"\]\(#([^)]+)\)", TEXT)} <= anchors
