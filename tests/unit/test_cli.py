@@ -197,7 +197,8 @@ def test_plugins_tell_the_order_of_calls(tmp_path: Path) -> None:
     config.write_text(
         '[nf]\nplugins = ["marking", "tc_offload", "softnic", "katran_accel"]\n'
         '[[interfaces]]\nname = "eth1"\nchain = ["katran_accel"]\noffload = ["softnic", "tc_offload", "none"]\n'
-        '[[katran_accel.vips]]\naddress = "198.18.10.1"\nport = 80\nprotocol = "tcp"\nreals = [{ address = "198.18.20.11" }]\n'
+        '[[katran_accel.vips]]\naddress = "198.18.10.1"\nport = 80\nprotocol = "tcp"\n'
+        'reals = [{ address = "198.18.20.11" }]\n'
     )
     done = nfcore("plugins", "--verbose", "--json", str(config))
     assert done.returncode == 0, done.stderr

@@ -63,18 +63,20 @@ def test_every_hook_has_a_test_of_its_own() -> None:
 def test_rows_and_fields_are_those_that_exist() -> None:
     """In their tables, in the order of the code; a rule's fields are in the text below."""
     given = TEXT.split("## What the hooks are given", 1)[1].split("\n## ", 1)[0]
-    told = [
-        name for row in re.findall(r"^\| (`.*?) \|", given, flags=re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
-    ]
-    assert sorted(told) == sorted(FLOW_ROW.names or ())
+    assert sorted(first_cells(given)) == sorted(FLOW_ROW.names or ())
     for name in set(RULE_ROW.names or ()) - {"reserved"}:
         assert f"`{name}`" in given
     able = TEXT.split("## Capabilities", 1)[1].split("\n## ", 1)[0]
-    rows = re.findall(r"^\| (`.*?) \|", able, flags=re.MULTILINE)
-    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == [
+    assert first_cells(able) == [
         "mark_width",
         *[field.name for field in fields(Capabilities) if field.name != "mark_width"],
     ]
+
+
+def first_cells(text: str) -> list[str]:
+    """Names in the first cells of tables."""
+    rows = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
 
 
 def test_every_kind_of_fault_is_told() -> None:
@@ -91,7 +93,6 @@ def test_hooks_are_in_groups_not_twice() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (ROOT / "docs" / target).exists(), target
-    anchors = {
-        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", TEXT, re.M)
-    }
-    assert {anchor for anchor in re.findall(r"\]\(#([^)]+)\)", TEXT)} <= anchors
+    titles = re.findall(r"^#+ (.*)$", TEXT, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
