@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network function for strategies to give marks to: targets with groups and names, and no datapath."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.flows import FlowBatch
+from nfcore.marks import CpuPools
+from nfcore.rules import Device
+
+
+class SampleFunction:
+    """A balancer in name: some VIPs, 198.18.10.1 and on, with some reals each; target = 16 × VIP + real."""
+
+    REALS = 16
+
+    def __init__(self, name: str, vips: int = 4, reals: int = 4) -> None:
+        self.name = name
+        self.number = 0
+        self.pools: CpuPools | None = None
+        self._targets = [vip * self.REALS + real for vip in range(1, vips + 1) for real in range(1, reals + 1)]
+
+    def wake_fds(self) -> Sequence[int]:
+        """Nothing to wait for."""
+        return ()
+
+    def read_events(self, limit: int) -> FlowBatch:
+        """No flow is ever reported."""
+        return FlowBatch.empty()
+
+    def targets(self) -> FlowBatch:
+        """Give all targets, a row each."""
+        batch = FlowBatch.empty(len(self._targets))
+        batch.rows["nf"], batch.rows["target"] = self.number, self._targets
+        return batch
+
+    def groups(self, targets: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        """Give the VIP of each target."""
+        return (targets // self.REALS).astype(np.uint32)
+
+    def describe(self, target: int) -> Mapping[str, str]:
+        """Name VIP and real."""
+        vip, real = divmod(target, self.REALS)
+        return {"vip": f"198.18.10.{vip}:80/tcp", "real": f"198.18.{20 + vip}.{real}"}
+
+    def fingerprint(self) -> bytes:
+        """All that decides which number stands for what."""
+        return repr(self._targets).encode()
+
+    def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Recognise nothing."""
+        return np.zeros(len(batch), dtype=bool)
+
+    def attach(self, device: Device) -> None:
+        """Attach nothing."""
+
+    def detach(self, device: Device) -> None:
+        """Detach nothing."""

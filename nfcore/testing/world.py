@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `Context` that a plugin's `setup` wants, made without a TOML file and without an installed distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nfcore.config import NO_BACKEND, Config, InterfaceTable, MarkingTable, NfTable, OffloadTable, Table
+from nfcore.context import Context
+from nfcore.errors import ConfigError, Problem
+from nfcore.host import PluginHost
+from nfcore.rules import Device
+from nfcore.session import make_context
+
+SOURCE = "conformance.toml"
+"""What errors name as the configuration's file."""
+
+
+def context_for(
+    plugin: object,
+    name: str,
+    devices: Sequence[Device],
+    table: Mapping[str, Any] | None = None,
+    *,
+    folder: Path,
+    strategy: str = "dest-id",
+    width: int = 16,
+) -> Context:
+    """Give a context whose configuration names `devices` and has `table` as the plugin's own.
+
+    `folder` is where the run keeps its notes. ConfigError or pydantic's ValidationError when the plugin refuses its
+    table.
+    """
+    host = PluginHost()
+    host.register(plugin, name)
+    interfaces = [
+        InterfaceTable(name=device.name, chain=["nf"], offload=list(device.backends) or [NO_BACKEND])
+        for device in devices
+    ]
+    config = Config(
+        source=SOURCE,
+        nf=NfTable(plugins=[name], socket=str(folder / "nf.sock")),
+        interfaces=interfaces,
+        marking=MarkingTable(strategy=strategy, width=width),
+        offload=OffloadTable(),
+        sections=_sections(host, name, dict(table or {})),
+    )
+    return make_context(config, host, list(devices))
+
+
+def _sections(host: PluginHost, name: str, raw: dict[str, Any]) -> dict[str, Table]:
+    section = host.call(name, "config_section")
+    if section is None:
+        if raw:
+            raise ConfigError(SOURCE, [Problem(name, "belongs to a plugin without config_section()")])
+        return {}
+    problems = list(section.check(raw, name)) if section.check is not None else []
+    if problems:
+        raise ConfigError(SOURCE, problems)
+    return {name: section.model.model_validate(raw)}
