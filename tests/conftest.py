@@ -2,7 +2,8 @@
 """The tiers: tests/unit runs anywhere, tests/kernel needs root and bcc.
 
 What is missing is named and skips the tier. Where CI is set to "true" nothing may be missing: there a skip is a
-failure, but for what this kernel or NIC does not support (`UnsupportedError`).
+failure, but for what this kernel or NIC does not support (`UnsupportedError`), and for promises that a conformance
+suite cannot ask for, for a reason that was given (`nfcore.testing.NotApplicable`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hypothesis import settings
 
 from nfcore.config import Config, MarkingTable, NfTable, OffloadTable
 from nfcore.errors import UnsupportedError
+from nfcore.testing.results import is_excused
 
 KERNEL_TIER = Path(__file__).parent / "kernel"
 NOBODY = 65_534
@@ -66,7 +68,7 @@ def pytest_runtest_makereport(
     if isinstance(error, UnsupportedError):
         report.outcome = "skipped"
         report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {error}")
-    elif STRICT and report.skipped and not hasattr(report, "wasxfail"):
+    elif STRICT and report.skipped and not hasattr(report, "wasxfail") and not is_excused(report):
         report.outcome = "failed"
         report.longrepr = f"skipped where CI=true allows none: {report.longrepr}"
     return report

@@ -46,7 +46,7 @@ class BackendConformance:
     # What it says of itself
 
     def test_hooks_have_our_signatures(self, backend: BackendDriver) -> None:
-        """A backend has install_offload, remove_offload, dump_offload and probe_offload, as nfcore.hookspecs has them."""
+        """A backend has the hooks {install,remove,dump,probe}_offload, with the arguments that nfcore.hookspecs has."""
         missing = [hook for hook in (INSTALL, REMOVE, DUMP, PROBE) if not backend.host.implementing(hook)]
         backend.expect(not missing, f"it lacks {', '.join(missing)}; is @hookimpl above each?")
 
@@ -287,7 +287,7 @@ class BackendConformance:
     # The same again, and what does not work
 
     def test_installation_is_idempotent(self, backend: BackendDriver) -> None:
-        """Installing a rule that stands is INSTALLED again, in a batch of its own or twice in one, and it stands once."""
+        """Installing a rule that stands is INSTALLED again, in another batch or twice in one, and it stands once."""
         rules = backend.installed(backend.rules(backend.flows(3)))
         for batch in (rules, RuleBatch(np.concatenate([rules.rows, rules.rows]).astype(rules.rows.dtype))):
             answer = told(backend.install(batch))
@@ -296,7 +296,7 @@ class BackendConformance:
             backend.expect(len(rows) == len(rules), f"the dump has {len(rows)} rows for {len(rules)} rules", hook=DUMP)
 
     def test_a_flow_has_one_rule(self, backend: BackendDriver) -> None:
-        """A rule for a flow that has one takes its place, INSTALLED, or is refused and the old one stands: never both."""
+        """A rule for a flow that has one takes its place, INSTALLED, or is refused and the old one stands alone."""
         (flow,) = backend.flows(1)
         old = backend.installed(backend.rules([flow], first_mark=1, generation=1))
         new = backend.rules([flow], first_mark=2, generation=2)
@@ -362,7 +362,7 @@ class BackendConformance:
         backend.needs_marks()
         (flow,) = backend.flows(1)
         rules = backend.installed(sample_rules([flow], backend.marks))
-        kept = int(backend.standing()[int(rules.rows["cookie"][0])]["rule"]["mark"])
+        kept = int(backend.find(rules)[0]["rule"]["mark"])
         backend.expect(kept == backend.marks, f"the dump has the mark {backend.marks:#x} as {kept:#x}", hook=DUMP)
         seen = backend.arrivals(flow)
         backend.expect(dict(seen.marks) == {backend.marks: 1}, f"the mark {backend.marks:#x}: {_how(seen)}")
@@ -385,7 +385,7 @@ class BackendConformance:
 
     def test_dumps_go_on_under_traffic(self, backend: BackendDriver) -> None:
         """While packets flow, rules are installed, removed and read: nothing raises, and no counter goes back."""
-        flow, *others = backend.flows(9)
+        flow, *others = backend.flows(5)
         send = backend.needs("send")
         steady, beside = backend.installed(backend.rules([flow])), backend.rules(others, first_mark=2)
         stop, sent = threading.Event(), [0]
@@ -431,13 +431,13 @@ class BackendConformance:
         if counting:
             backend.send(first.match, 3)
             backend.eventually(lambda: int(backend.counts(rules)[0, 0]) == 3)
-        before = backend.standing()
+        before = backend.find(rules)
         backend.restart()
         after = backend.standing()
         lost = set(rules.rows["cookie"].tolist()) - after.keys()
         backend.expect(not lost, f"of {len(rules)} rules {len(lost)} are not in the dump of a new process", hook=DUMP)
-        for cookie in rules.rows["cookie"].tolist():
-            same = after[cookie]["rule"] == before[cookie]["rule"]
+        for cookie, row in zip(rules.rows["cookie"].tolist(), before, strict=True):
+            same = after[cookie]["rule"] == row["rule"]
             backend.expect(same, f"the rule of cookie {cookie:#x} came back as another", hook=DUMP)
         if counting:
             backend.send(first.match, 2)

@@ -51,7 +51,7 @@ class BackendDriver(Examination):
     @property
     def marks(self) -> int:
         """The largest mark, 0 without any."""
-        return (1 << self.capabilities.mark_width) - 1
+        return (1 << min(self.capabilities.mark_width, 32)) - 1
 
     @property
     def size(self) -> int | None:
@@ -179,7 +179,7 @@ class BackendDriver(Examination):
         later = rows["last_used"] > np.uint64(time.monotonic_ns())
         self.expect(
             not later.any(),
-            f"last_used is {int(rows['last_used'].max())}, later than now by CLOCK_MONOTONIC",
+            f"last_used is {int(rows['last_used'].max(initial=0))}, later than now by CLOCK_MONOTONIC",
             promise="dumps-are-installed-rows",
             hook=DUMP,
         )
@@ -192,14 +192,26 @@ class BackendDriver(Examination):
         found = dict(zip(rows["rule"]["cookie"].tolist(), rows, strict=True))
         wrong = f"{len(rows)} rules with {len(found)} different cookies"
         self.expect(len(found) == len(rows), wrong, promise="dumps-give-back-the-rules", hook=DUMP)
+        known = {cookie for batch in self._sent for cookie in batch.rows["cookie"].tolist()}
+        for cookie in sorted(found.keys() - known)[:1]:
+            match = FlowMatch.from_key(found[cookie]["rule"]["key"], int(found[cookie]["rule"]["family"]))
+            wrong = f"there is a rule for {match} with the cookie {cookie:#x}, which nobody installed"
+            self.broken(wrong, promise="dumps-give-back-the-rules", hook=DUMP)
         return found
 
-    def counts(self, rules: RuleBatch) -> NDArray[np.int64]:
-        """Read packets and bytes of rules, shape (rules, 2); -1 for those that do not stand."""
+    def find(self, rules: RuleBatch) -> list[np.void]:
+        """Read rules back that must stand, a row of INSTALLED_ROW each."""
         __tracebackhide__ = True
         found = self.standing()
-        rows = [found.get(cookie) for cookie in rules.rows["cookie"].tolist()]
-        both = [(-1, -1) if row is None else (int(row["packets"]), int(row["bytes"])) for row in rows]
+        for cookie in rules.rows["cookie"].tolist():
+            wrong = f"the rule of cookie {cookie:#x} is missing"
+            self.expect(cookie in found, wrong, promise="dumps-give-back-the-rules", hook=DUMP)
+        return [found[cookie] for cookie in rules.rows["cookie"].tolist()]
+
+    def counts(self, rules: RuleBatch) -> NDArray[np.int64]:
+        """Read packets and bytes of rules that must stand, shape (rules, 2)."""
+        __tracebackhide__ = True
+        both = [(int(row["packets"]), int(row["bytes"])) for row in self.find(rules)]
         return np.array(both, dtype=np.int64).reshape(len(rules), 2)
 
     def _batch(self, hook: str, rules: RuleBatch) -> Outcomes:

@@ -41,7 +41,7 @@ class BrokenPromise(AssertionError):  # noqa: N818 - the name that an author rea
         super().__init__(f"{promise.id} is broken by {who}: {wrong}\n    promised: {promise.statement}")
 
 
-class NotApplicable(_Skipped):  # noqa: N818 - as above
+class NotApplicable(_Skipped):
     """A test that this plugin or NIC cannot be asked, for a reason that was told: no gap in what was tested."""
 
 

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,7 @@ _DEVICE = Device("eth1", 1, ("some_nic",))
 _OTHER = "a-strategy-that-nobody-offers"
 _EVERYTHING = 1 << 24
 _QUARANTINE = 5.0
-_EXAMPLES = 40
+_EXAMPLES = 25
 
 
 def _two_functions() -> Sequence[NetworkFunction]:
@@ -149,15 +151,17 @@ class StrategyRun:
 class StrategyDriver(Examination):
     """One strategy before one test."""
 
-    def __init__(self, node: pytest.Item, under_test: StrategyUnderTest, folder: Path, leaving: ExitStack) -> None:
+    def __init__(self, node: pytest.Item, under_test: StrategyUnderTest, leaving: ExitStack) -> None:
         super().__init__(node, under_test.name, StrategyConformance)
         self.under_test = under_test
-        self._folder = folder
+        # Not pytest's tmp_path, which may be longer than a socket's address.
+        self._folder = Path(leaving.enter_context(TemporaryDirectory(prefix="nfcore-")))
         self._leaving = leaving
         self.register(under_test.make())
-        self.info = self._find()
 
-    def _find(self) -> StrategyInfo:
+    @cached_property
+    def info(self) -> StrategyInfo:
+        """Give what the plugin says of the strategy under test."""
         __tracebackhide__ = True
         offered = list(self.call("marking_strategies") or ())
         found = [info for info in offered if getattr(info, "name", "") == self.under_test.strategy]
@@ -170,6 +174,7 @@ class StrategyDriver(Examination):
     def run(self, chosen: str = "", width: int = 0) -> StrategyRun:
         """Set the plugin up anew, as a new process does."""
         __tracebackhide__ = True
+        self.expect(self.info, "offers nothing", promise="it-offers-itself")
         run = StrategyRun(self, chosen or self.under_test.strategy, width or self.under_test.width, self._folder)
         self._leaving.callback(self.host.call, self.name, "teardown")
         return run
@@ -190,12 +195,10 @@ class StrategyConformance:
         raise pytest.UsageError(f"{type(self).__name__} needs a fixture `strategy` that gives a StrategyUnderTest")
 
     @pytest.fixture
-    def marking(
-        self, request: pytest.FixtureRequest, strategy: StrategyUnderTest, tmp_path: Path
-    ) -> Iterator[StrategyDriver]:
+    def marking(self, request: pytest.FixtureRequest, strategy: StrategyUnderTest) -> Iterator[StrategyDriver]:
         """Drive the plugin as the engine does."""
         with ExitStack() as leaving:
-            yield StrategyDriver(request.node, strategy, tmp_path, leaving)
+            yield StrategyDriver(request.node, strategy, leaving)
 
     def test_hooks_have_our_signatures(self, marking: StrategyDriver) -> None:
         """A strategy has marking_strategies, allocate_mark and release_mark, as nfcore.hookspecs has them."""

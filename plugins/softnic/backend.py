@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.errors import HostError
+from nfcore.flows import PROTOCOL_NAMES
 from nfcore.kernel import Map, MapSpec, pinned_entries
 from nfcore.rules import INSTALLED_ROW, Capabilities, Outcome, Outcomes, RuleBatch
 
@@ -129,31 +130,45 @@ class SoftnicBackend:
         )
 
     def install(self, rules: RuleBatch) -> Outcomes:
-        """Install rules; those beyond the table's size are FULL. A rule of the same match is replaced."""
+        """Install rules; those beyond the table's size are FULL. A rule of the same match is replaced.
+
+        A rule that is replaced by itself (the same cookie) keeps what it had counted.
+        """
         table = self._present()
         if table is None:
             return Outcomes.all(Outcome.FAILED, len(rules), self._missing)
         outcomes = Outcomes.all(Outcome.INSTALLED, len(rules))
-        keys, values = _matches(rules), np.zeros(len(rules), dtype=RULE)
-        values["action"], values["mark"] = rules.rows["action"], rules.rows["mark"]
-        values["cookie"] = rules.rows["cookie"]
+        able = _able(rules)
+        if not able.all():
+            outcomes.status[~able] = Outcome.UNSUPPORTED
+            outcomes.words[int(np.argmin(able))] = "softnic: only rules for TCP and UDP match anything"
+        rows = np.flatnonzero(able)
+        keys, values = _matches(rules)[rows], np.zeros(len(rows), dtype=RULE)
+        for name in ("action", "mark", "cookie"):
+            values[name] = rules.rows[name][rows]
+        there, before = table.lookup_batch_keys(keys)
+        same = there & (before["cookie"] == values["cookie"])
+        for name in ("packets", "bytes", "last_used"):
+            values[name][same] = before[name][same]
         done = 0
-        while done < len(rules):
+        while done < len(rows):
             result = table.update_batch(keys[done:], values[done:])
             done += result.done
-            if done == len(rules):
+            if done == len(rows):
                 break
             # The kernel refused row `done`; later rows may replace rules that are there, so go on behind it.
+            row = int(rows[done])
             full = result.errno in (errno.E2BIG, errno.ENOMEM)
-            outcomes.status[done] = Outcome.FULL if full else Outcome.FAILED
+            outcomes.status[row] = Outcome.FULL if full else Outcome.FAILED
             if not full:
-                outcomes.words[done] = f"softnic: {errno.errorcode.get(result.errno, result.errno)}"
+                outcomes.words[row] = f"softnic: {errno.errorcode.get(result.errno, result.errno)}"
             done += 1
         return outcomes
 
     def remove(self, rules: RuleBatch) -> Outcomes:
-        """Remove rules by match; one that is another's by now (other cookie) is ABSENT and stays."""
+        """Remove rules by match, and tell what they had counted; one of another cookie by now is ABSENT and stays."""
         outcomes = Outcomes.all(Outcome.ABSENT, len(rules))
+        outcomes.counted = np.zeros((len(rules), 2), dtype=np.uint64)
         table = self._present()
         if table is None:
             return outcomes
@@ -162,6 +177,7 @@ class SoftnicBackend:
         mine = found & (values["cookie"] == rules.rows["cookie"])
         table.delete_batch(keys[mine])
         outcomes.status[mine] = Outcome.REMOVED
+        outcomes.counted[mine, 0], outcomes.counted[mine, 1] = values["packets"][mine], values["bytes"][mine]
         return outcomes
 
     def dump(self) -> NDArray[np.void]:
@@ -200,6 +216,12 @@ def _identity(pin_dir: Path) -> _Pin:
 def _summed(stats: Map) -> NDArray[np.uint64]:
     total: NDArray[np.uint64] = stats.read_array().sum(axis=1).astype(np.uint64)
     return total
+
+
+def _able(rules: RuleBatch) -> NDArray[np.bool_]:
+    """Which rules match what the program reads: it hands on frames of other protocols without a look at its table."""
+    able: NDArray[np.bool_] = np.isin(rules.rows["key"]["proto"], tuple(PROTOCOL_NAMES))
+    return able & np.isin(rules.rows["family"], (4, 6))
 
 
 def _matches(rules: RuleBatch) -> NDArray[np.void]:

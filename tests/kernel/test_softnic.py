@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +18,16 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 
-from nfcore.config import load_config
 from nfcore.errors import ConfigError, HostError
 from nfcore.flows import FlowMatch
-from nfcore.host import PluginHost
-from nfcore.kernel import Map, Program, ensure_bpffs, remove_bpffs
+from nfcore.kernel import Map, Program, remove_bpffs
 from nfcore.plugins.softnic.backend import SoftnicBackend
 from nfcore.plugins.softnic.layouts import LINKS_SPEC, STATS_SPEC, NicCounter, rules_spec
 from nfcore.plugins.softnic.nic import load_program
-from nfcore.rules import Device, Drop, Outcome, Rule, RuleBatch, SetMark
-from nfcore.session import make_context, set_up_plugin
+from nfcore.rules import Drop, Outcome, Rule, RuleBatch, SetMark
 
-TABLE = 8
+from .softnic_world import TABLE, Pins, plugin_of
+
 MAC = {"src": "02:00:5e:00:00:02", "dst": "02:00:5e:00:00:01"}
 
 
@@ -184,32 +181,6 @@ def test_a_missing_nic_is_named_with_its_key(tmp_path: Path) -> None:
         SoftnicBackend.open(tmp_path / "nothing", "softnic.pins.eth1")
 
 
-class Pins:
-    """A NIC's maps pinned in a folder, as `nfcore softnic create` does, without interfaces to sit on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.stats: Map | None = None
-        ensure_bpffs(folder)
-
-    def make(self, size: int = TABLE) -> None:
-        with Map.create(rules_spec(size)) as table:
-            table.pin(self.folder / "softnic_rules")
-        self.stats = Map.create(STATS_SPEC)
-        self.stats.pin(self.folder / "softnic_stats")
-
-    def count(self, counter: NicCounter, packets: int) -> None:
-        assert self.stats is not None
-        self.stats.update(int(counter), packets)
-
-    def remove(self) -> None:
-        for pin in ("softnic_rules", "softnic_stats"):
-            (self.folder / pin).unlink(missing_ok=True)
-        if self.stats is not None:
-            self.stats.close()
-            self.stats = None
-
-
 @pytest.fixture
 def pins(tmp_path: Path) -> Iterator[Pins]:
     made = Pins(tmp_path / "nic")
@@ -298,35 +269,6 @@ def test_a_pin_that_is_missed_for_a_while_counts_once(pins: Pins) -> None:
     assert backend.missing == ""
     assert backend.counters().tolist() == before
     backend.close()
-
-
-CONFIG = """
-[nf]
-plugins = ["katran_accel", "marking", "softnic"]
-socket = "{folder}/nf.sock"
-[[interfaces]]
-name = "eth1"
-chain = ["katran_accel"]
-offload = ["softnic"{none}]
-[softnic.pins]
-{interface} = "{folder}/nic"
-[[katran_accel.vips]]
-address = "198.18.10.1"
-port = 80
-protocol = "tcp"
-reals = [{{ address = "198.18.20.11" }}]
-"""
-
-
-@contextmanager
-def plugin_of(folder: Path, interface: str = "eth1", none: str = "") -> Iterator[tuple[PluginHost, Device]]:
-    """The plugin, set up for eth1 by a configuration."""
-    config, host, device = folder / "nf.toml", PluginHost(), Device("eth1", 4, ("softnic",))
-    config.write_text(CONFIG.format(folder=folder, interface=interface, none=none))
-    context = make_context(load_config(config, host), host, [device])
-    with ExitStack() as leaving:
-        set_up_plugin("softnic", context, host, leaving)
-        yield host, device
 
 
 def test_pins_of_no_interface_are_a_mistake(tmp_path: Path) -> None:

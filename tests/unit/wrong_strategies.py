@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marking strategies that are wrong on purpose, each in one way, and the promise that each of them breaks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.context import Context
+from nfcore.flows import FlowBatch
+from nfcore.hookspecs import hookimpl
+from nfcore.marks import MarkState, StrategyInfo
+from nfcore.plugins.marking import DEST_ID, FLOW_ID, DestId, FlowId, MarkingPlugin
+
+_Class = type[MarkingPlugin]
+WRONG: dict[str, tuple[_Class, StrategyInfo, str, set[str]]] = {}
+"""What is wrong → the plugin, the strategy to choose, the promise that it breaks, and others that this breaks, too."""
+
+
+def breaks(promise: str, *also: str, strategy: StrategyInfo = DEST_ID) -> Callable[[_Class], _Class]:
+    def enter(kind: _Class) -> _Class:
+        WRONG[kind.__name__] = (kind, strategy, promise, set(also))
+        return kind
+
+    return enter
+
+
+@breaks("hooks-have-our-signatures", "it-offers-itself")
+class OffersNothing(MarkingPlugin):
+    marking_strategies = None  # type: ignore[assignment]
+
+
+@breaks("it-offers-itself")
+class HasNoHelp(MarkingPlugin):
+    @hookimpl
+    def marking_strategies(self) -> Sequence[StrategyInfo]:
+        return (StrategyInfo(DEST_ID.name, DEST_ID.meaning, ""),)
+
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        if context.strategy is not None:
+            self._chosen = DestId(context.marks)
+
+
+@breaks("hooks-do-not-raise")
+class RaisesAtTargetsOf64Bits(MarkingPlugin):
+    @hookimpl
+    def allocate_mark(self, batch: FlowBatch) -> NDArray[np.uint32] | None:
+        [target.to_bytes(6, "little") for target in batch.rows["target"].tolist()]
+        return super().allocate_mark(batch)
+
+
+@breaks("another-strategy-is-left-in-charge")
+class IsAlwaysInCharge(MarkingPlugin):
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        self._chosen = DestId(context.marks)
+
+
+@breaks("every-flow-has-an-answer")
+class AnswersOneTooFew(MarkingPlugin):
+    @hookimpl
+    def allocate_mark(self, batch: FlowBatch) -> NDArray[np.uint32] | None:
+        marks = super().allocate_mark(batch)
+        return marks[:-1] if marks is not None and len(marks) else marks
+
+
+@breaks("every-flow-has-an-answer", strategy=FLOW_ID)
+class AnswersIn64Bits(MarkingPlugin):
+    @hookimpl
+    def allocate_mark(self, batch: FlowBatch) -> NDArray[np.uint32] | None:
+        marks = super().allocate_mark(batch)
+        return None if marks is None else marks.astype(np.int64)  # type: ignore[return-value]
+
+
+@breaks("every-flow-has-an-answer")
+class WritesToTheBatch(MarkingPlugin):
+    @hookimpl
+    def allocate_mark(self, batch: FlowBatch) -> NDArray[np.uint32] | None:
+        marks = super().allocate_mark(batch)
+        if marks is not None:
+            batch.rows["mark"] = marks
+        return marks
+
+
+@breaks("marks-fit-the-width")
+class AddsABit(MarkingPlugin):
+    @hookimpl
+    def allocate_mark(self, batch: FlowBatch) -> NDArray[np.uint32] | None:
+        marks = super().allocate_mark(batch)
+        return None if marks is None else np.where(marks, marks | 1 << 16, 0).astype(np.uint32)
+
+
+class _OwnNumbers(DestId):
+    def _learn(self, pair: tuple[int, int]) -> None:
+        self._known.setdefault(pair, len(self._known) + 1)
+
+    def release(self, marks: NDArray[np.uint32]) -> None:
+        self._known.clear()
+
+
+@breaks("marks-are-live")
+class MakesMarksUp(MarkingPlugin):
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        self._chosen = _OwnNumbers(context.marks) if context.strategy == DEST_ID else None
+
+
+class _OnePerGroup(DestId):
+    def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
+        coarse = FlowBatch(batch.rows.copy())
+        coarse.rows["target"] //= 2
+        return super().allocate(coarse)
+
+
+@breaks("a-target-has-one-mark", "functions-do-not-share-marks")
+class SharesMarksOfNeighbours(MarkingPlugin):
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        self._chosen = _OnePerGroup(context.marks) if context.strategy == DEST_ID else None
+
+
+class _AllOfOneFunction(DestId):
+    def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
+        one = FlowBatch(batch.rows.copy())
+        one.rows["nf"] = 1
+        return super().allocate(one)
+
+
+@breaks("functions-do-not-share-marks", "a-target-has-one-mark")
+class IgnoresTheFunction(MarkingPlugin):
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        self._chosen = _AllOfOneFunction(context.marks) if context.strategy == DEST_ID else None
+
+
+_RUNS = itertools.count(1)
+
+
+@breaks("numbering-is-repeatable")
+class NumbersByTheRun(MarkingPlugin):
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        context.marks.take(next(_RUNS) % 100)
+        super().setup(context)
+
+
+class _NoRest(DestId):
+    def release(self, marks: NDArray[np.uint32]) -> None:
+        super().release(marks)
+        self._marks.state[marks] = MarkState.FREE
+        self._marks._free.appendleft(marks)
+
+
+@breaks("a-mark-rests-before-it-is-used-again")
+class GivesMarksAgainAtOnce(MarkingPlugin):
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        self._chosen = _NoRest(context.marks) if context.strategy == DEST_ID else None
+
+
+@breaks("a-mark-rests-before-it-is-used-again", "exhausted-marks-are-none")
+class ForgetsAndReleasesNothing(MarkingPlugin):
+    @hookimpl
+    def release_mark(self, marks: NDArray[np.uint32]) -> None:
+        if isinstance(self._chosen, DestId):
+            self._chosen._known.clear()
+
+
+class _Generous(DestId):
+    def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
+        marks = super().allocate(batch)
+        live = np.flatnonzero(self._marks.state == MarkState.LIVE)
+        return np.where(marks == 0, live[0] if len(live) else 0, marks).astype(np.uint32)
+
+
+@breaks("exhausted-marks-are-none")
+class GivesSomebodyElsesMarkWhenNoneIsLeft(MarkingPlugin):
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        self._chosen = _Generous(context.marks) if context.strategy == DEST_ID else None
+
+
+class _Trusting(FlowId):
+    def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
+        taken = np.where(batch.rows["mark"] < self._marks.size, batch.rows["mark"], 0).astype(np.uint32)
+        self._marks.state[taken[taken != 0]] = MarkState.LIVE
+        return taken
+
+
+@breaks("only-leased-marks-are-confirmed", strategy=FLOW_ID)
+class BelievesEveryMark(MarkingPlugin):
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        self._chosen = _Trusting(context.marks) if context.strategy == FLOW_ID else None
+
+
+@breaks("released-marks-rest", strategy=FLOW_ID)
+class KeepsMarksForEver(MarkingPlugin):
+    @hookimpl
+    def release_mark(self, marks: NDArray[np.uint32]) -> None:
+        pass
+
+
+@breaks("teardown-forgets")
+class OutlivesTeardown(MarkingPlugin):
+    @hookimpl
+    def teardown(self) -> None:
+        pass
+
+
+class _UpToAThousand(DestId):
+    def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
+        marks = super().allocate(batch)
+        marks[1000:] = 0
+        return marks
+
+
+@breaks("throughput")
+class StopsAtAThousand(MarkingPlugin):
+    @hookimpl
+    def setup(self, context: Context) -> None:
+        self._chosen = _UpToAThousand(context.marks) if context.strategy == DEST_ID else None
