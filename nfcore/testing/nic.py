@@ -49,7 +49,8 @@ class NicUnderTest:
     """Leave the NIC as a killed process does, without `teardown`, and set up a new plugin object as the next process
     would: the new object, or None when it was put into `plugin` here."""
     table_size: int | None = None
-    """Rules that fit, eight or more, where filling the table is no trouble; else what `capabilities` say, up to :data:`FILLABLE`."""
+    """Rules that fit, eight or more, where filling the table is no trouble; None for what `capabilities` say, up to
+    :data:`FILLABLE`."""
     foreign: Callable[[], Callable[[], bool]] | None = None
     """Put a rule of somebody else on the NIC, as another program would: what tells whether it still stands."""
     leftovers: Callable[[], Sequence[str]] | None = None

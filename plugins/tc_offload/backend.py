@@ -195,6 +195,12 @@ class TcBackend:
         if not good.all():
             words = "a rule for another protocol than TCP and UDP, or without a mark, is not offloaded"
             self._say(batch.outcomes, int(np.argmin(good)), f"{self.settings.filter_on}: {words}")
+        # Not left to the driver, whose refusal would be taken for one of the whole shape.
+        wide = good & (batch.rows["mark"].astype(np.uint64) >> np.uint64(self.probed.mark_width) > 0)
+        if wide.any():
+            words = f"a mark wider than {self.probed.mark_width} bits is not offloaded"
+            self._say(batch.outcomes, int(np.argmax(wide)), f"{self.settings.filter_on}: {words}")
+        good &= ~wide
         for shape, action in self._refused:
             good &= (batch.shapes != shape) | (batch.rows["action"] != action)
         return np.flatnonzero(good)
@@ -251,17 +257,21 @@ class TcBackend:
         same = self._index.holds(handles, rows["cookie"][there])
         shapes = shapes_of(self._index.rules(handles))
         replies = self._execute(delete_messages(self.place, shapes, handles, echo=True))
-        echoed = self._reader.read_echoes(replies.echoes)
-        counted = {
-            handle: (int(packets), int(size))
-            for handle, packets, size in zip(
-                echoed.handle.tolist(), echoed.installed["packets"], echoed.installed["bytes"], strict=True
-            )
-        }
-        last = np.array([counted.get(handle, (0, 0)) for handle in handles.tolist()], dtype=np.uint64)
-        carried[there[same]] = (before + last)[same]
+        carried[there[same]] = (before + self._last_counted(replies, handles))[same]
         self._index.forget(handles)
         return carried
+
+    def _last_counted(self, replies: Replies, handles: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """Packets and bytes, shape (rules, 2), with which deleted filters were echoed; 0 where none was."""
+        echoed = self._reader.read_echoes(replies.echoes)
+        last = np.zeros((len(handles), 2), dtype=np.uint64)
+        if len(echoed):
+            order = np.argsort(echoed.handle)
+            at = order[np.searchsorted(echoed.handle, handles, sorter=order).clip(max=len(order) - 1)]
+            heard = echoed.handle[at] == handles
+            for column, name in enumerate(("packets", "bytes")):
+                last[heard, column] = echoed.installed[name][at[heard]]
+        return last
 
     def _judge(self, batch: _Batch, which: NDArray[np.int64], failed: dict[int, NetlinkError]) -> list[int]:
         """Turn refusals into outcomes; positions in `which` of those that a look at the device may mend."""
@@ -330,16 +340,19 @@ class TcBackend:
     # Remove
 
     def remove(self, rules: RuleBatch) -> Outcomes:
-        """Remove rules; one that is another's by now (other cookie) or gone is ABSENT."""
+        """Remove rules, and tell what they had counted; one that is another's by now or gone is ABSENT."""
         outcomes = Outcomes.all(Outcome.ABSENT, len(rules))
+        outcomes.counted = np.zeros((len(rules), 2), dtype=np.uint64)
         matches = matches_of(rules.rows)
         handles = self._index.find(matches)
         mine = np.flatnonzero(self._index.holds(handles, rules.rows["cookie"]) & (handles != 0))
         if not len(mine):
             return outcomes
         shapes = shapes_of(self._index.rules(handles[mine]))
-        replies = self._execute(delete_messages(self.place, shapes, handles[mine]))
+        before = self._index.before(handles[mine])
+        replies = self._execute(delete_messages(self.place, shapes, handles[mine], echo=True))
         outcomes.status[mine] = Outcome.REMOVED
+        outcomes.counted[mine] = before + self._last_counted(replies, handles[mine])
         doubtful = {number for part in replies.unheard for number in part}
         for number, error in replies.errors.items():
             if error.number == errno.ENOENT:
@@ -362,7 +375,9 @@ class TcBackend:
                 words = f"{self.settings.filter_on}: a rule is not removed: {replies.errors.get(number, 'no answer')}"
                 if there and words not in outcomes.words.values():
                     outcomes.words[int(row)] = words
-        self.counts["removed"] += int(np.count_nonzero(outcomes.status == Outcome.REMOVED))
+        removed = outcomes.status == Outcome.REMOVED
+        outcomes.counted[~removed] = 0
+        self.counts["removed"] += int(np.count_nonzero(removed))
         return outcomes
 
     # Read back

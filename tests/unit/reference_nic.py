@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NIC of the engine's tests with all that a NIC promises: a wire, marks, drops, counters, a life beyond its plugin."""
+"""The NIC of the engine's tests with all that a NIC promises: a wire, marks, drops, counters, a life of its own."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ReferenceNic(Nic):
 
     def answer(self, status: list[Outcome]) -> Outcomes:
         refused = [row for row, each in enumerate(status) if each in (Outcome.UNSUPPORTED, Outcome.FAILED)]
-        return Outcomes(np.array(status, dtype=np.uint8), {row: "reference: not this one" for row in refused[:1]})
+        return Outcomes(np.array(status, dtype=np.uint8), dict.fromkeys(refused[:1], "reference: not this one"))
 
     def take(self, rule: Rule) -> Outcome:
         if not self.knows(rule):

@@ -107,9 +107,9 @@ def test_every_source_names_its_licence() -> None:
 
 def folders() -> list[Path]:
     fixed = ("", "nfcore", "nfcore/kernel", "nfcore/bench", "plugins", "bpf", "bpf/carriers", "bpf/bench", "tests")
-    return [ROOT / folder for folder in (*fixed, "tests/unit", "tests/kernel", "examples", "demo", "docs")] + [
-        PLUGINS / name for name in plugin_names()
-    ]
+    return [
+        ROOT / folder for folder in (*fixed, "nfcore/testing", "tests/unit", "tests/kernel", "examples", "demo", "docs")
+    ] + [PLUGINS / name for name in plugin_names()]
 
 
 @pytest.mark.parametrize("folder", folders(), ids=lambda folder: str(folder.relative_to(ROOT)))
