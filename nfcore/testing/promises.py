@@ -16,7 +16,7 @@ import pytest
 from nfcore.errors import NfcoreError
 from nfcore.host import PluginHost
 
-from .results import THROUGHPUT, SuiteResult
+from .results import BROKEN, THROUGHPUT, SuiteResult
 
 _TEST = "test_"
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class Examination:
         """Say what is wrong, and with which hook."""
         __tracebackhide__ = True
         told = self._promises[promise] if promise else self.promise
+        self.node.user_properties.append((BROKEN, told.id))
         raise BrokenPromise(told, f"{self.name}, {hook}" if hook else self.name, wrong) from why
 
     def not_applicable(self, reason: str) -> NoReturn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .results import EXCUSE, PROMISE, SUBJECT, THROUGHPUT, properties_of
+from .results import BROKEN, EXCUSE, PROMISE, SUBJECT, THROUGHPUT, properties_of
 
 if TYPE_CHECKING:
     import pytest
@@ -20,7 +20,10 @@ class Tally:
     """What became of one plugin's promises, by where it was tested."""
 
     kept: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
+    broken: dict[str, list[str]] = field(default_factory=dict)
+    """Promise → the tests that failed by it."""
+    failed: list[str] = field(default_factory=list)
+    """Tests that failed for another reason, such as their fixture."""
     excused: dict[str, str] = field(default_factory=dict)
     """Promise → why it cannot be asked for."""
     skipped: list[str] = field(default_factory=list)
@@ -31,8 +34,10 @@ class Tally:
         """Count one report of a test of the suite."""
         found = properties_of(report)
         promise = str(found[PROMISE])
-        if report.failed:
-            self.broken.append(promise)
+        if report.failed and BROKEN in found:
+            self.broken.setdefault(str(found[BROKEN]), []).append(report.nodeid.rpartition("::")[2])
+        elif report.failed:
+            self.failed.append(report.nodeid.rpartition("::")[2])
         elif report.skipped:
             if EXCUSE in found:
                 self.excused[promise] = str(found[EXCUSE])
@@ -46,13 +51,15 @@ class Tally:
         """Say it."""
         said = [f"{len(self.kept)} promises kept"]
         said += [f"{len(self.broken)} broken"] if self.broken else []
+        said += [f"{len(self.failed)} tests failed otherwise"] if self.failed else []
         said += [f"{len(self.excused)} not applicable"] if self.excused else []
         said += [f"{len(self.skipped)} skipped"] if self.skipped else []
         lines = [", ".join(said)]
         if self.throughput:
             rates = ", ".join(f"{rate:,}/s {what}" for what, rate in self.throughput.items())
             lines.append(f"throughput: {rates}")
-        lines += [f"broken: {promise}" for promise in self.broken]
+        lines += [f"broken: {promise}: {', '.join(tests)}" for promise, tests in self.broken.items()]
+        lines += [f"failed otherwise: {test}" for test in self.failed]
         lines += [f"skipped: {promise}" for promise in self.skipped]
         lines += [f"not applicable: {promise}: {why}" for promise, why in self.excused.items()]
         return lines

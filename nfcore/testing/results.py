@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-SUBJECT, PROMISE, EXCUSE, THROUGHPUT = "nfcore-subject", "nfcore-promise", "nfcore-excuse", "nfcore-throughput"
-"""Names of the properties: plugin, id of the promise, why it cannot be asked for, rates by what was done."""
+SUBJECT, PROMISE, THROUGHPUT = "nfcore-subject", "nfcore-promise", "nfcore-throughput"
+"""Names of the properties of a test: plugin, id of the promise, rates by what was done."""
+EXCUSE, BROKEN = "nfcore-excuse", "nfcore-broken"
+"""Names of properties: why the promise cannot be asked for; id of the promise that turned out to be broken."""
 
 
 @dataclass(frozen=True)

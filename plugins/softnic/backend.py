@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 _RULES, _STATS = "softnic_rules", "softnic_stats"
 """Names of the pins."""
 _Pin = tuple[int, int]
+_PLACES = 1 << 20
+_ODD = (np.arange(MATCH.itemsize // 4, dtype=np.uint64) * np.uint64(2) + np.uint64(1)) * np.uint64(
+    0x9E37_79B9_7F4A_7C15
+)
+"""A multiplier for each word of a match; 2**64 by the golden ratio, as in Knuth's multiplicative hashing."""
 
 
 class SoftnicBackend:
@@ -42,6 +47,8 @@ class SoftnicBackend:
         """Why there is no NIC, in words; empty while there is one."""
         self._lock = threading.Lock()
         """Of the statistics, which the engine's thread reads."""
+        self._perhaps = np.ones(_PLACES, dtype=bool)
+        """By :func:`_places`: whether the table may have a rule of such a match. Until the first dump it may."""
         self._before = np.zeros(len(NicCounter), dtype=np.uint64)
         """What earlier NICs in this place had counted."""
 
@@ -122,6 +129,7 @@ class SoftnicBackend:
             if self._rules is not None:
                 self._rules.close()
             self._rules, self._stats, self._pin, self._missing = rules, stats, pin, ""
+            self._perhaps[:] = True
 
     def _no_nic(self, pin_dir: Path) -> str:
         return (
@@ -146,10 +154,7 @@ class SoftnicBackend:
         keys, values = _matches(rules)[rows], np.zeros(len(rows), dtype=RULE)
         for name in ("action", "mark", "cookie"):
             values[name] = rules.rows[name][rows]
-        there, before = table.lookup_batch_keys(keys)
-        same = there & (before["cookie"] == values["cookie"])
-        for name in ("packets", "bytes", "last_used"):
-            values[name][same] = before[name][same]
+        self._keep_counts(table, keys, values)
         done = 0
         while done < len(rows):
             result = table.update_batch(keys[done:], values[done:])
@@ -164,6 +169,17 @@ class SoftnicBackend:
                 outcomes.words[row] = f"softnic: {errno.errorcode.get(result.errno, result.errno)}"
             done += 1
         return outcomes
+
+    def _keep_counts(self, table: Map, keys: NDArray[np.void], values: NDArray[np.void]) -> None:
+        """Let rules begin with what the same rules, by match and cookie, have counted in the table."""
+        places = _places(keys)
+        # A look at a key is a system call: most rules are new and are known to be.
+        known = np.flatnonzero(self._perhaps[places])
+        self._perhaps[places] = True
+        there, before = table.lookup_batch_keys(keys[known])
+        same = there & (before["cookie"] == values["cookie"][known])
+        for name in ("packets", "bytes", "last_used"):
+            values[name][known[same]] = before[name][same]
 
     def remove(self, rules: RuleBatch) -> Outcomes:
         """Remove rules by match, and tell what they had counted; one of another cookie by now is ABSENT and stays."""
@@ -186,6 +202,8 @@ class SoftnicBackend:
         if table is None:
             return np.zeros(0, dtype=INSTALLED_ROW)
         keys, values = table.lookup_all()
+        self._perhaps[:] = False
+        self._perhaps[_places(keys)] = True
         rows = np.zeros(len(keys), dtype=INSTALLED_ROW)
         rule = rows["rule"]
         rule["key"], rule["family"] = keys["flow"], keys["family"]
@@ -216,6 +234,13 @@ def _identity(pin_dir: Path) -> _Pin:
 def _summed(stats: Map) -> NDArray[np.uint64]:
     total: NDArray[np.uint64] = stats.read_array().sum(axis=1).astype(np.uint64)
     return total
+
+
+def _places(keys: NDArray[np.void]) -> NDArray[np.uint64]:
+    """Give each match one of :data:`_PLACES` numbers."""
+    words = np.ascontiguousarray(keys).view("<u4").reshape(len(keys), len(_ODD))
+    mixed: NDArray[np.uint64] = (words * _ODD).sum(axis=1, dtype=np.uint64) >> np.uint64(44)
+    return mixed
 
 
 def _able(rules: RuleBatch) -> NDArray[np.bool_]:

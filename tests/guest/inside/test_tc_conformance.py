@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 import socket
-import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.guest.simnic.nic"]
 FOREIGN = "prio 7000 flower ip_proto udp src_ip 198.18.250.1 action skbedit mark 9"
-SO_RCVMARK, SO_MARK = 75, 36
-SO_RCVBUFFORCE = 33
+SO_RCVMARK, SO_RCVBUFFORCE = 75, 33
 _LAST = sample_frame(sample_flow(65_535, 4, "udp"), 100)
 """Sent behind the others: when it arrives, they have."""
 
@@ -63,38 +62,38 @@ class Listener:
     def __init__(self, pair: VethPair) -> None:
         self._wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self._wire.bind((pair.far, 0))
-        self._ears = [socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind)) for kind in (0x0800, 0x86DD)]
-        for ear, kind in zip(self._ears, (0x0800, 0x86DD), strict=True):
-            ear.setsockopt(socket.SOL_SOCKET, SO_RCVMARK, 1)
-            ear.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
-            ear.bind((pair.near, kind))
-            ear.settimeout(10)
+        self._four, self._six = (self._listen(pair.near, kind) for kind in (0x0800, 0x86DD))
+        self._six.setblocking(False)
+
+    @staticmethod
+    def _listen(name: str, kind: int) -> socket.socket:
+        ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        ear.setsockopt(socket.SOL_SOCKET, SO_RCVMARK, 1)
+        ear.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
+        ear.settimeout(10)
+        ear.bind((name, kind))
+        return ear
 
     def close(self) -> None:
-        for opened in (self._wire, *self._ears):
+        for opened in (self._wire, self._four, self._six):
             opened.close()
 
     def send(self, frame: bytes, count: int) -> Seen:
         for each in [frame] * count + [_LAST]:
             self._wire.send(each)
-        marks: dict[int, int] = {}
-        four, six = self._ears
-        while (heard := self._hear(four, socket.MSG_WAITALL))[0] != _LAST:
-            marks[heard[1]] = marks.get(heard[1], 0) + 1
-        while (heard := self._hear(six, socket.MSG_DONTWAIT))[0]:
-            marks[heard[1]] = marks.get(heard[1], 0) + 1
-        return Seen(marks, count - sum(marks.values()))
+        marks: Counter[int] = Counter()
+        while (heard := self._hear(self._four))[0] != _LAST:
+            marks[heard[1]] += 1
+        with suppress(BlockingIOError):
+            while True:
+                marks[self._hear(self._six)[1]] += 1
+        return Seen(marks, count - marks.total())
 
     @staticmethod
-    def _hear(ear: socket.socket, flags: int) -> tuple[bytes, int]:
-        try:
-            frame, said, _, _ = ear.recvmsg(4096, 64, flags)
-        except BlockingIOError:
-            return b"", 0
-        marks = [
-            struct.unpack("=I", data)[0] for level, kind, data in said if (level, kind) == (socket.SOL_SOCKET, SO_MARK)
-        ]
-        return frame, marks[0]
+    def _hear(ear: socket.socket) -> tuple[bytes, int]:
+        """A frame and its mark."""
+        frame, ((_, _, mark),), _, _ = ear.recvmsg(4096, 64)
+        return frame, int.from_bytes(mark, "little")
 
 
 class TestInSoftware(BackendConformance):
