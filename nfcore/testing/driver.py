@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nfcore.errors import UnsupportedError
 from nfcore.flows import PROTOCOL_NUMBERS, FlowMatch
-from nfcore.rules import INSTALLED_ROW, Capabilities, Outcome, Outcomes, RuleBatch, split_cookies
+from nfcore.rules import Capabilities, Outcome, Outcomes, RuleBatch, split_cookies
 
 from .nic import ABILITIES, FILLABLE, NicUnderTest, Seen
 from .promises import Examination, names
@@ -134,9 +134,8 @@ class BackendDriver(Examination):
     def probe(self) -> Capabilities:
         """Ask what the device can do."""
         __tracebackhide__ = True
-        told = self.call(PROBE, device=self.nic.device)
-        wrong = f"answered {type(told).__name__} {told!r}, not Capabilities"
-        self.expect(isinstance(told, Capabilities), wrong, promise="capabilities-are-sane", hook=PROBE)
+        told = self.call(PROBE, "capabilities-are-sane", device=self.nic.device)
+        self.expect(told, "answered None, not Capabilities", promise="capabilities-are-sane", hook=PROBE)
         return told  # type: ignore[no-any-return]
 
     def install(self, rules: RuleBatch) -> Outcomes:
@@ -172,9 +171,9 @@ class BackendDriver(Examination):
     def dump(self) -> NDArray[np.void]:
         """Read all rules back, rows of INSTALLED_ROW, ours alone."""
         __tracebackhide__ = True
-        rows = self.call(DUMP, device=self.nic.device)
-        if not isinstance(rows, np.ndarray) or rows.dtype != INSTALLED_ROW or rows.ndim != 1:
-            about = f"an array of {rows.dtype}, shape {rows.shape}" if isinstance(rows, np.ndarray) else repr(rows)
+        rows: NDArray[np.void] | None = self.call(DUMP, "dumps-are-installed-rows", device=self.nic.device)
+        if rows is None or rows.ndim != 1:
+            about = "None, for a NIC that is there" if rows is None else f"an array of shape {rows.shape}"
             self.broken(f"answered {about}", promise="dumps-are-installed-rows", hook=DUMP)
         later = rows["last_used"] > np.uint64(time.monotonic_ns())
         self.expect(
@@ -217,7 +216,7 @@ class BackendDriver(Examination):
     def _batch(self, hook: str, rules: RuleBatch) -> Outcomes:
         __tracebackhide__ = True
         before = rules.rows.copy()
-        answer = self.call(hook, device=self.nic.device, rules=rules)
+        answer = self.call(hook, "every-rule-has-a-status", device=self.nic.device, rules=rules)
         for wrong in _faults(hook, answer, len(rules)):
             self.broken(wrong, promise="every-rule-has-a-status", hook=hook)
         changed = (rules.rows != before).any() if len(rules) else False
@@ -264,26 +263,18 @@ def _words(answer: Outcomes, row: int) -> str:
     return f" ({words})" if words else ""
 
 
-def _faults(hook: str, answer: object, length: int) -> Iterator[str]:
-    """What is wrong with the form of an answer for a batch."""
-    if not isinstance(answer, Outcomes):
-        yield f"answered {type(answer).__name__}, not Outcomes"
-        return
+def _faults(hook: str, answer: Outcomes, length: int) -> Iterator[str]:
+    """What is wrong with an answer for a batch that the core would take."""
     status = answer.status
     if not isinstance(status, np.ndarray) or status.dtype != np.uint8:
         kind = status.dtype if isinstance(status, np.ndarray) else type(status).__name__
         yield f"Outcomes.status is {kind}, not an array of uint8"
         return
-    if status.shape != (length,):
-        yield f"Outcomes.status has the shape {status.shape} for {length} rules"
-        return
-    strange = set(status.tolist()) - {int(each) for each in _ANSWERS[hook]}
+    strange = set(told(answer)) - _ANSWERS[hook]
     if strange:
-        known = {int(each): each.name for each in Outcome}
-        yield f"says {names(known.get(number, number) for number in strange)}, which is no answer of this hook"
+        yield f"says {names(strange)}, which is no answer of this hook"
     for row, words in answer.words.items():
         if not isinstance(row, int | np.integer) or not 0 <= row < length or not isinstance(words, str):
             yield f"Outcomes.words has {row!r}: {words!r}; a batch of {length} has words for rows 0 to {length - 1}"
-    counted = answer.counted
-    if counted is not None and (counted.shape != (length, 2) or counted.dtype != np.uint64):
-        yield f"Outcomes.counted is {counted.dtype}, shape {counted.shape}; should be uint64, shape ({length}, 2)"
+    if answer.counted is not None and answer.counted.dtype != np.uint64:
+        yield f"Outcomes.counted is {answer.counted.dtype}; should be uint64"

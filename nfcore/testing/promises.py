@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from nfcore.answers import AnswerError, accept
 from nfcore.errors import NfcoreError
 from nfcore.host import PluginHost
 
@@ -84,11 +85,16 @@ class Examination:
         except NfcoreError as error:
             self.broken(str(error), promise="hooks-have-our-signatures")
 
-    def call(self, hook: str, **arguments: Any) -> Any:
-        """Call a hook of the plugin; whatever it raises breaks the promise that none does."""
+    def call(self, hook: str, form: str = "", **arguments: Any) -> Any:
+        """Call a hook of the plugin; whatever it raises breaks the promise that none does.
+
+        An answer that the core would not take (`nfcore.answers`) breaks the promise `form`.
+        """
         __tracebackhide__ = True
         try:
-            return self.host.call(self.name, hook, **arguments)
+            return accept(hook, arguments, self.host.call(self.name, hook, **arguments))
+        except AnswerError as error:
+            self.broken(str(error), promise=form, hook=hook)
         except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its fault, named
             self.broken(f"raised {type(error).__name__}: {error}", promise="hooks-do-not-raise", hook=hook, why=error)
 

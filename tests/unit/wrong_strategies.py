@@ -69,11 +69,11 @@ class AnswersOneTooFew(MarkingPlugin):
 
 
 @breaks("every-flow-has-an-answer", strategy=FLOW_ID)
-class AnswersIn64Bits(MarkingPlugin):
+class AnswersWithFractions(MarkingPlugin):
     @hookimpl
     def allocate_mark(self, batch: FlowBatch) -> NDArray[np.uint32] | None:
         marks = super().allocate_mark(batch)
-        return None if marks is None else marks.astype(np.int64)  # type: ignore[return-value]
+        return None if marks is None else marks.astype(np.float64)  # type: ignore[return-value]
 
 
 @breaks("every-flow-has-an-answer")
