@@ -45,6 +45,9 @@ class BrokenPromise(AssertionError):  # noqa: N818 - the name that an author rea
 class NotApplicable(_Skipped):
     """A test that this plugin or NIC cannot be asked, for a reason that was told: no gap in what was tested."""
 
+    # pytest writes an exception's module in front of its words, unless it is this one.
+    __module__ = "builtins"
+
 
 def promises_of(suite: type) -> dict[str, Promise]:
     """Give the promises of a suite by id, in the order in which its tests stand."""

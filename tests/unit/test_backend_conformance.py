@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from nfcore.rules import Device
 from nfcore.testing import BackendConformance, NicUnderTest
 from nfcore.testing.promises import promises_of
 
+from .guide import run_example
 from .reference_nic import under_test
 from .suite_runs import assert_told
 from .wrong_nics import WRONG
@@ -32,6 +34,17 @@ class TestReferenceNic(BackendConformance):
     @pytest.fixture
     def nic(self) -> Iterator[NicUnderTest]:
         yield under_test()
+
+
+class TestTheGuidesNic(BackendConformance):
+    """The backend that docs/plugins.md shows, which prints rules and has no wire."""
+
+    @pytest.fixture
+    def nic(self) -> NicUnderTest:
+        why = "it is a NIC of paper"
+        plugin = run_example("install_offload")["PrintingNic"]()
+        lacks = {"send": why, "restart": why, "foreign": why}
+        return NicUnderTest(plugin, Device("eth1", 1, ("printing_nic",)), lacks=lacks)
 
 
 @pytest.mark.parametrize("name", WRONG)

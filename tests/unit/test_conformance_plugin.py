@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +95,15 @@ def test_a_lack_with_a_reason_is_no_gap(pytester: pytest.Pytester) -> None:
     assert "its `lacks` does not say why" in why["test_foreign_rules_stand"]
     assert set(why) - excused == {"test_foreign_rules_stand"}
     assert "test_packets_are_marked" in excused
+
+
+def test_where_nothing_may_be_skipped_a_reason_is_enough() -> None:
+    suite = f"{Path(__file__).with_name('test_backend_conformance.py')}::TestTheGuidesNic"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite]
+    environment = {**os.environ, "CI": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"[1-9]\d* skipped", done.stdout)
 
 
 def test_a_run_shows_what_was_kept(pytester: pytest.Pytester) -> None:

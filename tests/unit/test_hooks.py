@@ -109,7 +109,9 @@ def test_release_mark(config: Config) -> None:
 
 
 def test_install_offload(capsys: pytest.CaptureFixture[str]) -> None:
-    backends = Backends(DEVICE, host_with(plugin_of("install_offload", "PrintingNic")))
+    nic = plugin_of("install_offload", "PrintingNic")
+    nic.size = 3
+    backends = Backends(DEVICE, host_with(nic))
     result = backends.install(rules(1, 2, 3, 4))
     assert result.status.tolist() == [Outcome.INSTALLED] * 3 + [Outcome.FULL]
     assert "eth1: 198.18.1.2:1001 > 198.18.10.1:80/tcp gets SetMark(mark=1)" in capsys.readouterr().out
@@ -132,7 +134,7 @@ def test_dump_offload() -> None:
 
 def test_probe_offload() -> None:
     found = Backends(DEVICE, host_with(plugin_of("probe_offload", "PrintingNic"))).probe()
-    assert found[NAME].describe() == "marks of 16 bits, IPv6, drop, no counters, room for 3 rules"
+    assert found[NAME].describe() == "marks of 16 bits, IPv6, drop, no counters, room for 16 rules"
 
 
 # The network function

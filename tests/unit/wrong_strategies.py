@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from nfcore.context import Context
 from nfcore.flows import FlowBatch
 from nfcore.hookspecs import hookimpl
-from nfcore.marks import MarkState, StrategyInfo
+from nfcore.marks import MarkAllocator, MarkState, StrategyInfo
 from nfcore.plugins.marking import DEST_ID, FLOW_ID, DestId, FlowId, MarkingPlugin
 
 _Class = type[MarkingPlugin]
+_Strategy = Callable[[MarkAllocator], DestId | FlowId]
 WRONG: dict[str, tuple[_Class, StrategyInfo, str, set[str]]] = {}
 """What is wrong → the plugin, the strategy to choose, the promise that it breaks, and others that this breaks, too."""
 
@@ -26,6 +27,17 @@ def breaks(promise: str, *also: str, strategy: StrategyInfo = DEST_ID) -> Callab
         return kind
 
     return enter
+
+
+def enter(name: str, kind: _Strategy, promise: str, *also: str, strategy: StrategyInfo = DEST_ID) -> None:
+    """Enter a plugin that has `kind` in the place of the strategy."""
+
+    class Wrong(MarkingPlugin):
+        @hookimpl
+        def setup(self, context: Context) -> None:
+            self._chosen = kind(context.marks) if context.strategy == strategy else None
+
+    WRONG[name] = (Wrong, strategy, promise, set(also))
 
 
 @breaks("hooks-have-our-signatures", "it-offers-itself")
@@ -102,11 +114,7 @@ class _OwnNumbers(DestId):
         self._known.clear()
 
 
-@breaks("marks-are-live")
-class MakesMarksUp(MarkingPlugin):
-    @hookimpl
-    def setup(self, context: Context) -> None:
-        self._chosen = _OwnNumbers(context.marks) if context.strategy == DEST_ID else None
+enter("MakesMarksUp", _OwnNumbers, "marks-are-live")
 
 
 class _OnePerGroup(DestId):
@@ -116,11 +124,7 @@ class _OnePerGroup(DestId):
         return super().allocate(coarse)
 
 
-@breaks("a-target-has-one-mark", "functions-do-not-share-marks")
-class SharesMarksOfNeighbours(MarkingPlugin):
-    @hookimpl
-    def setup(self, context: Context) -> None:
-        self._chosen = _OnePerGroup(context.marks) if context.strategy == DEST_ID else None
+enter("SharesMarksOfNeighbours", _OnePerGroup, "a-target-has-one-mark", "functions-do-not-share-marks")
 
 
 class _AllOfOneFunction(DestId):
@@ -130,11 +134,7 @@ class _AllOfOneFunction(DestId):
         return super().allocate(one)
 
 
-@breaks("functions-do-not-share-marks", "a-target-has-one-mark")
-class IgnoresTheFunction(MarkingPlugin):
-    @hookimpl
-    def setup(self, context: Context) -> None:
-        self._chosen = _AllOfOneFunction(context.marks) if context.strategy == DEST_ID else None
+enter("IgnoresTheFunction", _AllOfOneFunction, "functions-do-not-share-marks", "a-target-has-one-mark")
 
 
 _RUNS = itertools.count(1)
@@ -156,11 +156,7 @@ class _NoRest(DestId):
         self._marks._free.appendleft(marks)
 
 
-@breaks("a-mark-rests-before-it-is-used-again")
-class GivesMarksAgainAtOnce(MarkingPlugin):
-    @hookimpl
-    def setup(self, context: Context) -> None:
-        self._chosen = _NoRest(context.marks) if context.strategy == DEST_ID else None
+enter("GivesMarksAgainAtOnce", _NoRest, "a-mark-rests-before-it-is-used-again")
 
 
 @breaks("a-mark-rests-before-it-is-used-again", "exhausted-marks-are-none")
@@ -178,11 +174,7 @@ class _Generous(DestId):
         return np.where(marks == 0, live[0] if len(live) else 0, marks).astype(np.uint32)
 
 
-@breaks("exhausted-marks-are-none")
-class GivesSomebodyElsesMarkWhenNoneIsLeft(MarkingPlugin):
-    @hookimpl
-    def setup(self, context: Context) -> None:
-        self._chosen = _Generous(context.marks) if context.strategy == DEST_ID else None
+enter("GivesSomebodyElsesMarkWhenNoneIsLeft", _Generous, "exhausted-marks-are-none")
 
 
 class _Trusting(FlowId):
@@ -192,11 +184,7 @@ class _Trusting(FlowId):
         return taken
 
 
-@breaks("only-leased-marks-are-confirmed", strategy=FLOW_ID)
-class BelievesEveryMark(MarkingPlugin):
-    @hookimpl
-    def setup(self, context: Context) -> None:
-        self._chosen = _Trusting(context.marks) if context.strategy == FLOW_ID else None
+enter("BelievesEveryMark", _Trusting, "only-leased-marks-are-confirmed", strategy=FLOW_ID)
 
 
 @breaks("released-marks-rest", strategy=FLOW_ID)
@@ -220,8 +208,4 @@ class _UpToAThousand(DestId):
         return marks
 
 
-@breaks("throughput")
-class StopsAtAThousand(MarkingPlugin):
-    @hookimpl
-    def setup(self, context: Context) -> None:
-        self._chosen = _UpToAThousand(context.marks) if context.strategy == DEST_ID else None
+enter("StopsAtAThousand", _UpToAThousand, "throughput")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nfcore.flows import FlowMatch
+from nfcore.testing import sample_frame
 
 from .build import module_path
 
@@ -40,31 +40,12 @@ class SimNic:
 
     def send(self, match: FlowMatch, count: int = 1, size: int = 32) -> int:
         """Have ``count`` frames of a flow, with ``size`` bytes of payload, arrive; bytes of a frame."""
-        frame = frame_of(match, size)
+        frame = sample_frame(match, size)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
             wire.bind((self.wire, 0))
             for _ in range(count):
                 wire.send(frame)
         return len(frame)
-
-
-def frame_of(match: FlowMatch, size: int) -> bytes:
-    """One frame of a flow, with the checksum of IPv4's header and no other."""
-    if match.proto == socket.IPPROTO_TCP:
-        segment = struct.pack("!HHIIBBHHH", match.sport, match.dport, 1, 1, 0x50, 0x10, 8192, 0, 0)
-    else:
-        segment = struct.pack("!HHHH", match.sport, match.dport, 8 + size, 0)
-    segment += bytes(size)
-    ends = match.src.packed + match.dst.packed
-    if match.family == 6:
-        header, ethertype = struct.pack("!IHBB", 6 << 28, len(segment), match.proto, 64) + ends, 0x86DD
-    else:
-        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, 64, match.proto, 0) + ends
-        total = sum(struct.unpack("!10H", header))
-        header = header[:10] + struct.pack("!H", ~(total % 0xFFFF) & 0xFFFF) + header[12:]
-        ethertype = 0x0800
-    ethernet = b"\xff" * 6 + b"\x02" + bytes(5) + struct.pack("!H", ethertype)
-    return (ethernet + header + segment).ljust(60, b"\0")
 
 
 def load() -> None:
