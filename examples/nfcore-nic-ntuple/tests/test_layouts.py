@@ -21,7 +21,10 @@ STRUCTS = {
     "ethtool_value": lay.VALUE,
     "ethtool_rxfh_indir": lay.RXFH_INDIR,
 }
-OWN_NAMES = {"UNION_BYTES": "sizeof(union ethtool_flow_union)", "RULE_LOCS_AT": "offsetof(struct ethtool_rxnfc, rule_locs)"}
+OWN_NAMES = {
+    "UNION_BYTES": "sizeof(union ethtool_flow_union)",
+    "RULE_LOCS_AT": "offsetof(struct ethtool_rxnfc, rule_locs)",
+}
 
 
 def compiled(tmp_path: Path, structs: dict[str, np.dtype], numbers: dict[str, int]) -> str:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,9 @@ def test_notes_that_cannot_be_kept_say_where(tmp_path: Path) -> None:
     assert str(tmp_path / "file") in str(caught.value.filename)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists() or os.geteuid() != 0, reason="mounting a full file system needs root")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists() or os.geteuid() != 0, reason="mounting a full file system needs root"
+)
 def test_a_full_file_system_is_an_error_not_a_crash(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmp_path)], check=True)
     try:
@@ -112,12 +115,13 @@ class AgainstADictionary(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.path = Path(f"/tmp/nfcore-ntuple-notes-{os.getpid()}")
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "notes"
         self.notes = Notes(self.path)
         self.model: dict[int, tuple[int, int]] = {}
 
     def teardown(self) -> None:
-        self.path.unlink(missing_ok=True)
+        self.folder.cleanup()
 
     @rule(number=st.integers(0, 400), cookie=st.integers(1, 99))
     def add(self, number: int, cookie: int) -> None:

@@ -24,8 +24,8 @@ from .notes import UNKNOWN, Notes
 log = logging.getLogger(__name__)
 TRIAL = 0
 """Cookie of rules that only try something."""
-_GONE = (errno.ENODEV, errno.ENXIO)
-"""The interface is not there, or is being reset."""
+_GONE = (errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP)
+"""The interface is not there, or is being reset, or has no such rules (any more)."""
 _FULL = (errno.ENOSPC, errno.E2BIG)
 
 
@@ -68,7 +68,7 @@ class NtupleBackend:
                 if int(self._notes.rule(slot)["cookie"]) == TRIAL:
                     self._delete(slot)
         except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
+            if error.errno not in _GONE:
                 raise HostError(f"{self._settings.name}: its rules cannot be read: {error.strerror}") from None
 
     def close(self) -> None:
@@ -253,7 +253,8 @@ class NtupleBackend:
 
     def _vacant(self) -> Iterator[int] | None:
         """Free locations, from the table's end: of two rules that match the one at the lower location counts, so
-        there is room for those that shall go before ours."""
+        there is room for those that shall go before ours.
+        """
         places = self._places()
         if places is None or (self._table.chooses and self._settings.locations is None):
             return None
