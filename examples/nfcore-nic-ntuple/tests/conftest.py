@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from driver import Driver
-from nfcore_nic_ntuple import NAME, NicNtuplePlugin, NtupleTable
 
 from nfcore.config import Config, InterfaceTable, MarkingTable, NfTable, OffloadTable
 from nfcore.context import Context
 from nfcore.host import PluginHost
 from nfcore.rules import Device
 from nfcore.session import make_context
+from nfcore_nic_ntuple import NAME, NicNtuplePlugin, NtupleTable
 
 DEVICE = Device("nic0", 7, (NAME,))
 Start = Callable[..., NicNtuplePlugin]

@@ -46,6 +46,9 @@ class Entry:
         family, _ = PROTOCOLS[self.flow_type]
         return area[: 2 * ADDRESS[family] + 4]
 
+    def same_match(self, other: Entry) -> bool:
+        return (self.flow_type, self.values, self.masks) == (other.flow_type, other.values, other.masks)
+
     def matches(self, family: int, protocol: int, packet: bytes) -> bool:
         """`packet`: addresses and ports, as on the wire."""
         if PROTOCOLS[self.flow_type] != (family, protocol):
@@ -170,14 +173,16 @@ class Driver:
 
     def put(self, location: int, entry: Entry) -> None:
         """Write a rule into the table, in place of the one that is there."""
-        for place, other in self.rules.items():
-            if place != location and (other.flow_type, other.values, other.masks) == (
-                *(entry.flow_type, entry.values, entry.masks),
-            ):
-                refuse(errno.EEXIST)
+        # Whoever tests writes into `rules`, too: what is remembered here is checked there.
+        place = self._places.get((entry.flow_type, entry.values, entry.masks), location)
+        other = self.rules.get(place)
+        if place != location and other is not None and other.same_match(entry):
+            refuse(errno.EEXIST)
+        self._places[entry.flow_type, entry.values, entry.masks] = location
         self.rules[location], self._last = entry, location
 
     _last = 0
+    _places: dict[tuple[int, bytes, bytes], int] = field(default_factory=dict)
 
     def _delete(self, raw: memoryview) -> None:
         (location,) = struct.unpack_from("=I", raw, LOCATION)

@@ -15,12 +15,12 @@ from driver import DEL, INS, TCP6, Driver, Killed, foreign_entry
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from nfcore_nic_ntuple import NicNtuplePlugin, notes_path
 from test_flowspec import frame
 
 from nfcore.errors import HostError
 from nfcore.flows import FlowMatch
 from nfcore.rules import Drop, Outcome, Rule, RuleBatch, SetMark, make_cookies
+from nfcore_nic_ntuple import NicNtuplePlugin, notes_path
 
 INSTALLED, FULL, UNSUPPORTED, FAILED, REMOVED, ABSENT = Outcome
 
@@ -158,7 +158,8 @@ def test_a_match_that_somebody_else_has_is_refused_with_words(driver: Driver, st
     plugin = start()
     install(plugin, rules([2]))
     (entry,) = driver.rules.values()
-    driver.rules = {7: entry}
+    driver.rules.clear()
+    driver.put(7, entry)
     outcomes = plugin.install_offload(DEVICE, rules([2]))
     assert outcomes.status.tolist() == [FAILED]
     assert "somebody else's rule matches the same: ethtool -n nic0" in outcomes.words[0]

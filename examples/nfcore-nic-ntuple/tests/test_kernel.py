@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import DEVICE
-from nfcore_nic_ntuple import NAME, NicNtuplePlugin, NtupleTable
-from nfcore_nic_ntuple.backend import NtupleBackend, Settings
-from nfcore_nic_ntuple.ethtool import EthtoolSocket, Nic
-from nfcore_nic_ntuple.layouts import FLOW_SPEC
-from nfcore_nic_ntuple.notes import Notes
 from test_backend import rules
 
 from nfcore.config import Config, InterfaceTable, MarkingTable, NfTable, OffloadTable
 from nfcore.host import PluginHost
 from nfcore.rules import Device, Outcome
 from nfcore.session import make_context
+from nfcore_nic_ntuple import NAME, NicNtuplePlugin, NtupleTable
+from nfcore_nic_ntuple.backend import NtupleBackend, Settings
+from nfcore_nic_ntuple.ethtool import EthtoolSocket, Nic
+from nfcore_nic_ntuple.layouts import FLOW_SPEC
+from nfcore_nic_ntuple.notes import Notes
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making a network namespace needs root")
 
@@ -54,7 +54,7 @@ def veth() -> Iterator[Device]:
             *queues,
         ]
         subprocess.run(command, check=True)
-        with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{name}") as there:
+        with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{name}").open() as there:
             _enter(there.fileno())
             try:
                 yield Device("nic0", socket.if_nametoindex("nic0"), (NAME,))
@@ -79,7 +79,7 @@ def test_the_kernel_reads_our_requests(veth: Device) -> None:
         assert nic.ntuple_is_on() is False
         assert nic.rss_queues() is None
         spec = np.zeros(1, dtype=FLOW_SPEC)[0]
-        for call in (nic.table, lambda: nic.read(0), lambda: nic.insert(spec), lambda: nic.delete(0)):
+        for call in (nic.table, lambda: nic.read([0]), lambda: nic.insert(spec), lambda: nic.delete(0)):
             with pytest.raises(OSError) as caught:
                 call()
             assert caught.value.errno == errno.EOPNOTSUPP
@@ -132,14 +132,13 @@ def test_requests_are_those_of_the_ethtool_program(tmp_path: Path) -> None:
     source = tmp_path / "answer.c"
     source.write_text(ANSWER)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    v4 = "src-ip 198.18.0.2 dst-ip 198.19.10.1 src-port 40000 dst-port 80"
+    v6 = "src-ip 2001:db8::3 dst-ip 2001:db8:1::1 src-port 40000 dst-port 80"
     for batch, match in (
-        (rules([2], 5), "tcp4 src-ip 198.18.0.2 dst-ip 198.19.10.1 src-port 40000 dst-port 80 action 5"),
-        (rules([2], 0, proto="udp"), "udp4 src-ip 198.18.0.2 dst-ip 198.19.10.1 src-port 40000 dst-port 80 action -1"),
-        (rules([3], 7), "tcp6 src-ip 2001:db8::3 dst-ip 2001:db8:1::1 src-port 40000 dst-port 80 action 7"),
-        (
-            rules([3], 1, proto="udp"),
-            "udp6 src-ip 2001:db8::3 dst-ip 2001:db8:1::1 src-port 40000 dst-port 80 action 1",
-        ),
+        (rules([2], 5), f"tcp4 {v4} action 5"),
+        (rules([2], 0, proto="udp"), f"udp4 {v4} action -1"),
+        (rules([3], 7), f"tcp6 {v6} action 7"),
+        (rules([3], 1, proto="udp"), f"udp6 {v6} action 1"),
     ):
         environment = {**os.environ, "LD_PRELOAD": str(library), "SEEN": str(seen)}
         command = [ethtool, "-N", "lo", "flow-type", *match.split(), "loc", "3"]

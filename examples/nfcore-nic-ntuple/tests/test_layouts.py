@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from nfcore_nic_ntuple import layouts as lay
 
 STRUCTS = {

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from nfcore_nic_ntuple.notes import NOTE, UNKNOWN, Notes
 
 from nfcore.flows import FlowMatch
 from nfcore.rules import Rule, RuleBatch, SetMark
+from nfcore_nic_ntuple.notes import NOTE, UNKNOWN, Notes
 
 
 def row(number: int, cookie: int = 1) -> np.void:
@@ -98,9 +98,7 @@ def test_notes_that_cannot_be_kept_say_where(tmp_path: Path) -> None:
     assert str(tmp_path / "file") in str(caught.value.filename)
 
 
-@pytest.mark.skipif(
-    not Path("/dev/full").exists() or os.geteuid() != 0, reason="mounting a full file system needs root"
-)
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a full file system needs root")
 def test_a_full_file_system_is_an_error_not_a_crash(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmp_path)], check=True)
     try:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from conftest import DEVICE, Start, config_for, context_of
 from driver import INS, TCP4, TCP6, UDP4, UDP6, Driver, foreign_entry
-from nfcore_nic_ntuple import NicNtuplePlugin, NtupleTable
 from pydantic import ValidationError
 
 from nfcore.config import MarkingTable
@@ -18,6 +17,7 @@ from nfcore.errors import ConfigError
 from nfcore.host import PluginHost
 from nfcore.rules import Device
 from nfcore.session import make_context
+from nfcore_nic_ntuple import NicNtuplePlugin, NtupleTable
 
 
 @pytest.mark.parametrize(("queues", "width"), [(2, 1), (3, 1), (4, 2), (8, 3), (63, 5), (64, 6), (4096, 12)])
@@ -29,6 +29,7 @@ def test_the_width_is_that_of_the_queues(driver: Driver, start: Start, queues: i
     assert INS in driver.calls
 
 
+SHAPES = (TCP4, UDP4, TCP6, UDP6)
 CANNOT: list[tuple[dict[str, Any], str]] = [
     ({"queues": 1}, "nic0 has one receive queue; marks need more: ethtool -L nic0 combined N"),
     ({"rss": [0, 1] * 64}, "RSS of nic0 puts packets on 1 of the queues that mark: ethtool -X nic0 equal 1"),
@@ -36,10 +37,10 @@ CANNOT: list[tuple[dict[str, Any], str]] = [
     ({"ntuple": False}, "try ethtool -K nic0 ntuple on"),
     ({"tells_size": ""}, 'say so: nic_ntuple.locations.nic0 = "0-N"'),
     (
-        {"refused": dict.fromkeys((TCP4, UDP4, TCP6, UDP6), errno.EINVAL)},
+        {"refused": dict.fromkeys(SHAPES, errno.EINVAL)},
         "cannot mark IPv4 TCP: nic0: Invalid argument",
     ),
-    ({"refused": dict.fromkeys((TCP4, UDP4, TCP6, UDP6), errno.EPERM)}, "needs CAP_NET_ADMIN: use sudo"),
+    ({"refused": dict.fromkeys(SHAPES, errno.EPERM)}, "needs CAP_NET_ADMIN: use sudo"),
 ]
 
 

@@ -17,7 +17,7 @@ from nfcore.errors import HostError
 from nfcore.rules import INSTALLED_ROW, RULE_ROW, Action, Capabilities, Outcome, Outcomes, RuleBatch
 
 from .ethtool import NOT_THERE, Ioctl, Nic, Table
-from .flowspec import FLOW_TYPES, Shape, decode, encode, match_of, same_rule
+from .flowspec import FLOW_TYPES, Shape, decode, encode, match_of, same_rules
 from .layouts import RX_CLS_LOC_ANY
 from .notes import UNKNOWN, Notes
 
@@ -64,7 +64,7 @@ class NtupleBackend:
         """Find out which noted rules are really there, and remove what only tried something. HostError."""
         try:
             self._confirm()
-            for slot in self._notes:
+            for slot in list(self._notes):
                 if int(self._notes.rule(slot)["cookie"]) == TRIAL:
                     self._delete(slot)
         except OSError as error:
@@ -127,6 +127,7 @@ class NtupleBackend:
         outcomes = Outcomes.all(Outcome.UNSUPPORTED, len(rules))
         try:
             self._look()
+            self._standing([slot for rule in rules.rows if (slot := self._notes.find(rule)) is not None])
         except OSError as error:
             return Outcomes.all(Outcome.FAILED, len(rules), self._words(error))
         if self._spread:
@@ -159,13 +160,14 @@ class NtupleBackend:
         return None
 
     def _install(self, rule: np.void, spec: np.void) -> tuple[Outcome, str]:
+        """Install a rule; what the notes say stands."""
         slot: int | None = None
         try:
             there = self._notes.find(rule)
-            if there is not None and self._stands(there):
-                if same_rule(self._notes.rule(there), rule):
-                    self._notes.rename(there, int(rule["cookie"]))
-                    return Outcome.INSTALLED, ""
+            if there is not None and same_rules(self._notes.rules([there]), rule.reshape(1))[0]:
+                self._notes.rename(there, int(rule["cookie"]))
+                return Outcome.INSTALLED, ""
+            if there is not None:
                 self._delete(there)
             place = self._place()
             if place is None:
@@ -190,16 +192,23 @@ class NtupleBackend:
     def remove(self, rules: RuleBatch) -> Outcomes:
         """Remove rules by match; one that is another's by now (other cookie) is ABSENT and stays."""
         outcomes = Outcomes.all(Outcome.ABSENT, len(rules))
+        slots = {}
         for number, rule in enumerate(rules.rows):
             slot = self._notes.find(rule)
-            if slot is None or self._notes.rule(slot)["cookie"] != rule["cookie"]:
-                continue
+            if slot is not None and self._notes.rule(slot)["cookie"] == rule["cookie"]:
+                slots.setdefault(slot, number)
+        try:
+            standing = self._standing(list(slots))
+        except OSError as error:
+            outcomes.status[list(slots.values())] = Outcome.FAILED
+            return Outcomes(outcomes.status, {next(iter(slots.values())): self._words(error)})
+        for slot in standing:
             try:
-                if self._stands(slot) and self._delete(slot):
-                    outcomes.status[number] = Outcome.REMOVED
+                if self._delete(slot):
+                    outcomes.status[slots[slot]] = Outcome.REMOVED
             except OSError as error:
-                outcomes.status[number] = Outcome.FAILED
-                outcomes.words.setdefault(number, self._words(error))
+                outcomes.status[slots[slot]] = Outcome.FAILED
+                outcomes.words.setdefault(slots[slot], self._words(error))
         self.counts["removed"] += int(np.count_nonzero(outcomes.status == Outcome.REMOVED))
         return outcomes
 
@@ -207,7 +216,7 @@ class NtupleBackend:
         """Give our rules as the NIC has them, counters 0; none while the interface is not there."""
         try:
             self._look()
-            standing = [slot for slot in self._notes if self._stands(slot)]
+            standing = self._standing(list(self._notes))
         except OSError as error:
             if error.errno not in _GONE:
                 raise HostError(f"{self._settings.name}: its rules cannot be read: {error.strerror}") from None
@@ -219,7 +228,7 @@ class NtupleBackend:
     def sweep(self) -> int:
         """Remove all rules of ours; how many there were. HostError."""
         try:
-            return sum(1 for slot in self._notes if self._stands(slot) and self._delete(slot))
+            return sum(1 for slot in self._standing(list(self._notes)) if self._delete(slot))
         except OSError as error:
             raise HostError(f"{self._settings.name}: rules are left: {self._words(error)}") from None
 
@@ -267,16 +276,15 @@ class NtupleBackend:
             return next(self._free, None)
         return RX_CLS_LOC_ANY if self._table.chooses else None
 
-    def _stands(self, slot: int) -> bool:
-        """Whether the NIC has the rule of a note, exactly as noted; the note is erased when not. OSError."""
-        location = self._notes.location(slot)
-        spec = self._nic.read(location) if location in self._table.used else None
-        found = None if spec is None else decode(spec)
-        if found is not None and same_rule(found, self._notes.rule(slot)):
-            return True
-        self._notes.drop(slot)
-        self.counts["vanished"] += 1
-        return False
+    def _standing(self, slots: Sequence[int]) -> list[int]:
+        """Give those of the notes whose rules the NIC has, exactly as noted, and erase the others. OSError."""
+        specs, there = self._nic.read([self._notes.location(slot) for slot in slots])
+        found, readable = decode(specs)
+        stands = there & readable & same_rules(found, self._notes.rules(slots))
+        for slot in np.array(slots, dtype=np.int64)[~stands].tolist():
+            self._notes.drop(slot)
+            self.counts["vanished"] += 1
+        return [slot for slot, standing in zip(slots, stands.tolist(), strict=True) if standing]
 
     def _delete(self, slot: int) -> bool:
         """Remove a note's rule, then the note; False when it was not there. OSError."""
@@ -300,14 +308,14 @@ class NtupleBackend:
         self._look()
         lost = {match_of(self._notes.rule(s)): s for s in self._notes if self._notes.location(s) == UNKNOWN}
         known = {self._notes.location(slot) for slot in self._notes}
-        for location in sorted(self._table.used - known) if lost else ():
-            spec = self._nic.read(location)
-            found = None if spec is None else decode(spec)
-            slot = None if found is None else lost.get(match_of(found))
+        others = sorted(self._table.used - known) if lost else []
+        specs, there = self._nic.read(others)
+        rules, readable = decode(specs)
+        for number in np.flatnonzero(there & readable).tolist():
+            slot = lost.get(match_of(rules[number]))
             if slot is not None:
-                self._notes.settle(slot, location)
-        for slot in self._notes:
-            self._stands(slot)
+                self._notes.settle(slot, others[number])
+        self._standing(list(self._notes))
 
     def _words(self, error: OSError) -> str:
         """Say what the kernel said, and what would help."""

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -124,19 +124,26 @@ class Nic:
         size = told & ~lay.RX_CLS_LOC_SPECIAL or int(head["data"][0]) & 0x7FFF_FFFF
         return Table(size or None, bool(told & lay.RX_CLS_LOC_SPECIAL), set(used))
 
-    def read(self, location: int) -> np.void | None:
-        """Read the rule at a location, a :data:`layouts.FLOW_SPEC`; None when there is none."""
-        buffer = _request(lay.RXNFC, lay.ETHTOOL_GRXCLSRULE)
+    def read(self, locations: Sequence[int]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+        """Read the rules at locations, rows of :data:`layouts.FLOW_SPEC`; which of them there are."""
+        specs = np.zeros(len(locations), dtype=lay.FLOW_SPEC)
+        there = np.ones(len(locations), dtype=bool)
+        raw = specs.view(np.uint8).reshape(len(locations), lay.FLOW_SPEC.itemsize)
+        buffer = np.zeros(lay.RXNFC.itemsize, dtype=np.uint8)
         request = buffer.view(lay.RXNFC)
-        request["fs"]["location"] = location
-        try:
-            self._ioctl(buffer)
-        except OSError as error:
-            if error.errno in NOT_THERE:
-                return None
-            raise
-        spec: np.void = request["fs"][0]
-        return spec
+        answer = request["fs"].view(np.uint8)
+        for number, location in enumerate(locations):
+            buffer[:] = 0
+            request["cmd"], request["fs"]["location"] = lay.ETHTOOL_GRXCLSRULE, location
+            try:
+                self._ioctl(buffer)
+            except OSError as error:
+                if error.errno not in NOT_THERE:
+                    raise
+                there[number] = False
+                continue
+            raw[number] = answer
+        return specs, there
 
     def insert(self, spec: np.void) -> int:
         """Put a rule at `spec`'s location, in place of any that is there; the location that it got."""

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.flows import FLOW_KEY
 from nfcore.rules import RULE_ROW, Action
 
 from .layouts import (
@@ -34,7 +34,6 @@ FLOW_TYPES: dict[Shape, int] = {
     (6, socket.IPPROTO_UDP): UDP_V6_FLOW,
 }
 """Shapes for which ethtool has an exact match."""
-_SHAPES = {flow_type: shape for shape, flow_type in FLOW_TYPES.items()}
 _SPECS = {4: TCPIP4_SPEC, 6: TCPIP6_SPEC}
 _FIELDS = {4: ("ip4src", "ip4dst"), 6: ("ip6src", "ip6dst")}
 _ADDRESS_BYTES = {4: 4, 6: 16}
@@ -61,55 +60,54 @@ def encode(rules: NDArray[np.void]) -> NDArray[np.void]:
     return specs
 
 
-def decode(spec: np.void, cookie: int = 0) -> np.void | None:
-    """Give the rule (`RULE_ROW`) that a driver's :data:`FLOW_SPEC` is; None for one that :func:`encode` never makes.
+def decode(specs: NDArray[np.void]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+    """Give the rules (rows of `RULE_ROW`, cookie 0) that a driver's :data:`FLOW_SPEC` rows are, and which rows are any.
 
-    Drivers may give more back than they got: flags for additional fields of which none is compared, values under
-    masks that are zero.
+    The others are rules that :func:`encode` never makes. Drivers may give more back than they got: flags for
+    additional fields of which none is compared, values under masks that are zero.
     """
-    flow_type = int(spec["flow_type"])
-    if flow_type & (FLOW_EXT | FLOW_MAC_EXT) and spec["m_ext"].tobytes().strip(b"\0"):
-        return None
-    shape = _SHAPES.get(flow_type & ~(FLOW_EXT | FLOW_MAC_EXT))
-    if shape is None:
-        return None
-    family, protocol = shape
-    kind = _SPECS[family]
-    value, mask = (spec[area].tobytes()[: kind.itemsize] for area in ("h_u", "m_u"))
-    fields, masked = np.frombuffer(value, kind)[0], np.frombuffer(mask, kind)[0]
-    src, dst = _FIELDS[family]
-    if not _is_exact(masked, src, dst):
-        return None
-    rule = np.zeros(1, dtype=RULE_ROW)
-    key, length = rule["key"], _ADDRESS_BYTES[family]
-    key["src"][0, :length], key["dst"][0, :length] = fields[src], fields[dst]
-    key["sport"], key["dport"], key["proto"] = fields["psrc"], fields["pdst"], protocol
-    rule["family"], rule["cookie"] = family, cookie
-    ring = int(spec["ring_cookie"])
-    if ring == RX_CLS_FLOW_DISC:
-        rule["action"] = Action.DROP
-    elif 0 < ring <= 0xFFFF_FFFF:  # above that: queues of virtual functions
-        rule["action"], rule["mark"] = Action.SET_MARK, ring
-    else:
-        return None
-    row: np.void = rule[0]
-    return row
+    rules = np.zeros(len(specs), dtype=RULE_ROW)
+    kinds, rings = specs["flow_type"] & ~np.uint32(FLOW_EXT | FLOW_MAC_EXT), specs["ring_cookie"]
+    extended = kinds != specs["flow_type"]
+    good = ~(extended & _raw(specs["m_ext"]).any(axis=1))
+    known = np.zeros(len(specs), dtype=bool)
+    for (family, protocol), flow_type in FLOW_TYPES.items():
+        mine = kinds == flow_type
+        known |= mine
+        length = _ADDRESS_BYTES[family]
+        good[mine] &= _is_exact(specs["m_u"][mine], 2 * length + 4)
+        fields = np.ascontiguousarray(specs["h_u"][mine, : _SPECS[family].itemsize]).view(_SPECS[family])[:, 0]
+        key = np.zeros(len(fields), dtype=FLOW_KEY)
+        for end, field in zip(("src", "dst"), _FIELDS[family], strict=True):
+            key[end][:, :length] = fields[field]
+        key["sport"], key["dport"], key["proto"] = fields["psrc"], fields["pdst"], protocol
+        rules["key"][mine], rules["family"][mine] = key, family
+    drop = rings == np.uint64(RX_CLS_FLOW_DISC)
+    marked = (rings > 0) & (rings <= np.uint64(0xFFFF_FFFF))  # above that: queues of virtual functions
+    rules["action"] = np.where(drop, Action.DROP, Action.SET_MARK)
+    rules["mark"] = np.where(marked, rings, 0)
+    return rules, good & known & (drop | marked)
 
 
-def _is_exact(mask: Any, src: str, dst: str) -> bool:
-    addresses = bool((mask[src] == 0xFF).all() and (mask[dst] == 0xFF).all())
-    last = int(mask["tos" if src == "ip4src" else "tclass"])
-    return addresses and int(mask["psrc"]) == int(mask["pdst"]) == 0xFFFF and last == 0
+def _is_exact(masks: NDArray[np.uint8], used: int) -> NDArray[np.bool_]:
+    """Whether all of the 5-tuple, the first `used` bytes, is compared, and not the type of service behind it."""
+    exact: NDArray[np.bool_] = (masks[:, :used] == 0xFF).all(axis=1) & (masks[:, used] == 0)
+    return exact
 
 
-def same_rule(one: np.void, other: np.void) -> bool:
-    """Whether two rules match and do the same, whatever their cookies."""
-    return one.tobytes()[:_COOKIE_AT] == other.tobytes()[:_COOKIE_AT]
+def same_rules(one: NDArray[np.void], other: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Whether rules match and do the same, row by row, whatever their cookies."""
+    same: NDArray[np.bool_] = (_raw(one)[:, :_COOKIE_AT] == _raw(other)[:, :_COOKIE_AT]).all(axis=1)
+    return same
 
 
 def match_of(rule: np.void) -> bytes:
     """Give what tells a rule's match from others: the key and the family."""
     return rule.tobytes()[:_MATCH_BYTES]
+
+
+def _raw(rows: NDArray[np.void]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
 
 
 def _offset(field: str) -> int:

@@ -9,7 +9,7 @@ somebody else's rule, or none, is not taken for ours.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +89,9 @@ class Notes:
         rule: np.void = self._rows[slot]["rule"]
         return rule
 
-    def rules(self, slots: list[int]) -> NDArray[np.void]:
+    def rules(self, slots: Sequence[int]) -> NDArray[np.void]:
         """Give the rules that are noted, a copy."""
-        return np.array(self._rows["rule"][slots], dtype=RULE_ROW)
+        return np.array(self._rows["rule"][np.array(slots, dtype=np.int64)], dtype=RULE_ROW)
 
     def location(self, slot: int) -> int:
         """Give where the rule is, or :data:`UNKNOWN`."""
