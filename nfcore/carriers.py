@@ -51,12 +51,12 @@ def carrier_defines(carrier: Carrier | None, *, tracing: bool = False) -> dict[s
 
 
 def examine_carrier(carrier: Carrier, device: Device) -> Finding | None:
-    """See whether the device leaves the carrier to rules; None where there is nothing to look at.
+    """See whether an interface leaves the carrier to rules; None where there is nothing to look at.
 
     A receive queue is a mark only while nothing but rules puts packets on the queues from 1 on: a NIC that spreads
     packets over them (RSS) would mark each of them, and connections would end up at other reals than they began with.
     """
-    if carrier is not Carrier.RX_QUEUE or not device.backends:
+    if carrier is not Carrier.RX_QUEUE:
         return None
     facts = queue_facts(device.name)
     what, confine = f"{device.name}: rx-queue", f"ethtool -X {device.name} equal 1"
@@ -72,8 +72,12 @@ def examine_carrier(carrier: Carrier, device: Device) -> Finding | None:
 
 
 def require_carrier(carrier: Carrier, devices: Iterable[Device]) -> None:
-    """Log what could not be seen of the devices; HostError when one of them would mark packets without a rule."""
-    for device in devices:
+    """Log what could not be seen of the devices; HostError when one of them would mark packets without a rule.
+
+    All of them read marks when one of them has a backend: they run the same program.
+    """
+    devices = list(devices)
+    for device in devices if any(each.backends for each in devices) else ():
         finding = examine_carrier(carrier, device)
         if finding is None or finding.status is Status.OK:
             continue

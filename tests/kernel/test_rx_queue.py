@@ -6,39 +6,25 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-import nfcore
 from nfcore.carriers import Carrier, examine_carrier
-from nfcore.config import load_config
-from nfcore.engine import Engine
 from nfcore.errors import HostError
 from nfcore.ethernet import queue_facts
 from nfcore.findings import Status
-from nfcore.host import PluginHost
-from nfcore.kernel import XdpMode, attach_xdp, compile_program, interface_index
-from nfcore.null_backend import NULL_BACKEND, NullBackend
-from nfcore.plugins.katran_accel.balancer import Balancer
-from nfcore.plugins.katran_accel.figures import accel_counters
 from nfcore.plugins.katran_accel.layouts import AccelCounter
-from nfcore.rules import Device
-from nfcore.session import make_context, make_engine, set_up
-from nfcore.worker import InlineWorker
 
 from .balancer_world import VIPS, open_world, tcp
-from .network import enter, ip, namespaces
+from .network import namespaces
+from .veth_link import Link, choose_queue, open_link
 
 HERE = f"nftest-rxqueue-{os.getpid()}"
-PASS = Path(nfcore.__file__).parent / "bpf" / "pass.c"
 QUEUES = 8
 FRAME = tcp("198.18.1.2", "198.18.10.1")
-ALL_CPUS = f"{(1 << min(os.cpu_count() or 1, 32)) - 1:x}"
 MARKING = 'strategy = "{}"\ncarrier = "rx-queue"\nwidth = 3\npool_chunk = 2'
 OFFLOAD = "min_packets = 2\nmax_rules = 7"
 FOUR_TARGETS = """
@@ -57,59 +43,11 @@ OTHER_VIP, UNUSED = 4, 7
 """Marks, with dest-id: targets are numbered in the configuration's order, from 1."""
 
 
-@dataclass
-class Link:
-    """net0 ══ eth1 with the balancer on it, 8 queues each way."""
-
-    engine: Engine
-    balancer: Balancer
-    network: socket.socket
-    device: Device
-
-    def exchange(self, queue: int = 0) -> bytes:
-        """Let the frame arrive on a queue; what the balancer sends back."""
-        for number in range(QUEUES):
-            cpus = ALL_CPUS if number == queue else "0"
-            write = f"echo {cpus} > /sys/class/net/net0/queues/tx-{number}/xps_cpus"
-            subprocess.run(["ip", "netns", "exec", HERE, "sh", "-c", write], check=True)
-        self.network.send(FRAME)
-        while True:
-            received = self.network.recv(4096)
-            if received.endswith(FRAME[14:]) and len(received) > len(FRAME):
-                return received
-
-    def count(self, which: AccelCounter) -> int:
-        return int(accel_counters(self.balancer)[which])
-
-
-@contextmanager
-def link(tmp_path: Path, strategy: str) -> Iterator[Link]:
+def link(tmp_path: Path, strategy: str) -> AbstractContextManager[Link]:
     path = tmp_path / "nf.toml"
     marking = MARKING.format(strategy)
     path.write_text(VIPS.format(marking=marking, offload=OFFLOAD, katran="", lru_size=4096) + FOUR_TARGETS)
-    host = PluginHost()
-    config = load_config(path, host, [f"nf.socket={tmp_path / 'nf.sock'}"])
-    host.register(NullBackend(), NULL_BACKEND)
-    queues = ["numrxqueues", str(QUEUES), "numtxqueues", str(QUEUES)]
-    ip(HERE, "link", "add", "name", "eth1", *queues, "type", "veth", "peer", "name", "net0", *queues)
-    for name in ("eth1", "net0"):
-        ip(HERE, "link", "set", name, "up")
-    with enter(HERE):
-        network = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        network.bind(("net0", 3))
-        network.settimeout(10)
-        passing = compile_program(PASS, "pass", defines={}, maps={})
-        attach_xdp(interface_index("net0"), passing, mode=XdpMode.NATIVE)
-        passing.close()
-        device = Device("eth1", interface_index("eth1"), (NULL_BACKEND,))
-        context = make_context(config, host, [device])
-        with network, context.claims, set_up(context, host):
-            engine = make_engine(context, host, {device.ifindex: InlineWorker()})
-            engine.start()
-            (balancer,) = context.nfs
-            assert isinstance(balancer, Balancer)
-            balancer.attach(device)
-            yield Link(engine, balancer, network, device)
+    return open_link(path, choose_queue(HERE, QUEUES), HERE, HERE, QUEUES)
 
 
 @pytest.fixture
@@ -122,26 +60,26 @@ def namespace() -> Iterator[None]:
 @pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
 def test_the_queue_takes_the_fast_path(tmp_path: Path, strategy: str) -> None:
     with link(tmp_path, strategy) as here:
-        plain = [here.exchange() for _ in range(2)]
+        plain = [here.exchange(FRAME) for _ in range(2)]
         assert here.engine.poll() == 1
         mark = int(here.engine.table.mark[0])
         assert 0 < mark < QUEUES
         assert here.count(AccelCounter.FAST) == 0
-        marked = [here.exchange(mark) for _ in range(3)]
+        marked = [here.exchange(FRAME, mark) for _ in range(3)]
         assert set(plain) == set(marked)
         assert here.count(AccelCounter.FAST) == 3
-        assert here.exchange(UNUSED) in plain
+        assert here.exchange(FRAME, UNUSED) in plain
         assert (here.count(AccelCounter.FAST), here.count(AccelCounter.UNKNOWN_MARK)) == (3, 1)
 
 
 @pytest.mark.usefixtures("namespace", "_one_cpu")
 def test_the_checks_stand_between_a_wrong_queue_and_the_packet(tmp_path: Path) -> None:
     with link(tmp_path, "dest-id") as here:
-        plain = here.exchange()
-        assert here.exchange(OTHER_VIP) == plain
+        plain = here.exchange(FRAME)
+        assert here.exchange(FRAME, OTHER_VIP) == plain
         assert (here.count(AccelCounter.FAST), here.count(AccelCounter.OTHER_FLOW)) == (0, 1)
         # Within its VIP the queue chooses: that is why nothing but rules may put packets there.
-        outer_destinations = {here.exchange(queue)[30:34] for queue in (1, 2, 3)}
+        outer_destinations = {here.exchange(FRAME, queue)[30:34] for queue in (1, 2, 3)}
         assert outer_destinations == {socket.inet_aton(f"198.18.20.{last}") for last in (11, 12, 13)}
         assert here.count(AccelCounter.FAST) == 3
 

@@ -73,8 +73,15 @@ def test_what_a_driver_does_not_tell_is_said(monkeypatch: pytest.MonkeyPatch, ca
 
 def test_where_no_mark_is_read_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, [0, 1])
-    assert examine_carrier(Carrier.RX_QUEUE, PLAIN) is None
+    require_carrier(Carrier.RX_QUEUE, [PLAIN])
+    require_carrier(Carrier.METADATA, [ACCELERATED])
     assert examine_carrier(Carrier.METADATA, ACCELERATED) is None
+
+
+def test_all_devices_of_the_program_read_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, [0, 1])
+    with pytest.raises(HostError, match="eth2: rx-queue"):
+        require_carrier(Carrier.RX_QUEUE, [Device("eth2", 2), ACCELERATED])
 
 
 def test_programs_are_built_for_their_carrier() -> None:

@@ -192,7 +192,7 @@ class NtupleBackend:
     def remove(self, rules: RuleBatch) -> Outcomes:
         """Remove rules by match; one that is another's by now (other cookie) is ABSENT and stays."""
         outcomes = Outcomes.all(Outcome.ABSENT, len(rules))
-        slots = {}
+        slots: dict[int, int] = {}
         for number, rule in enumerate(rules.rows):
             slot = self._notes.find(rule)
             if slot is not None and self._notes.rule(slot)["cookie"] == rule["cookie"]:
