@@ -65,6 +65,7 @@ locations = { eth1 = "0-1023" }
 """
     + BALANCER,
     (
+        "eth1: rx-queue: the driver does not tell how it spreads packets without a mark",
         "eth1: nic_ntuple: no marks, no IPv6, no drop, no counters, eth1 has no rules that steer flows to queues: "
         "Operation not supported",
         "ntuple-filters is off (ethtool -K eth1 ntuple on, where the driver has it)",
@@ -105,7 +106,8 @@ def config(example: Example, tmp_path: Path) -> Path:
 @pytest.fixture
 def eth1() -> Iterator[None]:
     with namespaces(NAMESPACE):
-        ip(NAMESPACE, "link", "add", "eth1", "type", "veth", "peer", "net0")
+        queues = ["numrxqueues", "8", "numtxqueues", "8"]
+        ip(NAMESPACE, "link", "add", "name", "eth1", *queues, "type", "veth", "peer", "name", "net0", *queues)
         ip(NAMESPACE, "link", "set", "eth1", "up")
         ip(NAMESPACE, "link", "set", "net0", "up")
         yield

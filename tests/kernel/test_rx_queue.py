@@ -25,7 +25,7 @@ from .veth_link import Link, choose_queue, open_link
 HERE = f"nftest-rxqueue-{os.getpid()}"
 QUEUES = 8
 FRAME = tcp("198.18.1.2", "198.18.10.1")
-MARKING = 'strategy = "{}"\ncarrier = "rx-queue"\nwidth = 3\npool_chunk = 2'
+MARKING = 'strategy = "{}"\ncarrier = "rx-queue"\nwidth = 3\npool_chunk = 4'
 OFFLOAD = "min_packets = 2\nmax_rules = 7"
 FOUR_TARGETS = """
 [[katran_accel.vips]]
@@ -46,8 +46,10 @@ OTHER_VIP, UNUSED = 4, 7
 def link(tmp_path: Path, strategy: str) -> AbstractContextManager[Link]:
     path = tmp_path / "nf.toml"
     marking = MARKING.format(strategy)
-    path.write_text(VIPS.format(marking=marking, offload=OFFLOAD, katran="", lru_size=4096) + FOUR_TARGETS)
-    return open_link(path, choose_queue(HERE, QUEUES), HERE, HERE, QUEUES)
+    # With few marks none may lie in stock for a CPU that no frame comes to.
+    katran = f"forwarding_cpus = [{min(os.sched_getaffinity(0))}]"
+    path.write_text(VIPS.format(marking=marking, offload=OFFLOAD, katran=katran, lru_size=4096) + FOUR_TARGETS)
+    return open_link(path, choose_queue(HERE, QUEUES), HERE, HERE, queues=QUEUES)
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nfcore
-from nfcore.config import load_config
+from nfcore.config import Table, load_config
 from nfcore.engine import Engine
 from nfcore.host import PluginHost
 from nfcore.kernel import XdpMode, attach_xdp, compile_program, interface_index
@@ -55,11 +55,25 @@ class Link:
 
 
 @contextmanager
-def open_link(toml: Path, carry: Carry, here: str, network: str, queues: int = 1) -> Iterator[Link]:
-    """Open a link from namespace `network` to `here`, with so many queues each way, and a TOML's balancer on it."""
+def open_link(
+    toml: Path,
+    carry: Carry,
+    here: str,
+    network: str,
+    *,
+    queues: int = 1,
+    backend: object = None,
+    table: Mapping[str, Table] | None = None,
+) -> Iterator[Link]:
+    """Open a link from namespace `network` to `here`, with so many queues each way, and a TOML's balancer on it.
+
+    `backend` is its offload backend, the null one unless it is given; `table` has its tables by plugin name.
+    """
     host = PluginHost()
     config = load_config(toml, host, [f"nf.socket={toml.with_name('nf.sock')}"])
-    host.register(NullBackend(), NULL_BACKEND)
+    config = replace(config, sections={**config.sections, **(table or {})})
+    name = next(iter(table)) if table else NULL_BACKEND
+    host.register(backend or NullBackend(), name)
     size = ["numrxqueues", str(queues), "numtxqueues", str(queues)]
     ip(here, "link", "add", "name", "eth1", *size, "type", "veth", "peer", "name", "net0", *size)
     if network != here:
@@ -75,7 +89,7 @@ def open_link(toml: Path, carry: Carry, here: str, network: str, queues: int = 1
         attach_xdp(interface_index("net0"), passing, mode=XdpMode.NATIVE)
         passing.close()
     with enter(here), sender:
-        device = Device("eth1", interface_index("eth1"), (NULL_BACKEND,))
+        device = Device("eth1", interface_index("eth1"), (name,))
         context = make_context(config, host, [device])
         with context.claims, set_up(context, host):
             engine = make_engine(context, host, {device.ifindex: InlineWorker()})
