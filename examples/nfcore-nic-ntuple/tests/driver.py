@@ -76,6 +76,8 @@ class Driver:
     """errno of everything, when the device is not there."""
     adds_flags: int = 0
     """Flags that the driver adds to the flow types that it gives back."""
+    uncounted: int = 0
+    """Rules that somebody adds right after they were counted."""
     dies_on: tuple[int, str] | None = None
     """A command on which the process is killed, "before" or "after" it was carried out."""
     rules: dict[int, Entry] = field(default_factory=dict)
@@ -126,7 +128,7 @@ class Driver:
         struct.pack_into(f"={size}I", raw, 8, *self.rss[:size])
 
     def _count(self, raw: memoryview) -> None:
-        struct.pack_into("=I", raw, RULE_CNT, len(self.rules))
+        struct.pack_into("=I", raw, RULE_CNT, len(self.rules) - self.uncounted)
         size = self.size if self.tells_size == "count" else 0
         struct.pack_into("=Q", raw, DATA, size | (SPECIAL if self.chooses else 0))
 

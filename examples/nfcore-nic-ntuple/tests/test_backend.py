@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,6 +186,26 @@ def test_a_nic_that_was_reset_has_no_rules(driver: Driver, start: Start) -> None
     assert driver.receive(frame(flow(2))) == 3
 
 
+def test_rules_that_are_added_while_we_count_are_seen(driver: Driver, start: Start) -> None:
+    driver.size, driver.uncounted = 256, 200
+    driver.rules = {place: foreign_entry(place) for place in range(56, 256)}
+    others = dict(driver.rules)
+    plugin = start()
+    assert install(plugin, rules([2, 3])) == [INSTALLED] * 2
+    assert set(driver.rules) == {54, 55, *others}
+
+
+def test_a_refused_rule_leaves_no_note(driver: Driver, start: Start, tmp_path: Path) -> None:
+    plugin = start()
+    driver.refused = {TCP6: errno.EIO}
+    assert install(plugin, rules([3, 5])) == [FAILED] * 2
+    plugin.dump_offload(DEVICE)
+    figures = {family.name: [sample.value for sample in family.samples] for family in plugin.collect_stats()}
+    assert figures["nfcore_ntuple_rules"] == figures["nfcore_ntuple_vanished_total"] == [0]
+    plugin.teardown()
+    assert not list(tmp_path.iterdir())
+
+
 def test_flags_that_a_driver_adds_do_not_hide_a_rule(driver: Driver, start: Start) -> None:
     driver.adds_flags = 0x80000000
     plugin = start()
@@ -279,6 +300,28 @@ def test_notes_of_a_nic_that_was_reset_meanwhile_claim_nothing(driver: Driver, s
     assert dumped(following) == set()
     assert remove(following, rules([2, 3])) == [ABSENT] * 2
     assert driver.rules == others
+
+
+def test_beside_a_running_daemon_nothing_is_touched(driver: Driver, start: Start, tmp_path: Path) -> None:
+    daemon = start()
+    install(daemon, rules([2, 3]))
+    # A rule that is just being installed: it is noted, and nobody else's to judge.
+    driver.dies_on = (INS, "before")
+    with pytest.raises(Killed):
+        install(daemon, rules([4]))
+    driver.dies_on = None
+    notes = notes_path(context_of(tmp_path), DEVICE.ifindex)
+    before = notes.read_bytes()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "nf.sock"))
+        listening.listen()
+        driver.calls.clear()
+        doctor = start()
+        assert doctor.probe_offload(DEVICE).mark_width == 4
+        doctor.teardown()
+    assert not {INS, DEL} & set(driver.calls)
+    assert notes.read_bytes() == before
+    assert dumped(daemon) == as_set(rules([2, 3]))
 
 
 def test_cleanup_removes_what_a_killed_daemon_left(driver: Driver, start: Start, tmp_path: Path) -> None:
