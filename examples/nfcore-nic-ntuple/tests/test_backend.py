@@ -49,7 +49,7 @@ def remove(plugin: NicNtuplePlugin, batch: RuleBatch) -> list[Outcome]:
 
 def dumped(plugin: NicNtuplePlugin) -> set[bytes]:
     rows = plugin.dump_offload(DEVICE)
-    assert not rows["packets"].any()
+    assert rows is not None and not rows["packets"].any()
     return {row["rule"].tobytes() for row in rows}
 
 
@@ -217,7 +217,7 @@ def test_a_device_that_is_gone_refuses_and_may_come_back(driver: Driver, start: 
     plugin = start()
     install(plugin, rules([2]))
     driver.gone = errno.ENODEV
-    assert dumped(plugin) == set()
+    assert plugin.dump_offload(DEVICE) is None
     outcomes = plugin.install_offload(DEVICE, rules([4]))
     assert (outcomes.status.tolist(), outcomes.words) == ([FAILED], {0: "nic0: No such device"})
     driver.gone = 0
@@ -236,16 +236,34 @@ def test_rss_that_is_spread_while_we_run_is_said_and_stops_rules(
     assert install(plugin, rules([2])) == [INSTALLED]
 
 
-def test_a_driver_without_an_error_of_ours_is_reported(driver: Driver, start: Start) -> None:
+def test_a_driver_that_turned_rules_off_has_none_of_ours(driver: Driver, start: Start) -> None:
+    plugin = start()
+    install(plugin, rules([2]))
+    driver.gone = errno.EOPNOTSUPP
+    assert dumped(plugin) == set()
+    driver.gone = 0
+    assert dumped(plugin) == as_set(rules([2]))
+
+
+def test_a_nic_that_cannot_tell_is_named_once(driver: Driver, start: Start, caplog: pytest.LogCaptureFixture) -> None:
     plugin = start()
     install(plugin, rules([2]))
     driver.gone = errno.EIO
-    with pytest.raises(HostError, match="nic0: its rules cannot be read: Input/output error"):
-        plugin.dump_offload(DEVICE)
+    assert [plugin.dump_offload(DEVICE) for _ in range(3)] == [None] * 3
+    assert caplog.text.count("rules cannot be read: nic0: Input/output error") == 1
     outcomes = plugin.remove_offload(DEVICE, rules([2]))
     assert (outcomes.status.tolist(), outcomes.words) == ([FAILED], {0: "nic0: Input/output error"})
     driver.gone = 0
     assert remove(plugin, rules([2])) == [REMOVED]
+
+
+def test_a_nic_that_cannot_be_read_at_the_start_stops_it(driver: Driver, start: Start) -> None:
+    install(start(), rules([2]))
+    driver.gone = errno.EIO
+    with pytest.raises(HostError, match="nic0: its rules cannot be read: Input/output error"):
+        start()
+    driver.gone = 0
+    assert dumped(start()) == as_set(rules([2]))
 
 
 # Killed

@@ -120,7 +120,7 @@ class NicNtuplePlugin:
         return self._backends[device.ifindex].remove(rules)
 
     @hookimpl
-    def dump_offload(self, device: Device) -> NDArray[np.void]:
+    def dump_offload(self, device: Device) -> NDArray[np.void] | None:
         """Read our rules; the NIC counts nothing."""
         return self._backends[device.ifindex].dump()
 

@@ -52,7 +52,8 @@ class NtupleBackend:
         self._queues = 0
         self._refused: dict[tuple[Shape, int], str] = {}
         """Shape and action that the driver never takes → its words."""
-        self._spread = ""
+        self._spread, self._unreadable = "", ""
+        """What is wrong with the device now, and was said."""
         self.counts: Counter[str] = Counter()
 
     @property
@@ -212,15 +213,23 @@ class NtupleBackend:
         self.counts["removed"] += int(np.count_nonzero(outcomes.status == Outcome.REMOVED))
         return outcomes
 
-    def dump(self) -> NDArray[np.void]:
-        """Give our rules as the NIC has them, counters 0; none while the interface is not there."""
+    def dump(self) -> NDArray[np.void] | None:
+        """Give our rules as the NIC has them, counters 0; None while it cannot tell, such as in the middle of a reset.
+
+        A driver that has no rules any more, as with `ethtool -K … ntuple off`, has none of ours.
+        """
+        unreadable, standing = "", []
         try:
             self._look()
             standing = self._standing(list(self._notes))
         except OSError as error:
-            if error.errno not in _GONE:
-                raise HostError(f"{self._settings.name}: its rules cannot be read: {error.strerror}") from None
-            standing = []
+            if error.errno != errno.EOPNOTSUPP:
+                unreadable = f"rules cannot be read: {self._words(error)}"
+        if unreadable and unreadable != self._unreadable:
+            log.warning("%s", unreadable)
+        self._unreadable = unreadable
+        if unreadable:
+            return None
         rows = np.zeros(len(standing), dtype=INSTALLED_ROW)
         rows["rule"] = self._notes.rules(standing)
         return rows
