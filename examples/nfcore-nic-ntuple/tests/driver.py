@@ -76,6 +76,8 @@ class Driver:
     """errno of everything, when the device is not there."""
     adds_flags: int = 0
     """Flags that the driver adds to the flow types that it gives back."""
+    stuck: int = 0
+    """errno with which no rule can be removed."""
     uncounted: int = 0
     """Rules that somebody adds right after they were counted."""
     dies_on: tuple[int, str] | None = None
@@ -188,6 +190,8 @@ class Driver:
 
     def _delete(self, raw: memoryview) -> None:
         (location,) = struct.unpack_from("=I", raw, LOCATION)
+        if self.stuck:
+            refuse(self.stuck)
         if self.rules.pop(location, None) is None:
             refuse(errno.ENOENT)
 

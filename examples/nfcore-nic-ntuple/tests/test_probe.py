@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 from conftest import DEVICE, Start, config_for, context_of
 from driver import INS, TCP4, TCP6, UDP4, UDP6, Driver, foreign_entry
 from pydantic import ValidationError
+from test_backend import install, remove, rules
 
 from nfcore.config import MarkingTable
 from nfcore.errors import ConfigError
 from nfcore.host import PluginHost
-from nfcore.rules import Device
+from nfcore.rules import Device, Outcome
 from nfcore.session import make_context
 from nfcore_nic_ntuple import NicNtuplePlugin, NtupleTable
 
@@ -75,6 +77,34 @@ def test_a_table_of_untold_size_works_where_the_toml_tells_it(driver: Driver, st
     assert start(nic0="0-31").probe_offload(DEVICE).table_size == 32
 
 
+def test_drops_that_are_refused_do_not_keep_a_shape_from_being_marked(driver: Driver, start: Start) -> None:
+    driver.drops = False
+    plugin = start()
+    assert plugin.probe_offload(DEVICE).drop is False
+    outcomes = plugin.install_offload(DEVICE, rules([2, 3], 0))
+    assert outcomes.status.tolist() == [Outcome.FAILED] * 2
+    assert "nic0 cannot drop IPv4 TCP" in outcomes.words[0]
+    assert install(plugin, rules([2, 3])) == [Outcome.INSTALLED] * 2
+
+
+def test_rules_of_others_that_mark_are_told(driver: Driver, start: Start) -> None:
+    plugin = start()
+    install(plugin, rules([2]))
+    driver.rules |= {0: foreign_entry(ring=3), 1: foreign_entry(2, ring=0)}
+    notes = plugin.probe_offload(DEVICE).notes
+    assert "rules of others put packets on queues that mark: 1 of ethtool -n nic0" in notes
+
+
+def test_a_trial_that_cannot_be_undone_is_no_traceback(driver: Driver, start: Start) -> None:
+    plugin = start()
+    driver.stuck = errno.EBUSY
+    assert "Device or resource busy" in plugin.probe_offload(DEVICE).describe()
+    assert len(driver.rules) == 1
+    driver.stuck = 0
+    start()
+    assert not driver.rules
+
+
 def test_a_full_table_is_no_reason_to_doubt(driver: Driver, start: Start) -> None:
     driver.rules = {place: foreign_entry(place) for place in range(64)}
     before = dict(driver.rules)
@@ -108,8 +138,6 @@ def test_the_doctor_finds_what_is_in_the_way(driver: Driver, tmp_path: Path) -> 
 
 
 def test_another_carrier_is_a_mistake(driver: Driver, tmp_path: Path) -> None:
-    import dataclasses
-
     config = dataclasses.replace(config_for(tmp_path), marking=MarkingTable())
     with pytest.raises(ConfigError, match=r"marking\.carrier: is 'metadata'; .* set it to 'rx-queue'"):
         NicNtuplePlugin(lambda _: driver).setup(make_context(config, PluginHost(), [DEVICE]))
@@ -135,8 +163,6 @@ def test_other_devices_are_none_of_its_business(driver: Driver, tmp_path: Path) 
 
 
 def test_figures_count_what_happened(driver: Driver, start: Start) -> None:
-    from test_backend import install, remove, rules
-
     plugin = start()
     install(plugin, rules([2, 3, 4]))
     remove(plugin, rules([2]))

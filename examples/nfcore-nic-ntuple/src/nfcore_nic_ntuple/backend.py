@@ -80,26 +80,25 @@ class NtupleBackend:
 
     def capabilities(self, *, trying: bool = True) -> Capabilities:
         """Find out what the NIC can do, by adding and removing a rule of each shape unless not `trying`."""
-        name, hints = self._settings.name, []
+        name, hints, others = self._settings.name, [], 0
         try:
             if not self._nic.ntuple_is_on():
                 hints.append(f"ntuple-filters is off (ethtool -K {name} ntuple on, where the driver has it)")
             self._look()
+            if lacking := self._lacking():
+                return _unable(lacking)
+            self._refused = {}
+            if trying:
+                self._try_shapes()
+                others = self._others()
         except OSError as error:
             return _unable(f"{name} has no rules that steer flows to queues: {error.strerror}", *hints)
-        if self._queues < 2:
-            return _unable(f"{name} has one receive queue; marks need more: ethtool -L {name} combined N")
-        if self._spread:
-            return _unable(self._spread)
-        if not self._table.chooses and self._places() is None:
-            return _unable(f'{name} does not tell how large its table is; say so: nic_ntuple.locations.{name} = "0-N"')
-        self._refused = {}
-        if trying:
-            self._try_shapes()
-        able = {shape for shape in FLOW_TYPES if (shape, Action.SET_MARK) not in self._refused}
         words = sorted(set(self._refused.values()))
+        able = {shape for shape in FLOW_TYPES if (shape, Action.SET_MARK) not in self._refused}
         if not able:
             return _unable(*words, *hints)
+        if others:
+            words.append(f"rules of others put packets on queues that mark: {others} of ethtool -n {name}")
         places = self._places()
         return Capabilities(
             mark_width=self._queues.bit_length() - 1,
@@ -110,16 +109,31 @@ class NtupleBackend:
             notes=(f"{self._queues} queues", *words),
         )
 
+    def _lacking(self) -> str:
+        """What marks need and the NIC has not, with what to do; empty when it has all."""
+        name = self._settings.name
+        if self._queues < 2:
+            return f"{name} has one receive queue; marks need more: ethtool -L {name} combined N"
+        if not self._table.chooses and self._places() is None:
+            return f'{name} does not tell how large its table is; say so: nic_ntuple.locations.{name} = "0-N"'
+        return self._spread
+
     def _try_shapes(self) -> None:
+        """Find out which shapes and actions the driver refuses. OSError when what was tried cannot be removed."""
         for (family, protocol), action in ((shape, action) for shape in FLOW_TYPES for action in Action):
             rule = _trial(family, protocol, action, self._queues - 1)
             status, words = self._install(rule, encode(rule.reshape(1))[0])
-            slot = self._notes.find(rule)
-            if slot is not None and status == Outcome.INSTALLED:
+            if status == Outcome.INSTALLED and (slot := self._notes.find(rule)) is not None:
                 self._delete(slot)
             if status in (Outcome.UNSUPPORTED, Outcome.FAILED):
                 what = f"{'drop' if action == Action.DROP else 'mark'} IPv{family} {'TCP' if protocol == 6 else 'UDP'}"
                 self._refused[(family, protocol), action] = f"cannot {what}: {words}"
+
+    def _others(self) -> int:
+        """Count the rules of others that put packets on queues which mark them. OSError."""
+        specs, there = self._nic.read(sorted(self._table.used - {self._notes.location(slot) for slot in self._notes}))
+        rings = specs["ring_cookie"]
+        return int(np.count_nonzero(there & (rings > 0) & (rings < self._queues)))
 
     # Rules
 
@@ -155,7 +169,9 @@ class NtupleBackend:
         """Refuse what the NIC is known not to take."""
         words = self._refused.get((shape, int(rule["action"])))
         if words is not None:
-            return Outcome.UNSUPPORTED, f"{self._settings.name} {words}"
+            # "Unsupported" is remembered of the shape: drops alone must not keep it from being marked.
+            never = (shape, Action.SET_MARK) in self._refused
+            return Outcome.UNSUPPORTED if never else Outcome.FAILED, f"{self._settings.name} {words}"
         if rule["action"] == Action.SET_MARK and not 0 < rule["mark"] < self._queues:
             return Outcome.FAILED, f"mark {rule['mark']} has no queue: {self._settings.name} has {self._queues}"
         return None
@@ -240,11 +256,6 @@ class NtupleBackend:
             return sum(1 for slot in self._standing(list(self._notes)) if self._delete(slot))
         except OSError as error:
             raise HostError(f"{self._settings.name}: rules are left: {self._words(error)}") from None
-
-    def foreign(self) -> Sequence[int]:
-        """Locations of rules that are not ours. OSError."""
-        self._look()
-        return sorted(self._table.used - {self._notes.location(slot) for slot in self._notes})
 
     # The NIC's table and the notes
 
