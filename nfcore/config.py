@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 NO_BACKEND = "none"
+MOST_QUEUE_BITS = 12
+"""Linux makes no device with more than 4,096 receive queues."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _T = TypeVar("_T", bound="Table")
 
@@ -110,7 +112,7 @@ class MarkingTable(Table):
     """`[marking]`: what a mark means and how it travels."""
 
     strategy: str = "dest-id"
-    carrier: Literal["metadata", "skb-mark"] = "metadata"
+    carrier: Literal["metadata", "skb-mark", "rx-queue"] = "metadata"
     width: int = Field(default=16, ge=1, le=24)
     """Bits of a mark that NIC and carrier transport."""
     quarantine: Duration = "1s"  # type: ignore[assignment]
@@ -436,7 +438,13 @@ def _check_strategy(reader: _Reader, host: PluginHost) -> None:
 
 
 def _check_carrier(reader: _Reader, marking: MarkingTable | None, interfaces: Sequence[InterfaceTable]) -> None:
-    if marking is None or marking.carrier != "skb-mark":
+    if marking is None:
+        return
+    if marking.carrier == "rx-queue" and marking.width > MOST_QUEUE_BITS:
+        message = f"is {marking.width}; should be at most {MOST_QUEUE_BITS} with the carrier rx-queue: "
+        message += "the number of receive queues in bits, rounded down (8 queues: 3)"
+        reader.problems.append(Problem("marking.width", message))
+    if marking.carrier != "skb-mark":
         return
     for number, interface in enumerate(interfaces):
         if interface.xdp_mode != "native":

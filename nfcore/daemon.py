@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from .carriers import Carrier, require_carrier
 from .config import Config
 from .context import Context
 from .control import ControlServer, refuse_second
@@ -48,6 +49,7 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
     context = make_context(config, host, find_devices(config))
     socket = Path(config.nf.socket)
     refuse_second(socket)
+    require_carrier(Carrier(config.marking.carrier), context.devices)
     with StopSwitch() as stop:
         try:
             with context.claims, set_up(context, host, stop.check), _engine(context, host, stop) as (engine, results):

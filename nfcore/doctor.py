@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from .carriers import Carrier, examine_carrier
 from .config import Config
 from .control import daemon_answers
 from .errors import HostError, NfcoreError, UnsupportedError
@@ -64,6 +65,9 @@ def examine(config: Config, host: PluginHost) -> Iterator[Finding]:
     for device, interface in zip(devices, config.interfaces, strict=True):
         yield from _examine_link(device, XdpMode(interface.xdp_mode))
         yield from _examine_backends(config, host, device)
+        if any(each.backends for each in devices):
+            finding = examine_carrier(Carrier(config.marking.carrier), device)
+            yield from [finding] if finding is not None else []
     context = make_context(config, host, devices, tracing=True)
     for _, findings in host.each("diagnose", context=context):
         yield from findings or ()

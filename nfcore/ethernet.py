@@ -8,6 +8,7 @@ import fcntl
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,6 +21,7 @@ HW_TC_OFFLOAD = "hw-tc-offload"
 # include/uapi/linux/{sockios,ethtool}.h
 _SIOCETHTOOL = 0x8946
 _GSTRINGS, _GSSET_INFO, _GFEATURES = 0x1B, 0x37, 0x3A
+_GRXFHINDIR, _GCHANNELS = 0x38, 0x3C
 _SS_FEATURES = 4
 _STRING_BYTES = 32
 _BLOCK_WORDS = 4
@@ -38,6 +40,33 @@ class LinkFacts:
     """Names as the kernel has them (`rx-gro`, `hw-tc-offload`, …) → on or off; those that it tells."""
     fixed: frozenset[str]
     """Features that cannot be changed."""
+
+
+@dataclass(frozen=True)
+class QueueFacts:
+    """Where a link's packets arrive that no rule steers."""
+
+    receive_queues: int | None
+    """How many there are; None when it is not told."""
+    rss: frozenset[int] | None
+    """Queues over which RSS spreads packets; None when the driver does not tell."""
+
+
+def queue_facts(name: str) -> QueueFacts:
+    """Ask the kernel about the receive queues of a link."""
+    queues = None
+    with suppress(OSError):
+        # struct ethtool_channels: four maxima, then the counts of rx, tx, other and combined.
+        told = _ethtool(name, struct.pack("=I", _GCHANNELS), 32)
+        receiving, _, _, combined = struct.unpack_from("=4I", told, 20)
+        queues = receiving + combined
+    try:
+        sized = _ethtool(name, struct.pack("=II", _GRXFHINDIR, 0), 0)
+        (size,) = struct.unpack_from("=I", sized, 4)
+        told = _ethtool(name, struct.pack("=II", _GRXFHINDIR, size), 4 * size)
+    except OSError:
+        return QueueFacts(queues, None)
+    return QueueFacts(queues, frozenset(struct.unpack_from(f"={size}I", told, 8)) if size else None)
 
 
 def link_facts(ifindex: int, name: str) -> LinkFacts:

@@ -6,8 +6,10 @@
 #include "metadata.h"
 #elif defined(CARRIER_SKB_MARK)
 #include "skb_mark.h"
+#elif defined(CARRIER_RX_QUEUE)
+#include "rx_queue.h"
 #elif defined(CARRIER_NONE)
 #include "none.h"
 #else
-#error "no carrier: build with -DCARRIER_METADATA, -DCARRIER_SKB_MARK or -DCARRIER_NONE"
+#error "no carrier: build with -DCARRIER_METADATA, -DCARRIER_SKB_MARK, -DCARRIER_RX_QUEUE or -DCARRIER_NONE"
 #endif

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site for each test that asks for one, and a CPU of its own."""
+"""A site for each test that asks for one, a CPU of its own, and nfcore's wheel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from .environments import ROOT, build_wheel
 from .site import Site, open_site
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nfcore's, built once."""
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture

@@ -4,62 +4,19 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from .environments import ROOT, make_environment, run
+
 PUBLISHED = ROOT / "tests/data"
-NOT_PACKED = shutil.ignore_patterns(
-    ".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "demo", "docs", "scripts"
-)
-DISTRIBUTIONS_PYTHON = Path("/usr/bin/python3")
-
-
-def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    return subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build from a copy, so that neither an old build folder nor a test run beside this one plays a part."""
-    folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=NOT_PACKED)
-    options = ["--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir"]
-    done = run(sys.executable, "-m", "pip", "wheel", *options, "-w", folder, folder / "source", cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("*.whl")
-    return built
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel: bcc from the distribution, the other dependencies from this one's."""
-    folder = tmp_path_factory.mktemp("installed") / "venv"
-    python = DISTRIBUTIONS_PYTHON if DISTRIBUTIONS_PYTHON.exists() else Path(sys.executable)
-    done = run(python, "-m", "venv", "--system-site-packages", folder, cwd=folder.parent)
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = run(folder / "bin/pip", "install", "--no-deps", "--no-index", wheel, cwd=folder.parent)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (packages,) = folder.glob("lib/python3.*/site-packages")
-    # .pth files of the folder that this line names are not followed: an editable nfcore there stays out.
-    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    return folder / "bin/nfcore"
+    return make_environment(tmp_path_factory.mktemp("installed") / "venv", wheel) / "nfcore"
 
 
 @pytest.fixture

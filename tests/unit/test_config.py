@@ -430,6 +430,28 @@ def test_marks_that_the_width_does_not_give_are_named(tmp_path: Path) -> None:
         load_config(path, PluginHost(), fitting)
 
 
+RX_QUEUE = """
+nf.plugins = ["katran_accel", "marking"]
+marking.carrier = "rx-queue"
+[[interfaces]]
+name = "eth1"
+chain = ["katran_accel"]
+[[katran_accel.vips]]
+address = "198.18.10.1"
+port = 80
+protocol = "tcp"
+reals = [{ address = "198.18.20.1" }]
+"""
+
+
+def test_a_receive_queue_is_narrower_than_other_marks(tmp_path: Path) -> None:
+    path = tmp_path / "nf.toml"
+    path.write_text(RX_QUEUE)
+    with pytest.raises(ConfigError, match=r"marking\.width: is 16; should be at most 12 with the carrier rx-queue"):
+        load_config(path, PluginHost())
+    assert load_config(path, PluginHost(), ["marking.width=12"]).marking.carrier == "rx-queue"
+
+
 def test_skb_mark_needs_native_mode(tmp_path: Path) -> None:
     path = tmp_path / "nf.toml"
     path.write_text(

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nfcore's conformance suite over the stand-in: with locations of ours, and with those that the driver chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from conftest import DEVICE, context_of
+from driver import Driver, foreign_entry
+
+from nfcore.rules import Capabilities
+from nfcore.testing import BackendConformance, NicUnderTest, Seen
+from nfcore_nic_ntuple import NicNtuplePlugin
+
+
+class TestOurLocations(BackendConformance):
+    """A NIC that leaves locations to its users, as Intel's and Mellanox's do."""
+
+    chooses = False
+
+    @pytest.fixture
+    def nic(self, tmp_path: Path) -> Iterator[NicUnderTest]:
+        driver = Driver(queues=256, size=2048, chooses=self.chooses)
+        running: list[NicNtuplePlugin] = []
+
+        def start() -> NicNtuplePlugin:
+            plugin = NicNtuplePlugin(lambda _: driver)
+            plugin.setup(context_of(tmp_path))
+            running.append(plugin)
+            return plugin
+
+        def send(frame: bytes, count: int) -> Seen:
+            return Seen(*driver.send(frame, count))
+
+        def foreign() -> Callable[[], bool]:
+            driver.put(2047, foreign_entry())
+            return lambda: driver.rules.get(2047) == foreign_entry()
+
+        def leftovers() -> Sequence[str]:
+            files = [str(path) for path in tmp_path.iterdir()]
+            return files + [f"a rule at {place}" for place in driver.rules if place != 2047]
+
+        yield NicUnderTest(
+            plugin=start(),
+            device=DEVICE,
+            capabilities=Capabilities(mark_width=8, counters=False),
+            send=send,
+            restart=start,
+            table_size=2048,
+            foreign=foreign,
+            leftovers=leftovers,
+        )
+        for plugin in running:
+            plugin.teardown()
+
+
+class TestLocationsOfTheDriver(TestOurLocations):
+    """A NIC whose driver chooses them, as Broadcom's does."""
+
+    chooses = True
