@@ -16,5 +16,5 @@ export PATH
 ruff check .
 ruff format --check .
 mypy
-find bpf tests -name "*.[ch]" -exec clang-format --dry-run --Werror {} +
+find bpf tests nfcore/scaffold examples -name "*.[ch]" -exec clang-format --dry-run --Werror {} +
 exec python -m pytest "$@"

@@ -2,7 +2,7 @@
 """The rules that an earlier run left on the NIC: taken over when their marks still mean the same, removed otherwise.
 
 Told apart by cookie: rules of others are not touched. Whether marks mean the same is told by a fingerprint of
-strategy, width and the network functions' numbering, which each run leaves for the next.
+strategy, its table, width and the network functions' numbering, which each run leaves for the next.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ def _fingerprint(context: Context) -> int:
     digest = hashlib.blake2b(digest_size=7)
     strategy = context.strategy
     digest.update(f"{strategy and strategy.name} {context.marks.width}".encode())
+    # What a strategy is told to do may decide which target gets which mark.
+    table = context.config.sections.get(context.strategist or "")
+    if table is not None:
+        digest.update(table.model_dump_json().encode())
     for nf in context.nfs:
         digest.update(nf.name.encode() + b"\0" + nf.fingerprint())
     return int.from_bytes(digest.digest(), "big")
@@ -112,7 +116,7 @@ def _as_flows(
     batch.rows["nf"] = nf.number
     kept = nf.recognise(batch, rules["mark"])
     if context.strategy is not None and context.strategy.meaning is MarkMeaning.FLOW:
-        kept[kept] = context.marks.adopt(rules["mark"][kept])
+        kept[kept] = context.marks.claim(rules["mark"][kept])
     return batch, kept
 
 

@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from .daemon_commands import JsonOption
 from .daemon_commands import app as daemon_commands
 from .errors import NfcoreError
+from .scaffold import Kind, make_skeleton, write_skeleton
 from .terminal import show
 from .version import __version__
 
@@ -293,6 +294,40 @@ def bench(
     require_root("bench")
     sizes = Sizes.smoke() if smoke else Sizes.quick() if quick else Sizes()
     run_bench(chosen, sizes, nf, report, as_json=as_json)
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The plugin's name, such as acme_nic.")],
+    kind: Annotated[Kind, typer.Option(help="What it is to be: an offload backend, a marking strategy, an NF.")],
+    into: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write it; default: nfcore-NAME, here.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there already.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a plugin that works, as a distribution of its own, for you to change.
+
+    It has a table in the TOML, its hooks, a README, an example TOML, and tests that pass at once: for a backend and a
+    strategy the conformance suite of nfcore.testing. NAME is the plugin's name in nf.plugins and that of its table.
+
+    Examples:
+
+      nfcore new-plugin acme_nic --kind backend
+
+      nfcore new-plugin by_rack --kind strategy --into ~/src/nfcore-by-rack --json
+    """
+    skeleton = make_skeleton(name, kind, force=force)
+    folder = into or Path(skeleton.distribution)
+    written = write_skeleton(skeleton, folder, force=force)
+    if as_json:
+        row = {"name": skeleton.name, "kind": kind.value, "distribution": skeleton.distribution}
+        row |= {"module": skeleton.module, "folder": str(folder.resolve())}
+        typer.echo(json.dumps(row | {"files": [str(path.relative_to(folder.resolve())) for path in written]}))
+        return
+    for path in written:
+        typer.echo(str(folder / path.relative_to(folder.resolve())))
+    typer.echo(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && nfcore check example.toml")
 
 
 app.registered_commands += daemon_commands.registered_commands

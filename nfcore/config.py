@@ -153,6 +153,8 @@ class OffloadTable(Table):
 
 CheckTable = Callable[[Mapping[str, Any], str], Iterable[Problem]]
 """Further checks of a plugin's raw table, given with its path. Runs even where single values are wrong."""
+CheckWhole = Callable[["Config"], Iterable[Problem]]
+"""Checks of a plugin's table against the others', such as `[marking]`, once all of these could be read."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ class Section:
     check: CheckTable | None = None
     count_targets: Callable[[Any], int] | None = None
     """Of a network function: how many targets a table (a `model`) names, each of which needs a mark of its own."""
+    check_whole: CheckWhole | None = None
 
 
 @dataclass(frozen=True)
@@ -317,9 +320,13 @@ def load_config(path: Path, host: PluginHost, overrides: Sequence[str] = ()) -> 
     _check_carrier(reader, marking, interfaces)
     if marking is not None and offload is not None:
         _check_width(reader, host, marking, offload, sections)
-    if reader.problems or nf is None or marking is None or offload is None:
+    if nf is None or marking is None or offload is None:
         raise ConfigError(str(path), reader.problems)
-    return Config(str(path), nf, interfaces, marking, offload, sections, tuple(overrides))
+    config = Config(str(path), nf, interfaces, marking, offload, sections, tuple(overrides))
+    _check_whole(reader, host, config)
+    if reader.problems:
+        raise ConfigError(str(path), reader.problems)
+    return config
 
 
 def _load_plugins(reader: _Reader, host: PluginHost) -> None:
@@ -363,6 +370,16 @@ def _read_sections(reader: _Reader, host: PluginHost) -> dict[str, Table]:
             except Exception as error:  # noqa: BLE001 - as above
                 reader.problems.append(Problem(name, f"plugin {name!r} cannot check its table: {error}"))
     return sections
+
+
+def _check_whole(reader: _Reader, host: PluginHost, config: Config) -> None:
+    for name, section in host.each("config_section"):
+        if section is None or section.check_whole is None or name not in config.sections:
+            continue
+        try:
+            reader.problems.extend(section.check_whole(config))
+        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
+            reader.problems.append(Problem(name, f"plugin {name!r} cannot check the configuration: {error}"))
 
 
 def _check_tables_owned(reader: _Reader, host: PluginHost) -> None:

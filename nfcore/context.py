@@ -88,6 +88,8 @@ class Context:
     strategy: StrategyInfo | None
     """None: no interface is accelerated."""
     marks: MarkAllocator
+    strategist: str | None = None
+    """The plugin that offers the strategy."""
     tracing: bool = False
     """True under `nfcore trace`: nothing will be attached or pinned."""
     claims: Claims = field(default_factory=Claims)

@@ -86,18 +86,29 @@ class MarkAllocator:
 
     def leased(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Whether each mark is on lease to a CPU; never 0 or one that is out of range."""
-        inside = np.where(marks < self.size, marks, 0).astype(np.uint32)
-        on_lease: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == MarkState.LEASED)
-        return on_lease
+        return self._are(MarkState.LEASED, marks)
 
-    def adopt(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Make free marks live that are in use since an earlier run. False for those that are not free."""
+    def _are(self, state: MarkState, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         inside = np.where(marks < self.size, marks, 0).astype(np.uint32)
-        good: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == MarkState.FREE)
-        good &= first_of_each(inside)
-        self.state[inside[good]] = MarkState.LIVE
-        left = [chunk[self.state[chunk] == MarkState.FREE] for chunk in self._free]
-        self._free = deque(chunk for chunk in left if len(chunk))
+        there: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == state)
+        return there
+
+    def free(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Whether each mark is in nobody's hand and has rested; never 0 or one that is out of range."""
+        self._end_quarantine()
+        return self._are(MarkState.FREE, marks)
+
+    def claim(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Make these very marks live: for strategies with an order of their own, and marks of an earlier run.
+
+        False for those that are not free, and for all but the first of one that comes twice. The time that it takes
+        grows with the number of free marks, not with that of `marks`: ask for many at once.
+        """
+        good = self.free(marks) & first_of_each(marks)
+        if good.any():
+            self.state[marks[good]] = MarkState.LIVE
+            left = [chunk[self.state[chunk] == MarkState.FREE] for chunk in self._free]
+            self._free = deque(chunk for chunk in left if len(chunk))
         return good
 
     def confirm(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:

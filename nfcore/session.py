@@ -52,12 +52,12 @@ def find_devices(config: Config, *, all_of_them: bool = True) -> list[Device]:
     ]
 
 
-def chosen_strategy(config: Config, host: PluginHost) -> StrategyInfo | None:
-    """Find the strategy that the configuration names, if a loaded plugin offers it."""
-    for _, infos in host.each("marking_strategies"):
+def chosen_strategy(config: Config, host: PluginHost) -> tuple[str, StrategyInfo] | None:
+    """Find the strategy that the configuration names, if a loaded plugin offers it, and that plugin's name."""
+    for plugin, infos in host.each("marking_strategies"):
         for info in infos or ():
             if info.name == config.marking.strategy:
-                return info  # type: ignore[no-any-return]
+                return plugin, info
     return None
 
 
@@ -69,10 +69,12 @@ def state_path(config: Config) -> Path:
 def make_context(config: Config, host: PluginHost, devices: list[Device], *, tracing: bool = False) -> Context:
     """Make the context of one run. Without a backend on any device no strategy is chosen: nothing sets marks."""
     accelerated = any(device.backends for device in devices)
+    chosen = chosen_strategy(config, host) if accelerated else None
     return Context(
         config=config,
         devices=devices,
-        strategy=chosen_strategy(config, host) if accelerated else None,
+        strategy=chosen[1] if chosen else None,
+        strategist=chosen[0] if chosen else None,
         marks=MarkAllocator(config.marking.width, config.marking.quarantine),
         tracing=tracing,
         state=State(None if tracing else state_path(config)),

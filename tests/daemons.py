@@ -24,13 +24,15 @@ class Daemons:
     socket: Path
     patience: float
     """Seconds until something that should happen counts as not happening."""
+    python: Path = Path(sys.executable)
+    """That of the environment with the nfcore that is to run."""
     started: list[subprocess.Popen[str]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     """What the last one wrote until it was ready."""
 
     def start(self, config: Path) -> subprocess.Popen[str]:
         """Start one and wait until it is ready; AssertionError with its words when it ends instead."""
-        command = [*self.enter, sys.executable, "-m", "nfcore.cli", "run", str(config)]
+        command = [*self.enter, str(self.python), "-m", "nfcore.cli", "run", str(config)]
         daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.started.append(daemon)
         assert daemon.stderr is not None

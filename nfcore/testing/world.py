@@ -47,6 +47,10 @@ def context_for(
         offload=OffloadTable(),
         sections=_sections(host, name, dict(table or {})),
     )
+    section = host.call(name, "config_section")
+    problems = list(section.check_whole(config)) if section is not None and section.check_whole is not None else []
+    if problems:
+        raise ConfigError(SOURCE, problems)
     return make_context(config, host, list(devices))
 
 

@@ -18,6 +18,7 @@ from nfcore.context import Context
 from nfcore.flows import FlowBatch
 from nfcore.hookspecs import hookimpl
 from nfcore.marks import MarkAllocator, MarkMeaning, StrategyInfo
+from nfcore.targetmarks import Target, TargetMarks
 
 FLOW_ID = StrategyInfo("flow-id", MarkMeaning.FLOW, "one mark per flow")
 DEST_ID = StrategyInfo("dest-id", MarkMeaning.TARGET, "one mark per target, shared by all its flows")
@@ -39,37 +40,15 @@ class FlowId:
         self._marks.release(marks)
 
 
-class DestId:
+class DestId(TargetMarks):
     """One mark per (nf, target), numbered in the order in which targets appear, kept until the target is gone."""
 
     def __init__(self, marks: MarkAllocator) -> None:
-        self._marks = marks
-        self._known: dict[tuple[int, int], int] = {}
+        super().__init__(marks, self._next)
 
-    def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
-        """Give each row the mark of its target, 0 when no mark is left for a new one."""
-        given = np.zeros(len(batch), dtype=np.uint32)
-        for number in np.unique(batch.rows["nf"]).tolist():
-            mine = batch.rows["nf"] == number
-            targets, first, inverse = np.unique(batch.rows["target"][mine], return_index=True, return_inverse=True)
-            # In the order of their appearance: what the first run numbered so, the next numbers alike.
-            for position in np.argsort(first).tolist():
-                self._learn((number, int(targets[position])))
-            marks = [self._known.get((number, target), 0) for target in targets.tolist()]
-            given[mine] = np.array(marks, dtype=np.uint32)[inverse]
-        return given
-
-    def _learn(self, pair: tuple[int, int]) -> None:
-        if pair not in self._known:
-            mark = self._marks.take(1)
-            if len(mark):
-                self._known[pair] = int(mark[0])
-
-    def release(self, marks: NDArray[np.uint32]) -> None:
-        """Put the marks of targets that are gone into quarantine."""
-        ended = set(marks.tolist())
-        self._known = {pair: mark for pair, mark in self._known.items() if mark not in ended}
-        self._marks.release(marks)
+    def _next(self, targets: Sequence[Target]) -> NDArray[np.uint32]:
+        taken = self._marks.take(len(targets))
+        return np.pad(taken, (0, len(targets) - len(taken)))
 
 
 class MarkingPlugin:

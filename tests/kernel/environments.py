@@ -11,9 +11,9 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_PACKED = shutil.ignore_patterns(
-    ".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "demo", "docs", "examples", "scripts"
-)
+LITTER = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
+NOT_PACKED = {"tests", "demo", "docs", "examples", "scripts"}
+"""Folders beside a distribution's packages; within these, such as among templates, the names mean something else."""
 DISTRIBUTIONS_PYTHON = Path("/usr/bin/python3")
 
 
@@ -33,7 +33,12 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
 
 def build_wheel(source: Path, folder: Path) -> Path:
     """Build from a copy, so that neither an old build folder nor a test run beside this one plays a part."""
-    shutil.copytree(source, folder / "source", symlinks=True, ignore=NOT_PACKED)
+
+    def ignored(where: str, names: list[str]) -> set[str]:
+        beside = NOT_PACKED if Path(where) == source else set()
+        return LITTER(where, names) | beside
+
+    shutil.copytree(source, folder / "source", symlinks=True, ignore=ignored)
     options = ["--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir"]
     done = run(sys.executable, "-m", "pip", "wheel", *options, "-w", folder, folder / "source", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -82,7 +82,26 @@ locations = { eth1 = "0-1023" }
         "no rules can be read: Operation not supported",
     ),
 )
-ALL = [NTUPLE]
+TENANT = Example(
+    "nfcore-strategy-tenant",
+    "tenant_marks",
+    frozenset({"allocate_mark", "release_mark", "marking_strategies", "collect_stats", "register_commands"}),
+    """
+[nf]
+plugins = ["katran_accel", "tenant_marks", "tc_offload"]
+socket = "SOCKET"
+[[interfaces]]
+name = "eth1"
+chain = ["katran_accel"]
+offload = ["tc_offload", "none"]
+[marking]
+strategy = "tenant"
+[tenant_marks]
+owners = [{ name = "blue", block = 1, vips = ["198.18.10.0/24"] }]
+"""
+    + BALANCER,
+)
+ALL = [NTUPLE, TENANT]
 
 
 @cache
@@ -160,8 +179,9 @@ def test_its_own_tests_pass_where_it_is_installed(example: Example, installed: P
     """As its author runs them, but far from the checkout: the tests see what was installed, not the sources."""
     own = tmp_path / "checkout"
     own.mkdir()
-    for name in ("tests", "pyproject.toml"):
-        subprocess.run(["cp", "-r", EXAMPLES / example.folder / name, own / name], check=True)
+    for path in (EXAMPLES / example.folder).iterdir():
+        if path.name == "tests" or path.suffix == ".toml":
+            subprocess.run(["cp", "-r", path, own / path.name], check=True)
     done = run(installed / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", own, cwd=own)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     if os.environ.get("CI", "").lower() == "true":

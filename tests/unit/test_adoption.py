@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from nfcore.config import Table
 from nfcore.engine import Engine
 from nfcore.flowtable import FlowState
 from nfcore.rules import SetMark
@@ -63,6 +65,26 @@ def test_the_next_run_removes_what_means_something_else(make: Callable[..., Worl
     assert second.nic.rules == {}
     assert second.engine.ledger.counts["stale_removed"] == 2
     assert len(second.engine.table) == 0
+
+
+class Order(Table):
+    """The table of a strategy that gives marks in an order of its own."""
+
+    begin: int = 1
+
+
+@pytest.mark.parametrize(("begin", "kept"), [(1, 2), (2, 0)])
+def test_another_table_of_the_strategy_gives_marks_another_meaning(
+    make: Callable[..., World], begin: int, kept: int
+) -> None:
+    first = make("dest-id")
+    first.context.config = replace(first.context.config, sections={"marking": Order()})
+    first.start()
+    first.report(1001, 1002)
+    second = killed_and_restarted(make, first, "dest-id")
+    second.context.config = replace(second.context.config, sections={"marking": Order(begin=begin)})
+    second.start()
+    assert len(second.nic.rules) == second.engine.ledger.counts["adopted"] == kept
 
 
 def test_a_mark_without_its_entry_is_not_taken_over(make: Callable[..., World]) -> None:

@@ -35,6 +35,7 @@ COMMANDS = [
     ["bench"],
     ["cleanup"],
     ["trace"],
+    ["new-plugin"],
     ["softnic", "create"],
     ["softnic", "remove"],
 ]

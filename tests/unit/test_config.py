@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from nfcore.config import Section, format_duration, load_config, parse_duration, read_toml, write_toml
-from nfcore.errors import ConfigError
+from nfcore.config import Config, Section, Table, format_duration, load_config, parse_duration, read_toml, write_toml
+from nfcore.errors import ConfigError, Problem
 from nfcore.hookspecs import hookimpl
 from nfcore.host import PluginHost
 
@@ -194,8 +195,40 @@ def test_a_plugin_that_cannot_describe_its_table(tmp_path: Path, monkeypatch: py
     assert (where, message) == ("shy", "plugin 'shy' cannot say what its table should be: no schema today")
 
 
+class Empty(Table):
+    """A table without keys."""
+
+
+class LooksAround:
+    """A plugin that looks at other tables than its own."""
+
+    @hookimpl
+    def config_section(self) -> Section:
+        return Section(Empty, check_whole=self._check)
+
+    @staticmethod
+    def _check(config: Config) -> Iterator[Problem]:
+        if config.marking.width < 8:
+            raise ArithmeticError("that few bits")
+        if config.marking.width < 12:
+            yield Problem("marking.width", f"is {config.marking.width}; should be 12 or more")
+
+
+def test_a_plugin_may_look_at_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed_with(monkeypatch, "looks", f"{__name__}:LooksAround")
+    monkeypatch.setattr(EntryPoint, "load", load_here(EntryPoint.load))
+    plugins = 'nf.plugins=["katran_accel", "marking", "softnic", "stats", "looks"]'
+    assert mistake(tmp_path, plugins, "marking.width=11") == ("marking.width", "is 11; should be 12 or more")
+    # Beside other mistakes, too.
+    found = mistakes(tmp_path, GOOD, plugins, "marking.width=11", "interfaces=[{}]")
+    assert {"marking.width", "interfaces[0].name"} <= found.keys()
+    where, message = mistake(tmp_path, plugins, "marking.width=7")
+    assert (where, message) == ("looks", "plugin 'looks' cannot check the configuration: that few bits")
+
+
 def load_here(load: Any) -> Any:
-    return lambda point: WithTable if point.value.endswith(":WithTable") else load(point)
+    here = {f"{__name__}:{plugin.__name__}": plugin for plugin in (WithTable, LooksAround)}
+    return lambda point: here.get(point.value) or load(point)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -106,7 +106,18 @@ def test_every_source_names_its_licence() -> None:
 
 
 def folders() -> list[Path]:
-    fixed = ("", "nfcore", "nfcore/kernel", "nfcore/bench", "plugins", "bpf", "bpf/carriers", "bpf/bench", "tests")
+    fixed = (
+        "",
+        "nfcore",
+        "nfcore/kernel",
+        "nfcore/bench",
+        "nfcore/scaffold",
+        "plugins",
+        "bpf",
+        "bpf/carriers",
+        "bpf/bench",
+        "tests",
+    )
     return [
         ROOT / folder for folder in (*fixed, "nfcore/testing", "tests/unit", "tests/kernel", "examples", "demo", "docs")
     ] + [PLUGINS / name for name in plugin_names()]

@@ -47,9 +47,10 @@ def in_charge(host: PluginHost, config: Config, strategy: str, *devices: Device)
 @pytest.mark.parametrize(("name", "meaning"), [("flow-id", MarkMeaning.FLOW), ("dest-id", MarkMeaning.TARGET)])
 def test_one_word_chooses(host: PluginHost, config: Config, name: str, meaning: MarkMeaning) -> None:
     marking = config.marking.model_copy(update={"strategy": name})
-    info = chosen_strategy(replace(config, marking=marking), host)
-    assert info is not None
-    assert (info.name, info.meaning) == (name, meaning)
+    chosen = chosen_strategy(replace(config, marking=marking), host)
+    assert chosen is not None
+    plugin, info = chosen
+    assert (plugin, info.name, info.meaning) == ("marking", name, meaning)
 
 
 def test_flow_id_confirms_what_is_on_lease(host: PluginHost, config: Config) -> None:

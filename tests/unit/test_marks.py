@@ -62,9 +62,8 @@ class LivesOfMarks(RuleBasedStateMachine):
         self.released: dict[int, float] = {}
 
     def _handed_out(self, marks: list[int]) -> None:
-        held = {mark for pool in self.pooled.values() for mark in pool} | self.reported | self.live
         assert len(set(marks)) == len(marks)
-        assert not held & set(marks)
+        assert not self._held() & set(marks)
         for mark in marks:
             assert 1 <= mark < 1 << WIDTH
             assert self.now - self.released.pop(mark, -QUARANTINE) >= QUARANTINE
@@ -80,6 +79,24 @@ class LivesOfMarks(RuleBasedStateMachine):
         assert len(marks) == min(wanted, free)
         self._handed_out(marks)
         self.live |= set(marks)
+
+    @rule(data=st.data())
+    def claim(self, data: st.DataObject) -> None:
+        """Particular marks: those that are free and rested are given, each once, whatever else is asked for."""
+        any_mark = st.one_of(st.integers(0, (1 << WIDTH) + 1), st.just(2**32 - 1))
+        marks = data.draw(st.lists(any_mark, max_size=12))
+        barred = self._held() | {mark for mark, since in self.released.items() if self.now - since < QUARANTINE}
+        free = [0 < mark < 1 << WIDTH and mark not in barred for mark in marks]
+        assert self.allocator.free(marks_of(*marks)).tolist() == free
+        expected = [free[number] and mark not in marks[:number] for number, mark in enumerate(marks)]
+        given = self.allocator.claim(marks_of(*marks))
+        assert given.tolist() == expected
+        fresh = marks_of(*marks)[given].tolist()
+        self._handed_out(fresh)
+        self.live |= set(fresh)
+
+    def _held(self) -> set[int]:
+        return {mark for pool in self.pooled.values() for mark in pool} | self.reported | self.live
 
     def _busy(self) -> int:
         resting = sum(self.now - since < QUARANTINE for since in self.released.values())
@@ -140,8 +157,8 @@ class LivesOfMarks(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def wrong_release_changes_nothing(self, data: st.DataObject) -> None:
-        held = self.live | self.reported | {mark for pool in self.pooled.values() for mark in pool}
-        wrong = data.draw(st.sampled_from(sorted({1 << WIDTH, *range(1, 1 << WIDTH)} - held) or [1 << WIDTH]))
+        others = sorted({1 << WIDTH, *range(1, 1 << WIDTH)} - self._held())
+        wrong = data.draw(st.sampled_from(others or [1 << WIDTH]))
         good = sorted(self.live)[:1]
         before = self.allocator.state.copy()
         with pytest.raises(ValueError, match=f"mark {wrong} cannot be released"):
@@ -273,6 +290,14 @@ def test_marks_rest_longest_free_first() -> None:
     allocator.release(marks_of(2))
     assert allocator.take(9).tolist() == [4, 5, 6, 7, 2]
     assert allocator.generation[[1, 2]].tolist() == [0, 1]
+
+
+def test_what_is_claimed_is_not_taken() -> None:
+    allocator = MarkAllocator(3, 0.0, lambda: 0.0)
+    assert allocator.claim(marks_of(5, 2, 5)).tolist() == [True, True, False]
+    allocator.release(marks_of(5))
+    assert allocator.take(9).tolist() == [1, 3, 4, 6, 7, 5]
+    assert allocator.claim(marks_of(1, 2, 5)).tolist() == [False, False, False]
 
 
 def test_a_lease_fills_only_cpus_that_run_low() -> None:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TOMLs with owners, and what the strategy sees of a run with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nfcore.config import Config, load_config
+from nfcore.context import Context
+from nfcore.host import PluginHost
+from nfcore.marks import MarkAllocator
+from nfcore.rules import Device
+from nfcore.session import make_context
+from nfcore_strategy_tenant.table import NAME
+
+OWNERS = """
+[[tenant_marks.owners]]
+name = "blue"
+block = 1
+vips = ["198.18.10.0/24", "2001:db8:10::/48"]
+
+[[tenant_marks.owners]]
+name = "green"
+block = 3
+vips = ["198.18.11.1:80/tcp", "[2001:db8:11::1]:80/tcp"]
+"""
+
+
+def toml(owners: str = OWNERS, bits: int = 2, width: int = 5) -> str:
+    """A TOML with nothing but the strategy."""
+    head = f'[nf]\nplugins = ["{NAME}"]\n[marking]\nstrategy = "tenant"\nwidth = {width}\n'
+    return f"{head}[{NAME}]\nbits = {bits}\n{owners}"
+
+
+def load(folder: Path, text: str) -> tuple[Config, PluginHost]:
+    """Load a TOML as `nfcore` does."""
+    path = folder / "tenants.toml"
+    path.write_text(text, encoding="utf-8")
+    host = PluginHost()
+    return load_config(path, host), host
+
+
+@dataclass
+class Function:
+    """As much of a network function as the strategy looks at: names of its targets."""
+
+    vips: dict[int, str] = field(default_factory=dict)
+    number: int = 0
+
+    def describe(self, target: int) -> Mapping[str, str]:
+        return {"vip": self.vips[target], "real": "198.18.20.11"} if target in self.vips else {}
+
+
+class Run:
+    """The plugin, set up, and one network function."""
+
+    def __init__(self, config: Config, host: PluginHost, clock: Callable[[], float], quarantine: float = 1.0) -> None:
+        self.host = host
+        self.function = Function()
+        self.context: Context = make_context(config, host, [Device("eth1", 4, ("some_nic",))])
+        self.context.marks = MarkAllocator(config.marking.width, quarantine, clock)
+        host.call(NAME, "setup", context=self.context)
+        self.context.register_nf(self.function)  # type: ignore[arg-type]  # what is left out is never asked for

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nfcore asks of every offload backend. Each test is a promise, in its docstring's words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from nfcore.flows import FlowMatch
+from nfcore.rules import Capabilities, Device, Rule, SetMark
+from nfcore.testing import BackendConformance, NicUnderTest, Seen, context_for
+
+from nfcore_my_name import MyNamePlugin
+from nfcore_my_name.nic import MARK_WIDTH, Entry, find_nic, forget_nic
+from nfcore_my_name.plugin import NAME
+
+from .wire import flow_of
+
+DEVICE = Device("eth1", 4, (NAME,))
+SIZE = 64
+
+
+class TestConformance(BackendConformance):
+    """Your device in the place of the NIC in memory: give its abilities here, and `lacks` what it cannot do."""
+
+    @pytest.fixture
+    def nic(self, tmp_path: Path) -> Iterator[NicUnderTest]:
+        yield NicUnderTest(
+            plugin=set_up(tmp_path),
+            device=DEVICE,
+            capabilities=Capabilities(mark_width=MARK_WIDTH, table_size=SIZE),
+            send=send,
+            restart=lambda: set_up(tmp_path),
+            table_size=SIZE,
+            foreign=somebody_elses_rule,
+            leftovers=lambda: [str(entry.rule) for entry in find_nic(DEVICE.ifindex, SIZE).ours()],
+        )
+        forget_nic(DEVICE.ifindex)
+
+
+def set_up(folder: Path) -> MyNamePlugin:
+    plugin = MyNamePlugin()
+    plugin.setup(context_for(plugin, NAME, [DEVICE], {"rules": SIZE}, folder=folder))
+    return plugin
+
+
+def send(frame: bytes, count: int) -> Seen:
+    arrived = [find_nic(DEVICE.ifindex, SIZE).receive(flow_of(frame), len(frame)) for _ in range(count)]
+    return Seen(Counter(mark for mark in arrived if mark is not None), arrived.count(None))
+
+
+def somebody_elses_rule() -> Callable[[], bool]:
+    entries = find_nic(DEVICE.ifindex, SIZE).entries
+    rule = Rule(FlowMatch.parse("198.18.255.1:1 > 198.18.255.2:2/udp"), SetMark(9), cookie=0x1234)
+    entries[rule.match] = Entry(rule)
+    return lambda: rule.match in entries and entries[rule.match].rule == rule

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real program under the real engine, by test runs: no interface is touched. Loading it needs root."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from nfcore.config import load_config
+from nfcore.errors import ConfigError
+from nfcore.flows import FlowMatch
+from nfcore.flowtable import FlowState
+from nfcore.host import PluginHost
+from nfcore.null_backend import NULL_BACKEND, NullBackend
+from nfcore.rules import Device
+from nfcore.session import make_context, make_engine, set_up
+from nfcore.testing import sample_flow, sample_frame
+from nfcore.worker import InlineWorker
+
+from nfcore_my_name.meter import NAME, Meter
+
+EXAMPLE = Path(__file__).parents[1] / "example.toml"
+LOOPBACK = 1
+"""ifindex that a test run gives to a packet."""
+MIN_PACKETS = 8
+HTTP = sample_flow(1)
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loading a BPF program needs root")
+
+
+class World:
+    """The plugin, set up from the example, and an engine whose NIC takes every rule."""
+
+    def __init__(self, leaving: ExitStack, *overrides: str) -> None:
+        self.host = PluginHost()
+        config = load_config(EXAMPLE, self.host, overrides)
+        self.host.register(NullBackend(), NULL_BACKEND)
+        context = make_context(config, self.host, [Device("eth1", LOOPBACK, (NULL_BACKEND,))], tracing=True)
+        leaving.enter_context(set_up(context, self.host))
+        self.engine = make_engine(context, self.host, {LOOPBACK: InlineWorker()})
+        self.engine.start()
+        (function,) = context.nfs
+        assert isinstance(function, Meter)
+        self.meter = function
+
+    def send(self, flow: FlowMatch, count: int = 1, mark: int = 0) -> None:
+        for _ in range(count):
+            run = self.meter.program.test_run(sample_frame(flow), metadata=struct.pack("=I", mark) if mark else b"")
+            assert run.verdict.name == "XDP_PASS"
+
+    def counted(self) -> list[list[int]]:
+        """(fast, slow) of port 80, then of port 443."""
+        counted: list[list[int]] = self.meter.counted().tolist()
+        return counted
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with ExitStack() as leaving:
+        yield World(leaving)
+
+
+def test_a_flow_that_is_worth_it_gets_a_rule_and_is_counted_by_its_mark(world: World) -> None:
+    world.send(HTTP, MIN_PACKETS - 1)
+    assert world.engine.poll() == 0
+    world.send(HTTP)
+    assert world.engine.poll() == 1
+    (slot,) = world.engine.table.slots_in(FlowState.INSTALLED)
+    assert world.engine.table.flow["target"][slot] == HTTP.dport
+    world.send(HTTP, 3, mark=int(world.engine.table.mark[slot]))
+    assert world.counted() == [[3, MIN_PACKETS], [0, 0]]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_every_kind_of_flow_is_seen(world: World, family: int, protocol: str) -> None:
+    flow = sample_flow(7, family, protocol)
+    world.send(flow, MIN_PACKETS)
+    world.engine.poll()
+    (found,) = world.engine.table.batch(world.engine.table.slots_in(FlowState.INSTALLED))
+    assert found.match == flow
+
+
+def test_a_mark_of_another_port_is_not_believed(world: World) -> None:
+    marks = world.host.first("allocate_mark", batch=world.meter.targets()).tolist()
+    assert len(set(marks)) == len(world.meter.ports)
+    world.send(HTTP, mark=marks[1])
+    world.send(HTTP, mark=9999)
+    assert world.counted() == [[0, 2], [0, 0]]
+
+
+def test_ports_that_nobody_watches_pass_uncounted(world: World) -> None:
+    world.send(FlowMatch(HTTP.src, HTTP.dst, HTTP.proto, HTTP.sport, 81), MIN_PACKETS)
+    assert world.engine.poll() == 0
+    assert world.counted() == [[0, 0], [0, 0]]
+
+
+def test_a_restored_flow_is_reported_anew(world: World) -> None:
+    for _ in range(2):
+        world.send(HTTP, MIN_PACKETS)
+        batch = world.meter.read_events(100)
+        assert [flow.match for flow in batch] == [HTTP]
+        world.host.call(NAME, "restore_flows", batch=batch)
+
+
+def test_a_retired_mark_means_nothing(world: World) -> None:
+    marks = world.host.first("allocate_mark", batch=world.meter.targets())
+    world.host.call(NAME, "retire_marks", nf=world.meter.number, marks=marks)
+    world.send(HTTP, mark=int(marks[0]))
+    assert world.counted() == [[0, 1], [0, 0]]
+
+
+def test_marks_of_flows_are_refused() -> None:
+    with ExitStack() as leaving, pytest.raises(ConfigError, match=r"marking\.strategy: is 'flow-id'"):
+        World(leaving, "marking.strategy=flow-id")
