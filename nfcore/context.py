@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .claims import Claims
 from .config import Config
 from .flows import FlowBatch
+from .health import Health
 from .marks import CpuPools, MarkAllocator, StrategyInfo
 from .metrics import MetricFamily
 from .rules import Device
@@ -98,6 +99,10 @@ class Context:
     methods: dict[str, Method] = field(default_factory=dict)
     collect: Callable[[], Iterable[tuple[str, Iterable[MetricFamily]]]] = field(default=lambda: ())
     """Everybody's figures with their plugin's name. Works once the engine is there."""
+    blame: Callable[[str, str, str], None] = field(default=lambda plugin, hook, words: None)
+    """Counts and logs a plugin's fault: plugin, hook, words. Works once the engine is there."""
+    health: Health = field(default_factory=Health)
+    """Whether the daemon is alive."""
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("nfcore"))
 
     def register_nf(self, nf: NetworkFunction) -> None:
