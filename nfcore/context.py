@@ -101,6 +101,9 @@ class Context:
     """Everybody's figures with their plugin's name. Works once the engine is there."""
     blame: Callable[[str, str, str], None] = field(default=lambda plugin, hook, words: None)
     """Counts and logs a plugin's fault: plugin, hook, words. Works once the engine is there."""
+    soon: Callable[[Callable[[], None]], None] = field(default=lambda job: job())
+    """Runs a job on the event loop's thread, soon; for any thread. Without an event loop: now."""
+    starters: list[Callable[[], None]] = field(default_factory=list)
     health: Health = field(default_factory=Health)
     """Whether the daemon is alive."""
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("nfcore"))
@@ -113,6 +116,10 @@ class Context:
     def register_method(self, name: str, method: Method) -> None:
         """Answer `name` on the control socket."""
         self.methods[name] = method
+
+    def when_running(self, start: Callable[[], None]) -> None:
+        """Call `start` once the daemon is ready, on the event loop's thread; never where there is no daemon."""
+        self.starters.append(start)
 
     def devices_of(self, nf_name: str) -> list[Device]:
         """Give the devices whose chain names the network function."""

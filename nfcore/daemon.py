@@ -108,6 +108,7 @@ def _engine(context: Context, host: PluginHost, stop: StopSwitch) -> Iterator[tu
     results: Results = queue.SimpleQueue()
     workers = {device.ifindex: DeviceWorker(device.name, results.put) for device in context.devices}
     engine = make_engine(context, host, workers)
+    context.soon = results.put
     context.health.workers = {device.name: workers[device.ifindex].busy_seconds for device in context.devices}
     with ExitStack() as leaving, LinkWatch(workers) as engine.links:
         leaving.callback(_stop_workers, engine, workers)
@@ -161,6 +162,8 @@ class _Daemon:
         try:
             switch.check()  # what came until the loop had its handlers
             await self._server.open()
+            for start in self._engine.context.starters:
+                start()
             announce()
             await self._pump(stop)
         finally:

@@ -89,8 +89,14 @@ def test_a_plugins_family_is_left_as_it_was() -> None:
         (MetricFamily("nfcore_nic_sum", MetricKind.GAUGE, ""), "are a histogram's own"),
         (MetricFamily("nfcore_took", MetricKind.HISTOGRAM, "", samples=[Sample(1)]), "1 is no value of a histogram"),
         (MetricFamily("nfcore_nic", MetricKind.GAUGE, "", columns=[UNEVEN]), "no value of a gauge"),
-        (MetricFamily("nfcore_nic", MetricKind.GAUGE, "", samples=[Sample(1, {"nic": "a"})], columns=[NICS]), "same labels"),
-        (MetricFamily("nfcore_nic", MetricKind.GAUGE, "", labels=("vip",), columns=[NICS]), "labels nic; should be vip"),
+        (
+            MetricFamily("nfcore_nic", MetricKind.GAUGE, "", samples=[Sample(1, {"nic": "a"})], columns=[NICS]),
+            "same labels",
+        ),
+        (
+            MetricFamily("nfcore_nic", MetricKind.GAUGE, "", labels=("vip",), columns=[NICS]),
+            "labels nic; should be vip",
+        ),
     ],
 )
 def test_what_breaks_a_rule_is_named(family: MetricFamily, words: str) -> None:
