@@ -152,8 +152,9 @@ class SoftnicBackend:
         return outcomes
 
     def remove(self, rules: RuleBatch) -> Outcomes:
-        """Remove rules by match; one that is another's by now (other cookie) is ABSENT and stays."""
+        """Remove rules by match, and tell what they had counted; one of another cookie by now is ABSENT and stays."""
         outcomes = Outcomes.all(Outcome.ABSENT, len(rules))
+        outcomes.counted = np.zeros((len(rules), 2), dtype=np.uint64)
         table = self._present()
         if table is None:
             return outcomes
@@ -162,6 +163,7 @@ class SoftnicBackend:
         mine = found & (values["cookie"] == rules.rows["cookie"])
         table.delete_batch(keys[mine])
         outcomes.status[mine] = Outcome.REMOVED
+        outcomes.counted[mine, 0], outcomes.counted[mine, 1] = values["packets"][mine], values["bytes"][mine]
         return outcomes
 
     def dump(self) -> NDArray[np.void]:
