@@ -87,8 +87,16 @@ def stats(config: OptionalConfig = None, socket: SocketOption = None, as_json: J
     for metric in figures["metrics"]:
         for sample in metric["samples"]:
             labels = ", ".join(f"{key}={value}" for key, value in sample["labels"].items())
-            table.add_row(metric["name"], labels, f"{sample['value']:,}", metric["unit"])
+            table.add_row(metric["name"], labels, _figure(sample), metric["unit"])
     show(table)
+
+
+def _figure(sample: dict[str, Any]) -> str:
+    """One figure for a person; of a histogram, how many there were and their average."""
+    if "value" in sample:
+        return f"{sample['value']:,}"
+    average = sample["sum"] / sample["count"] if sample["count"] else 0.0
+    return f"{sample['count']:,}, on average {average:.3g}"
 
 
 @app.command()

@@ -110,7 +110,9 @@ def _rules(floor: Floor) -> Iterator[MetricFamily]:
 def _per_port(floor: Floor) -> Iterator[MetricFamily]:
     full = gauge("nfcore_nic_full", "1 while the NIC has no room for another rule.", "", "interface")
     refill = gauge("nfcore_refill_seconds", "How long it took to put back what vanished last.", "seconds", "interface")
-    age = gauge("nfcore_counters_age_seconds", "Since when the NIC's counters were not read.", "seconds", "interface")
+    age = gauge(
+        "nfcore_counters_age_seconds", "Age of the NIC's counters as they were read last.", "seconds", "interface"
+    )
     for port in floor.ports.values():
         full.add(int(port.full), interface=port.name)
         refill.add(port.refill_seconds, interface=port.name)
@@ -129,7 +131,9 @@ def _per_worker(floor: Floor) -> Iterator[MetricFamily]:
     )
     of = ("interface", "operation")
     batches = histogram("nfcore_offload_batch_seconds", "How long a NIC took for a batch of rules.", "seconds", *of)
-    rules = histogram("nfcore_offload_rule_seconds", "The same, per rule of the batch.", "seconds", *of)
+    rules = histogram(
+        "nfcore_offload_rule_seconds", "How long a NIC took for a rule, on average of its batch.", "seconds", *of
+    )
     for port in floor.ports.values():
         queued.add(port.worker.queued, interface=port.name)
         turned_away.add(port.worker.turned_away, interface=port.name)
@@ -154,7 +158,7 @@ def of_process(health: Health) -> Iterator[MetricFamily]:
     build.add(1, version=__version__, python=platform.python_version())
     spent = counter("nfcore_process_cpu_seconds_total", "CPU time of the daemon, all threads.", "seconds")
     spent.add(time.process_time())
-    memory = gauge("nfcore_process_resident_memory_bytes", "Memory of the daemon that is in RAM.", "bytes")
+    memory = gauge("nfcore_process_resident_memory_bytes", "Memory of the daemon.", "bytes")
     memory.add(_resident_bytes())
     longest = gauge("nfcore_loop_longest_turn_seconds", "Longest turn of the event loop lately.", "seconds")
     longest.add(health.longest_turn)

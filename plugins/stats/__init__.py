@@ -91,8 +91,18 @@ class StatsPlugin:
         if context is None or not listen:
             return
 
-        def ask(done: Callable[[Registry], None]) -> None:
-            context.soon(lambda: done(self._collect()))
+        def collect(done: Callable[[Registry | None], None]) -> None:
+            try:
+                registry = self._collect()
+            except Exception as error:
+                context.log.error("stats: figures cannot be collected: %s", error)
+                context.log.debug("traceback", exc_info=error)
+                done(None)
+            else:
+                done(registry)
+
+        def ask(done: Callable[[Registry | None], None]) -> None:
+            context.soon(lambda: collect(done))
 
         self._endpoint = Endpoint(listen, ask, context.health)
         self._endpoint.start()

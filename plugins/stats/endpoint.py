@@ -39,8 +39,8 @@ RETRY = 5.0
 LONGEST_REQUEST = 16_384
 """Bytes of a request's head."""
 Answer = tuple[HTTPStatus, str, bytes]
-Ask = Callable[[Callable[[Registry], None]], None]
-"""Lets the figures be collected on the event loop, and hands them on from there."""
+Ask = Callable[[Callable[[Registry | None], None]], None]
+"""Lets the figures be collected on the event loop, and hands them on from there; None when that failed."""
 
 
 class Endpoint:
@@ -58,7 +58,7 @@ class Endpoint:
         self._health = health
         self._exposition = Exposition()
         self._written: tuple[float, bytes] = (0.0, b"")
-        self._collecting: asyncio.Future[bytes] | None = None
+        self._collecting: asyncio.Future[bytes | None] | None = None
         self._connections = 0
         self._stop: Callable[[], None] = lambda: None
         self._ready = threading.Event()
@@ -172,6 +172,7 @@ class Endpoint:
         return status, "application/json", json.dumps(answer).encode() + b"\n"
 
     async def _metrics(self) -> Answer:
+        body: bytes | None
         when, body = self._written
         if time.monotonic() - when > FRESH:
             if self._collecting is None or self._collecting.done():
@@ -182,19 +183,21 @@ class Endpoint:
             except TimeoutError:
                 words = f"the event loop has not given figures for {COLLECT_PATIENCE:g} s: see /healthz"
                 return _plain(HTTPStatus.SERVICE_UNAVAILABLE, words)
+        if body is None:
+            return _plain(HTTPStatus.INTERNAL_SERVER_ERROR, "figures could not be collected: the log says why")
         return HTTPStatus.OK, CONTENT_TYPE, body
 
-    def _collect(self) -> asyncio.Future[bytes]:
+    def _collect(self) -> asyncio.Future[bytes | None]:
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[bytes] = loop.create_future()
+        answer: asyncio.Future[bytes | None] = loop.create_future()
 
-        def write(registry: Registry) -> None:
-            body = self._exposition.write(registry)
-            self._written = time.monotonic(), body
-            if not answer.done():
-                answer.set_result(body)
+        def write(registry: Registry | None) -> None:
+            body = None if registry is None else self._exposition.write(registry)
+            if body is not None:
+                self._written = time.monotonic(), body
+            answer.set_result(body)
 
-        def hand_over(registry: Registry) -> None:
+        def hand_over(registry: Registry | None) -> None:
             # This thread may have ended meanwhile.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(write, registry)

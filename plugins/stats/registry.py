@@ -53,6 +53,7 @@ class Registry:
                     "name": family.name,
                     "type": str(family.kind),
                     "unit": family.unit,
+                    "labels": list(family.labels or ()),
                     "help": family.help,
                     "samples": [{"labels": dict(sample.labels)} | _value(sample) for sample in family.everything()],
                 }
