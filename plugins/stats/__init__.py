@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nfcore.config import Config, Section
 from nfcore.context import Context
 from nfcore.hookspecs import hookimpl
-from nfcore.metrics import MetricFamily, counter, gauge
+from nfcore.metrics import Histogram, MetricFamily, counter, gauge, histogram
 
 from .registry import Registry
 from .table import StatsTable
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .endpoint import Endpoint
 
 NAME = "stats"
+COLLECT_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+"""Seconds."""
 
 
 class StatsPlugin:
@@ -26,6 +29,7 @@ class StatsPlugin:
     def __init__(self) -> None:
         self._context: Context | None = None
         self._endpoint: Endpoint | None = None
+        self._took = Histogram(COLLECT_BOUNDS)
 
     @hookimpl
     def config_section(self) -> Section:
@@ -60,6 +64,8 @@ class StatsPlugin:
     def collect_stats(self) -> Iterable[MetricFamily]:
         """Tell how the endpoint fares."""
         endpoint = self._endpoint
+        took = histogram("nfcore_stats_collect_seconds", "How long collecting held up the event loop.", "seconds")
+        took.add(self._took.read())
         listening = gauge("nfcore_stats_listening", "1 while the endpoint for Prometheus listens.", "")
         errors = counter("nfcore_stats_listen_errors_total", "Tries to listen that failed.", "tries")
         answers = counter("nfcore_stats_responses_total", "Answers over HTTP, by status.", "responses", "code")
@@ -71,17 +77,18 @@ class StatsPlugin:
                 answers.add(number, code=str(code))
             for reason, number in endpoint.dropped.items():
                 dropped.add(number, reason=reason)
-        return [listening, errors, answers, dropped]
+        return [took, listening, errors, answers, dropped]
 
     def _collect(self) -> Registry:
         """Everybody's figures; a plugin's whose break a rule are left out, and it is blamed."""
-        registry, context = Registry(), self._context
+        registry, context, began = Registry(), self._context, time.perf_counter()
         assert context is not None, "the core calls setup() before anybody can ask"
         for plugin, families in context.collect():
             try:
                 registry.add(families, plugin)
             except ValueError as error:
                 context.blame(plugin, "collect_stats", str(error))
+        self._took.observe(time.perf_counter() - began)
         return registry
 
     def _listen(self, listen: str) -> None:
