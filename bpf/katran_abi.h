@@ -50,6 +50,7 @@ enum stats_slot {
 	STATS_XDP_TX = STATS_VIPS + 17,
 	STATS_XDP_DROP = STATS_VIPS + 18,
 	STATS_XDP_PASS = STATS_VIPS + 19,
+	STATS_RING = STATS_VIPS + 511, /* ours: routed by a ring / put into a connection table */
 };
 
 struct vip_definition {

@@ -64,6 +64,7 @@ static __always_inline int new_flow_flood(__u64 now)
 static __always_inline void lru_insert(void *lru, const struct flow_key *key, __u32 real, struct real_pos_lru *fresh,
 				       __u64 now)
 {
+	count_v2(STATS_RING);
 	fresh->pos = real;
 	fresh->atime = key->proto == IPPROTO_UDP ? now : 0;
 	if (lru) {

@@ -26,6 +26,28 @@ static __always_inline void count_lru_miss(const struct packet *packet)
 		count_v2(STATS_TCP_MISS);
 }
 
+/* A packet that the slow path sends. Without marks all are: there is nothing to tell apart. */
+static __always_inline void count_slow(__u32 vip_num)
+{
+	struct lb_stats *stats = USES_MARKS ? bpf_map_lookup_elem(MAP(vip_slow_stats), &vip_num) : NULL;
+
+	if (stats)
+		stats->v1 += 1;
+}
+
+/* A flow for which the ring of its VIP has chosen the real. */
+static __always_inline void count_new_flow(__u32 vip_num, __u32 real_key)
+{
+	struct lb_stats *stats = bpf_map_lookup_elem(MAP(vip_slow_stats), &vip_num);
+	__u64 *flows = bpf_map_lookup_elem(MAP(real_flow_stats), &real_key);
+
+	count_v1(STATS_RING);
+	if (stats)
+		stats->v2 += 1;
+	if (flows)
+		*flows += 1;
+}
+
 /* Whether `route` could be set: the real of this number is there. */
 static __always_inline int route_to(struct route *route, __u32 real_key)
 {
@@ -44,15 +66,17 @@ static __always_inline void route_new_flow(const struct packet *packet, const st
 {
 	__u64 now = bpf_ktime_get_ns();
 	struct real_pos_lru fresh = {};
-	__u32 real_key;
+	int by_mark = marked->real && !is_syn(packet);
+	__u32 real_key = by_mark ? marked->real_key : ring_real(packet->flow.src, key, vip, family);
 
-	real_key = marked->real && !is_syn(packet) ? marked->real_key : ring_real(packet->flow.src, key, vip, family);
 	if (!real_key)
 		return;
 	if (!route_to(route, real_key)) {
 		count_v1(STATS_RING_DROP);
 		return;
 	}
+	if (!by_mark)
+		count_new_flow(vip->vip_num, real_key);
 	if (is_rst(packet) || (vip->flags & VIP_LRU_BYPASS) || new_flow_flood(now))
 		return;
 	/* Before the insertion, so that it carries what is left and no second look-up is needed. */
@@ -136,5 +160,6 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 		void_mark(mark);
 	if (report.kind)
 		report_flow(ctx, packet, vip->vip_num, route.real_key, &report, family);
+	count_slow(vip->vip_num);
 	return send_to_real(ctx, packet, vip->vip_num, route.real_key, route.real, family);
 }

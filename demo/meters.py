@@ -59,7 +59,7 @@ def read_meters(socket: Path) -> Meters:
         slow=total("nfcore_packets_total", path="slow"),
         flows=total("nfcore_flows", state="installed"),
         marks=total("nfcore_marks_in_use"),
-        rules=total("nfcore_rules"),
+        rules=total("nfcore_rules", state="installed"),
         waiting=total("nfcore_flows", state="waiting"),
         full=total("nfcore_nic_full") > 0,
         adopted=total("nfcore_adopted_total"),

@@ -17,6 +17,7 @@ from .context import Context, NetworkFunction
 from .flows import ANY_CPU, FlowBatch
 from .flowtable import FlowState, FlowTable
 from .marks import MarkMeaning, first_of_each
+from .meter import Meter, counts_of
 from .rules import Action, RuleBatch, split_cookies
 from .worker import Backends, Dump
 
@@ -32,6 +33,8 @@ class Leftovers:
     removed: int
     cleared: bool
     """Whether no rule of ours is left that was not adopted."""
+    meter: Meter
+    """What all of them have counted."""
 
 
 def same_meaning(context: Context) -> bool:
@@ -87,8 +90,16 @@ def take_over(backends: Backends, context: Context, table: FlowTable, *, trusted
     table.mark[adopted], table.backend[adopted] = rules["mark"], dump.backend[good]
     table.packets[adopted], table.bytes[adopted] = dump.rows["packets"][good], dump.rows["bytes"][good]
     stale = ours & ~good
-    gone = backends.remove(RuleBatch(np.ascontiguousarray(dump.rows["rule"][stale])), dump.backend[stale])
-    return Leftovers(adopted, int(np.count_nonzero(gone)), bool(gone.all()))
+    removal = backends.remove(RuleBatch(np.ascontiguousarray(dump.rows["rule"][stale])), dump.backend[stale])
+    meter, shown = Meter(len(backends.device.backends)), counts_of(dump.rows)
+    shown[stale] = np.maximum(shown[stale], removal.counted)
+    gone = stale.copy()
+    # Those that could not be removed are counted when they are.
+    gone[stale] = removal.gone
+    for which in (good, gone):
+        meter.count(dump.backend[which], np.zeros_like(shown[which]), shown[which])
+    meter.end(dump.backend[gone], shown[gone])
+    return Leftovers(adopted, int(np.count_nonzero(gone)), bool(removal.gone.all()), meter)
 
 
 def _adoptable(

@@ -75,8 +75,9 @@ def _outcomes(arguments: Arguments, answer: Any) -> Any:
     if not isinstance(answer.words, Mapping):
         raise AnswerError(f"gave the words {_short(answer.words)}; should be a dict from a rule's number to a text")
     counted = answer.counted
-    if counted is not None and (not isinstance(counted, np.ndarray) or counted.shape != (len(rules), 2)):
-        raise AnswerError(f"counted {_short(counted)}; should be an array of shape ({len(rules)}, 2), or None")
+    is_counts = isinstance(counted, np.ndarray) and counted.shape == (len(rules), 2) and counted.dtype.kind in "iu"
+    if counted is not None and not is_counts:
+        raise AnswerError(f"counted {_short(counted)}; should be integers of shape ({len(rules)}, 2), or None")
     return answer
 
 

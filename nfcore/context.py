@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .claims import Claims
 from .config import Config
 from .flows import FlowBatch
+from .health import Health
 from .marks import CpuPools, MarkAllocator, StrategyInfo
 from .metrics import MetricFamily
 from .rules import Device
@@ -100,6 +101,13 @@ class Context:
     methods: dict[str, Method] = field(default_factory=dict)
     collect: Callable[[], Iterable[tuple[str, Iterable[MetricFamily]]]] = field(default=lambda: ())
     """Everybody's figures with their plugin's name. Works once the engine is there."""
+    blame: Callable[[str, str, str], None] = field(default=lambda plugin, hook, words: None)
+    """Counts and logs a plugin's fault: plugin, hook, words. Works once the engine is there."""
+    soon: Callable[[Callable[[], None]], None] = field(default=lambda job: job())
+    """Runs a job on the event loop's thread, soon; for any thread. Without an event loop: now."""
+    starters: list[Callable[[], None]] = field(default_factory=list)
+    health: Health = field(default_factory=Health)
+    """Whether the daemon is alive."""
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("nfcore"))
 
     def register_nf(self, nf: NetworkFunction) -> None:
@@ -110,6 +118,10 @@ class Context:
     def register_method(self, name: str, method: Method) -> None:
         """Answer `name` on the control socket."""
         self.methods[name] = method
+
+    def when_running(self, start: Callable[[], None]) -> None:
+        """Call `start` once the daemon is ready, on the event loop's thread; never where there is no daemon."""
+        self.starters.append(start)
 
     def devices_of(self, nf_name: str) -> list[Device]:
         """Give the devices whose chain names the network function."""

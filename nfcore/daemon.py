@@ -19,11 +19,14 @@ from .config import Config
 from .context import Context
 from .control import ControlServer, refuse_second
 from .engine import READ_LIMIT, Engine
-from .errors import ConfigError, NfcoreError, Problem
+from .errors import ConfigError, HostError, NfcoreError, Problem
+from .health import Health
 from .host import PluginHost
+from .kernel import attached_xdp
 from .links import LinkWatch
 from .orders import register_orders
 from .reload import reload
+from .rules import Device
 from .session import find_devices, make_context, make_engine, set_up
 from .watchdog import Watchdog
 from .worker import DeviceWorker
@@ -107,6 +110,8 @@ def _engine(context: Context, host: PluginHost, stop: StopSwitch) -> Iterator[tu
     results: Results = queue.SimpleQueue()
     workers = {device.ifindex: DeviceWorker(device.name, results.put) for device in context.devices}
     engine = make_engine(context, host, workers)
+    context.soon = results.put
+    context.health.workers = {device.name: workers[device.ifindex].busy_seconds for device in context.devices}
     with ExitStack() as leaving, LinkWatch(workers) as engine.links:
         leaving.callback(_stop_workers, engine, workers)
         stop.check()
@@ -116,7 +121,22 @@ def _engine(context: Context, host: PluginHost, stop: StopSwitch) -> Iterator[tu
                 stop.check()
                 leaving.callback(nf.detach, device)
                 nf.attach(device)
+                _watch_program(context.health, device)
         yield engine, results
+
+
+def _watch_program(health: Health, device: Device) -> None:
+    """Let it be told whether what is attached to the device now is attached."""
+    attached = attached_xdp(device.ifindex)
+
+    def is_there() -> bool:
+        try:
+            return attached_xdp(device.ifindex) == attached
+        except HostError:
+            return False
+
+    if attached is not None:
+        health.attached[device.name] = is_there
 
 
 def _stop_workers(engine: Engine, workers: dict[int, DeviceWorker]) -> None:
@@ -144,6 +164,8 @@ class _Daemon:
         try:
             switch.check()  # what came until the loop had its handlers
             await self._server.open()
+            for start in self._engine.context.starters:
+                start()
             announce()
             await self._pump(stop)
         finally:
@@ -170,7 +192,9 @@ class _Daemon:
         for nf in self._engine.context.nfs:
             for fd in nf.wake_fds():
                 loop.add_reader(fd, wake.set)
+        health = self._engine.context.health
         while not stop.is_set():
+            health.turn(nap)
             wake.clear()
             taken = self._engine.poll()
             self._deliver()

@@ -87,8 +87,16 @@ def stats(config: OptionalConfig = None, socket: SocketOption = None, as_json: J
     for metric in figures["metrics"]:
         for sample in metric["samples"]:
             labels = ", ".join(f"{key}={value}" for key, value in sample["labels"].items())
-            table.add_row(metric["name"], labels, f"{sample['value']:,}", metric["unit"])
+            table.add_row(metric["name"], labels, _figure(sample), metric["unit"])
     show(table)
+
+
+def _figure(sample: dict[str, Any]) -> str:
+    """One figure for a person; of a histogram, how many there were and their average."""
+    if "value" in sample:
+        return f"{sample['value']:,}"
+    average = sample["sum"] / sample["count"] if sample["count"] else 0.0
+    return f"{sample['count']:,}, on average {average:.3g}"
 
 
 @app.command()
@@ -119,10 +127,10 @@ def flows(
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    table = RichTable("flow", "state", "why", "real", "mark", "packets/s", "packets", "since")
+    table = RichTable("flow", "state", "why", "real", "mark", "packets/s", "in hardware", "since")
     for row in answer["flows"]:
         known = [row["flow"], row["state"], row["reason"] or "", row.get("real", ""), row["mark"] or "–"]
-        figures = [f"{row['rate']:,.1f}", f"{row['packets']:,}", f"{row['since_seconds']:,.1f} s"]
+        figures = [f"{row['rate']:,.1f}", f"{row['hardware_packets']:,}", f"{row['since_seconds']:,.1f} s"]
         table.add_row(*map(str, known), *figures)
     show(table)
     counts = ", ".join(f"{number:,} {name}" for name, number in answer["states"].items())
@@ -178,6 +186,9 @@ def _lines(row: dict[str, Any]) -> list[str]:
         lines.append(f"mark {row['mark']}" + (f", set by {row['backend']}" if row["backend"] else ""))
     if row["in_hardware"]:
         lines.append(f"the NIC counted {row['packets']:,} packets, {row['bytes']:,} bytes")
+    if row["hardware_packets"] > row["packets"]:
+        counted = f"{row['hardware_packets']:,} packets, {row['hardware_bytes']:,} bytes"
+        lines.append(f"in hardware since it is known: {counted}")
     heat = f"{row['rate']:,.1f} packets/s" if row["rate"] else "rate not known yet"
     reported = "of an earlier run" if row["cpu"] is None else f"reported by CPU {row['cpu']}"
     lines.append(f"{heat}; last seen {row['seen_seconds']:,.1f} s ago; {reported}")

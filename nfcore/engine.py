@@ -11,6 +11,7 @@ Everything here runs on one thread; only workers wait for a NIC.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ from .intake import Intake
 from .ledger import Ledger
 from .links import LinkChange
 from .markdesk import MarkDesk
+from .meter import Meter
 from .metrics import MetricFamily
 from .port import Port
 from .reasons import Reason
@@ -50,6 +52,10 @@ UPKEEP = 0.1
 """Seconds between two looks after the marks while no report comes."""
 SWITCH = "offload_off"
 """Name of the note that outlives the daemon: somebody has switched offloading off."""
+COUNTED = "counted"
+"""Name of the note of what rules have counted: the run after one that was killed goes on from there."""
+NOTE_INTERVAL = 1.0
+"""Seconds between two such notes, at least."""
 
 
 class Links(Protocol):
@@ -88,7 +94,8 @@ class Engine:
         self._retirement = Retirement(self.floor)
         self._intake = Intake(self.floor, self._retirement.end)
         self._dispatch = Dispatch(self.floor, self._retirement.end)
-        self._next_upkeep = clock()
+        self._next_upkeep = self._next_note = clock()
+        self._noted = ""
         if ADMISSION not in host.loaded():
             host.register(Admission(context, self._groups_held), ADMISSION)
 
@@ -124,6 +131,7 @@ class Engine:
             log.warning("offloading is switched off, by an earlier run's order: nfcore offload on")
         for port in self.floor.ports.values():
             self._probe(port)
+            port.meter = Meter(len(port.backends.device.backends))
         trusted = same_meaning(self.context) and self.context.strategy is not None and self.floor.switched_on
         if trusted:
             self._publish_targets()
@@ -131,6 +139,7 @@ class Engine:
             # A run that is killed from here on leaves rules of which the next one must trust none.
             self.context.state.forget(FINGERPRINT)
         removed = [self._take_over(port, trusted=trusted) for port in self.floor.ports.values()]
+        self._resume_counts()
         if not trusted:
             if any(removed):
                 # An earlier run's program may go on forwarding by its marks: what they meant stands until they are
@@ -158,6 +167,7 @@ class Engine:
         if useless:
             port.backends.leave_out(useless)
             log.warning("%s: %s cannot set marks here: going on without", port.name, ", ".join(useless))
+        port.table_sizes = {name: size for name, each in able.items() if (size := each.table_size) is not None}
 
     def _publish_targets(self) -> None:
         if self.floor.marks.of_targets:
@@ -173,12 +183,32 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - an NF's or a backend's fault: unaccelerated is better than not at all
             self.ledger.say_once(f"{port.name}: rules of an earlier run cannot be taken over: {error}")
             return None
+        port.meter = left.meter
         if len(left.adopted) or left.removed:
             self.ledger.counts["adopted"] += len(left.adopted)
             self.ledger.counts["stale_removed"] += left.removed
             words = (port.name, len(left.adopted), left.removed)
             log.info("%s: of an earlier run's rules %d were taken over, %d removed", *words)
         return left.removed if left.cleared else None
+
+    def _resume_counts(self) -> None:
+        """Go on counting where a run was that was killed."""
+        try:
+            noted = json.loads(self.context.state.recall_text(COUNTED) or "{}")
+        except (ValueError, RecursionError):
+            noted = {}
+        for port in self.floor.ports.values():
+            of_port = noted.get(port.name) if isinstance(noted, dict) else None
+            if isinstance(of_port, dict):
+                port.meter.resume(port.backends.device.backends, of_port)
+
+    def _note_counts(self) -> None:
+        """Leave word of what the rules have counted, for a run after this that takes them over."""
+        notes = {port.name: port.meter.note(port.backends.device.backends) for port in self.floor.ports.values()}
+        words = json.dumps({name: note for name, note in notes.items() if note})
+        if words != (self._noted or "{}"):
+            self._noted = words
+            self.context.state.remember(COUNTED, words)
 
     # The daemon's loop
 
@@ -218,6 +248,9 @@ class Engine:
             self._next_upkeep = self.floor.clock() + UPKEEP
             self.floor.marks.retire_again()
             self.floor.marks.lease()
+        if self.floor.clock() >= self._next_note:
+            self._next_note = self.floor.clock() + NOTE_INTERVAL
+            self._note_counts()
 
     def _probe_again(self, port: Port) -> None:
         """Find out what a NIC whose link has changed can do now."""
@@ -277,6 +310,7 @@ class Engine:
     def remove_all(self) -> None:
         """Queue the removal of every rule: the last thing that the workers do. The next run finds nothing of this."""
         self.context.state.forget(FINGERPRINT)
+        self.context.state.forget(COUNTED)
         slots = self.table.slots_in(FlowState.INSTALLED, FlowState.PENDING)
         for port, mine in self.floor.by_port(slots):
             rules = self.floor.rules(mine)

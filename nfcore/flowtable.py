@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .flowindex import PROCESS_HASH, FlowIndex, IdentityHash
 from .flows import FLOW_ROW, WHOLE_FLOW, FlowBatch
+from .meter import Counts
 
 _FIRST_SLOTS = 1024
 
@@ -43,6 +44,8 @@ COLUMNS = {
     "attempts": np.dtype("u1"),
     "packets": np.dtype("<u8"),
     "bytes": np.dtype("<u8"),
+    "past_packets": np.dtype("<u8"),
+    "past_bytes": np.dtype("<u8"),
     "rate": np.dtype("<f4"),
     "seen": np.dtype("<f8"),
     "since": np.dtype("<f8"),
@@ -50,7 +53,7 @@ COLUMNS = {
 }
 """The table's columns and their types, by the name of their attribute."""
 
-_ZEROED = ("mark", "backend", "reason", "attempts", "packets", "bytes", "rate", "due")
+_ZEROED = ("mark", "backend", "reason", "attempts", "packets", "bytes", "past_packets", "past_bytes", "rate", "due")
 
 
 class FlowTable:
@@ -76,9 +79,13 @@ class FlowTable:
     attempts: NDArray[np.uint8]
     """How often a rule was tried."""
     packets: NDArray[np.uint64]
-    """Counted by the NIC."""
+    """Counted by the NIC for the rule that is there."""
     bytes: NDArray[np.uint64]
-    """Counted by the NIC."""
+    """Counted by the NIC for the rule that is there."""
+    past_packets: NDArray[np.uint64]
+    """Counted for rules that the flow had before."""
+    past_bytes: NDArray[np.uint64]
+    """Counted for rules that the flow had before."""
     rate: NDArray[np.float32]
     """Packets a second."""
     seen: NDArray[np.float64]
@@ -189,6 +196,16 @@ class FlowTable:
     def batch(self, slots: NDArray[np.int64]) -> FlowBatch:
         """Give a copy of the flows in `slots` as a batch, contiguous."""
         return FlowBatch(self.flow.view(WHOLE_FLOW).take(slots).view(FLOW_ROW))
+
+    def counts(self, slots: NDArray[np.int64]) -> Counts:
+        """Packets and bytes that the NIC has counted for the flows' rules."""
+        return np.stack([self.packets[slots], self.bytes[slots]], axis=1)
+
+    def end_counts(self, slots: NDArray[np.int64]) -> None:
+        """Count what the flows' rules have counted, which are gone, among what they had before."""
+        self.past_packets[slots] += self.packets[slots]
+        self.past_bytes[slots] += self.bytes[slots]
+        self.packets[slots] = self.bytes[slots] = 0
 
     def _enter(
         self,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which flows are known, and why a flow is in hardware or is not: for `nfcore flows` and `nfcore explain`.
 
-Objects are JSON values. Times are seconds, rates packets a second.
+Objects are JSON values. Times are seconds, rates packets a second; `packets` and `bytes` are those of the rule that is
+there, `hardware_packets` and `hardware_bytes` of all rules that the flow had since it is tracked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from .reasons import Reason, reason_sentence, reason_word
 
 MOST_FLOWS = 10_000
 """In one answer."""
-SORT_KEYS = {"rate": "rate", "packets": "packets", "bytes": "bytes", "age": "since", "mark": "mark"}
+SORT_KEYS = {
+    "rate": ("rate",),
+    "packets": ("packets", "past_packets"),
+    "bytes": ("bytes", "past_bytes"),
+    "age": ("since",),
+    "mark": ("mark",),
+}
+"""Columns whose sum the flows are sorted by."""
 _SHOWN = (FlowState.INSTALLED, FlowState.PENDING, FlowState.WAITING, FlowState.DRAINING, FlowState.REFUSED)
 _HELD = (FlowState.INSTALLED, FlowState.DRAINING)
 """States in which a backend holds the rule."""
@@ -45,7 +53,7 @@ def list_flows(
     slots = floor.table.slots_in(*_wanted(states))
     if match:
         slots = slots[_matching(floor, slots, match)]
-    column: NDArray[Any] = getattr(floor.table, SORT_KEYS[sort])[slots]
+    column: NDArray[Any] = sum(getattr(floor.table, name)[slots] for name in SORT_KEYS[sort])
     order = np.argsort(column, kind="stable")
     first = slots[order if sort == "age" else order[::-1]][: max(0, min(limit, MOST_FLOWS))]
     counts = {state.name.lower(): floor.table.count(state) for state in _SHOWN}
@@ -140,6 +148,8 @@ def _row(floor: Floor, slot: int) -> dict[str, Any]:
         "rate": round(float(table.rate[slot]), 1),
         "packets": int(table.packets[slot]) if installed else 0,
         "bytes": int(table.bytes[slot]) if installed else 0,
+        "hardware_packets": int(table.past_packets[slot] + table.packets[slot]),
+        "hardware_bytes": int(table.past_bytes[slot] + table.bytes[slot]),
         "packets_when_reported": int(flow["packets"]),
         "mark": int(table.mark[slot]) or None,
         "backend": backends[number] if installed and number < len(backends) else None,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .budget import TokenBucket
 from .flows import FlowBatch
+from .meter import Meter
 from .worker import Backends, Worker
 
 PLENTY = 1 << 62
@@ -42,6 +43,10 @@ class Port:
     to_probe: bool = False
     """The link has changed: what the NIC can do has to be found out again."""
     probing: bool = False
+    meter: Meter = field(default_factory=lambda: Meter(0))
+    """What the NIC's rules have counted; as many backends as there are once they have been probed."""
+    table_sizes: dict[str, int] = field(default_factory=dict)
+    """Rules that fit, by backend, where one says so."""
     _retry: float = field(default=SHORTEST_RETRY)
     _tried: bool = False
     """Rules are on their way that try whether a full NIC has room again."""

@@ -19,10 +19,11 @@ from .floor import ACTIVE, IN_HARDWARE, Floor
 from .flows import FLOW_KEY
 from .flowtable import FlowState
 from .heat import patience, replaceable
+from .meter import Counts, counts_of
 from .port import Port
 from .reasons import Reason
 from .rules import RuleBatch, split_cookies
-from .worker import Dump
+from .worker import Dump, Removal
 
 log = logging.getLogger(__name__)
 SHORTEST_POLL, LONGEST_POLL = 0.1, 5.0
@@ -98,6 +99,9 @@ class Retirement:
         ours, slots, _ = split_cookies(dump.rows["rule"]["cookie"])
         known = self._accounted_for(port, dump)
         self._remove_orphans(port, dump, ours & ~known)
+        leaving = known.copy()
+        leaving[leaving] &= table.state[slots[leaving]] == FlowState.DRAINING
+        self._count(port, slots[leaving], counts_of(dump.rows[leaving]))
         known[known] &= table.state[slots[known]] == FlowState.INSTALLED
         slots = slots[known]
         self._note(port, slots, dump.rows[known], asked)
@@ -145,12 +149,19 @@ class Retirement:
         average = np.where(settled < interval, rates, (table.rate[slots] + rates) / 2)
         table.rate[slots] = np.where(settled >= 0, average, table.rate[slots])
         table.seen[slots[packets != before]] = self._floor.clock()
-        table.packets[slots], table.bytes[slots] = packets, rows["bytes"]
+        self._count(port, slots, counts_of(rows))
+
+    def _count(self, port: Port, slots: NDArray[np.int64], now: Counts) -> None:
+        """Take what the NIC shows for rules that are there, or were until now."""
+        table = self._floor.table
+        port.meter.count(table.backend[slots], table.counts(slots), now)
+        table.packets[slots], table.bytes[slots] = now[:, 0], now[:, 1]
 
     def _vanished(self, port: Port, slots: NDArray[np.int64], now: float) -> None:
         """Let flows wait again whose rules the NIC no longer has though nobody here removed them."""
         floor = self._floor
         port.freed(len(slots))
+        self._end_counts(port, slots)
         doomed = np.isin(floor.table.reason[slots], DOOMED)
         floor.table.move(slots[doomed], FlowState.DRAINING, now)
         self._gone(slots[doomed], now)
@@ -172,10 +183,14 @@ class Retirement:
         if not which.any():
             return
         rules, backend = RuleBatch(np.ascontiguousarray(dump.rows["rule"][which])), dump.backend[which]
+        shown = counts_of(dump.rows[which])
 
-        def done(result: NDArray[np.bool_] | Exception) -> None:
+        def done(result: Removal | Exception) -> None:
             if not isinstance(result, Exception):
-                self._floor.ledger.counts["orphans_removed"] += int(np.count_nonzero(result))
+                self._floor.ledger.counts["orphans_removed"] += int(np.count_nonzero(result.gone))
+                last, of = np.maximum(shown, result.counted)[result.gone], backend[result.gone]
+                port.meter.count(of, np.zeros_like(last), last)
+                port.meter.end(of, last)
 
         port.worker.submit(lambda: port.backends.remove(rules, backend), done)
 
@@ -241,9 +256,14 @@ class Retirement:
         floor, table = self._floor, self._floor.table
         rules, backend = floor.rules(slots), table.backend[slots].copy()
 
-        def done(result: NDArray[np.bool_] | Exception) -> None:
+        def done(result: Removal | Exception) -> None:
             now = floor.clock()
-            gone = np.zeros(len(slots), dtype=bool) if isinstance(result, Exception) else result
+            gone = np.zeros(len(slots), dtype=bool)
+            if not isinstance(result, Exception):
+                gone = result.gone
+                # Less than a dump has shown before is what a NIC says that reads its counters now and then.
+                self._count(port, slots[gone], np.maximum(table.counts(slots[gone]), result.counted[gone]))
+                self._end_counts(port, slots[gone])
             port.freed(int(np.count_nonzero(gone)))
             self._gone(slots[gone], now)
             floor.ledger.counts["remove_failed"] += int(np.count_nonzero(~gone))
@@ -251,6 +271,12 @@ class Retirement:
 
         if not port.worker.submit(lambda: port.backends.remove(rules, backend), done):
             self._stays(slots, floor.clock())
+
+    def _end_counts(self, port: Port, slots: NDArray[np.int64]) -> None:
+        """Keep what rules that are gone have counted."""
+        table = self._floor.table
+        port.meter.end(table.backend[slots], table.counts(slots))
+        table.end_counts(slots)
 
     def _gone(self, slots: NDArray[np.int64], now: float) -> None:
         """Let the grace period begin for flows whose rules are off the NIC."""

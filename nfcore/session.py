@@ -14,7 +14,8 @@ from .config import NO_BACKEND, Config
 from .context import Context
 from .engine import Engine
 from .errors import HostError, NfcoreError
-from .host import PluginHost
+from .figures import of_hooks, of_process
+from .host import Fault, PluginHost
 from .marks import MarkAllocator, StrategyInfo
 from .metrics import MetricFamily
 from .rules import Device
@@ -22,6 +23,8 @@ from .state import State
 from .worker import Worker
 
 log = logging.getLogger(__name__)
+CORE = "nfcore"
+"""As whose figures those of the core are collected."""
 
 
 def require_root(command: str) -> None:
@@ -120,8 +123,13 @@ def make_engine(context: Context, host: PluginHost, workers: Mapping[int, Worker
     engine = Engine(context, host, workers)
 
     def collect() -> Iterator[tuple[str, list[MetricFamily]]]:
-        yield "nfcore", engine.collect()
+        yield CORE, [*engine.collect(), *of_process(context.health)]
         yield from host.each("collect_stats")
+        # The last, so that what went wrong just now is among them.
+        yield CORE, list(of_hooks(host))
 
-    context.collect = collect
+    def blame(plugin: str, hook: str, words: str) -> None:
+        host.blame(plugin, hook, Fault.WRONG_ANSWER, words)
+
+    context.collect, context.blame = collect, blame
     return engine

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -17,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .host import PluginHost
+from .meter import Counts
 from .rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, RuleBatch
+from .timings import Operation, Timings
 
 log = logging.getLogger(__name__)
 Job = Callable[[], Any]
@@ -34,6 +37,16 @@ class InstallResult:
     """Index of that backend in the device's list."""
     words: list[str]
     """What backends said, each sentence once."""
+
+
+@dataclass
+class Removal:
+    """What became of rules that were to go."""
+
+    gone: NDArray[np.bool_]
+    """Which are off the NIC now."""
+    counted: Counts
+    """Packets and bytes that each had counted to its end, shape (rules, 2); 0 where the backend does not tell."""
 
 
 @dataclass
@@ -56,6 +69,7 @@ class Backends:
         self._host = host
         # Replaced as a whole, since the worker writes it and the engine reads it.
         self._refused: frozenset[tuple[str, int, int]] = frozenset()
+        self.timings = Timings()
 
     def probe(self) -> dict[str, Capabilities]:
         """Ask each backend what it can do here; those that do not tell are taken at their word and left out."""
@@ -76,6 +90,11 @@ class Backends:
 
         What a backend calls UNSUPPORTED it is not asked for again: rules of that family and protocol.
         """
+        with self.timings.time(Operation.INSTALL) as took:
+            took.rules = len(rules)
+            return self._install(rules)
+
+    def _install(self, rules: RuleBatch) -> InstallResult:
         result = InstallResult(
             np.full(len(rules), Outcome.UNSUPPORTED, dtype=np.uint8), np.zeros(len(rules), dtype=np.uint8), []
         )
@@ -121,18 +140,28 @@ class Backends:
             shapes = set(zip(rows["family"].tolist(), rows["key"]["proto"].tolist(), strict=True))
             self._refused |= {(backend, *shape) for shape in shapes}
 
-    def remove(self, rules: RuleBatch, backend: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Remove rules, each from the backend (by index) that holds it; which are gone now."""
-        gone = np.zeros(len(rules), dtype=bool)
-        for number, name in enumerate(self.device.backends):
-            mine = np.flatnonzero(backend == number)
-            if len(mine):
-                outcomes = self._ask(name, "remove_offload", RuleBatch(rules.rows[mine]))
-                gone[mine] = np.isin(outcomes.status, (Outcome.REMOVED, Outcome.ABSENT))
-        return gone
+    def remove(self, rules: RuleBatch, backend: NDArray[np.uint8]) -> Removal:
+        """Remove rules, each from the backend (by index) that holds it."""
+        removal = Removal(np.zeros(len(rules), dtype=bool), np.zeros((len(rules), 2), dtype=np.uint64))
+        with self.timings.time(Operation.REMOVE) as took:
+            took.rules = len(rules)
+            for number, name in enumerate(self.device.backends):
+                mine = np.flatnonzero(backend == number)
+                if len(mine):
+                    outcomes = self._ask(name, "remove_offload", RuleBatch(rules.rows[mine]))
+                    removal.gone[mine] = np.isin(outcomes.status, (Outcome.REMOVED, Outcome.ABSENT))
+                    if outcomes.counted is not None:
+                        removal.counted[mine] = outcomes.counted
+        return removal
 
     def dump(self) -> Dump:
         """All rules that the backends hold for us, of those backends that can tell."""
+        with self.timings.time(Operation.DUMP) as took:
+            dump = self._dump()
+            took.rules = len(dump.rows)
+        return dump
+
+    def _dump(self) -> Dump:
         raw: list[NDArray[np.uint8]] = []
         holders: list[NDArray[np.uint8]] = []
         answered = []
@@ -155,6 +184,14 @@ class Backends:
 class Worker(Protocol):
     """Runs jobs away from the caller."""
 
+    @property
+    def queued(self) -> int:
+        """Jobs that wait."""
+
+    @property
+    def turned_away(self) -> int:
+        """Jobs for which the queue had no room, ever."""
+
     def call(self, job: Job) -> Any:
         """Run a job behind those that are queued and wait for its result; what it raises comes through.
 
@@ -170,6 +207,8 @@ class Worker(Protocol):
 
 class InlineWorker:
     """Runs every job at once, in the caller's thread: for tracing one packet after the other."""
+
+    queued = turned_away = 0
 
     def call(self, job: Job) -> Any:
         """Run `job`."""
@@ -191,8 +230,20 @@ class DeviceWorker:
     def __init__(self, name: str, deliver: Callable[[Callable[[], None]], None], depth: int = 64) -> None:
         self._jobs: queue.Queue[tuple[Job, Done] | None] = queue.Queue(depth)
         self._deliver = deliver
+        self._began: float | None = None
+        self.turned_away = 0
         self._thread = threading.Thread(target=self._run, name=f"offload-{name}", daemon=True)
         self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait."""
+        return self._jobs.qsize()
+
+    def busy_seconds(self) -> float:
+        """For how long the job under way has been; 0 without one. For any thread."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     def call(self, job: Job) -> Any:
         """Wait for the result of a job."""
@@ -208,6 +259,7 @@ class DeviceWorker:
         try:
             self._jobs.put_nowait((job, done))
         except queue.Full:
+            self.turned_away += 1
             return False
         return True
 
@@ -223,7 +275,9 @@ class DeviceWorker:
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:
             job, done = item
+            self._began = time.monotonic()
             result = _attempt(job)
+            self._began = None
             self._deliver(lambda done=done, result=result: done(result))  # type: ignore[misc]
 
 

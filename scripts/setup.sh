@@ -71,5 +71,9 @@ if [ -n "$wanted" ]; then
         fingerprint "$extra" | as_owner tee "$stamps/$extra" > /dev/null
     done
 fi
+case " $* " in
+    # Without network the tests that need it say so.
+    *' test '*) scripts/promtool.sh prepare > /dev/null || say 'promtool is missing: scripts/promtool.sh prepare' ;;
+esac
 .venv/bin/python -c 'import bcc' 2> /dev/null || die '.venv cannot import bcc: is python3-bpfcc intact? (apt-get install --reinstall python3-bpfcc)'
 say 'ready'

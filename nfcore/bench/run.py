@@ -13,6 +13,7 @@ from functools import partial
 
 from ..errors import HostError, NfcoreError
 from ..host import PluginHost
+from .collecting import measure_collecting
 from .control import measure_engine, measure_first_marks, measure_starts
 from .cores import measure_cores
 from .datapath import Series, measure, rows_of
@@ -80,6 +81,7 @@ class Bench:
             ("figures of its own", self._own_figures),
             ("first marks", self._control(measure_first_marks)),
             ("starts", self._control(measure_starts)),
+            ("scrapes", self._control(measure_collecting)),
         ]
         steps: dict[str, list[tuple[str, Callable[[Say], None]]]] = {
             "datapath": [

@@ -40,6 +40,11 @@ class Sizes:
     rules: tuple[int, ...] = (10_000, 100_000)
     config: tuple[int, int] = (512, 100)
     """VIPs, and reals of each."""
+    collect: tuple[int, int] = (512, 8)
+    """VIPs, and reals of each, of the daemon that is scraped."""
+    collect_rules: int = 50_000
+    collect_seconds: float = 20.0
+    """For which it is scraped, after as many without."""
     profiles: int = 4
     """Rows of the datapath, of those that are not as they should be, that a profiler looks at."""
     repeats: int = 9
@@ -60,6 +65,7 @@ class Sizes:
             live_rounds=3,
             first_marks=100,
             rules=(10_000,),
+            collect_seconds=10.0,
             profiles=1,
             repeats=5,
         )
@@ -86,5 +92,8 @@ class Sizes:
             rules=(100,),
             profiles=0,
             config=(4, 3),
+            collect=(4, 3),
+            collect_rules=50,
+            collect_seconds=1.0,
             repeats=1,
         )

@@ -19,7 +19,7 @@ from nfcore.metrics import MetricFamily
 
 from .balancer import NAME, Balancer, remove_leftovers
 from .diagnosis import diagnose
-from .figures import families
+from .figures import BalancerFigures
 from .table import KatranTable, check_table, count_pairs
 from .tracing import trace
 
@@ -32,6 +32,7 @@ class KatranAccelPlugin:
 
     def __init__(self) -> None:
         self._balancer: Balancer | None = None
+        self._figures: BalancerFigures | None = None
 
     @hookimpl
     def config_section(self) -> Section:
@@ -46,6 +47,7 @@ class KatranAccelPlugin:
         meaning = context.strategy.meaning if context.strategy else None
         self._balancer = Balancer(context.config, table, meaning)
         self._balancer.open(context)
+        self._figures = BalancerFigures(self._balancer)
         context.register_nf(self._balancer)
 
     @hookimpl
@@ -60,7 +62,7 @@ class KatranAccelPlugin:
         """Detach the program and let go of everything."""
         if self._balancer is not None:
             self._balancer.close()
-            self._balancer = None
+            self._balancer = self._figures = None
 
     @hookimpl
     def publish_marks(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
@@ -80,7 +82,7 @@ class KatranAccelPlugin:
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
         """Give packets and bytes per VIP and real, paths, verdicts, drops."""
-        return list(families(self._running))
+        return list(self._figures.families()) if self._figures is not None else ()
 
     @hookimpl
     def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:

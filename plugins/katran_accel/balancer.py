@@ -384,9 +384,13 @@ class Balancer:
             ctl = np.zeros(1, dtype=lay.CTL_VALUE)
             ctl["mac"][0] = np.frombuffer(bytes.fromhex(change.gateway.replace(":", "")), dtype=np.uint8)
             maps["ctl_array"].write_array(0, ctl)
-        for name, new in (("stats", change.new_vips), ("reals_stats", change.new_reals)):
-            nothing = np.zeros((len(new), possible_cpus()), dtype=lay.LB_STATS)
-            _write(maps[name], np.array(sorted(new), dtype=np.uint32), nothing)
+        for names, new in (
+            (("stats", "vip_slow_stats"), change.new_vips),
+            (("reals_stats", "real_flow_stats"), change.new_reals),
+        ):
+            for name in names:
+                nothing = np.zeros((len(new), possible_cpus()), dtype=maps[name].spec.value)
+                _write(maps[name], np.array(sorted(new), dtype=np.uint32), nothing)
         if self.marks is not None:
             self.marks.bring_to_life(inventory, self._generation)
         reals = maps["reals"].read_array()

@@ -4,112 +4,216 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.metrics import MetricFamily, MetricKind
+from nfcore.metrics import Column, LabelSets, MetricFamily, Ratchet, counter, gauge
 
 from . import layouts as lay
 from .balancer import Balancer
+from .inventory import Inventory
 
-COUNTER, GAUGE = MetricKind.COUNTER, MetricKind.GAUGE
+Counts = NDArray[np.uint64]
+_SLOT, _ACCEL = lay.StatsSlot, lay.AccelCounter
 
 
-def _summed(balancer: Balancer, name: str) -> NDArray[np.void]:
-    """`stats` or `reals_stats`, summed over the CPUs."""
-    per_cpu = balancer.maps[name].read_array()
-    total = np.zeros(len(per_cpu), dtype=lay.LB_STATS)
+def accel_counters(balancer: Balancer) -> Counts:
+    """`hw_accel_stats` by :class:`layouts.AccelCounter`, summed over the CPUs."""
+    total: Counts = balancer.maps["hw_accel_stats"].read_array().sum(axis=1).astype(np.uint64)
+    return total
+
+
+def _summed(balancer: Balancer, name: str, entries: int) -> NDArray[np.void]:
+    """The first entries of a per-CPU map of `struct lb_stats`, summed over the CPUs."""
+    per_cpu = balancer.maps[name].read_slice(0, entries)
+    total = np.zeros(entries, dtype=lay.LB_STATS)
     for field in ("v1", "v2"):
         total[field] = per_cpu[field].sum(axis=1)
     return total
 
 
-def accel_counters(balancer: Balancer) -> NDArray[np.uint64]:
-    """`hw_accel_stats` by :class:`layouts.AccelCounter`, summed over the CPUs."""
-    total: NDArray[np.uint64] = balancer.maps["hw_accel_stats"].read_array().sum(axis=1).astype(np.uint64)
-    return total
+@dataclass
+class _Readings:
+    """All counters, read one after the other: derived ones may differ by what was under way."""
+
+    slow: NDArray[np.void]
+    """`vip_slow_stats`. Read before `stats`, so that what is left of those was sent by mark."""
+    accel: Counts
+    stats: NDArray[np.void]
+    reals: NDArray[np.void]
+    real_flows: Counts
+
+    @classmethod
+    def take(cls, balancer: Balancer) -> _Readings:
+        reals = max(balancer.inventory.reals.values(), default=0) + 1
+        return cls(
+            slow=_summed(balancer, "vip_slow_stats", lay.MAX_VIPS),
+            accel=accel_counters(balancer),
+            stats=_summed(balancer, "stats", 2 * lay.MAX_VIPS),
+            reals=_summed(balancer, "reals_stats", reals),
+            real_flows=balancer.maps["real_flow_stats"].read_slice(0, reals).sum(axis=1).astype(np.uint64),
+        )
+
+    def v1(self, slot: lay.StatsSlot) -> int:
+        return int(self.stats["v1"][slot])
+
+    def v2(self, slot: lay.StatsSlot) -> int:
+        return int(self.stats["v2"][slot])
+
+    def both(self, slot: lay.StatsSlot) -> int:
+        return self.v1(slot) + self.v2(slot)
+
+    def of(self, which: lay.AccelCounter) -> int:
+        return int(self.accel[which])
 
 
-def families(balancer: Balancer) -> Iterator[MetricFamily]:
-    """Give all figures of the balancer."""
-    stats, accel = _summed(balancer, "stats"), accel_counters(balancer)
-    yield _paths(stats, accel)
-    yield from _per_vip(balancer, stats)
-    yield from _per_real(balancer)
-    yield from _datapath(stats, accel)
-    lost = MetricFamily("nfcore_reports_lost_total", COUNTER, "Reports of flows without room in the buffer.", "flows")
-    # What the kernel says it has lost of a perf buffer, the program knew already.
-    lost.add(int(accel[lay.AccelCounter.REPORT_LOST]))
-    yield lost
+@dataclass(frozen=True)
+class _Names:
+    """Labels of VIPs and reals, with their numbers, row by row."""
+
+    inventory: Inventory
+    vips: LabelSets
+    vip_paths: LabelSets
+    """All VIPs by the fast path, then all by the slow one."""
+    vip_numbers: NDArray[np.int64]
+    reals: LabelSets
+    real_numbers: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, inventory: Inventory) -> _Names:
+        vips = [vip.name for vip in inventory.vips.values()]
+        return cls(
+            inventory,
+            LabelSets(["vip"], [[vip] for vip in vips]),
+            LabelSets(["vip", "path"], [[vip, path] for path in ("fast", "slow") for vip in vips]),
+            np.array(list(inventory.vips), dtype=np.int64),
+            LabelSets(["real"], [[str(address)] for address in inventory.reals]),
+            np.array(list(inventory.reals.values()), dtype=np.int64),
+        )
 
 
-def _paths(stats: NDArray[np.void], accel: NDArray[np.uint64]) -> MetricFamily:
-    fast, slow = int(accel[lay.AccelCounter.FAST]), int(accel[lay.AccelCounter.SLOW])
-    total = int(stats["v1"][lay.StatsSlot.XDP_TOTAL])
-    family = MetricFamily("nfcore_packets_total", COUNTER, "Packets by how their way was found.", "packets")
-    family.add(fast, path="fast")
-    family.add(slow, path="slow")
-    # The counters are not read at one instant: "none" is what is left and must not go below zero.
-    family.add(max(0, total - fast - slow), path="none")
-    return family
+class BalancerFigures:
+    """Reads a balancer's counters. Remembers derived ones, which must not go back."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        self._balancer = balancer
+        self._ratchet = Ratchet()
+        self._written: _Names | None = None
+
+    def families(self) -> Iterator[MetricFamily]:
+        """Give all figures of the balancer."""
+        now = _Readings.take(self._balancer)
+        yield self._paths(now)
+        yield from self._per_vip(now)
+        yield from self._per_real(now)
+        yield from self._tables(now)
+        yield from _verdicts(now)
+        yield from _reports(now)
+
+    def _paths(self, now: _Readings) -> MetricFamily:
+        fast, slow, total = now.of(_ACCEL.FAST), now.of(_ACCEL.SLOW), now.v1(_SLOT.XDP_TOTAL)
+        family = counter("nfcore_packets_total", "Packets by how their way was found.", "packets", "path")
+        family.add(fast, path="fast")
+        family.add(slow, path="slow")
+        family.add(self._left_over("none", total, fast, slow), path="none")
+        return family
+
+    def _left_over(self, key: str, total: int, *others: int) -> int:
+        return int(self._ratchet.hold(key, np.array(total), *map(np.array, others)))
+
+    def _per_vip(self, now: _Readings) -> Iterator[MetricFamily]:
+        names = self._names
+        packets = now.stats["v1"][: lay.MAX_VIPS]
+        slow = packets if self._balancer.meaning is None else now.slow["v1"]
+        by_mark = self._ratchet.hold("fast", packets, slow)
+        for what, unit, text, values in (
+            ("packets", "packets", "Packets sent for a VIP.", packets),
+            ("bytes", "bytes", "Bytes sent for a VIP, of its IP packets.", now.stats["v2"]),
+            ("new_flows", "flows", "Flows of a VIP that its ring has routed.", now.slow["v2"]),
+        ):
+            family = counter(f"nfcore_vip_{what}_total", text, unit, "vip")
+            family.columns.append(Column(names.vips, values[names.vip_numbers]))
+            yield family
+        paths = counter("nfcore_vip_path_packets_total", "Packets sent for a VIP, by path.", "packets", "vip", "path")
+        both = np.concatenate([by_mark[names.vip_numbers], slow[names.vip_numbers].astype(np.int64)])
+        paths.columns.append(Column(names.vip_paths, both))
+        yield paths
+
+    def _per_real(self, now: _Readings) -> Iterator[MetricFamily]:
+        names = self._names
+        for what, unit, text, values in (
+            ("packets", "packets", "Packets sent to a real.", now.reals["v1"]),
+            ("bytes", "bytes", "Bytes sent to a real, of its IP packets.", now.reals["v2"]),
+            ("new_flows", "flows", "Flows that a ring has routed to a real.", now.real_flows),
+        ):
+            family = counter(f"nfcore_real_{what}_total", text, unit, "real")
+            family.columns.append(Column(names.reals, values[names.real_numbers]))
+            yield family
+
+    @property
+    def _names(self) -> _Names:
+        """Of the VIPs and reals that there are; written down anew after a reload."""
+        if self._written is None or self._written.inventory is not self._balancer.inventory:
+            self._written = _Names.of(self._balancer.inventory)
+        return self._written
+
+    def _tables(self, now: _Readings) -> Iterator[MetricFamily]:
+        """Connection tables and rings."""
+        lookups = counter("nfcore_lru_lookups_total", "Look-ups in the connection tables.", "packets", "result")
+        asked, misses = now.v1(_SLOT.LRU), now.v2(_SLOT.LRU)
+        lookups.add(self._left_over("hits", asked, misses), result="hit")
+        lookups.add(misses, result="miss")
+        kinds = counter("nfcore_lru_tcp_misses_total", "TCP packets of flows that were in no table.", "packets", "kind")
+        kinds.add(now.v1(_SLOT.TCP_MISS), kind="syn")
+        kinds.add(now.v2(_SLOT.TCP_MISS), kind="established")
+        inserted = counter("nfcore_lru_inserts_total", "Flows put into a connection table.", "flows")
+        inserted.add(now.v2(_SLOT.RING))
+        fallback = counter("nfcore_lru_fallback_total", "Packets on CPUs without a table of their own.", "packets")
+        fallback.add(now.v1(_SLOT.FALLBACK_LRU))
+        room = gauge("nfcore_lru_capacity_flows", "Flows that fit into the connection table of a CPU.", "flows", "cpu")
+        for cpu in self._balancer.cpus:
+            room.add(self._balancer.table.lru_size, cpu=str(cpu))
+        routed = counter("nfcore_ring_routed_total", "Packets whose real a ring chose: the first of flows.", "packets")
+        routed.add(now.v1(_SLOT.RING))
+        gone = counter(
+            "nfcore_real_gone_total", "Packets of known flows whose real was gone: the ring chose.", "packets"
+        )
+        gone.add(now.of(_ACCEL.REAL_GONE))
+        yield from (lookups, kinds, inserted, fallback, room, routed, gone)
 
 
-def _per_vip(balancer: Balancer, stats: NDArray[np.void]) -> Iterator[MetricFamily]:
-    packets = MetricFamily("nfcore_vip_packets_total", COUNTER, "Packets sent for a VIP.", "packets")
-    volume = MetricFamily("nfcore_vip_bytes_total", COUNTER, "Bytes sent for a VIP, of its IP packets.", "bytes")
-    for number, vip in balancer.inventory.vips.items():
-        packets.add(int(stats["v1"][number]), vip=vip.name)
-        volume.add(int(stats["v2"][number]), vip=vip.name)
-    yield packets
-    yield volume
-
-
-def _per_real(balancer: Balancer) -> Iterator[MetricFamily]:
-    stats = _summed(balancer, "reals_stats")
-    packets = MetricFamily("nfcore_real_packets_total", COUNTER, "Packets sent to a real.", "packets")
-    volume = MetricFamily("nfcore_real_bytes_total", COUNTER, "Bytes sent to a real, of its IP packets.", "bytes")
-    for address, number in balancer.inventory.reals.items():
-        packets.add(int(stats["v1"][number]), real=str(address))
-        volume.add(int(stats["v2"][number]), real=str(address))
-    yield packets
-    yield volume
-
-
-def _datapath(stats: NDArray[np.void], accel: NDArray[np.uint64]) -> Iterator[MetricFamily]:
-    slot, counter = lay.StatsSlot, lay.AccelCounter
-    verdicts = MetricFamily("nfcore_verdicts_total", COUNTER, "Frames by the program's verdict.", "packets")
-    for name in ("TX", "DROP", "PASS"):
-        verdicts.add(int(stats["v1"][slot["XDP_" + name]]), verdict=name.lower())
+def _verdicts(now: _Readings) -> Iterator[MetricFamily]:
+    verdicts = counter("nfcore_verdicts_total", "Frames by the program's verdict.", "packets", "verdict")
+    for verdict, slot in (("tx", _SLOT.XDP_TX), ("drop", _SLOT.XDP_DROP), ("pass", _SLOT.XDP_PASS)):
+        verdicts.add(now.v1(slot), verdict=verdict)
     yield verdicts
-    rejected = MetricFamily("nfcore_marks_rejected_total", COUNTER, "Marked packets not sent by their mark.", "packets")
-    for kind in (counter.INELIGIBLE, counter.UNKNOWN_MARK, counter.OTHER_FLOW, counter.STALE):
-        rejected.add(int(accel[kind]), kind=kind.name.lower())
+    rejected = counter(
+        "nfcore_marks_rejected_total", "Marked packets not sent by their mark, by kind.", "packets", "kind"
+    )
+    for kind in (_ACCEL.INELIGIBLE, _ACCEL.UNKNOWN_MARK, _ACCEL.OTHER_FLOW, _ACCEL.STALE):
+        rejected.add(now.of(kind), kind=kind.name.lower())
     yield rejected
-    drops = MetricFamily("nfcore_drops_total", COUNTER, "Frames dropped, by reason.", "packets")
-    drops.add(int(accel[counter.MALFORMED]), reason="malformed")
-    drops.add(int(stats["v1"][slot.TOO_BIG] + stats["v2"][slot.TOO_BIG]), reason="too_big")
-    drops.add(int(stats["v1"][slot.RING_DROP] + stats["v2"][slot.RING_DROP]), reason="no_real")
-    drops.add(int(stats["v1"][slot.ENCAP_FAIL] + stats["v2"][slot.ENCAP_FAIL]), reason="no_headroom")
+    drops = counter("nfcore_drops_total", "Frames dropped, by reason.", "packets", "reason")
+    drops.add(now.of(_ACCEL.MALFORMED), reason="malformed")
+    drops.add(now.both(_SLOT.TOO_BIG), reason="too_big")
+    drops.add(now.both(_SLOT.RING_DROP), reason="no_real")
+    drops.add(now.both(_SLOT.ENCAP_FAIL), reason="no_headroom")
     yield drops
-    gone = MetricFamily(
-        "nfcore_real_gone_total", COUNTER, "Packets of known flows whose real was gone: the ring chose anew.", "packets"
-    )
-    gone.add(int(accel[counter.REAL_GONE]))
-    yield gone
-    lru = MetricFamily("nfcore_lru_lookups_total", COUNTER, "Look-ups in the connection table.", "packets")
-    misses = int(stats["v2"][slot.LRU])
-    lru.add(max(0, int(stats["v1"][slot.LRU]) - misses), result="hit")
-    lru.add(misses, result="miss")
-    yield lru
-    reports = MetricFamily("nfcore_reports_total", COUNTER, "Reports of flows made by the datapath.", "flows")
-    reports.add(int(accel[counter.REPORTED]))
-    yield reports
-    empty = MetricFamily(
-        "nfcore_mark_pool_empty_total",
-        COUNTER,
-        "Reports made without a mark: the CPU's pool was empty.",
-        "flows",
-    )
-    empty.add(int(accel[counter.POOL_EMPTY]))
-    yield empty
+
+
+def _reports(now: _Readings) -> Iterator[MetricFamily]:
+    for name, text, value in (
+        ("nfcore_reports_total", "Reports of flows made by the datapath.", now.of(_ACCEL.REPORTED)),
+        # What the kernel says it has lost of a perf buffer, the program knew already.
+        ("nfcore_reports_lost_total", "Reports of flows without room in the buffer.", now.of(_ACCEL.REPORT_LOST)),
+        (
+            "nfcore_mark_pool_empty_total",
+            "Reports made without a mark: the CPU's pool was empty.",
+            now.of(_ACCEL.POOL_EMPTY),
+        ),
+    ):
+        family = counter(name, text, "flows")
+        family.add(value)
+        yield family

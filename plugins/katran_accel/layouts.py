@@ -108,6 +108,8 @@ class StatsSlot(IntEnum):
     XDP_TX = 529
     XDP_DROP = 530
     XDP_PASS = 531
+    RING = 1023
+    """Ours; the others are Katran's."""
 
 
 class AccelCounter(IntEnum):

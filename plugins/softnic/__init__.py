@@ -16,7 +16,7 @@ from nfcore.config import NO_BACKEND, Section, Table
 from nfcore.context import Context
 from nfcore.errors import ConfigError, Problem
 from nfcore.hookspecs import hookimpl
-from nfcore.metrics import MetricFamily, MetricKind
+from nfcore.metrics import MetricFamily, counter
 from nfcore.rules import Capabilities, Device, Outcomes, RuleBatch, split_cookies
 
 from .backend import SoftnicBackend
@@ -107,12 +107,11 @@ class SoftnicPlugin:
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
         """Give the NIC's own counters."""
-        family = MetricFamily(
-            "nfcore_softnic_packets_total", MetricKind.COUNTER, "Frames in the emulated NIC.", "packets"
-        )
+        text = "Frames in the emulated NIC, by what it did."
+        family = counter("nfcore_softnic_packets_total", text, "packets", "interface", "kind")
         for ifindex, nic in self._nics.items():
-            for counter, value in zip(NicCounter, nic.counters().tolist(), strict=True):
-                family.add(value, interface=self._names[ifindex], kind=counter.name.lower())
+            for which, value in zip(NicCounter, nic.counters().tolist(), strict=True):
+                family.add(value, interface=self._names[ifindex], kind=which.name.lower())
         return [family]
 
     @hookimpl

@@ -1,28 +1,126 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every plugin's figures in one registry, served on the daemon's socket as method ``stats``."""
+"""Every plugin's figures in one registry, served on the daemon's socket as method ``stats``, and to Prometheus."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from nfcore.config import Config, Section
 from nfcore.context import Context
 from nfcore.hookspecs import hookimpl
+from nfcore.metrics import Histogram, MetricFamily, counter, gauge, histogram
 
 from .registry import Registry
+from .table import StatsTable
+
+if TYPE_CHECKING:
+    from .endpoint import Endpoint
+
+NAME = "stats"
+COLLECT_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+"""Seconds."""
 
 
 class StatsPlugin:
     """Collects on demand: a figure costs nothing while nobody asks."""
 
+    def __init__(self) -> None:
+        self._context: Context | None = None
+        self._endpoint: Endpoint | None = None
+        self._took = Histogram(COLLECT_BOUNDS)
+
+    @hookimpl
+    def config_section(self) -> Section:
+        """Own `[stats]`."""
+        return Section(StatsTable)
+
     @hookimpl
     def setup(self, context: Context) -> None:
-        """Answer ``stats`` on the control socket."""
+        """Answer ``stats`` on the control socket, and listen for scrapers once the daemon runs."""
+        self._context = context
 
         def stats(parameters: Mapping[str, Any]) -> Any:
-            registry = Registry()
-            for plugin, families in context.collect():
-                registry.add(families, plugin)
-            return registry.as_json()
+            return self._collect().as_json()
 
         context.register_method("stats", stats)
+        context.when_running(lambda: self._listen(_table(context.config).listen))
+
+    @hookimpl
+    def reconfigure(self, config: Config) -> None:
+        """Listen elsewhere."""
+        listen = _table(config).listen
+        if listen != (self._endpoint.listen if self._endpoint else ""):
+            self._hush()
+            self._listen(listen)
+
+    @hookimpl
+    def teardown(self) -> None:
+        """Stop listening."""
+        self._hush()
+
+    @hookimpl
+    def collect_stats(self) -> Iterable[MetricFamily]:
+        """Tell how the endpoint fares."""
+        endpoint = self._endpoint
+        took = histogram("nfcore_stats_collect_seconds", "How long collecting held up the event loop.", "seconds")
+        took.add(self._took.read())
+        listening = gauge("nfcore_stats_listening", "1 while the endpoint for Prometheus listens.", "")
+        errors = counter("nfcore_stats_listen_errors_total", "Tries to listen that failed.", "tries")
+        answers = counter("nfcore_stats_responses_total", "Answers over HTTP, by status.", "responses", "code")
+        dropped = counter("nfcore_stats_dropped_total", "Connections left without an answer.", "connections", "reason")
+        if endpoint is not None:
+            listening.add(int(endpoint.listening))
+            errors.add(endpoint.listen_errors)
+            for code, number in sorted(endpoint.responses.items()):
+                answers.add(number, code=str(code))
+            for reason, number in endpoint.dropped.items():
+                dropped.add(number, reason=reason)
+        return [took, listening, errors, answers, dropped]
+
+    def _collect(self) -> Registry:
+        """Everybody's figures; a plugin's whose break a rule are left out, and it is blamed."""
+        registry, context, began = Registry(), self._context, time.perf_counter()
+        assert context is not None, "the core calls setup() before anybody can ask"
+        for plugin, families in context.collect():
+            try:
+                registry.add(families, plugin)
+            except ValueError as error:
+                context.blame(plugin, "collect_stats", str(error))
+        self._took.observe(time.perf_counter() - began)
+        return registry
+
+    def _listen(self, listen: str) -> None:
+        from .endpoint import Endpoint  # noqa: PLC0415 - every command loads this module
+
+        context = self._context
+        if context is None or not listen:
+            return
+
+        def collect(done: Callable[[Registry | None], None]) -> None:
+            try:
+                registry = self._collect()
+            except Exception as error:
+                context.log.error("stats: figures cannot be collected: %s", error)
+                context.log.debug("traceback", exc_info=error)
+                done(None)
+            else:
+                done(registry)
+
+        def ask(done: Callable[[Registry | None], None]) -> None:
+            context.soon(lambda: collect(done))
+
+        self._endpoint = Endpoint(listen, ask, context.health)
+        self._endpoint.start()
+
+    def _hush(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.stop()
+            self._endpoint = None
+
+
+def _table(config: Config) -> StatsTable:
+    table = config.sections[NAME]
+    assert isinstance(table, StatsTable)  # config_section() said so
+    return table

@@ -4,16 +4,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from nfcore.metrics import MetricFamily, MetricKind
+import numpy as np
+
+from nfcore.metrics import Distribution, MetricFamily, MetricKind, Sample
 
 _NAME = re.compile(r"nfcore_[a-z][a-z0-9_]*")
+_LABEL = re.compile(r"[a-z][a-z0-9_]*")
+_RESERVED = {"le", "quantile", "job", "instance"}
+"""Labels that Prometheus uses itself."""
+_SUFFIXES = ("_bucket", "_count", "_sum")
+"""What a histogram's name is followed by."""
 
 
 class Registry:
-    """Families by name. Those of one name are merged when they agree in kind and unit."""
+    """Families by name. Those of one name are merged when they agree in kind, unit and labels."""
 
     def __init__(self) -> None:
         self._families: dict[str, MetricFamily] = {}
@@ -21,22 +29,21 @@ class Registry:
     def __len__(self) -> int:
         return len(self._families)
 
+    def __iter__(self) -> Iterator[MetricFamily]:
+        """Families by name."""
+        return (family for _, family in sorted(self._families.items()))
+
     def add(self, families: Iterable[MetricFamily], plugin: str) -> None:
-        """Add a plugin's families. ValueError names the plugin and the family that break a rule."""
+        """Add a plugin's families, all or, where one breaks a rule, none.
+
+        ValueError names the plugin and the family, and says what would be right.
+        """
+        merged: dict[str, MetricFamily] = {}
         for family in families:
-            self._check(family, plugin)
-            known = self._families.get(family.name)
-            if known is None:
-                self._families[family.name] = MetricFamily(
-                    family.name, family.kind, family.help, family.unit, list(family.samples)
-                )
-                continue
-            if (known.kind, known.unit) != (family.kind, family.unit):
-                raise ValueError(
-                    f"plugin {plugin}: {family.name} is a {family.kind} of {family.unit or 'no unit'}; "
-                    f"elsewhere it is a {known.kind} of {known.unit or 'no unit'}"
-                )
-            known.samples.extend(family.samples)
+            _check_name(family, plugin)
+            known = merged.get(family.name) or self._families.get(family.name)
+            merged[family.name] = _checked(family, plugin) if known is None else _joined(known, family, plugin)
+        self._families |= merged
 
     def as_json(self) -> dict[str, Any]:
         """Give everything as JSON values, families by name."""
@@ -46,16 +53,87 @@ class Registry:
                     "name": family.name,
                     "type": str(family.kind),
                     "unit": family.unit,
+                    "labels": list(family.labels or ()),
                     "help": family.help,
-                    "samples": [{"labels": dict(sample.labels), "value": sample.value} for sample in family.samples],
+                    "samples": [{"labels": dict(sample.labels)} | _value(sample) for sample in family.everything()],
                 }
-                for _, family in sorted(self._families.items())
+                for family in self
             ]
         }
 
-    @staticmethod
-    def _check(family: MetricFamily, plugin: str) -> None:
-        if not _NAME.fullmatch(family.name):
-            raise ValueError(f"plugin {plugin}: {family.name!r} is no metric name; should be like nfcore_packets_total")
-        if (family.kind is MetricKind.COUNTER) != family.name.endswith("_total"):
-            raise ValueError(f"plugin {plugin}: {family.name}: counters, and only they, end in _total")
+
+def _value(sample: Sample) -> dict[str, Any]:
+    value = sample.value
+    if not isinstance(value, Distribution):
+        return {"value": value}
+    buckets = [[bound, number] for bound, number in zip(value.bounds, value.cumulative, strict=False)]
+    return {"buckets": buckets, "sum": value.sum, "count": value.count}
+
+
+def _joined(known: MetricFamily, family: MetricFamily, plugin: str) -> MetricFamily:
+    if (known.kind, known.unit) != (family.kind, family.unit):
+        raise ValueError(
+            f"plugin {plugin}: {family.name} is a {family.kind} of {family.unit or 'no unit'}; "
+            f"elsewhere it is a {known.kind} of {known.unit or 'no unit'}"
+        )
+    if family.labels is not None and known.labels is not None and set(family.labels) != set(known.labels):
+        raise ValueError(
+            f"plugin {plugin}: {family.name} has the labels {_words(family.labels)}; "
+            f"elsewhere it has {_words(known.labels)}"
+        )
+    both = replace(known, samples=[*known.samples, *family.samples], columns=[*known.columns, *family.columns])
+    return _checked(both, plugin)
+
+
+def _checked(family: MetricFamily, plugin: str) -> MetricFamily:
+    """A copy of the family whose labels are told; ValueError when its samples do not fit together."""
+    labels, where = family.labels, f"plugin {plugin}: {family.name}"
+    if labels is None:
+        labels = next((each.sets.names for each in family.columns), None)
+    if labels is None and family.samples:
+        labels = tuple(family.samples[0].labels)
+    wrong = [label for label in labels or () if not _LABEL.fullmatch(label) or label in _RESERVED]
+    if wrong:
+        raise ValueError(f"{where}: {wrong[0]!r} is no label of ours; should be like 'interface'")
+    wanted = set(labels or ())
+    for names in [*(sample.labels.keys() for sample in family.samples), *(each.sets.names for each in family.columns)]:
+        if set(names) != wanted:
+            raise ValueError(f"{where}: a sample has the labels {_words(names)}; should be {_words(wanted)}")
+    if (strange := _strange_value(family)) is not None:
+        raise ValueError(f"{where}: {strange!r:.60} is no value of a {family.kind}")
+    if _has_twins(family, labels or ()):
+        raise ValueError(f"{where}: two samples have the same labels")
+    return replace(family, samples=list(family.samples), columns=list(family.columns), labels=labels)
+
+
+def _strange_value(family: MetricFamily) -> object | None:
+    kinds: tuple[type, ...] = (Distribution,) if family.kind is MetricKind.HISTOGRAM else (int, float)
+    for column in family.columns:
+        fits = kinds != (Distribution,) and isinstance(column.values, np.ndarray) and column.values.dtype.kind in "iuf"
+        if not fits or column.values.shape != (len(column.sets.rows),):
+            return column.values
+    return next((each.value for each in family.samples if not isinstance(each.value, kinds)), None)
+
+
+def _has_twins(family: MetricFamily, labels: tuple[str, ...]) -> bool:
+    """Whether two samples have the same labels. A column's own have been compared once for all."""
+    if len(family.columns) == 1 and not family.samples:
+        return False
+    seen = [tuple(sample.labels[label] for label in labels) for sample in family.samples]
+    for column in family.columns:
+        order = [column.sets.names.index(label) for label in labels]
+        seen += [tuple(row[place] for place in order) for row in column.sets.rows]
+    return len(set(seen)) < len(seen)
+
+
+def _check_name(family: MetricFamily, plugin: str) -> None:
+    if not _NAME.fullmatch(family.name):
+        raise ValueError(f"plugin {plugin}: {family.name!r} is no metric name; should be like nfcore_packets_total")
+    if (family.kind is MetricKind.COUNTER) != family.name.endswith("_total"):
+        raise ValueError(f"plugin {plugin}: {family.name}: counters, and only they, end in _total")
+    if family.name.endswith(_SUFFIXES):
+        raise ValueError(f"plugin {plugin}: {family.name}: {', '.join(_SUFFIXES)} are a histogram's own")
+
+
+def _words(labels: Iterable[str]) -> str:
+    return ", ".join(sorted(labels)) or "none"

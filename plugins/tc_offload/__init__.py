@@ -17,7 +17,7 @@ from nfcore.context import Context
 from nfcore.control import daemon_answers
 from nfcore.errors import ConfigError, HostError, Problem
 from nfcore.hookspecs import hookimpl
-from nfcore.metrics import MetricFamily, MetricKind
+from nfcore.metrics import MetricFamily, counter, gauge
 from nfcore.rules import Capabilities, Device, Outcomes, RuleBatch
 
 from .backend import Settings, TcBackend
@@ -131,11 +131,11 @@ class TcOffloadPlugin:
         """Give what happened on each device, without asking the kernel."""
         families = []
         for key, text in _COUNTERS.items():
-            family = MetricFamily(f"nfcore_tc_{key}_total", MetricKind.COUNTER, text, "rules")
+            family = counter(f"nfcore_tc_{key}_total", text, "rules", "interface")
             for ifindex, backend in self._backends.items():
                 family.add(backend.counts[key], interface=self._names[ifindex])
             families.append(family)
-        held = MetricFamily("nfcore_tc_rules", MetricKind.GAUGE, "Flower rules of ours on the device.", "rules")
+        held = gauge("nfcore_tc_rules", "Flower rules of ours on the device.", "rules", "interface")
         for ifindex, backend in self._backends.items():
             held.add(backend.held, interface=self._names[ifindex])
         return [*families, held]

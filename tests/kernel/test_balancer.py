@@ -14,7 +14,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 
-from nfcore.plugins.katran_accel.figures import families
+from nfcore.plugins.katran_accel.figures import BalancerFigures
 from nfcore.plugins.katran_accel.layouts import AccelCounter, StatsSlot
 
 from .balancer_world import CLIENT, NIC, World, forget_connections, open_world, outer, sent_to, set_ring, tcp, udp
@@ -27,8 +27,8 @@ FAMILIES = {
 
 
 def figure(world: World, name: str, **labels: str) -> float:
-    (family,) = [family for family in families(world.balancer) if family.name == name]
-    return sum(s.value for s in family.samples if labels.items() <= s.labels.items())
+    (family,) = [family for family in BalancerFigures(world.balancer).families() if family.name == name]
+    return sum(s.value for s in family.everything() if labels.items() <= s.labels.items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,6 +73,32 @@ def test_packets_and_bytes_are_counted_per_vip_and_real_on_both_paths(tmp_path: 
         assert figure(world, "nfcore_packets_total", path="none") == 1
         assert figure(world, "nfcore_verdicts_total", verdict="tx") == 13
         assert figure(world, "nfcore_verdicts_total", verdict="pass") == 1
+
+
+@pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
+def test_each_vip_tells_what_went_by_mark_and_what_its_ring_routed(tmp_path: Path, strategy: str) -> None:
+    other = udp("198.18.1.2", "198.18.10.2")
+    with open_world(tmp_path, strategy=strategy) as world:
+        first, second = (world.balancer.inventory.vips[number].name for number in (0, 1))
+        mark = world.offload(FLOW)
+        for _ in range(4):
+            world.send(FLOW, mark)
+        for sport in (40001, 40002):
+            world.send(tcp("198.18.1.2", "198.18.10.1", sport=sport))
+        # Ends by its mark, which no ring has a say in.
+        forget_connections(world)
+        world.send(tcp("198.18.1.2", "198.18.10.1", flags="FA"), mark)
+        world.send(other)
+        world.send(other)
+        path = "nfcore_vip_path_packets_total"
+        assert [figure(world, path, vip=first, path=each) for each in ("fast", "slow")] == [4, 4]
+        assert [figure(world, path, vip=second, path=each) for each in ("fast", "slow")] == [0, 2]
+        assert [figure(world, "nfcore_vip_new_flows_total", vip=each) for each in (first, second)] == [3, 1]
+        assert figure(world, "nfcore_real_new_flows_total") == figure(world, "nfcore_ring_routed_total") == 4
+        assert figure(world, "nfcore_lru_inserts_total") == 5
+        assert figure(world, "nfcore_lru_lookups_total", result="hit") == 1
+        assert figure(world, "nfcore_lru_lookups_total", result="miss") == 5
+        assert figure(world, "nfcore_lru_tcp_misses_total", kind="established") == 4
 
 
 def test_a_known_flow_keeps_its_real_when_the_ring_changes(tmp_path: Path) -> None:

@@ -84,9 +84,19 @@ def test_one_object_has_everything(smoke: tuple[dict[str, Any], str]) -> None:
         "dest-id": 40.0,
     }
     names = " ".join(figure["name"] for figure in found["control"])
-    for word in ("through the engine", "memory of a flow", "p50", "p99", "ring of", "cold", "warm", "ready with"):
+    for word in (
+        "through the engine",
+        "memory of a flow",
+        "p50",
+        "p99",
+        "ring of",
+        "cold",
+        "warm",
+        "ready with",
+        "figures once a second",
+    ):
         assert word in names
-    assert {figure["unit"] for figure in found["control"]} == {"1/s", "B", "ms", "s"}
+    assert {figure["unit"] for figure in found["control"]} == {"1/s", "B", "ms", "s", "% of a core"}
     assert {(rate["backend"], rate["op"]) for rate in found["rules"]} >= {
         ("softnic", op) for op in ("insert", "dump", "delete")
     }

@@ -12,7 +12,7 @@ import pytest
 
 from nfcore.bench import FlowSource, make_services
 from nfcore.flowtable import FlowState
-from nfcore.plugins.katran_accel.figures import families
+from nfcore.plugins.katran_accel.figures import BalancerFigures
 from nfcore.plugins.stats.registry import Registry
 
 from .balancer_world import World, forget_connections, open_world
@@ -94,7 +94,7 @@ def figures_of(world: World) -> Figures:
     """What engine and balancer count."""
     registry = Registry()
     registry.add(world.engine.collect(), "engine")
-    registry.add(families(world.balancer), "katran_accel")
+    registry.add(BalancerFigures(world.balancer).families(), "katran_accel")
     return Figures(registry.as_json()["metrics"])
 
 

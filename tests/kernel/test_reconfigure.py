@@ -29,7 +29,7 @@ from nfcore.kernel import TestRun
 from nfcore.marks import MarkAllocator, MarkMeaning
 from nfcore.plugins.katran_accel.balancer import NAME, Balancer
 from nfcore.plugins.katran_accel.connections import VipFinder
-from nfcore.plugins.katran_accel.figures import accel_counters, families
+from nfcore.plugins.katran_accel.figures import BalancerFigures, accel_counters
 from nfcore.plugins.katran_accel.hashing import ring_slot
 from nfcore.plugins.katran_accel.layouts import AccelCounter, make_target
 from nfcore.plugins.katran_accel.maglev import Endpoint, build_ring
@@ -170,8 +170,8 @@ def flows(count: int, vip: str = WEB) -> list[bytes]:
 
 
 def figure(bench: Bench, name: str, **labels: str) -> float:
-    (family,) = [family for family in families(bench.balancer) if family.name == name]
-    return sum(s.value for s in family.samples if labels.items() <= s.labels.items())
+    (family,) = [family for family in BalancerFigures(bench.balancer).families() if family.name == name]
+    return sum(s.value for s in family.everything() if labels.items() <= s.labels.items())
 
 
 @pytest.fixture(params=STRATEGIES)

@@ -32,7 +32,9 @@ def test_one_name_is_installed(wheel: Path) -> None:
 def test_nothing_of_the_package_is_missing(wheel: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     for source, place in (("nfcore", "nfcore"), ("plugins", "nfcore/plugins"), ("bpf", "nfcore/bpf")):
-        found = [path for path in (ROOT / source).rglob("*") if path.suffix in (".py", ".c", ".h", ".typed")]
+        found = [
+            path for path in (ROOT / source).rglob("*") if path.suffix in (".py", ".c", ".h", ".typed", ".json", ".yml")
+        ]
         links = [ROOT / "nfcore/plugins", ROOT / "nfcore/bpf"]
         inside = [path for path in found if not any(path.is_relative_to(link) for link in links)]
         assert inside, source

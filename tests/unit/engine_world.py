@@ -102,6 +102,8 @@ class Nic:
         self.hits: dict[int, int] = {}
         self.stuck = False
         self.broken = ""
+        self.tells_counts = False
+        """Whether it says what a removed rule had counted to its end."""
         self._notes = notes
 
     @hookimpl
@@ -122,7 +124,11 @@ class Nic:
         if self.stuck:
             return Outcomes.all(Outcome.FAILED, len(rules), "stuck")
         there = [self.rules.pop(rule.cookie, None) is not None for rule in rules]
-        return Outcomes(np.where(there, Outcome.REMOVED, Outcome.ABSENT).astype(np.uint8))
+        outcomes = Outcomes(np.where(there, Outcome.REMOVED, Outcome.ABSENT).astype(np.uint8))
+        if self.tells_counts:
+            last = [self.hits[rule.cookie] if held else 0 for rule, held in zip(rules, there, strict=True)]
+            outcomes.counted = np.array([[packets, 0] for packets in last], dtype=np.uint64)
+        return outcomes
 
     @hookimpl
     def dump_offload(self, device: Device) -> NDArray[np.void]:
@@ -286,13 +292,19 @@ class Waiting:
 
     def __init__(self, room: int) -> None:
         self.room = room
+        self.turned_away = 0
         self.jobs: list[tuple[Job, Callable[[Any], None]]] = []
 
     def call(self, job: Job) -> Any:
         return job()
 
+    @property
+    def queued(self) -> int:
+        return len(self.jobs)
+
     def submit(self, job: Job, done: Callable[[Any], None]) -> bool:
         if len(self.jobs) >= self.room:
+            self.turned_away += 1
             return False
         self.jobs.append((job, done))
         return True

@@ -11,6 +11,7 @@ import pytest
 from nfcore.config import InterfaceTable, MarkingTable, NfTable, OffloadTable, Table
 from nfcore.plugins.katran_accel.table import KatranTable, VipTable
 from nfcore.plugins.softnic import SoftnicTable
+from nfcore.plugins.stats.table import StatsTable
 from nfcore.plugins.tc_offload import DeviceTable, TcOffloadTable
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -24,6 +25,7 @@ TABLES = {
     "`[tc_offload]`": TcOffloadTable,
     "`[tc_offload.devices.NAME]`": DeviceTable,
     "`[softnic]`": SoftnicTable,
+    "`[stats]`": StatsTable,
 }
 
 

@@ -275,7 +275,8 @@ def test_the_next_backend_takes_what_the_best_could_not(make: Callable[..., Worl
     assert world.ports(FlowState.WAITING) == [1003]
     assert world.why(1003) == Reason.NIC_FULL
     rules = next(family for family in world.engine.collect() if family.name == "nfcore_rules")
-    assert {sample.labels["backend"]: sample.value for sample in rules.samples} == {"best": 1, "second": 1}
+    held = {s.labels["backend"]: s.value for s in rules.samples if s.labels["state"] == "installed"}
+    assert held == {"best": 1, "second": 1}
 
 
 def test_the_next_backend_steps_in_for_one_that_raises(make: Callable[..., World]) -> None:
@@ -388,7 +389,11 @@ def test_figures_are_those_of_the_table(make: Callable[..., World]) -> None:
     assert values["nfcore_marks_in_use"] == {("flow-id",): 3}
     assert values["nfcore_nic_full"] == {("eth1",): 1}
     assert sum(values["nfcore_marks"].values()) == 255
-    assert values["nfcore_rules"] == {("eth1", "nic"): 2}
+    assert values["nfcore_rules"] == {("installed", "eth1", "nic"): 2, ("draining", "eth1", "nic"): 0}
+    assert values["nfcore_rules_limit"] == {(): 1000}
+    assert values["nfcore_mark_pool_marks"] == {("nf", "0"): 16 - 5}
+    assert values["nfcore_offload_batch_seconds"]["eth1", "install"].count == 1
+    assert values["nfcore_offload_rule_seconds"]["eth1", "install"].count == 3
 
 
 def test_every_reason_has_a_word() -> None:

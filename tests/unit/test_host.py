@@ -303,13 +303,16 @@ def test_figures_of_a_broken_plugin_are_left_out(host: PluginHost, config: Any) 
         def collect_stats(self) -> None:
             return None
 
-    for name, plugin in {"broken": Broken(), "nothing": NoFigures(), "works": Works()}.items():
+    for name, plugin in {"works": Works(), "nothing": NoFigures(), "broken": Broken()}.items():
         host.register(plugin, name)
     context = make_context(config, host, [])
     make_engine(context, host, {})
-    given = {name: [family.name for family in families] for name, families in context.collect()}
-    assert given.pop("nfcore")
-    assert given == {"nothing": [], "works": ["nfcore_whole"]}
+    collected = list(context.collect())
+    given = {name: [family.name for family in families] for name, families in collected if name != "nfcore"}
+    assert given == {"works": ["nfcore_whole"], "nothing": []}
+    last = {family.name: family for family in collected[-1][1]}
+    (error,) = last["nfcore_hook_errors_total"].samples
+    assert (error.value, error.labels) == (1, {"plugin": "broken", "hook": "collect_stats", "kind": "raised"})
     assert host.errors["broken", "collect_stats"] == 1
 
 
@@ -344,7 +347,7 @@ WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
     "counted too little": (
         "remove_offload",
         Outcomes(np.full(2, 5, np.uint8), counted=np.zeros((1, 2), np.uint64)),
-        r"should be an array of shape \(2, 2\), or None",
+        r"should be integers of shape \(2, 2\), or None",
     ),
     "rows of objects": ("dump_offload", [], r"answered \[\]; should be rows of nfcore.rules.INSTALLED_ROW"),
     "a tuple of capabilities": ("probe_offload", (16, True), r"answered \(16, True\); should be .*Capabilities"),

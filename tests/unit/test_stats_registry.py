@@ -6,12 +6,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nfcore.config import Config
 from nfcore.hookspecs import hookimpl
 from nfcore.host import PluginHost
-from nfcore.metrics import MetricFamily, MetricKind
+from nfcore.metrics import (
+    Column,
+    Histogram,
+    LabelSets,
+    MetricFamily,
+    MetricKind,
+    Ratchet,
+    Sample,
+    histogram,
+    total,
+)
 from nfcore.plugins.stats import StatsPlugin
 from nfcore.plugins.stats.registry import Registry
 from nfcore.session import make_context, make_engine, set_up
@@ -22,6 +35,10 @@ def packets(value: int, name: str = "nfcore_packets_total", unit: str = "packets
     family = MetricFamily(name, kind, "Packets.", unit)
     family.add(value, **labels)
     return family
+
+
+SETS = LabelSets(["nic"], [["a"], ["b"]])
+NICS, UNEVEN = Column(SETS, np.array([1, 2])), Column(SETS, np.array([1]))
 
 
 def test_figures_of_one_name_are_one_family() -> None:
@@ -35,6 +52,7 @@ def test_figures_of_one_name_are_one_family() -> None:
                 "name": "nfcore_packets_total",
                 "type": "counter",
                 "unit": "packets",
+                "labels": ["nic"],
                 "help": "Packets.",
                 "samples": [{"labels": {"nic": "a"}, "value": 1}, {"labels": {"nic": "b"}, "value": 2}],
             },
@@ -42,6 +60,7 @@ def test_figures_of_one_name_are_one_family() -> None:
                 "name": "nfcore_rules",
                 "type": "gauge",
                 "unit": "packets",
+                "labels": [],
                 "help": "Packets.",
                 "samples": [{"labels": {}, "value": 9}],
             },
@@ -50,9 +69,9 @@ def test_figures_of_one_name_are_one_family() -> None:
 
 
 def test_a_plugins_family_is_left_as_it_was() -> None:
-    registry, family = Registry(), packets(1)
+    registry, family = Registry(), packets(1, nic="a")
     registry.add([family], "first")
-    registry.add([packets(2)], "second")
+    registry.add([packets(2, nic="b")], "second")
     assert len(family.samples) == 1
 
 
@@ -64,6 +83,22 @@ def test_a_plugins_family_is_left_as_it_was() -> None:
         (MetricFamily("nfcore_packets", MetricKind.COUNTER, ""), "counters, and only they, end in _total"),
         (MetricFamily("nfcore_rules_total", MetricKind.GAUGE, ""), "counters, and only they, end in _total"),
         (packets(1, unit="bytes"), "is a counter of bytes; elsewhere it is a counter of packets"),
+        (packets(1), "two samples have the same labels"),
+        (packets(1, nic="a"), "a sample has the labels nic; should be none"),
+        (packets(1, "nfcore_nic_total", le="a"), "'le' is no label of ours"),
+        (packets(1, "nfcore_nic_total", NIC="a"), "'NIC' is no label of ours"),
+        (packets("many", "nfcore_nic_total"), "'many' is no value of a counter"),  # type: ignore[arg-type]
+        (MetricFamily("nfcore_nic_sum", MetricKind.GAUGE, ""), "are a histogram's own"),
+        (MetricFamily("nfcore_took", MetricKind.HISTOGRAM, "", samples=[Sample(1)]), "1 is no value of a histogram"),
+        (MetricFamily("nfcore_nic", MetricKind.GAUGE, "", columns=[UNEVEN]), "no value of a gauge"),
+        (
+            MetricFamily("nfcore_nic", MetricKind.GAUGE, "", samples=[Sample(1, {"nic": "a"})], columns=[NICS]),
+            "same labels",
+        ),
+        (
+            MetricFamily("nfcore_nic", MetricKind.GAUGE, "", labels=("vip",), columns=[NICS]),
+            "labels nic; should be vip",
+        ),
     ],
 )
 def test_what_breaks_a_rule_is_named(family: MetricFamily, words: str) -> None:
@@ -72,6 +107,80 @@ def test_what_breaks_a_rule_is_named(family: MetricFamily, words: str) -> None:
     with pytest.raises(ValueError, match=words) as refused:
         registry.add([family], "second")
     assert "plugin second" in str(refused.value)
+
+
+def test_nothing_of_a_plugin_is_taken_that_breaks_a_rule() -> None:
+    registry = Registry()
+    with pytest.raises(ValueError, match="no metric name"):
+        registry.add([packets(1), packets(1, "packets")], "nic")
+    assert len(registry) == 0
+
+
+def test_columns_are_samples() -> None:
+    registry = Registry()
+    registry.add([MetricFamily("nfcore_nic_total", MetricKind.COUNTER, "", columns=[NICS])], "nic")
+    registry.add([packets(3, "nfcore_nic_total", "", nic="c")], "other")
+    (family,) = registry.as_json()["metrics"]
+    assert [(each["labels"]["nic"], each["value"]) for each in family["samples"]] == [("c", 3), ("a", 1), ("b", 2)]
+
+
+@pytest.mark.parametrize("rows", [[["a"], ["a"]], [["a", "b"]], [[]]])
+def test_label_sets_are_checked_when_they_are_made(rows: list[list[str]]) -> None:
+    with pytest.raises(ValueError, match="label"):
+        LabelSets(["nic"], rows)
+
+
+def test_histograms_are_written_with_buckets() -> None:
+    took = Histogram([0.1, 1.0])
+    took.observe(0.1)
+    took.observe(0.5, 3)
+    took.observe(7)
+    family = histogram("nfcore_took_seconds", "Time.", "seconds")
+    family.add(took.read())
+    registry = Registry()
+    registry.add([family], "nic")
+    answer = json.loads(json.dumps(registry.as_json()))["metrics"]
+    assert answer[0]["samples"] == [{"labels": {}, "buckets": [[0.1, 1], [1.0, 4]], "sum": 8.6, "count": 5}]
+    assert total(answer, "nfcore_took_seconds") == 5
+
+
+@given(st.lists(st.floats(0, 100)), st.lists(st.floats(0, 50), min_size=1, max_size=8, unique=True).map(sorted))
+def test_a_histogram_counts_what_is_at_most_its_bound(values: list[float], bounds: list[float]) -> None:
+    made = Histogram(bounds)
+    for value in values:
+        made.observe(value)
+    read = made.read()
+    assert read.cumulative == (*(sum(value <= bound for value in values) for bound in bounds), len(values))
+    assert read.sum == pytest.approx(sum(values))
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100), st.integers(-5, 5)), max_size=30))
+def test_what_is_left_over_never_goes_back_while_its_base_grows(steps: list[tuple[int, int, int]]) -> None:
+    ratchet, base, part, last = Ratchet(), 0, 0, 0
+    for other, rest, torn in steps:
+        base, part = base + other + rest, part + other
+        value = int(ratchet.hold("rest", np.array(base), np.array(part + torn)))
+        assert value >= max(last, 0)
+        last = value
+    begun_anew = int(ratchet.hold("rest", np.array(0), np.array(0))) if base else 0
+    assert begun_anew == 0
+
+
+def test_a_plugin_whose_figures_break_a_rule_is_named_and_the_others_are_there(config: Config) -> None:
+    class Odd:
+        @hookimpl
+        def collect_stats(self) -> Iterable[MetricFamily]:
+            return [packets(5, "nfcore_flows")]
+
+    host = PluginHost()
+    host.register(StatsPlugin(), "stats")
+    host.register(Odd(), "odd")
+    context = make_context(config, host, [])
+    with set_up(context, host):
+        make_engine(context, host, {})
+        metrics = context.methods["stats"]({})["metrics"]
+    assert total(metrics, "nfcore_flows", state="installed") == 0
+    assert total(metrics, "nfcore_hook_errors_total", plugin="odd", hook="collect_stats", kind="wrong_answer") == 1
 
 
 def test_stats_answers_with_everybodys_figures(config: Config) -> None:

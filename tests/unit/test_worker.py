@@ -96,20 +96,20 @@ def test_nobody_is_asked_for_nothing() -> None:
     device, _ = backends(first=first, second=second)
     device.install(rules(1))
     assert second.asked == []
-    assert device.remove(rules(1), np.array([0], dtype=np.uint8)).tolist() == [True]
+    assert device.remove(rules(1), np.array([0], dtype=np.uint8)).gone.tolist() == [True]
     assert second.asked == []
 
 
 def test_removal_goes_to_the_backend_that_holds_the_rule() -> None:
     first, second = Picky({1, 2}), Picky({3})
     device, _ = backends(first=first, second=second)
-    assert device.remove(rules(1, 3, 2), np.array([0, 1, 0], dtype=np.uint8)).all()
+    assert device.remove(rules(1, 3, 2), np.array([0, 1, 0], dtype=np.uint8)).gone.all()
     assert (first.asked, second.asked) == ([[1, 2]], [[3]])
 
 
 def test_removing_what_is_not_there_is_no_error() -> None:
     device, _ = backends(first=Picky(set()))
-    assert device.remove(rules(5), np.zeros(1, dtype=np.uint8)).all()
+    assert device.remove(rules(5), np.zeros(1, dtype=np.uint8)).gone.all()
 
 
 def test_without_backends_nothing_is_installed() -> None:
@@ -128,7 +128,7 @@ def test_a_broken_backend_has_failed_and_the_next_is_asked(answer: object) -> No
     assert result.status.tolist() == [Outcome.INSTALLED, Outcome.FAILED]
     assert result.backend.tolist() == [1, 1]
     assert host.errors == {("broken", "install_offload"): 1}
-    assert not device.remove(rules(1, 2), np.zeros(2, dtype=np.uint8)).any()
+    assert not device.remove(rules(1, 2), np.zeros(2, dtype=np.uint8)).gone.any()
     assert host.errors["broken", "remove_offload"] == 1
 
 
@@ -155,7 +155,7 @@ def test_a_dump_of_something_else_is_left_out(answer: object) -> None:
 def test_the_null_backend_takes_and_lets_go() -> None:
     device, _ = backends(**{NULL_BACKEND: NullBackend()})
     assert device.install(rules(1, 2)).status.tolist() == [Outcome.INSTALLED] * 2
-    assert device.remove(rules(1, 2), np.zeros(2, dtype=np.uint8)).all()
+    assert device.remove(rules(1, 2), np.zeros(2, dtype=np.uint8)).gone.all()
 
 
 def raises() -> None:
