@@ -74,6 +74,12 @@ def _socket_path(value: object) -> str:
     return str(value)
 
 
+def _group_name(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[^:,\s\x00]{0,32}", value):
+        return value
+    raise ValueError("should be the name of a group, at most 32 characters, or empty")
+
+
 def parse_network(value: object) -> Network:
     """Read an address or a prefix; ValueError says how to write one."""
     try:
@@ -92,6 +98,10 @@ class NfTable(Table):
     """Where `nfcore stats` and its like reach the daemon."""
     hook_patience: Annotated[Duration, Field(ge=1.0, le=3600.0)] = "5s"  # type: ignore[assignment]
     """How long a plugin's hook may hold up the event loop before it is broken off."""
+    socket_group: Annotated[str, BeforeValidator(_group_name)] = ""
+    """Group whose members may ask, but not order; empty: root alone."""
+    events_kept: int = Field(default=65_536, ge=1_000, le=16_000_000)
+    """Events of flows that `nfcore events` can look back on."""
 
 
 class InterfaceTable(Table):

@@ -16,9 +16,10 @@ from types import FrameType
 
 from .config import Config
 from .context import Context
-from .control import ControlServer, refuse_second
+from .control import ControlServer, group_number, refuse_second
 from .engine import READ_LIMIT, Engine
 from .errors import ConfigError, NfcoreError, Problem
+from .eventlog import EventKind
 from .host import PluginHost
 from .links import LinkWatch
 from .orders import register_orders
@@ -48,11 +49,15 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
     context = make_context(config, host, find_devices(config))
     socket = Path(config.nf.socket)
     refuse_second(socket)
+    if config.nf.socket_group:
+        group_number(config.nf.socket_group)
     with StopSwitch() as stop:
         try:
             with context.claims, set_up(context, host, stop.check), _engine(context, host, stop) as (engine, results):
                 register_orders(engine, host)
-                daemon = _Daemon(engine, results, ControlServer(socket, context.methods))
+                group = config.nf.socket_group
+                server = ControlServer(socket, context.methods, context.questions, group)
+                daemon = _Daemon(engine, results, server)
                 with Watchdog(host, config.nf.hook_patience):
                     asyncio.run(daemon.run(stop, lambda: announce(_describe(context))))
         except StoppedError:
@@ -142,6 +147,7 @@ class _Daemon:
         try:
             switch.check()  # what came until the loop had its handlers
             await self._server.open()
+            self._engine.floor.events.note(EventKind.DAEMON, "ready")
             announce()
             await self._pump(stop)
         finally:

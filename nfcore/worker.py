@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +34,8 @@ class InstallResult:
     """Index of that backend in the device's list."""
     words: list[str]
     """What backends said, each sentence once."""
+    said: dict[int, str] = field(default_factory=dict)
+    """Row → what the last backend that was asked said of this rule, where it did."""
 
 
 @dataclass
@@ -93,6 +95,7 @@ class Backends:
             result.status[asked[better]] = outcomes.status[better]
             result.backend[asked] = number
             result.words = list(dict.fromkeys([*result.words, *outcomes.words.values()]))
+            result.said |= {int(asked[row]): words for row, words in outcomes.words.items() if 0 <= row < len(asked)}
             left = left[result.status[left] != Outcome.INSTALLED]
             if not len(left):
                 break

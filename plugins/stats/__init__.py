@@ -25,4 +25,4 @@ class StatsPlugin:
                 registry.add(families, plugin)
             return registry.as_json()
 
-        context.register_method("stats", stats)
+        context.register_method("stats", stats, reads=True)
