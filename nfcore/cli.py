@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from .daemon_commands import JsonOption
 from .daemon_commands import app as daemon_commands
 from .errors import NfcoreError
+from .logs import Format, Level, set_up_logging
 from .terminal import show
 from .version import __version__
 
@@ -43,18 +44,22 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, with tracebacks of faults.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log more, with tracebacks of faults: --log-level debug.")
+    ] = False,
+    log_level: Annotated[
+        Level, typer.Option("--log-level", envvar="NFCORE_LOG_LEVEL", help="What is worth a line on standard error.")
+    ] = Level.INFO,
+    log_format: Annotated[
+        Format, typer.Option("--log-format", envvar="NFCORE_LOG_FORMAT", help="json: one object a line.")
+    ] = Format.TEXT,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Set up logging for every command."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    set_up_logging(Level.DEBUG if verbose else log_level, log_format)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,24 +66,20 @@ class EventKind(IntEnum):
 
 
 _OF_ENDS = {Reason.IDLE: EventKind.AGED, Reason.REPLACED: EventKind.REPLACED}
-RECORD = np.dtype(
-    [
-        ("seq", "<u8"),
-        ("time", "<f8"),
-        ("flow", FLOW_ROW),
-        ("packets", "<u8"),
-        ("bytes", "<u8"),
-        ("mark", "<u4"),
-        ("words", "<u4"),
-        ("kind", "u1"),
-        ("reason", "u1"),
-        ("backend", "u1"),
-    ]
-)
-"""An event of a flow. time: seconds since the epoch. packets, bytes: counted by the NIC. words: number of a text, or 0.
-kind: :class:`EventKind`. reason: :class:`~nfcore.reasons.Reason`. backend: index in the device's list, or
-:data:`NO_BACKEND`."""
-_COLUMNS = [name for name in RECORD.names or () if name != "flow"]
+COLUMNS: dict[str, np.dtype[Any]] = {
+    "seq": np.dtype("<u8"),
+    "time": np.dtype("<f8"),
+    "packets": np.dtype("<u8"),
+    "bytes": np.dtype("<u8"),
+    "mark": np.dtype("<u4"),
+    "words": np.dtype("<u4"),
+    "kind": np.dtype("u1"),
+    "reason": np.dtype("u1"),
+    "backend": np.dtype("u1"),
+}
+"""What is noted of an event beside the flow. time: seconds since the epoch. packets, bytes: counted by the NIC. words:
+number of a text, or 0. kind: :class:`EventKind`. reason: :class:`~nfcore.reasons.Reason`. backend: index in the
+device's list, or :data:`NO_BACKEND`."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +93,28 @@ class Note:
     interface: str | None = None
 
 
+class Records:
+    """Events of flows, in order; valid until the next event is recorded. Columns are copied when they are asked for."""
+
+    def __init__(self, flow: NDArray[np.void], columns: dict[str, NDArray[Any]], places: NDArray[np.int64]) -> None:
+        self._flow, self._columns, self._places = flow, columns, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, column: str) -> NDArray[Any]:
+        return self._columns[column][self._places]
+
+    @property
+    def flows(self) -> NDArray[np.void]:
+        """Rows of :data:`~nfcore.flows.FLOW_ROW`."""
+        return self._flow[self._places].view(FLOW_ROW)
+
+    def only(self, which: NDArray[np.bool_]) -> Records:
+        """Leave out those that are not among `which`, a value per event."""
+        return Records(self._flow, self._columns, self._places[which])
+
+
 class EventLog:
     """The last `capacity` events of flows and the last few thousand of the manager. For one thread."""
 
@@ -106,7 +125,7 @@ class EventLog:
         self._wall = wall
         self._written = 0
         self._flow = np.zeros(capacity, dtype=WHOLE_FLOW)
-        self._columns = {name: np.zeros(capacity, dtype=RECORD[name]) for name in _COLUMNS}
+        self._columns: dict[str, NDArray[Any]] = {n: np.zeros(capacity, t) for n, t in COLUMNS.items()}
         self._notes: deque[Note] = deque(maxlen=NOTES_KEPT)
         self._texts: dict[str, int] = {}
         self._text_of: dict[int, str] = {}
@@ -202,12 +221,10 @@ class EventLog:
         """Give a text by its number; None when there is none, or it was forgotten."""
         return self._text_of.get(number)
 
-    def since(self, seq: int) -> tuple[NDArray[np.void], list[Note]]:
-        """Give what is still there of the events from number `seq` on: rows of :data:`RECORD`, and notes."""
-        places = np.arange(max(0, self._written - self.capacity), self._written) % max(self.capacity, 1)
+    def since(self, seq: int) -> tuple[Records, list[Note]]:
+        """Give what is still there of the events from number `seq` on."""
+        end, length = self._written % self.capacity, min(self._written, self.capacity)
+        places = np.arange(end - length, end)
+        places[places < 0] += self.capacity
         places = places[np.searchsorted(self._columns["seq"][places], np.uint64(max(seq, 0))) :]
-        rows = np.zeros(len(places), dtype=RECORD)
-        rows["flow"] = self._flow[places].view(FLOW_ROW)
-        for name, column in self._columns.items():
-            rows[name] = column[places]
-        return rows, [note for note in self._notes if note.seq >= seq]
+        return Records(self._flow, self._columns, places), [note for note in self._notes if note.seq >= seq]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, Problem
-from .eventlog import NO_BACKEND, EventKind, Note
+from .eventlog import COLUMNS, NO_BACKEND, EventKind, Note, Records
 from .floor import Floor
 from .flows import PROTOCOL_NAMES, FlowMatch
 from .inspection import matching
@@ -69,20 +69,21 @@ def look(
     """
     log = floor.events
     first = 0 if since is None or since > log.next else since
-    rows, notes = log.since(first)
-    lost = 0 if since is None else log.next - first - len(rows) - len(notes)
-    rows = rows[_wanted(floor, rows, list(kinds), list(reasons), list(interfaces), match)]
-    notes = [note for note in notes if _is_wanted(note, list(kinds), list(reasons), list(interfaces), match)]
+    records, notes = log.since(first)
+    lost = 0 if since is None else log.next - first - len(records) - len(notes)
     if after is not None:
-        rows, notes = rows[rows["time"] >= after], [note for note in notes if note.time >= after]
-    numbers = np.sort(np.concatenate([rows["seq"], np.array([note.seq for note in notes], dtype=np.uint64)]))
+        records, notes = records.only(records["time"] >= after), [note for note in notes if note.time >= after]
+    records = records.only(_wanted(floor, records, list(kinds), list(reasons), list(interfaces), match))
+    notes = [note for note in notes if _is_wanted(note, list(kinds), list(reasons), list(interfaces), match)]
+    numbers = np.sort(np.concatenate([records["seq"], np.array([note.seq for note in notes], dtype=np.uint64)]))
     if last is not None:
         numbers = numbers[max(0, len(numbers) - last) :]
     numbers = numbers[: max(1, min(limit, MOST_EVENTS))]
     # Cut off at the limit: the next answer begins behind the last that is told here.
     full = len(numbers) == max(1, min(limit, MOST_EVENTS))
     names: dict[tuple[int, int], dict[str, str]] = {}
-    told = [_flow_event(floor, row, names) for row in rows[np.isin(rows["seq"], numbers)]]
+    records = records.only(np.isin(records["seq"], numbers))
+    told = [_flow_event(floor, flow, each, names) for flow, each in zip(records.flows, _each(records), strict=True)]
     chosen = set(numbers.tolist())
     told += [_note_event(note) for note in notes if note.seq in chosen]
     told.sort(key=lambda event: event["seq"])
@@ -118,19 +119,20 @@ def _problem(name: str, value: Any) -> str:
 
 
 def _wanted(
-    floor: Floor, rows: NDArray[np.void], kinds: list[str], reasons: list[str], interfaces: list[str], match: str
+    floor: Floor, records: Records, kinds: list[str], reasons: list[str], interfaces: list[str], match: str
 ) -> NDArray[np.bool_]:
-    wanted = np.ones(len(rows), dtype=bool)
+    wanted = np.ones(len(records), dtype=bool)
     if kinds:
-        wanted &= np.isin(rows["kind"], [KINDS[kind] for kind in kinds if kind in KINDS])
+        wanted &= np.isin(records["kind"], [KINDS[kind] for kind in kinds if kind in KINDS])
     if reasons:
-        there = np.unique(rows["reason"]).tolist()
-        wanted &= np.isin(rows["reason"], [number for number in there if reason_word(number) in reasons])
+        there = np.unique(records["reason"]).tolist()
+        wanted &= np.isin(records["reason"], [number for number in there if reason_word(number) in reasons])
     if interfaces:
-        wanted &= np.isin(rows["flow"]["ifindex"], [i for i, port in floor.ports.items() if port.name in interfaces])
+        named = [ifindex for ifindex, port in floor.ports.items() if port.name in interfaces]
+        wanted &= np.isin(records.flows["ifindex"], named)
     if match and wanted.any():
-        few = rows[wanted]
-        wanted[wanted] = matching(floor, few["flow"], few["reason"], few["backend"], match)
+        few = records.only(wanted)
+        wanted[wanted] = matching(floor, few.flows, few["reason"], few["backend"], match)
     return wanted
 
 
@@ -145,19 +147,27 @@ def _note_event(note: Note) -> dict[str, Any]:
     return {"seq": note.seq, "time": note.time, "kind": note.kind.word, **about, "words": note.words}
 
 
-def _flow_event(floor: Floor, row: np.void, names: dict[tuple[int, int], dict[str, str]]) -> dict[str, Any]:
+def _each(records: Records) -> Iterator[dict[str, Any]]:
+    """Give what is noted of each event as Python's own values."""
+    columns = [records[name].tolist() for name in COLUMNS]
+    for values in zip(*columns, strict=True):
+        yield dict(zip(COLUMNS, values, strict=True))
+
+
+def _flow_event(
+    floor: Floor, flow: np.void, row: dict[str, Any], names: dict[tuple[int, int], dict[str, str]]
+) -> dict[str, Any]:
     """Tell an event of a flow. `names`: of (NF, target), asked for once each."""
-    flow = row["flow"]
     nf_number, target, port = int(flow["nf"]), int(flow["target"]), floor.ports.get(int(flow["ifindex"]))
     if (nf_number, target) not in names:
         nf = floor.context.nfs[nf_number - 1]
         names[nf_number, target] = {"nf": nf.name, **nf.describe(target)}
     backends = port.backends.device.backends if port else ()
-    backend, reason, mark = int(row["backend"]), int(row["reason"]), int(row["mark"])
+    backend, reason, mark = row["backend"], row["reason"], row["mark"]
     event: dict[str, Any] = {
-        "seq": int(row["seq"]),
-        "time": float(row["time"]),
-        "kind": EventKind(int(row["kind"])).word,
+        "seq": row["seq"],
+        "time": row["time"],
+        "kind": EventKind(row["kind"]).word,
         "flow": _text(flow["key"], int(flow["family"])),
         **names[nf_number, target],
     }
@@ -170,8 +180,8 @@ def _flow_event(floor: Floor, row: np.void, names: dict[tuple[int, int], dict[st
     if reason:
         event |= {"reason": reason_word(reason), "why": reason_sentence(reason)}
     if row["packets"]:
-        event |= {"packets": int(row["packets"]), "bytes": int(row["bytes"])}
-    words = floor.events.words(int(row["words"]))
+        event |= {"packets": row["packets"], "bytes": row["bytes"]}
+    words = floor.events.words(row["words"])
     if words:
         event["words"] = words
     return event
