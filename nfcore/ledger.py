@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from .logs import INTERVAL, Repeats
+from .logs import INTERVAL, Repeats, with_count
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Ledger:
         """Log a fault, and again not before an interval has passed: a million flows must not make a million lines."""
         times = self._said.admit(words)
         if times is not None:
-            log.warning("%s%s", words, f" ({times:,} times more since it was said last)" if times else "")
+            log.warning("%s", with_count(words, times))
 
     @staticmethod
     def _add(counter: Counter[int], reasons: NDArray[np.uint8]) -> None:

@@ -49,6 +49,7 @@ class _Said:
     since: float
     times: int = 1
     unsaid: int = 0
+    example: object = None
 
 
 class Repeats:
@@ -59,7 +60,7 @@ class Repeats:
         self._interval, self._burst, self._clock = interval, burst, clock
         self._said: OrderedDict[Hashable, _Said] = OrderedDict()
 
-    def admit(self, key: Hashable) -> int | None:
+    def admit(self, key: Hashable, example: object = None) -> int | None:
         """None when `key` must not be said now; otherwise how often it was not said since the last time."""
         now, known = self._clock(), self._said.get(key)
         if known is None or now - known.since >= self._interval:
@@ -71,17 +72,27 @@ class Repeats:
         if known.times < self._burst:
             known.times += 1
             return 0
-        known.unsaid += 1
+        known.unsaid, known.example = known.unsaid + 1, example
         return None
 
-    def overdue(self, *, all_of_them: bool = False) -> list[tuple[Hashable, int]]:
-        """Give, once, what was not said and how often, of intervals that are over (or of all)."""
+    @property
+    def pending(self) -> bool:
+        """Whether anything was not said that nobody was told of yet."""
+        return any(known.unsaid for known in self._said.values())
+
+    def overdue(self, *, all_of_them: bool = False) -> list[tuple[object, int]]:
+        """Give, once, the last example of what was not said and how often, of intervals that are over (or of all)."""
         now, due = self._clock(), []
-        for key, known in self._said.items():
+        for known in self._said.values():
             if known.unsaid and (all_of_them or now - known.since >= self._interval):
-                due.append((key, known.unsaid))
-                known.unsaid = 0
+                due.append((known.example, known.unsaid))
+                known.unsaid, known.example = 0, None
         return due
+
+
+def with_count(words: str, times: int) -> str:
+    """Add to a line how often it was not said since the last time."""
+    return f"{words} ({times:,} times more since it was said last)" if times else words
 
 
 class LogHandler(logging.StreamHandler[TextIO]):
@@ -95,8 +106,6 @@ class LogHandler(logging.StreamHandler[TextIO]):
         self._interval = interval
         self._lines = Repeats(interval, clock=clock)
         self._places = Repeats(interval, BURST, clock)
-        self._samples: dict[Hashable, logging.LogRecord] = {}
-        """A record of each kind that was held back, to tell the count by."""
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -104,23 +113,20 @@ class LogHandler(logging.StreamHandler[TextIO]):
         if record.levelno <= logging.DEBUG:
             super().emit(record)
             return
-        line, place = (record.name, record.levelno, record.getMessage()), (record.pathname, record.lineno)
-        times = self._lines.admit(line)
+        words = record.getMessage()
+        times = self._lines.admit((record.name, record.levelno, words), record)
         if times is None:
-            self._hold_back(line, record)
+            self._wake_later()
         elif times:
-            # The interval is over, and nobody has told the count yet.
-            self._samples.pop(line, None)
-            super().emit(_counted(record, f"{record.getMessage()} ({times:,} times more since it was said last)"))
-        elif (others := self._places.admit(place)) is None:
-            self._hold_back(place, record)
+            super().emit(_counted(record, with_count(words, times)))
+        elif (others := self._places.admit((record.pathname, record.lineno), record)) is None:
+            self._wake_later()
         else:
-            if others and self._samples.pop(place, None):
+            if others:
                 super().emit(_counted(record, _others(record, others)))
             super().emit(record)
 
-    def _hold_back(self, key: Hashable, record: logging.LogRecord) -> None:
-        self._samples[key] = record
+    def _wake_later(self) -> None:
         if self._timer is None:
             self._timer = threading.Timer(self._interval, self.tell)
             self._timer.daemon = True
@@ -128,18 +134,19 @@ class LogHandler(logging.StreamHandler[TextIO]):
 
     def tell(self, *, all_of_them: bool = False) -> None:
         """Write the counts of what was held back in intervals that are over."""
-        with self.lock or threading.RLock():
+        self.acquire()
+        try:
             self._timer = None
-            for key, times in self._lines.overdue(all_of_them=all_of_them):
-                if record := self._samples.pop(key, None):
-                    super().emit(
-                        _counted(record, f"{record.getMessage()} ({times:,} times more since it was said last)")
-                    )
-            for key, times in self._places.overdue(all_of_them=all_of_them):
-                if record := self._samples.pop(key, None):
+            for record, times in self._lines.overdue(all_of_them=all_of_them):
+                if isinstance(record, logging.LogRecord):
+                    super().emit(_counted(record, with_count(record.getMessage(), times)))
+            for record, times in self._places.overdue(all_of_them=all_of_them):
+                if isinstance(record, logging.LogRecord):
                     super().emit(_counted(record, _others(record, times)))
-            if self._samples and not all_of_them:
-                self._hold_back(*next(iter(self._samples.items())))
+            if self._lines.pending or self._places.pending:
+                self._wake_later()
+        finally:
+            self.release()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Say nothing: there is no place left to say it."""
