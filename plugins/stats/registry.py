@@ -38,6 +38,10 @@ class Registry:
                 )
             known.samples.extend(family.samples)
 
+    def of(self, names: Iterable[str]) -> list[MetricFamily]:
+        """Give the families of these names, those that there are."""
+        return [self._families[name] for name in names if name in self._families]
+
     def as_json(self) -> dict[str, Any]:
         """Give everything as JSON values, families by name."""
         return {
