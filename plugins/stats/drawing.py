@@ -14,7 +14,8 @@ from .keys import View
 
 _BARS = "▁▂▃▄▅▆▇█"
 _TITLES = {"vips": "VIP", "reals": "REAL", "flows": "FLOW"}
-KEYS = "↑↓ select  enter into  esc back  tab table  s sort  / filter  p pause  h help  q quit"
+KEYS = "↑↓ enter look in  esc back  tab table  s sort  / filter  p pause  h help  q quit"
+FEWER_KEYS = "h help  q quit"
 HELP = (
     ("↑ ↓, k j", "select a row of the focused table (bright title)"),
     ("tab", "focus the next table"),
@@ -22,7 +23,7 @@ HELP = (
     ("esc, backspace", "drop the filter; then leave the VIP"),
     ("s S, → ←", "sort by the next, or previous, column (▼)"),
     ("r", "turn the order round (▲)"),
-    ("/", "filter by text: part of a name, an address, a prefix; words add up"),
+    ("/", "filter the focused table and the flows: part of a name, address, prefix"),
     ("p, space", "pause, and go on"),
     ("q, Ctrl-C", "quit"),
 )
@@ -89,12 +90,14 @@ _FLOWS = (
 
 
 def shown(board: Board, view: View, table: str) -> list[Row] | list[Mapping[str, Any]]:
-    """Give the rows of a table in their order, those that the filter leaves. Flows come sorted and filtered."""
+    """Give the rows of a table in their order. The filter is for the focused table and for the flows, which come
+    sorted and filtered.
+    """
     if table == "flows":
         return list(board.flows)[::-1] if view.backwards and view.focus == table else list(board.flows)
     rows = board.vips if table == "vips" else board.reals
     backwards = view.backwards and view.focus == table
-    text = view.text if table == view.focus or not view.vip else ""
+    text = view.text if table == view.focus else ""
     return arrange(rows, view.sort_of(table), text, backwards=backwards)
 
 
@@ -112,7 +115,7 @@ def draw(board: Board, view: View, history: History, width: int, height: int) ->
         lines += _tables(board, view, width, height - len(lines) - 1)
     lines = lines[: max(0, height - 1)]
     lines += [Text()] * (height - 1 - len(lines))
-    return [_cut(line, width) for line in [*lines, _foot(view)][-height:]]
+    return [_cut(line, width) for line in [*lines, _foot(view, width)][-height:]]
 
 
 def draw_words(words: str, width: int, height: int) -> list[Text]:
@@ -177,9 +180,12 @@ def _filter(board: Board, view: View) -> Text:
     return line
 
 
-def _foot(view: View) -> Text:
-    keys = "enter take  esc leave as it was" if view.typed is not None else "any key: back" if view.helping else KEYS
-    return Text(keys, style="dim")
+def _foot(view: View, width: int) -> Text:
+    if view.typed is not None:
+        return Text("enter take  esc leave as it was", style="dim")
+    if view.helping:
+        return Text("any key: back", style="dim")
+    return Text(KEYS if len(KEYS) <= width else FEWER_KEYS, style="dim")
 
 
 def _tables(board: Board, view: View, width: int, height: int) -> list[Text]:

@@ -32,8 +32,8 @@ PATIENCE = 5.0
 ESCAPE_WITHIN = 0.05
 """Seconds within which the rest of a key's sequence comes; after them it was the Escape key."""
 FLOWS = 60
-PLAIN_WIDTH, PLAIN_HEIGHT = 100, 40
-"""Of a view that goes to no terminal."""
+PLAIN_WIDTH, PLAIN_HEIGHT, PICTURE_HEIGHT = 100, 40, 26
+"""Of a view that goes to no terminal; lines of one that is no live view."""
 
 
 class Asker:
@@ -96,7 +96,7 @@ class Fetcher:
 
 def parameters_of(view: View) -> dict[str, Any]:
     """Say what a view needs of the daemon."""
-    wanted = {"match": view.text if view.focus == "flows" or view.vip else "", "vip": view.vip}
+    wanted = {"match": view.text, "vip": view.vip}
     return {"sort": view.sort_of("flows"), "limit": FLOWS} | {key: value for key, value in wanted.items() if value}
 
 
@@ -105,7 +105,7 @@ class Display:
 
     def __init__(self, view: View) -> None:
         self.view = view
-        self.history = History()
+        self.history = self._drawn = History()
         self.board: Board | None = None
         self.words = "waiting for the daemon's answer"
         self._before: Sample | None = None
@@ -127,7 +127,7 @@ class Display:
             # Asked early, for another view: the rates of before stand, the flows are new.
             board = replace(self.board, flows=board.flows, vip=board.vip, reals=board.reals)
         if not self.view.paused or self.board is None:
-            self.board = board
+            self.board, self._drawn = board, replace(self.history)
 
     def press(self, key: str) -> None:
         """Take a key."""
@@ -137,7 +137,7 @@ class Display:
         """Draw."""
         if self.board is None:
             return draw_words(self.words, width, height)
-        return draw(self.board, self.view, self.history, width, height)
+        return draw(self.board, self.view, self._drawn, width, height)
 
 
 def watch(socket: Path, interval: float, view: View) -> int:
@@ -164,7 +164,7 @@ def watch(socket: Path, interval: float, view: View) -> int:
 def boards(socket: Path, interval: float, view: View) -> Iterator[Board | NfcoreError]:
     """Give a board every `interval` seconds, of two samples each; the first after one interval."""
     asker, before = Asker(socket), None
-    parameters = parameters_of(view) | ({"match": view.text} if view.text else {})
+    parameters = parameters_of(view)
     while True:
         began = time.monotonic()
         try:
@@ -186,17 +186,16 @@ def once(socket: Path, interval: float, view: View, *, as_json: bool, picture: P
     if as_json:
         print(json.dumps(board.as_json()))
         return
-    console = Console()
-    width, height = (console.width, PLAIN_HEIGHT) if console.is_terminal else (PLAIN_WIDTH, PLAIN_HEIGHT)
-    if picture is not None:
-        console, (width, height) = Console(file=io.StringIO(), record=True, width=PLAIN_WIDTH), (PLAIN_WIDTH, 30)
+    width = Console().width if sys.stdout.isatty() and picture is None else PLAIN_WIDTH
+    height = PLAIN_HEIGHT if picture is None else PICTURE_HEIGHT
+    console = Console(width=width) if picture is None else Console(file=io.StringIO(), record=True, width=width)
     history = History()
     history.add(board.fast_share)
     lines = draw(board, view, history, width, height)[:-1]  # keys mean nothing here
     while lines and not lines[-1].plain.strip():
         lines.pop()
     for line in lines:
-        console.print(line, no_wrap=True, overflow="crop", width=width)
+        console.print(line, no_wrap=True, overflow="crop")
     if picture is not None:
         picture.write_text(_svg(console), encoding="utf-8")
 
