@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import select
 import sys
 import time
 from collections.abc import Iterator
@@ -18,8 +20,8 @@ from .errors import ConfigError, Problem
 
 FOLLOWED_FROM = 10
 """Events that a follower is shown of the past, as by `journalctl -f`."""
-WAIT = 10.0
-"""Seconds that one question waits for an event."""
+WAIT = 1.0
+"""Seconds that one question waits for an event: as long as a follower may not know that nobody reads it any more."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,15 @@ def show_events(socket: Path, wanted: Wanted, *, follow: bool, as_json: bool) ->
         for event in answer["events"]:
             print(as_line(event) if not as_json else as_json_line(event))
         sys.stdout.flush()
+        if _reader_is_gone():
+            raise BrokenPipeError(errno.EPIPE, "nobody reads what is written")
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that was closed, also while there is nothing to write."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def ask(socket: Path, wanted: Wanted, *, follow: bool) -> Iterator[dict[str, Any]]:
