@@ -96,10 +96,10 @@ class NfTable(Table):
     """Plugins to load; only these are."""
     socket: Annotated[str, BeforeValidator(_socket_path)] = "/run/nfcore/nfcore.sock"
     """Where `nfcore stats` and its like reach the daemon."""
-    hook_patience: Annotated[Duration, Field(ge=1.0, le=3600.0)] = "5s"  # type: ignore[assignment]
-    """How long a plugin's hook may hold up the event loop before it is broken off."""
     socket_group: Annotated[str, BeforeValidator(_group_name)] = ""
     """Group whose members may ask, but not order; empty: root alone."""
+    hook_patience: Annotated[Duration, Field(ge=1.0, le=3600.0)] = "5s"  # type: ignore[assignment]
+    """How long a plugin's hook may hold up the event loop before it is broken off."""
     events_kept: int = Field(default=65_536, ge=1_000, le=16_000_000)
     """Events of flows that `nfcore events` can look back on."""
 

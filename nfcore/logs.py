@@ -27,6 +27,9 @@ BURST = 20
 MOST_REMEMBERED = 1000
 """Different lines that are remembered."""
 
+ASKED_FOR = "nfcore.hooks"
+"""The logger of lines that somebody wants one by one."""
+
 
 class Level(StrEnum):
     """How much is logged."""
@@ -109,8 +112,8 @@ class LogHandler(logging.StreamHandler[TextIO]):
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, or count it. Debug records are never held back: who asks for them wants all."""
-        if record.levelno <= logging.DEBUG:
+        """Write a record, or count it. Debug records and traces are never held back: who asks for them wants all."""
+        if record.levelno <= logging.DEBUG or record.name == ASKED_FOR:
             super().emit(record)
             return
         words = record.getMessage()

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nfcore.host import trace_log
 from nfcore.ledger import Ledger
 from nfcore.logs import BURST, MOST_REMEMBERED, Format, LogHandler, Repeats, goes_to_journal, make_handler
 
@@ -84,6 +85,14 @@ def test_a_level_of_its_own_and_debug_without_limit() -> None:
         log.logger.error("same")
         log.logger.debug("same")
     assert log.lines == ["same", "same", "same", "same", "same"]
+
+
+def test_traces_without_limit() -> None:
+    log = Log()
+    log.logger.name = trace_log.name
+    for _ in range(100):
+        log.logger.info("flow: on_new_flow(5 batch) → None in 0.1 ms")
+    assert len(log.lines) == 100
 
 
 def test_a_timer_tells_the_count() -> None:
