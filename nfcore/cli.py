@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from .daemon_commands import JsonOption
 from .daemon_commands import app as daemon_commands
 from .errors import NfcoreError
-from .logs import Format, Level, set_up_logging
+from .logs import Format, Level, say, set_up_logging
 from .terminal import show
 from .version import __version__
 
@@ -83,7 +83,7 @@ def run(config: ConfigArgument, overrides: SetOption = None) -> None:
 
     loaded, host = _load(config, overrides)
     require_root("run")
-    run_daemon(loaded, host, lambda line: print(line, file=sys.stderr, flush=True))
+    run_daemon(loaded, host, lambda line: say(logging.INFO, line))
 
 
 @app.command()
@@ -336,7 +336,7 @@ def main() -> None:
         _add_plugin_commands()
         app()
     except NfcoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(logging.ERROR, f"error: {error}")
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)

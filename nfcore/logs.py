@@ -106,6 +106,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, stream: TextIO, interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(stream)
+        self.form = Format.TEXT
         self._interval = interval
         self._lines = Repeats(interval, clock=clock)
         self._places = Repeats(interval, BURST, clock)
@@ -216,6 +217,7 @@ def make_handler(form: Format, stream: TextIO, *, journal: bool) -> LogHandler:
     text = "%(levelname)s %(name)s: %(message)s"
     inner = _Json() if form is Format.JSON else logging.Formatter(text if journal else f"%(asctime)s {text}")
     handler = LogHandler(stream)
+    handler.form = form
     handler.setFormatter(_Journal(inner) if journal else inner)
     return handler
 
@@ -229,3 +231,12 @@ def set_up_logging(level: Level, form: Format) -> None:
         make_handler(form, sys.stderr, journal=goes_to_journal(sys.stderr, os.environ.get("JOURNAL_STREAM")))
     )
     root.setLevel(level.upper())
+
+
+def say(level: int, words: str) -> None:
+    """Tell the user something on standard error that is no line of the log, but in a log of JSON has to be one."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, LogHandler)]
+    if any(handler.form is Format.JSON for handler in handlers):
+        logging.getLogger("nfcore").log(level, "%s", words)
+    else:
+        print(words, file=sys.stderr, flush=True)

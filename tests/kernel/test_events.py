@@ -181,3 +181,20 @@ def test_operators_of_a_group_may_look_and_not_order(site: Site) -> None:
         done = as_nobody("offload")
         assert "offload is an order, for root alone: use sudo" in done.stderr
         assert "metrics" in as_nobody("stats").stdout
+
+
+def test_a_daemon_that_logs_json(site: Site) -> None:
+    command = inside(sys.executable, "-m", "nfcore.cli", "--log-format", "json", "run", str(site.config()))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        told = []
+        for line in running.stderr:
+            told.append(json.loads(line))
+            if told[-1]["message"].startswith("ready"):
+                break
+        succeed("offload", "off", "--socket", str(site.socket))
+        running.send_signal(signal.SIGTERM)
+        told += [json.loads(line) for line in running.stderr]
+        assert running.wait(PATIENCE) == 0
+    assert {"level", "logger", "message", "time"} <= told[0].keys()
+    assert ("warning", "nfcore.engine") in {(entry["level"], entry["logger"]) for entry in told}
