@@ -65,6 +65,8 @@ class Wish:
     requests: int | None
     chaos: bool
     keep: bool
+    picture: Path | None = None
+    """Where to draw what `nfcore top` shows meanwhile."""
 
 
 def perform(console: Console, view: View, stop: StopSwitch, wish: Wish) -> Summary:
@@ -87,7 +89,7 @@ def perform(console: Console, view: View, stop: StopSwitch, wish: Wish) -> Summa
             if scenario:
                 summary = Chaos(stage, view, scenario, wish.requests or CHAOS_REQUESTS).run()
             else:
-                summary = Run(stage, view, wish.requests or REQUESTS).traffic()
+                summary = Run(stage, view, wish.requests or REQUESTS, wish.picture).traffic()
         objects = KernelObjects.of(lab)
         print_summary(console, summary)
         if wish.keep:
@@ -109,6 +111,10 @@ def main(
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Meanwhile, make everything happen that can go wrong.")
     ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw what nfcore top shows meanwhile, as SVG; not with --chaos."),
+    ] = None,
     requests: Annotated[
         int | None,
         typer.Option(
@@ -126,7 +132,9 @@ def main(
     try:
         if os.geteuid() != 0:
             raise HostError("the demo needs root (network namespaces, XDP): run sudo ./demo.sh")
-        summary = perform(console, view, stop, Wish(strategy, requests, chaos, keep))
+        if chaos and picture:
+            raise HostError("--picture is of the run without --chaos: leave one of the two out")
+        summary = perform(console, view, stop, Wish(strategy, requests, chaos, keep, picture))
         if as_json:
             print(json.dumps(summary.as_json()))
         if summary.left_behind:

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from nfcore.errors import HostError
 
 from .meters import read_meters
 from .proof import Prediction, Summary, prove
@@ -18,6 +22,7 @@ WARM, MEASURED = 8, 52
 """Requests on each kept-alive connection, before and after the rules are in."""
 RULES_WITHIN = 3.0
 """Seconds that the demo waits for the rules of the kept-alive connections."""
+PICTURE_WITHIN = 30.0
 METERS_EVERY = 0.25
 """Seconds between two readings of the daemon's counters."""
 
@@ -25,13 +30,14 @@ METERS_EVERY = 0.25
 class Run:
     """One run of the traffic on a stage: the phases, what is shown of them, and the proof."""
 
-    def __init__(self, stage: Stage, view: View, requests: int) -> None:
+    def __init__(self, stage: Stage, view: View, requests: int, picture: Path | None = None) -> None:
         short = requests // 4
         self.kept = math.ceil((requests - short) / (WARM + MEASURED))
         self.stage = stage
         self.view = view
         self._picture = Picture("start", total=short + self.kept * (WARM + MEASURED))
         self._read_at = 0.0
+        self._picture_file = picture
         self._arguments = (
             *("--short", str(short), "--kept", str(self.kept)),
             *("--warm", str(WARM), "--measured", str(MEASURED)),
@@ -45,7 +51,10 @@ class Run:
         self._phase(client, "open")
         self._wait_for_rules(client)
         before = read_meters(self.stage.socket)
+        picture = self.stage.take_picture(self._picture_file) if self._picture_file else None
         self._phase(client, "main")
+        if picture is not None:
+            self._finish(picture)
         after = read_meters(self.stage.socket)
         seconds = time.monotonic() - began
         records = self._phase(client, "close")
@@ -57,6 +66,15 @@ class Run:
             retransmitted=retransmitted(self.stage.lab),
             seconds=seconds,
         )
+
+    def _finish(self, picture: subprocess.Popen[str]) -> None:
+        """Wait for the picture; HostError with the words of what could not make it."""
+        try:
+            _, words = picture.communicate(timeout=PICTURE_WITHIN)
+        except subprocess.TimeoutExpired:
+            raise HostError("nfcore top has not drawn its picture in time") from None
+        if picture.returncode:
+            raise HostError(f"nfcore top could not draw its picture: {words.strip()}")
 
     def _phase(self, client: Client, name: str) -> list[dict[str, Any]]:
         records = []

@@ -144,6 +144,11 @@ class Stage:
         process = self.lab.popen("client", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
         return Client(process, self.stop)
 
+    def take_picture(self, path: Path) -> subprocess.Popen[str]:
+        """Begin to write what `nfcore top` shows of six seconds, in which rules are counted, into an SVG file."""
+        command = [*nfcore("top"), "--once", "--interval", "6", "--svg", str(path.absolute())]
+        return self.lab.popen("lb", [*command, "--socket", str(self.socket)], stderr=subprocess.PIPE)
+
     def order(self, *arguments: str) -> Any:
         """Give the daemon an order by nfcore's own command line, with --json; HostError with its words if it fails."""
         done = self.lab.run("lb", [*nfcore(*arguments), "--socket", str(self.socket), "--json"])

@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from .daemon_commands import JsonOption
 from .daemon_commands import app as daemon_commands
 from .errors import NfcoreError
+from .logs import Format, Level, say, set_up_logging
 from .scaffold import Kind, make_skeleton, write_skeleton
 from .terminal import show
 from .version import __version__
@@ -44,18 +45,22 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, with tracebacks of faults.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log more, with tracebacks of faults: --log-level debug.")
+    ] = False,
+    log_level: Annotated[
+        Level, typer.Option("--log-level", envvar="NFCORE_LOG_LEVEL", help="What is worth a line on standard error.")
+    ] = Level.INFO,
+    log_format: Annotated[
+        Format, typer.Option("--log-format", envvar="NFCORE_LOG_FORMAT", help="json: one object a line.")
+    ] = Format.TEXT,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Set up logging for every command."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    set_up_logging(Level.DEBUG if verbose else log_level, log_format)
 
 
 @app.command()
@@ -79,7 +84,7 @@ def run(config: ConfigArgument, overrides: SetOption = None) -> None:
 
     loaded, host = _load(config, overrides)
     require_root("run")
-    run_daemon(loaded, host, lambda line: print(line, file=sys.stderr, flush=True))
+    run_daemon(loaded, host, lambda line: say(logging.INFO, line))
 
 
 @app.command()
@@ -366,7 +371,7 @@ def main() -> None:
         _add_plugin_commands()
         app()
     except NfcoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(logging.ERROR, f"error: {error}")
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)

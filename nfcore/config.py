@@ -76,6 +76,12 @@ def _socket_path(value: object) -> str:
     return str(value)
 
 
+def _group_name(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[^:,\s\x00]{0,32}", value):
+        return value
+    raise ValueError("should be the name of a group, at most 32 characters, or empty")
+
+
 def parse_network(value: object) -> Network:
     """Read an address or a prefix; ValueError says how to write one."""
     try:
@@ -92,8 +98,12 @@ class NfTable(Table):
     """Plugins to load; only these are."""
     socket: Annotated[str, BeforeValidator(_socket_path)] = "/run/nfcore/nfcore.sock"
     """Where `nfcore stats` and its like reach the daemon."""
+    socket_group: Annotated[str, BeforeValidator(_group_name)] = ""
+    """Group whose members may ask, but not order; empty: root alone."""
     hook_patience: Annotated[Duration, Field(ge=1.0, le=3600.0)] = "5s"  # type: ignore[assignment]
     """How long a plugin's hook may hold up the event loop before it is broken off."""
+    events_kept: int = Field(default=65_536, ge=1_000, le=16_000_000)
+    """Events of flows that `nfcore events` can look back on."""
 
 
 class InterfaceTable(Table):

@@ -22,7 +22,8 @@ from .rules import Device
 from .state import State
 
 Method = Callable[[Mapping[str, Any]], Any]
-"""A method of the control socket: parameters in, JSON out."""
+"""A method of the control socket: parameters in, JSON out, or an awaitable of it when there is something to wait for.
+It runs on the event loop and must not block."""
 
 
 class NetworkFunction(Protocol):
@@ -99,6 +100,8 @@ class Context:
     """Kept for the next run, so that it recognises what a killed one left."""
     nfs: list[NetworkFunction] = field(default_factory=list)
     methods: dict[str, Method] = field(default_factory=dict)
+    questions: set[str] = field(default_factory=set)
+    """Names of the methods that change nothing: what the members of `[nf] socket_group` may use."""
     collect: Callable[[], Iterable[tuple[str, Iterable[MetricFamily]]]] = field(default=lambda: ())
     """Everybody's figures with their plugin's name. Works once the engine is there."""
     blame: Callable[[str, str, str], None] = field(default=lambda plugin, hook, words: None)
@@ -115,9 +118,11 @@ class Context:
         nf.number = len(self.nfs) + 1
         self.nfs.append(nf)
 
-    def register_method(self, name: str, method: Method) -> None:
-        """Answer `name` on the control socket."""
+    def register_method(self, name: str, method: Method, *, reads: bool = False) -> None:
+        """Answer `name` on the control socket. reads: it changes nothing, so that operators without root may ask it."""
         self.methods[name] = method
+        if reads:
+            self.questions.add(name)
 
     def when_running(self, start: Callable[[], None]) -> None:
         """Call `start` once the daemon is ready, on the event loop's thread; never where there is no daemon."""

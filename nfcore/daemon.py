@@ -17,9 +17,10 @@ from types import FrameType
 from .carriers import Carrier, require_carrier
 from .config import Config
 from .context import Context
-from .control import ControlServer, refuse_second
+from .control import ControlServer, group_number, refuse_second
 from .engine import READ_LIMIT, Engine
 from .errors import ConfigError, HostError, NfcoreError, Problem
+from .eventlog import EventKind
 from .health import Health
 from .host import PluginHost
 from .kernel import attached_xdp
@@ -53,11 +54,15 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
     socket = Path(config.nf.socket)
     refuse_second(socket)
     require_carrier(Carrier(config.marking.carrier), context.devices)
+    if config.nf.socket_group:
+        group_number(config.nf.socket_group)
     with StopSwitch() as stop:
         try:
             with context.claims, set_up(context, host, stop.check), _engine(context, host, stop) as (engine, results):
                 register_orders(engine, host)
-                daemon = _Daemon(engine, results, ControlServer(socket, context.methods))
+                group = config.nf.socket_group
+                server = ControlServer(socket, context.methods, context.questions, group)
+                daemon = _Daemon(engine, results, server)
                 with Watchdog(host, config.nf.hook_patience):
                     asyncio.run(daemon.run(stop, lambda: announce(_describe(context))))
         except StoppedError:
@@ -166,6 +171,7 @@ class _Daemon:
             await self._server.open()
             for start in self._engine.context.starters:
                 start()
+            self._engine.floor.events.note(EventKind.DAEMON, "ready")
             announce()
             await self._pump(stop)
         finally:

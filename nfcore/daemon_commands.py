@@ -47,6 +47,27 @@ class StateName(StrEnum):
     REFUSED = "refused"
 
 
+class Kind(StrEnum):
+    """Kinds of events that can be asked for."""
+
+    INSTALLED = "installed"
+    PUT_BACK = "put-back"
+    ADOPTED = "adopted"
+    DEFERRED = "deferred"
+    REFUSED = "refused"
+    FAILED = "failed"
+    AGED = "aged"
+    REPLACED = "replaced"
+    ENDED = "ended"
+    VANISHED = "vanished"
+    DAEMON = "daemon"
+    SWITCH = "switch"
+    RELOAD = "reload"
+    LINK = "link"
+    BACKEND = "backend"
+    NIC = "nic"
+
+
 class Switch(StrEnum):
     """What to do with offloading."""
 
@@ -57,9 +78,14 @@ class Switch(StrEnum):
 def _ask(config: Path | None, socket: Path | None, method: str, **parameters: Any) -> Any:
     from .control import request  # noqa: PLC0415 - `--help` must not load asyncio and numpy
 
-    if socket is None:
-        socket = Path(_socket_of(config)) if config else Path(DEFAULT_SOCKET)
-    return request(socket, method, timeout=30.0, **parameters)
+    return request(find_socket(config, socket), method, timeout=30.0, **parameters)
+
+
+def find_socket(config: Path | None, socket: Path | None) -> Path:
+    """Say where the daemon listens: as told, as the TOML has it, or where it is by default."""
+    if socket is not None:
+        return socket
+    return Path(_socket_of(config)) if config else Path(DEFAULT_SOCKET)
 
 
 def _socket_of(config: Path) -> str:
@@ -193,6 +219,63 @@ def _lines(row: dict[str, Any]) -> list[str]:
     reported = "of an earlier run" if row["cpu"] is None else f"reported by CPU {row['cpu']}"
     lines.append(f"{heat}; last seen {row['seen_seconds']:,.1f} s ago; {reported}")
     return lines
+
+
+@app.command()
+def events(
+    config: OptionalConfig = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens from now on.")] = False,
+    last: Annotated[
+        int | None,
+        typer.Option(
+            "--last",
+            "-n",
+            min=0,
+            help="Begin with the last N that fit. Default: all, or 10 with --follow.",
+            show_default=False,
+        ),
+    ] = None,
+    since: Annotated[
+        str, typer.Option(metavar="WHEN", help="Begin then: a duration such as 5m, a time of day, a date with time.")
+    ] = "",
+    kind: Annotated[
+        list[Kind] | None, typer.Option(help="What happened. Repeatable; default: all.", show_default=False)
+    ] = None,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORD", help="Why, as nfcore flows has it. Repeatable.", show_default=False),
+    ] = None,
+    interface: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Where. Repeatable.", show_default=False)
+    ] = None,
+    match: Annotated[
+        str, typer.Option(help="An address, prefix or address:port, or part of the name of a VIP, real or reason.")
+    ] = "",
+    socket: SocketOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of text.")] = False,
+) -> None:
+    """Tell what the daemon has done, and with --follow what it does: rules installed, aged, refused and why.
+
+    The daemon keeps the last [nf] events_kept events of flows. --follow ends with Ctrl-C, or with the daemon, which
+    it says (exit status 1). When flows come faster than they can be told, some are left out, and it says how many.
+
+    Examples:
+
+      nfcore events lb.toml --since 10m --kind refused --kind failed
+
+      nfcore events -f --match 198.18.10.1:80 --json
+    """
+    from .events_view import Wanted, show_events  # noqa: PLC0415
+
+    wanted = Wanted(
+        kinds=[str(each) for each in kind or ()],
+        reasons=reason or [],
+        interfaces=interface or [],
+        match=match,
+        last=last,
+        since=since,
+    )
+    show_events(find_socket(config, socket), wanted, follow=follow, as_json=as_json)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from .eventlog import EventKind
 from .floor import Floor
 from .flowtable import FlowState
 from .port import Port
@@ -75,6 +76,7 @@ class Dispatch:
         table = self._floor.table
         fresh = slots[table.reason[slots] == Reason.ADMIT]
         self._floor.ledger.defer(np.full(len(fresh), reason, dtype=np.uint8))
+        self._floor.events.record(EventKind.DEFERRED, self._floor.opaque(fresh), reason=reason)
         kept = table.reason[slots] == Reason.VANISHED
         table.reason[slots[~kept]] = reason
 
@@ -108,14 +110,36 @@ class Dispatch:
             self._floor.refuse(slots[late & ~good], reason)
         slots, good, status = slots[~doomed], good[~doomed], result.status[~doomed]
         full = status == Outcome.FULL
+        was_full = port.full
         if full.any():
             port.refused(now)
             self._wait_again(slots[full], Reason.NIC_FULL, now)
         elif good.any():
             port.accepted()
+        if port.full != was_full:
+            held = table.count(FlowState.INSTALLED)
+            words = f"full, with {held:,} rules: the coldest make room" if port.full else "has room again"
+            self._floor.events.note(EventKind.NIC, words, port.name)
         self._floor.refuse(slots[status == Outcome.UNSUPPORTED], Reason.UNSUPPORTED)
-        self._failed(port, slots[~good & ~full & (status != Outcome.UNSUPPORTED)], now)
+        failed = ~good & ~full & (status != Outcome.UNSUPPORTED)
+        self._tell_failures(port, result, np.flatnonzero(~doomed)[failed], slots[failed])
+        self._failed(port, slots[failed], now)
         self._refilled(port, now)
+
+    def _tell_failures(
+        self, port: Port, result: InstallResult, rows: NDArray[np.int64], slots: NDArray[np.int64]
+    ) -> None:
+        """Note failures with the backend's words: the row's own, or what it said last, since it may say it once."""
+        events = self._floor.events
+        if result.words:
+            port.last_words = result.words[-1]
+        common = events.text(port.last_words) if port.last_words and len(rows) else 0
+        words = np.full(len(rows), common, dtype=np.uint32)
+        for number, row in enumerate(rows.tolist() if result.said else ()):
+            if row in result.said:
+                words[number] = events.text(result.said[row])
+        backend = result.backend[rows]
+        events.record(EventKind.FAILED, self._floor.opaque(slots), reason=Reason.FAILED, backend=backend, words=words)
 
     def _installed(self, slots: NDArray[np.int64], backend: NDArray[np.uint8], now: float) -> None:
         table = self._floor.table
@@ -123,6 +147,10 @@ class Dispatch:
         table.backend[slots], table.attempts[slots] = backend, 0
         table.packets[slots] = table.bytes[slots] = 0
         table.seen[slots] = now
+        back = table.reason[slots] == Reason.VANISHED
+        for kind, which in ((EventKind.INSTALLED, ~back), (EventKind.PUT_BACK, back)):
+            flows, marks = self._floor.opaque(slots[which]), table.mark[slots[which]]
+            self._floor.events.record(kind, flows, mark=marks, backend=backend[which])
         table.reason[slots[~np.isin(table.reason[slots], DOOMED)]] = Reason.ADMIT
         table.move(slots, FlowState.INSTALLED, now)
 

@@ -28,6 +28,7 @@ from .config import Config
 from .context import Context
 from .dispatch import Dispatch
 from .errors import ConfigError, Problem
+from .eventlog import EventKind, EventLog
 from .figures import families
 from .floor import ACTIVE, Floor
 from .flowtable import FlowState, FlowTable
@@ -89,7 +90,8 @@ class Engine:
             )
             for device in context.devices
         }
-        self.floor = Floor(context, host, clock, FlowTable(0), Ledger(), MarkDesk(context, host), ports)
+        events = EventLog(context.config.nf.events_kept)
+        self.floor = Floor(context, host, clock, FlowTable(0), Ledger(), MarkDesk(context, host), events, ports)
         self._size_table()
         self._retirement = Retirement(self.floor)
         self._intake = Intake(self.floor, self._retirement.end)
@@ -129,6 +131,7 @@ class Engine:
         self.floor.switched_on = self.context.state.recall(SWITCH) is None
         if not self.floor.switched_on:
             log.warning("offloading is switched off, by an earlier run's order: nfcore offload on")
+            self.floor.events.note(EventKind.SWITCH, "offloading is switched off, by an earlier run's order")
         for port in self.floor.ports.values():
             self._probe(port)
             port.meter = Meter(len(port.backends.device.backends))
@@ -167,6 +170,8 @@ class Engine:
         if useless:
             port.backends.leave_out(useless)
             log.warning("%s: %s cannot set marks here: going on without", port.name, ", ".join(useless))
+            words = f"{', '.join(useless)} left out: cannot set marks here"
+            self.floor.events.note(EventKind.BACKEND, words, port.name)
         port.table_sizes = {name: size for name, each in able.items() if (size := each.table_size) is not None}
 
     def _publish_targets(self) -> None:
@@ -189,6 +194,18 @@ class Engine:
             self.ledger.counts["stale_removed"] += left.removed
             words = (port.name, len(left.adopted), left.removed)
             log.info("%s: of an earlier run's rules %d were taken over, %d removed", *words)
+            table, adopted = self.table, left.adopted
+            self.floor.events.record(
+                EventKind.ADOPTED,
+                self.floor.opaque(adopted),
+                mark=table.mark[adopted],
+                backend=table.backend[adopted],
+                packets=table.packets[adopted],
+                bytes_=table.bytes[adopted],
+            )
+            if left.removed:
+                told = f"{left.removed:,} rules of an earlier run, whose marks mean nothing any more, were removed"
+                self.floor.events.note(EventKind.NIC, told, port.name)
         return left.removed if left.cleared else None
 
     def _resume_counts(self) -> None:
@@ -232,6 +249,9 @@ class Engine:
         changed = self.links.poll() if self.links is not None else {}
         for ifindex, change in changed.items():
             port = self.floor.ports.get(ifindex)
+            if port is not None:
+                state = "gone, and with it the program" if change.gone else "up" if change.up else "down"
+                self.floor.events.note(EventKind.LINK, f"changed: it is {state}", port.name)
             if port is not None and change.gone:
                 log.error(
                     "%s: the interface is gone, and with it the program: restart nfcore once it is back", port.name
@@ -260,9 +280,11 @@ class Engine:
             port.renew()
             if isinstance(able, Exception):
                 self.ledger.say_once(f"{port.name}: cannot be probed again: {able}")
+                self.floor.events.note(EventKind.BACKEND, f"cannot be probed again: {able}", port.name)
                 return
             for backend, each in able.items():
                 log.info("%s: %s: %s", port.name, backend, each.describe())
+                self.floor.events.note(EventKind.BACKEND, f"{backend}: {each.describe()}", port.name)
                 if 0 < each.mark_width < self.context.config.marking.width:
                     self.ledger.say_once(f"{port.name}: {backend} sets no marks of this width any more: restart nfcore")
 
@@ -280,12 +302,16 @@ class Engine:
         self.floor.switched_on = on
         if on:
             self.context.state.forget(SWITCH)
+            self.floor.events.note(EventKind.SWITCH, "offloading is switched on")
             refused = self.table.slots_in(FlowState.REFUSED)
             refused = refused[self.table.reason[refused] == Reason.SWITCHED_OFF]
             # So that they are reported anew: after a long time their next report would be far away.
             self.floor.restore(self.table.batch(refused))
             return 0
         rules = self.table.count(FlowState.PENDING, FlowState.INSTALLED)
+        self.floor.events.note(
+            EventKind.SWITCH, f"offloading is switched off: {rules:,} flows go back to the slow path"
+        )
         self._retirement.end(self.table.slots_in(*ACTIVE), Reason.SWITCHED_OFF)
         self.context.state.remember(SWITCH, 1)
         log.warning("offloading is switched off: %d flows go back to the slow path", rules)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from .config import OffloadTable
 from .context import Context
-from .flows import FlowBatch
+from .eventlog import EventKind, EventLog
+from .flows import WHOLE_FLOW, FlowBatch
 from .flowtable import FlowState, FlowTable
 from .heat import hottest, waiting_rates
 from .host import PluginHost
@@ -43,6 +44,7 @@ class Floor:
     table: FlowTable
     ledger: Ledger
     marks: MarkDesk
+    events: EventLog
     ports: Mapping[int, Port] = field(default_factory=dict)
     """By ifindex."""
     switched_on: bool = True
@@ -74,6 +76,10 @@ class Floor:
         rows["cookie"] = make_cookies(slots, self.table.generation[slots])
         return RuleBatch(rows)
 
+    def opaque(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
+        """Give tracked flows as opaque bytes, as the event log takes them: copied at once and not field by field."""
+        return self.table.flow.view(WHOLE_FLOW)[slots]
+
     def by_port(self, slots: NDArray[np.int64]) -> list[tuple[Port, NDArray[np.int64]]]:
         """Sort tracked flows by their device."""
         if len(self.ports) == 1:
@@ -98,6 +104,7 @@ class Floor:
     def refuse(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
         """Settle flows whose reports lead to no rule, and count them."""
         self.ledger.refuse(np.full(len(slots), reason, dtype=np.uint8))
+        self.events.record(EventKind.REFUSED, self.opaque(slots), reason=reason)
         self.settle(slots, reason)
 
     def heat(self, waiting: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .context import Context
 from .errors import ConfigError, Problem
+from .eventlog import NO_BACKEND
 from .floor import Floor
 from .flows import ANY_CPU, FlowBatch, FlowMatch, pack_address
 from .flowtable import FlowState
@@ -44,7 +45,7 @@ def list_flows(
     limit: int = 50,
 ) -> dict[str, Any]:
     """List flows, the first by `sort`. `match`: an address, a prefix, ``address:port``, or a part of the name of a
-    VIP, a real, an interface, a backend or a reason.
+    VIP, a real, an interface, a backend or a reason; of several words each has to apply.
 
     ConfigError names what is wrong with a parameter.
     """
@@ -52,7 +53,9 @@ def list_flows(
         raise ConfigError("flows", [Problem("sort", f"is {sort!r}; should be one of {', '.join(SORT_KEYS)}")])
     slots = floor.table.slots_in(*_wanted(states))
     if match:
-        slots = slots[_matching(floor, slots, match)]
+        table = floor.table
+        backends = np.where(np.isin(table.state[slots], _HELD), table.backend[slots], NO_BACKEND).astype(np.uint8)
+        slots = slots[matching(floor, table.batch(slots).rows, table.reason[slots], backends, match)]
     column: NDArray[Any] = sum(getattr(floor.table, name)[slots] for name in SORT_KEYS[sort])
     order = np.argsort(column, kind="stable")
     first = slots[order if sort == "age" else order[::-1]][: max(0, min(limit, MOST_FLOWS))]
@@ -61,22 +64,32 @@ def list_flows(
     return {"flows": found, "matching": len(slots), "states": counts, "offload": floor.switched_on}
 
 
-def _matching(floor: Floor, slots: NDArray[np.int64], text: str) -> NDArray[np.bool_]:
-    """Which flows a text is about. Names are compared once each, not once a flow: there may be a million."""
-    table, flows = floor.table, floor.table.batch(slots).rows
+def matching(
+    floor: Floor, flows: NDArray[np.void], reasons: NDArray[np.uint8], backends: NDArray[np.uint8], text: str
+) -> NDArray[np.bool_]:
+    """Which flows a text is about: all of its words. `backends`: index in the device's list, or NO_BACKEND."""
+    about = np.ones(len(flows), dtype=bool)
+    for word in text.split():
+        about &= _about(floor, flows, reasons, backends, word)
+    return about
+
+
+def _about(
+    floor: Floor, flows: NDArray[np.void], reasons: NDArray[np.uint8], backends: NDArray[np.uint8], text: str
+) -> NDArray[np.bool_]:
+    """Names are compared once each, not once a flow: there may be a million."""
     about = _with_end(flows, text)
     for nf in floor.context.nfs:
         targets = np.unique(flows["target"][flows["nf"] == nf.number])
         named = [target for target in targets.tolist() if any(text in name for name in nf.describe(target).values())]
         about |= (flows["nf"] == nf.number) & np.isin(flows["target"], np.array(named, dtype=np.uint64))
-    reasons = [reason for reason in np.unique(table.reason[slots]).tolist() if reason and text in reason_word(reason)]
-    about |= np.isin(table.reason[slots], reasons)
-    installed = np.isin(table.state[slots], _HELD)
+    named_reasons = [reason for reason in np.unique(reasons).tolist() if reason and text in reason_word(reason)]
+    about |= np.isin(reasons, named_reasons)
     for ifindex, port in floor.ports.items():
         here = flows["ifindex"] == ifindex
         about |= here & (text in port.name)
         held = [number for number, name in enumerate(port.backends.device.backends) if text in name]
-        about |= here & installed & np.isin(table.backend[slots], held)
+        about |= here & np.isin(backends, held)
     return about
 
 

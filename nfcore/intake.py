@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .context import NetworkFunction
+from .eventlog import EventKind
 from .floor import ACTIVE, Floor
 from .flowindex import first_appearances
 from .flows import WHOLE_FLOW, FlowBatch, ReportKind
@@ -107,6 +108,7 @@ class Intake:
         self._make_room(len(fresh), known)
         if (beyond := fresh[max(table.room, 0) :]).size:
             self._floor.ledger.refuse(np.full(len(beyond), Reason.TABLE_FULL, dtype=np.uint8))
+            self._floor.events.record(EventKind.REFUSED, batch[beyond].rows, reason=Reason.TABLE_FULL)
             self._floor.marks.give_back(batch.rows["mark"][beyond])
             kept = np.ones(len(batch), dtype=bool)
             kept[beyond] = False

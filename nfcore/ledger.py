@@ -9,8 +9,9 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
+from .logs import INTERVAL, Repeats, with_count
+
 log = logging.getLogger(__name__)
-MOST_SENTENCES = 1000
 
 
 class Ledger:
@@ -24,7 +25,7 @@ class Ledger:
         """Flows that had to wait, by what they had to wait for first."""
         self.ended: Counter[int] = Counter()
         """Rules that were removed."""
-        self._said: set[str] = set()
+        self._said = Repeats(INTERVAL)
 
     def refuse(self, reasons: NDArray[np.uint8]) -> None:
         """Count reports that lead to no rule."""
@@ -39,10 +40,10 @@ class Ledger:
         self._add(self.ended, reasons)
 
     def say_once(self, words: str) -> None:
-        """Log a fault the first time: a million flows must not make a million lines."""
-        if words not in self._said and len(self._said) < MOST_SENTENCES:
-            self._said.add(words)
-            log.warning("%s", words)
+        """Log a fault, and again not before an interval has passed: a million flows must not make a million lines."""
+        times = self._said.admit(words)
+        if times is not None:
+            log.warning("%s", with_count(words, times))
 
     @staticmethod
     def _add(counter: Counter[int], reasons: NDArray[np.uint8]) -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the running daemon can be asked and told over its socket, beside its figures."""
+"""What the running daemon can be asked and told over its socket, beside its figures.
+
+Questions are for everybody who may open the socket, orders for root and the daemon's own user.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from .errors import ConfigError, Problem
 from .host import PluginHost
 from .inspection import explain, list_flows
 from .reload import reload
+from .watching import follow
 
 FLOWS_PARAMETERS = {"states", "match", "sort", "limit"}
 
 
 def register_orders(engine: Engine, host: PluginHost) -> None:
-    """Answer ``flows``, ``explain``, ``offload`` and ``reload``."""
+    """Answer ``flows``, ``explain`` and ``events``; obey ``offload`` and ``reload``."""
 
     def flows(parameters: Mapping[str, Any]) -> Any:
         unknown = parameters.keys() - FLOWS_PARAMETERS
@@ -39,5 +43,10 @@ def register_orders(engine: Engine, host: PluginHost) -> None:
     def read_again(parameters: Mapping[str, Any]) -> Any:
         return asdict(reload(engine, host))
 
-    for name, method in {"flows": flows, "explain": explain_flow, "offload": offload, "reload": read_again}.items():
-        engine.context.register_method(name, method)
+    def events(parameters: Mapping[str, Any]) -> Any:
+        return follow(engine.floor, parameters)
+
+    for name, question in {"flows": flows, "explain": explain_flow, "events": events}.items():
+        engine.context.register_method(name, question, reads=True)
+    for name, order in {"offload": offload, "reload": read_again}.items():
+        engine.context.register_method(name, order)

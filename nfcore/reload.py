@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .config import Config, load_config
 from .engine import Engine
 from .errors import ConfigError, NfcoreError, Problem
+from .eventlog import EventKind
 from .host import PluginHost
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,18 @@ def reload(engine: Engine, host: PluginHost) -> Reloaded:
 
     ConfigError, and everything stays as it was, when the TOML is wrong or changes what only a restart can.
     """
+    events = engine.floor.events
+    try:
+        done = _reload(engine, host)
+    except NfcoreError as error:
+        events.note(EventKind.RELOAD, f"refused, everything stays as it was: {error}")
+        raise
+    changed = f"changed: {', '.join(done.changed)}" if done.changed else "nothing has changed"
+    events.note(EventKind.RELOAD, f"{changed}; {done.flows_ended:,} accelerated flows ended")
+    return done
+
+
+def _reload(engine: Engine, host: PluginHost) -> Reloaded:
     old = engine.context.config
     if Path(old.source).exists() and not Path(old.source).is_file():
         # Whoever reads a pipe waits for whoever writes it, and nothing else would go on meanwhile.

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .context import NetworkFunction
+from .eventlog import EventKind
 from .floor import ACTIVE, IN_HARDWARE, Floor
 from .flows import FLOW_KEY
 from .flowtable import FlowState
@@ -169,6 +170,13 @@ class Retirement:
         if not len(slots):
             return
         floor.ledger.counts["vanished"] += len(slots)
+        floor.events.record(
+            EventKind.VANISHED,
+            floor.opaque(slots),
+            reason=Reason.VANISHED,
+            mark=floor.table.mark[slots],
+            backend=floor.table.backend[slots],
+        )
         if port.refill_began is None:
             port.refill_began = now
             log.warning("%s: %d rules are gone without our doing; putting them back", port.name, len(slots))
@@ -186,11 +194,15 @@ class Retirement:
         shown = counts_of(dump.rows[which])
 
         def done(result: Removal | Exception) -> None:
-            if not isinstance(result, Exception):
-                self._floor.ledger.counts["orphans_removed"] += int(np.count_nonzero(result.gone))
-                last, of = np.maximum(shown, result.counted)[result.gone], backend[result.gone]
-                port.meter.count(of, np.zeros_like(last), last)
-                port.meter.end(of, last)
+            if isinstance(result, Exception) or not result.gone.any():
+                return
+            number = int(np.count_nonzero(result.gone))
+            self._floor.ledger.counts["orphans_removed"] += number
+            words = f"{number:,} rules of ours that belonged to no flow were removed"
+            self._floor.events.note(EventKind.NIC, words, port.name)
+            last, of = np.maximum(shown, result.counted)[result.gone], backend[result.gone]
+            port.meter.count(of, np.zeros_like(last), last)
+            port.meter.end(of, last)
 
         port.worker.submit(lambda: port.backends.remove(rules, backend), done)
 
@@ -267,6 +279,11 @@ class Retirement:
             port.freed(int(np.count_nonzero(gone)))
             self._gone(slots[gone], now)
             floor.ledger.counts["remove_failed"] += int(np.count_nonzero(~gone))
+            left = slots[~gone]
+            words = floor.events.text("its rule could not be removed") if len(left) else 0
+            floor.events.record(
+                EventKind.FAILED, floor.opaque(left), reason=table.reason[left], backend=backend[~gone], words=words
+            )
             self._stays(slots[~gone], now)
 
         if not port.worker.submit(lambda: port.backends.remove(rules, backend), done):
@@ -281,7 +298,16 @@ class Retirement:
     def _gone(self, slots: NDArray[np.int64], now: float) -> None:
         """Let the grace period begin for flows whose rules are off the NIC."""
         if len(slots):
-            self._floor.ledger.end(self._floor.table.reason[slots])
+            table = self._floor.table
+            self._floor.ledger.end(table.reason[slots])
+            self._floor.events.ended(
+                self._floor.opaque(slots),
+                table.reason[slots],
+                mark=table.mark[slots],
+                backend=table.backend[slots],
+                packets=table.packets[slots],
+                bytes_=table.bytes[slots],
+            )
             self._graces.append((now + self._floor.offload.grace, slots))
 
     def _stays(self, slots: NDArray[np.int64], now: float) -> None:

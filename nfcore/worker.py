@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +37,8 @@ class InstallResult:
     """Index of that backend in the device's list."""
     words: list[str]
     """What backends said, each sentence once."""
+    said: dict[int, str] = field(default_factory=dict)
+    """Row → what the last backend that was asked said of this rule, where it did."""
 
 
 @dataclass
@@ -112,6 +114,7 @@ class Backends:
             result.status[asked[better]] = outcomes.status[better]
             result.backend[asked] = number
             result.words = list(dict.fromkeys([*result.words, *outcomes.words.values()]))
+            result.said |= {int(asked[row]): words for row, words in outcomes.words.items() if 0 <= row < len(asked)}
             left = left[result.status[left] != Outcome.INSTALLED]
             if not len(left):
                 break

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every plugin's figures in one registry, served on the daemon's socket as method ``stats``, and to Prometheus."""
+"""Every plugin's figures in one registry, served on the daemon's socket and to Prometheus; and `nfcore top`."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from nfcore.config import Config, Section
 from nfcore.context import Context
 from nfcore.hookspecs import hookimpl
 from nfcore.metrics import Histogram, MetricFamily, counter, gauge, histogram
 
+from .commands import app as commands
 from .registry import Registry
+from .summary import summarise
 from .table import StatsTable
 
 if TYPE_CHECKING:
@@ -37,14 +42,26 @@ class StatsPlugin:
         return Section(StatsTable)
 
     @hookimpl
+    def register_commands(self, app: typer.Typer) -> None:
+        """Add `nfcore top`."""
+        app.registered_commands += commands.registered_commands
+
+    @hookimpl
     def setup(self, context: Context) -> None:
-        """Answer ``stats`` on the control socket, and listen for scrapers once the daemon runs."""
+        """Answer ``stats`` and ``top`` on the control socket, and listen for scrapers once the daemon runs."""
         self._context = context
+        began, run = time.monotonic(), f"{os.getpid()}-{time.time_ns()}"
 
         def stats(parameters: Mapping[str, Any]) -> Any:
             return self._collect().as_json()
 
-        context.register_method("stats", stats)
+        def top(parameters: Mapping[str, Any]) -> Any:
+            up = time.monotonic() - began
+            seen = summarise(context, self._collect(), parameters)
+            return seen | {"run": run, "time": time.monotonic(), "up_seconds": up}
+
+        context.register_method("stats", stats, reads=True)
+        context.register_method("top", top, reads=True)
         context.when_running(lambda: self._listen(_table(context.config).listen))
 
     @hookimpl

@@ -45,6 +45,10 @@ class Registry:
             merged[family.name] = _checked(family, plugin) if known is None else _joined(known, family, plugin)
         self._families |= merged
 
+    def of(self, names: Iterable[str]) -> list[MetricFamily]:
+        """Give the families of these names, those that there are."""
+        return [self._families[name] for name in names if name in self._families]
+
     def as_json(self) -> dict[str, Any]:
         """Give everything as JSON values, families by name."""
         return {

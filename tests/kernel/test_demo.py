@@ -28,10 +28,10 @@ def leftovers() -> set[str]:
 
 
 @pytest.mark.parametrize("strategy", ["dest-id", "flow-id"])
-def test_everything_is_proven(strategy: str) -> None:
-    was_there = RUN.exists()
+def test_everything_is_proven(strategy: str, tmp_path: Path) -> None:
+    was_there, picture = RUN.exists(), tmp_path / "top.svg"
     done = subprocess.run(
-        [*DEMO, "--json", "--requests", "2400", "--strategy", strategy],
+        [*DEMO, "--json", "--requests", "2400", "--strategy", strategy, "--picture", str(picture)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -49,6 +49,7 @@ def test_everything_is_proven(strategy: str) -> None:
     assert all(check["passed"] for check in summary["checks"])
     assert leftovers() == set()
     assert RUN.exists() == was_there
+    assert f"{strategy}&#160;marks" in picture.read_text() and "198.18.10.1:80/tcp" in picture.read_text()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -28,6 +28,8 @@ COMMANDS = [
     ["check"],
     ["plugins"],
     ["stats"],
+    ["top"],
+    ["events"],
     ["flows"],
     ["explain"],
     ["offload"],
@@ -126,6 +128,11 @@ BAD_CALLS = [
     ["run", "/nonexistent.toml"],
     ["cleanup", "/nonexistent.toml"],
     ["stats", "/nonexistent.toml"],
+    ["top", "/nonexistent.toml"],
+    ["top", "--svg", "x.svg"],
+    ["events", "/nonexistent.toml"],
+    ["events", "--kind", "melted"],
+    ["--log-level", "loud", "check", DEMO],
     ["trace", "/nonexistent.toml", "--hex", FRAME],
     ["trace", DEMO],
     ["trace", DEMO, "--hex", "xyz"],
@@ -145,10 +152,31 @@ def test_a_wrong_call_or_configuration_is_status_2(arguments: list[str]) -> None
     assert done.stdout == ""
 
 
-def test_no_daemon_is_status_1(tmp_path: Path) -> None:
-    done = nfcore("stats", "--socket", tmp_path / "x.sock")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["stats"],
+        ["flows"],
+        ["events"],
+        ["events", "--follow"],
+        ["top", "--once"],
+        ["explain", "198.18.1.2:4000 > 198.18.10.1:80/tcp"],
+        ["offload", "off"],
+        ["reload"],
+    ],
+    ids=" ".join,
+)
+def test_no_daemon_is_status_1(command: list[str], tmp_path: Path) -> None:
+    done = nfcore(*command, "--socket", tmp_path / "x.sock")
     assert done.returncode == 1
     assert done.stderr == f"error: no daemon answers at {tmp_path}/x.sock; start one: nfcore run CONFIG\n"
+
+
+def test_errors_are_json_where_the_log_is(tmp_path: Path) -> None:
+    done = nfcore("--log-format", "json", "stats", "--socket", tmp_path / "x.sock")
+    assert done.returncode == 1
+    entry = json.loads(done.stderr)
+    assert entry["level"] == "error" and "no daemon answers at" in entry["message"]
 
 
 def test_a_missing_interface_is_status_1(tmp_path: Path) -> None:

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+import grp
 import json
 import os
 import socket
 import stat
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nfcore.control import LINE_LIMIT, ControlServer, daemon_answers, request
+from nfcore.control import LINE_LIMIT, MOST_CLIENTS, Client, ControlServer, EndedError, daemon_answers, request
 from nfcore.errors import HostError
 
 
@@ -33,8 +36,16 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 }
 
 
+async def later(parameters: Mapping[str, Any]) -> Any:
+    await asyncio.sleep(float(parameters.get("seconds", 0)))
+    return "later"
+
+
+METHODS["later"] = later
+
+
 @contextmanager
-def daemon(path: Path) -> Iterator[None]:
+def daemon(path: Path, group: str = "") -> Iterator[None]:
     """Serve METHODS from an event loop of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -43,7 +54,7 @@ def daemon(path: Path) -> Iterator[None]:
     def wait(what: Any) -> None:
         asyncio.run_coroutine_threadsafe(what, loop).result(timeout=10)
 
-    server = ControlServer(path, METHODS)
+    server = ControlServer(path, METHODS, {"echo"}, group)
     try:
         wait(server.open())
         yield
@@ -97,7 +108,7 @@ def test_a_long_answer_arrives_whole(served: Path) -> None:
 
 
 def test_an_unknown_method_names_those_that_there_are(served: Path) -> None:
-    with pytest.raises(HostError, match="no method 'stat' here; there are: big, echo, fails, odd"):
+    with pytest.raises(HostError, match="no method 'stat' here; there are: big, echo, fails, later, odd"):
         request(served, "stat")
 
 
@@ -153,6 +164,76 @@ def test_the_socket_is_its_users_alone(served: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a socket that belongs to somebody else")
 def test_another_user_is_told_to_use_sudo(served: Path, unprivileged: Callable[..., str]) -> None:
     assert f"the daemon's socket {served} is for its own user: use sudo" in unprivileged(request, served, "echo")
+
+
+def test_a_method_that_waits_holds_nobody_up(served: Path) -> None:
+    with Client(served) as waiting:
+        thread = threading.Thread(target=lambda: answers.append(waiting.ask("later", seconds=1.0)))
+        answers: list[Any] = []
+        thread.start()
+        assert request(served, "echo", a=1) == {"a": 1}
+        assert answers == []
+        thread.join()
+        assert answers == ["later"]
+
+
+def test_a_client_that_never_reads_holds_nobody_up(served: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.connect(str(served))
+        deaf.sendall(b'{"method": "big"}\n' * 20)
+        assert request(served, "echo", a=1) == {"a": 1}
+
+
+def test_one_client_asks_again_and_again(served: Path) -> None:
+    with Client(served) as client:
+        assert [client.ask("echo", n=number) for number in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
+        with pytest.raises(HostError, match="no flow of that name"):
+            client.ask("fails")
+        assert client.ask("later") == "later"
+
+
+def test_clients_are_not_without_end(served: Path) -> None:
+    with ExitStack() as open_ones:
+        clients = [open_ones.enter_context(Client(served)) for _ in range(MOST_CLIENTS)]
+        for client in clients:
+            assert client.ask("echo") == {}
+        with pytest.raises(HostError, match=f"too many clients: {MOST_CLIENTS} are connected"):
+            request(served, "echo")
+        assert clients[-1].ask("echo") == {}
+        clients[0].close()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with suppress(HostError):
+                assert request(served, "echo") == {}
+                break
+        else:
+            raise AssertionError("the place of a client that is gone was not given again")
+
+
+def test_a_daemon_that_ends_meanwhile(path: Path) -> None:
+    with daemon(path):
+        client = Client(path)
+        assert client.ask("echo") == {}
+    with client, pytest.raises(EndedError, match="it has ended"):
+        client.ask("echo")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_a_group_may_ask_and_not_order(unprivileged: Callable[..., str]) -> None:
+    nogroup = 65534
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # pytest's own are for nobody else
+        path = Path(folder) / "nfcore.sock"
+        with daemon(path, grp.getgrgid(nogroup).gr_name):
+            assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o660, nogroup)
+            assert unprivileged(request, path, "echo") == "{}"
+            assert "odd is an order, for root alone: use sudo" in unprivileged(request, path, "odd")
+
+
+def test_a_group_that_does_not_exist(path: Path) -> None:
+    with pytest.raises(HostError, match=r"nf\.socket_group: there is no group 'nobodies-1'"):
+        asyncio.run(ControlServer(path, {}, (), "nobodies-1").open())
+    assert not path.exists()
 
 
 def test_closing_removes_the_socket(path: Path) -> None:

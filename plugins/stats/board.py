@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From two answers of the daemon to what `nfcore top` shows: rates, shares, order. Pure: no terminal, no socket.
+
+A rate is None while it is not known: there is one answer only, the counter is new, or the daemon is another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer to ``top``."""
+
+    answer: Mapping[str, Any]
+    values: Mapping[str, Mapping[tuple[tuple[str, str], ...], float]]
+    """Family → labels, sorted → value."""
+
+    @classmethod
+    def read(cls, answer: Mapping[str, Any]) -> Sample:
+        """Take an answer as the daemon gave it."""
+        values = {
+            name: {tuple(sorted(labels.items())): float(value) for labels, value in samples}
+            for name, samples in answer["values"].items()
+        }
+        return cls(answer, values)
+
+    def total(self, family: str, **labels: str) -> float | None:
+        """Sum of the family's values that have these labels; None when there is none."""
+        found = [value for key, value in self.values.get(family, {}).items() if labels.items() <= dict(key).items()]
+        return sum(found) if found else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A VIP or a real."""
+
+    name: str
+    packets: float | None
+    """A second."""
+    bits: float | None
+    """A second."""
+    share: float | None
+    """Of the packets of all rows, 0 to 1."""
+    total: int
+    """Packets since the daemon began."""
+
+
+@dataclass(frozen=True)
+class Nic:
+    """An interface with what its NIC holds."""
+
+    name: str
+    backends: Sequence[str]
+    rules: int
+    full: bool
+
+
+@dataclass(frozen=True)
+class Board:
+    """All that is shown. Rates are per second."""
+
+    seconds: float | None
+    """Between the two answers."""
+    up_seconds: float
+    strategy: str | None
+    packets: float | None
+    bits: float | None
+    new_flows: float | None
+    """Connections that were not known to the CPU where their first packet came."""
+    fast_share: float | None
+    """Of the packets that were sent on, 0 to 1."""
+    rules: int
+    max_rules: int
+    states: Mapping[str, int]
+    """Flows by state of their rule."""
+    offload: bool
+    """Whether offloading is switched on."""
+    marks: int | None
+    lost: int | None
+    """Reports lost since the daemon began."""
+    not_offloaded: float | None
+    """Reports that led to no rule."""
+    drops: float | None
+    errors: int
+    """Of plugins, since the daemon began."""
+    nics: Sequence[Nic] = ()
+    vips: Sequence[Row] = ()
+    reals: Sequence[Row] = ()
+    flows: Sequence[Mapping[str, Any]] = ()
+    vip: str = ""
+    """The VIP whose reals and flows these are; empty: of all."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Give everything as JSON values."""
+        return asdict(self)
+
+
+def growth(before: float, after: float) -> float:
+    """By how much a counter has grown; see :meth:`Rates.of`."""
+    return max(0.0, after - before if after >= before else after)
+
+
+class Rates:
+    """How fast counters grew from one sample to the next."""
+
+    def __init__(self, before: Sample | None, after: Sample) -> None:
+        self.seconds: float | None = None
+        self._before: Sample | None = None
+        self._after = after
+        if before is not None and before.answer["run"] == after.answer["run"]:
+            seconds = after.answer["time"] - before.answer["time"]
+            if seconds > 0:
+                self.seconds, self._before = seconds, before
+
+    def of(self, family: str, **labels: str) -> float | None:
+        """Give the growth a second of all counters of a family that have these labels; None when there is none.
+
+        A counter that is new began at 0. One that went back has begun anew, or wrapped: what it shows is what has come
+        since. Never negative.
+        """
+        if self._before is None or not self.seconds or family not in self._after.values:
+            return None
+        then = self._before.values.get(family, {})
+        grown = [
+            growth(then.get(key, 0.0), value)
+            for key, value in self._after.values[family].items()
+            if labels.items() <= dict(key).items()
+        ]
+        return sum(grown) / self.seconds if grown or not labels else None
+
+    def by(self, family: str, label: str) -> dict[str, float]:
+        """Give the same per value of a label, of counters that were there before: a VIP's may go on from another's."""
+        grown: dict[str, float] = {}
+        if self._before is None or not self.seconds:
+            return grown
+        then = self._before.values.get(family, {})
+        for key, value in self._after.values.get(family, {}).items():
+            name = dict(key).get(label)
+            if name is not None and key in then:
+                grown[name] = grown.get(name, 0.0) + growth(then[key], value) / self.seconds
+        return grown
+
+
+def compare(before: Sample | None, after: Sample) -> Board:
+    """Make the board of two samples, the first of which may be missing, or of another daemon."""
+    rates, answer = Rates(before, after), after.answer
+    fast, slow = rates.of("nfcore_packets_total", path="fast"), rates.of("nfcore_packets_total", path="slow")
+    sent = None if fast is None or slow is None else fast + slow
+    rules = {name: int(after.total("nfcore_rules", interface=name) or 0) for name in answer["interfaces"]}
+    full = {name: bool(after.total("nfcore_nic_full", interface=name)) for name in answer["interfaces"]}
+    marks, lost = after.total("nfcore_marks_in_use"), after.total("nfcore_reports_lost_total")
+    vip, wanted = str(answer.get("vip", "")), set(answer["reals"])
+    reals = _rows(rates, after, "real")
+    return Board(
+        seconds=rates.seconds,
+        up_seconds=answer["up_seconds"],
+        strategy=answer["strategy"],
+        packets=sent,
+        bits=_bits(sum(volume.values())) if (volume := rates.by("nfcore_vip_bytes_total", "vip")) else None,
+        new_flows=rates.of("nfcore_lru_lookups_total", result="miss"),
+        fast_share=fast / sent if fast is not None and sent else None,
+        rules=sum(rules.values()),
+        max_rules=answer["max_rules"],
+        states=answer["states"],
+        offload=answer["offload"],
+        marks=None if marks is None else int(marks),
+        lost=None if lost is None else int(lost),
+        not_offloaded=rates.of("nfcore_not_offloaded_total"),
+        drops=rates.of("nfcore_drops_total"),
+        errors=int(after.total("nfcore_hook_errors_total") or 0),
+        nics=[Nic(name, backends, rules[name], full[name]) for name, backends in answer["interfaces"].items()],
+        vips=_rows(rates, after, "vip"),
+        reals=[row for row in reals if row.name in wanted] if vip else reals,
+        flows=answer["flows"],
+        vip=vip,
+    )
+
+
+def _bits(bytes_a_second: float | None) -> float | None:
+    return None if bytes_a_second is None else 8 * bytes_a_second
+
+
+def _rows(rates: Rates, after: Sample, label: str) -> list[Row]:
+    """Rows of VIPs or of reals."""
+    packets = rates.by(f"nfcore_{label}_packets_total", label)
+    volume = rates.by(f"nfcore_{label}_bytes_total", label)
+    totals: dict[str, float] = {}
+    for key, value in after.values.get(f"nfcore_{label}_packets_total", {}).items():
+        name = dict(key).get(label)
+        if name is not None:
+            totals[name] = totals.get(name, 0.0) + value
+    everything = sum(packets.values())
+    return [
+        Row(
+            name,
+            packets.get(name),
+            _bits(volume.get(name)),
+            packets[name] / everything if everything and name in packets else None,
+            int(total),
+        )
+        for name, total in totals.items()
+    ]
+
+
+ROW_KEYS = ("packets", "bits", "share", "total", "name")
+FLOW_KEYS = ("rate", "packets", "bytes", "age", "mark")
+"""As the daemon's ``flows`` sorts."""
+
+
+def arrange(rows: Iterable[Row], key: str, text: str = "", *, backwards: bool = False) -> list[Row]:
+    """Give the rows whose names have every word of `text`, the largest first (names: from A on), equal ones by name."""
+    words = text.split()
+    chosen = sorted((row for row in rows if all(word in row.name for word in words)), key=lambda row: row.name)
+    if key == "name":
+        return chosen[::-1] if backwards else chosen
+    known = [row for row in chosen if getattr(row, key) is not None]
+    known.sort(key=lambda row: getattr(row, key), reverse=not backwards)
+    return known + [row for row in chosen if getattr(row, key) is None]
+
+
+@dataclass
+class History:
+    """The last shares of the fast path, for a sparkline."""
+
+    length: int = 60
+    shares: list[float | None] = field(default_factory=list)
+
+    def add(self, share: float | None) -> None:
+        """Note one more; None: not known, or nothing was sent."""
+        self.shares = [*self.shares, share][-self.length :]

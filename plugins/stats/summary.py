@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `nfcore top` needs of the daemon, in one answer: counters as they stand, the hottest flows, who serves a VIP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nfcore.context import Context
+from nfcore.errors import ConfigError, Problem
+
+from .registry import Registry
+
+FAMILIES = (
+    "nfcore_packets_total",
+    "nfcore_vip_packets_total",
+    "nfcore_vip_bytes_total",
+    "nfcore_real_packets_total",
+    "nfcore_real_bytes_total",
+    "nfcore_lru_lookups_total",
+    "nfcore_reports_lost_total",
+    "nfcore_not_offloaded_total",
+    "nfcore_drops_total",
+    "nfcore_hook_errors_total",
+    "nfcore_marks_in_use",
+    "nfcore_rules",
+    "nfcore_nic_full",
+)
+"""A family that the daemon does not have is shown as not known."""
+_TEXTS = ("match", "sort", "vip")
+MOST_FLOWS = 200
+
+
+def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer ``top``. match, sort, limit: as of ``flows``; vip: name of a VIP whose reals and flows alone are wanted.
+
+    ConfigError names a parameter that is wrong.
+    """
+    for name, value in parameters.items():
+        if not isinstance(value, str if name in _TEXTS else int) or name not in (*_TEXTS, "limit"):
+            known = "match, sort, vip (texts), limit (a number)"
+            raise ConfigError("top", [Problem(name, f"is {value!r}; parameters are {known}")])
+    vip = parameters.get("vip", "")
+    match = f"{parameters.get('match', '')} {vip}".strip()
+    limit = min(int(parameters.get("limit", 50)), MOST_FLOWS)
+    flows = context.methods["flows"]({"match": match, "sort": parameters.get("sort") or "rate", "limit": limit})
+    return {
+        "values": {family.name: [[s.labels, s.value] for s in family.samples] for family in registry.of(FAMILIES)},
+        "flows": [row for row in flows["flows"] if not vip or row.get("vip") == vip],
+        "states": flows["states"],
+        "offload": flows["offload"],
+        "max_rules": context.config.offload.max_rules,
+        "strategy": context.strategy.name if context.strategy else None,
+        "interfaces": {device.name: list(device.backends) for device in context.devices},
+        "vip": vip,
+        "reals": _reals_of(context, vip) if vip else [],
+    }
+
+
+def _reals_of(context: Context, vip: str) -> list[str]:
+    """Names of the reals that a VIP has in the configuration that is in effect."""
+    names = [dict(nf.describe(target)) for nf in context.nfs for target in nf.targets().rows["target"].tolist()]
+    return sorted({name["real"] for name in names if name.get("vip") == vip and "real" in name})

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written of what is logged."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfcore.host import trace_log
+from nfcore.ledger import Ledger
+from nfcore.logs import BURST, MOST_REMEMBERED, Format, LogHandler, Repeats, goes_to_journal, make_handler
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Log:
+    """A logger with a handler of ours, its clock and what it has written."""
+
+    def __init__(self) -> None:
+        self.stream, self.clock = io.StringIO(), Clock()
+        self.handler = LogHandler(self.stream, 1000.0, self.clock)
+        self.logger = logging.Logger("nfcore.test")
+        self.logger.addHandler(self.handler)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.stream.getvalue().splitlines()
+
+
+def test_a_repeated_line_is_written_once_and_then_counted() -> None:
+    log = Log()
+    for _ in range(1000):
+        log.logger.warning("%s: the backend failed", "eth1")
+    assert log.lines == ["eth1: the backend failed"]
+    log.clock.now += 1000
+    log.logger.warning("%s: the backend failed", "eth1")
+    assert log.lines[1:] == ["eth1: the backend failed (999 times more since it was said last)"]
+
+
+def test_the_count_is_told_also_when_nothing_is_logged_any_more() -> None:
+    log = Log()
+    for _ in range(3):
+        log.logger.error("broken")
+    log.handler.tell()
+    assert log.lines == ["broken"]  # the interval is not over
+    log.clock.now += 1000
+    log.handler.tell()
+    log.handler.tell()
+    assert log.lines == ["broken", "broken (2 times more since it was said last)"]
+
+
+def test_a_place_that_says_something_else_each_time() -> None:
+    log = Log()
+    for number in range(1000):
+        log.logger.warning("flow %d failed", number)
+    assert log.lines == [f"flow {number} failed" for number in range(BURST)]
+    log.logger.warning("something else")
+    log.handler.close()
+    assert log.lines[BURST:] == [
+        "something else",
+        f"{1000 - BURST} lines more like this one were left out, the last: flow 999 failed",
+    ]
+
+
+def test_a_level_of_its_own_and_debug_without_limit() -> None:
+    log = Log()
+    for _ in range(3):
+        log.logger.info("same")
+        log.logger.error("same")
+        log.logger.debug("same")
+    assert log.lines == ["same", "same", "same", "same", "same"]
+
+
+def test_traces_without_limit() -> None:
+    log = Log()
+    log.logger.name = trace_log.name
+    for _ in range(100):
+        log.logger.info("flow: on_new_flow(5 batch) → None in 0.1 ms")
+    assert len(log.lines) == 100
+
+
+def test_a_timer_tells_the_count() -> None:
+    script = (
+        "import logging, sys, time; from nfcore.logs import LogHandler;"
+        "handler = LogHandler(sys.stderr, 0.2); log = logging.getLogger('nfcore'); log.addHandler(handler);"
+        "[log.warning('again') for _ in range(5)]; time.sleep(5)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        assert running.stderr.readline() == "again\n"
+        assert running.stderr.readline() == "again (4 times more since it was said last)\n"
+        running.kill()
+
+
+def test_what_was_counted_is_told_at_the_end_of_the_process() -> None:
+    script = (
+        "import logging; from nfcore.logs import *; set_up_logging(Level.INFO, Format.JSON);"
+        "[logging.getLogger('nfcore').warning('again') for _ in range(5)]"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    told = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert told == ["again", "again (4 times more since it was said last)"]
+
+
+@given(says=st.lists(st.tuples(st.integers(0, 3), st.floats(0, 3)), max_size=60), burst=st.integers(1, 3))
+def test_nothing_is_lost_silently(says: list[tuple[int, float]], burst: int) -> None:
+    clock = Clock()
+    repeats = Repeats(5.0, burst, clock)
+    said = counted = 0
+    for key, pause in says:
+        clock.now += pause
+        told = repeats.admit(key, key)
+        said += told is not None
+        counted += told or 0
+    counted += sum(times for _, times in repeats.overdue(all_of_them=True))
+    assert said + counted == len(says)
+    assert not repeats.pending
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    repeats = Repeats(5.0, clock=Clock())
+    for number in range(2 * MOST_REMEMBERED):
+        assert repeats.admit(number) == 0
+    assert repeats.admit(0) == 0 and repeats.admit(2 * MOST_REMEMBERED - 1) is None
+
+
+def record(level: int, message: str, error: BaseException | None = None) -> logging.LogRecord:
+    about = (type(error), error, error.__traceback__) if error else None
+    return logging.LogRecord("nfcore.engine", level, __file__, 1, message, None, about)
+
+
+def test_a_line_of_text() -> None:
+    handler = make_handler(Format.TEXT, io.StringIO(), journal=False)
+    text = handler.format(record(logging.WARNING, "words"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} WARNING nfcore\.engine: words", text)
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3), (logging.CRITICAL, 2)],
+)
+def test_the_journal_gets_priorities_and_no_timestamps(level: int, priority: int) -> None:
+    handler = make_handler(Format.TEXT, io.StringIO(), journal=True)
+    name = logging.getLevelName(level)
+    assert handler.format(record(level, "a\nb")) == f"<{priority}>{name} nfcore.engine: a\n<{priority}>b"
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_a_line_of_json(journal: bool) -> None:
+    handler = make_handler(Format.JSON, io.StringIO(), journal=journal)
+    try:
+        raise LookupError("lost → found")
+    except LookupError as error:
+        text = handler.format(record(logging.ERROR, "two\nlines", error))
+    assert text.startswith("<3>{") == journal and "\n" not in text
+    entry = json.loads(text.removeprefix("<3>"))
+    assert (entry["level"], entry["logger"], entry["message"]) == ("error", "nfcore.engine", "two\nlines")
+    assert "LookupError: lost → found" in entry["traceback"]
+    assert entry["time"].endswith("Z")
+
+
+def test_whether_a_stream_is_the_journals(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        there = os.fstat(stream.fileno())
+        assert goes_to_journal(stream, f"{there.st_dev}:{there.st_ino}")
+        assert not goes_to_journal(stream, f"{there.st_dev}:{there.st_ino + 1}")
+        assert not goes_to_journal(stream, None)
+    assert not goes_to_journal(io.StringIO(), "1:2")
+
+
+def test_a_service_writes_for_the_journal(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+") as stream:
+        there = os.fstat(stream.fileno())
+        script = "import logging; from nfcore.logs import *; set_up_logging(Level.WARNING, Format.TEXT);"
+        script += "logging.getLogger('nfcore').warning('one'); logging.getLogger('nfcore').info('two')"
+        environment = os.environ | {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"}
+        subprocess.run([sys.executable, "-c", script], stderr=stream, env=environment, check=True)
+        stream.seek(0)
+        assert stream.read() == "<4>WARNING nfcore: one\n"
+
+
+def test_a_reader_that_is_gone_ends_nothing() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    script = "import logging; from nfcore.logs import *; set_up_logging(Level.INFO, Format.TEXT);"
+    script += "[logging.getLogger('nfcore').error('words %d', n) for n in range(5)]; print('alive')"
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=write, text=True, check=False)
+    os.close(write)
+    assert done.stdout == "alive\n"
+
+
+def test_a_fault_that_is_said_once_is_said_again_with_its_count(caplog: pytest.LogCaptureFixture) -> None:
+    ledger, clock = Ledger(), Clock()
+    ledger._said = Repeats(60.0, clock=clock)
+    for _ in range(5):
+        ledger.say_once("the NIC is deaf")
+    clock.now += 60
+    ledger.say_once("the NIC is deaf")
+    assert [each.getMessage() for each in caplog.records] == [
+        "the NIC is deaf",
+        "the NIC is deaf (4 times more since it was said last)",
+    ]
