@@ -31,6 +31,7 @@ from .reference_nic import flow_of
 from .suite_runs import reports_of
 
 pytest_plugins = ["pytester"]
+README = Path(testing.__file__).with_name("README.md")
 SUITE = """
 import dataclasses
 import pytest
@@ -83,6 +84,13 @@ def test_every_promise_is_a_sentence(suite: type) -> None:
     promises = promises_of(suite)
     assert len(promises) > 10
     assert all(promise.statement.endswith(".") for promise in promises.values())
+
+
+@pytest.mark.parametrize(("suite", "kind"), [(BackendConformance, "backend"), (StrategyConformance, "strategy")])
+def test_the_readme_has_every_promise(suite: type, kind: str) -> None:
+    text = README.read_text(encoding="utf-8").split(f"## What a {kind} promises", 1)[1].split("\n## ", 1)[0]
+    told = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", text, flags=re.MULTILINE))
+    assert told == {promise.id: promise.statement for promise in promises_of(suite).values()}
 
 
 def test_a_lack_with_a_reason_is_no_gap(pytester: pytest.Pytester) -> None:
