@@ -14,6 +14,7 @@ from nfcore.flows import FlowBatch
 from nfcore.hookspecs import hookimpl
 from nfcore.marks import MarkAllocator, MarkState, StrategyInfo
 from nfcore.plugins.marking import DEST_ID, FLOW_ID, DestId, FlowId, MarkingPlugin
+from nfcore.targetmarks import Target
 
 _Class = type[MarkingPlugin]
 _Strategy = Callable[[MarkAllocator], DestId | FlowId]
@@ -107,11 +108,12 @@ class AddsABit(MarkingPlugin):
 
 
 class _OwnNumbers(DestId):
-    def _learn(self, pair: tuple[int, int]) -> None:
-        self._known.setdefault(pair, len(self._known) + 1)
+    def _learn(self, targets: Sequence[Target]) -> None:
+        for target in targets:
+            self.known.setdefault(target, len(self.known) + 1)
 
     def release(self, marks: NDArray[np.uint32]) -> None:
-        self._known.clear()
+        self.known.clear()
 
 
 enter("MakesMarksUp", _OwnNumbers, "marks-are-live")
@@ -164,7 +166,7 @@ class ForgetsAndReleasesNothing(MarkingPlugin):
     @hookimpl
     def release_mark(self, marks: NDArray[np.uint32]) -> None:
         if isinstance(self._chosen, DestId):
-            self._chosen._known.clear()
+            self._chosen.known.clear()
 
 
 class _Generous(DestId):
