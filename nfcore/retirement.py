@@ -305,8 +305,9 @@ class Retirement:
                 table.reason[slots],
                 mark=table.mark[slots],
                 backend=table.backend[slots],
-                packets=table.packets[slots],
-                bytes_=table.bytes[slots],
+                # With those of rules that it had before and lost; what this one had counted is among them by now.
+                packets=table.past_packets[slots] + table.packets[slots],
+                bytes_=table.past_bytes[slots] + table.bytes[slots],
             )
             self._graces.append((now + self._floor.offload.grace, slots))
 

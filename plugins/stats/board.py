@@ -49,6 +49,8 @@ class Row:
     """Of the packets of all rows, 0 to 1."""
     total: int
     """Packets since the daemon began."""
+    fast: float | None = None
+    """Share of its packets that took the fast path; None for reals, of which it is not counted."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,12 @@ class Board:
     packets: float | None
     bits: float | None
     new_flows: float | None
-    """Connections that were not known to the CPU where their first packet came."""
+    """Connections."""
     fast_share: float | None
     """Of the packets that were sent on, 0 to 1."""
     rules: int
     max_rules: int
+    """What `[offload] max_rules` allows, and the NICs have room for as far as they tell."""
     states: Mapping[str, int]
     """Flows by state of their rule."""
     offload: bool
@@ -134,7 +137,7 @@ class Rates:
         ]
         return sum(grown) / self.seconds if grown or not labels else None
 
-    def by(self, family: str, label: str) -> dict[str, float]:
+    def by(self, family: str, label: str, **labels: str) -> dict[str, float]:
         """Give the same per value of a label, of counters that were there before: a VIP's may go on from another's."""
         grown: dict[str, float] = {}
         if self._before is None or not self.seconds:
@@ -142,7 +145,7 @@ class Rates:
         then = self._before.values.get(family, {})
         for key, value in self._after.values.get(family, {}).items():
             name = dict(key).get(label)
-            if name is not None and key in then:
+            if name is not None and key in then and labels.items() <= dict(key).items():
                 grown[name] = grown.get(name, 0.0) + growth(then[key], value) / self.seconds
         return grown
 
@@ -152,7 +155,10 @@ def compare(before: Sample | None, after: Sample) -> Board:
     rates, answer = Rates(before, after), after.answer
     fast, slow = rates.of("nfcore_packets_total", path="fast"), rates.of("nfcore_packets_total", path="slow")
     sent = None if fast is None or slow is None else fast + slow
-    rules = {name: int(after.total("nfcore_rules", interface=name) or 0) for name in answer["interfaces"]}
+    rules = {
+        name: int(after.total("nfcore_rules", interface=name, state="installed") or 0) for name in answer["interfaces"]
+    }
+    capacity = after.total("nfcore_rules_capacity")
     full = {name: bool(after.total("nfcore_nic_full", interface=name)) for name in answer["interfaces"]}
     marks, lost = after.total("nfcore_marks_in_use"), after.total("nfcore_reports_lost_total")
     vip, wanted = str(answer.get("vip", "")), set(answer["reals"])
@@ -163,10 +169,10 @@ def compare(before: Sample | None, after: Sample) -> Board:
         strategy=answer["strategy"],
         packets=sent,
         bits=_bits(sum(volume.values())) if (volume := rates.by("nfcore_vip_bytes_total", "vip")) else None,
-        new_flows=rates.of("nfcore_lru_lookups_total", result="miss"),
+        new_flows=rates.of("nfcore_vip_new_flows_total"),
         fast_share=fast / sent if fast is not None and sent else None,
         rules=sum(rules.values()),
-        max_rules=answer["max_rules"],
+        max_rules=int(min(answer["max_rules"], capacity or answer["max_rules"])),
         states=answer["states"],
         offload=answer["offload"],
         marks=None if marks is None else int(marks),
@@ -190,6 +196,8 @@ def _rows(rates: Rates, after: Sample, label: str) -> list[Row]:
     """Rows of VIPs or of reals."""
     packets = rates.by(f"nfcore_{label}_packets_total", label)
     volume = rates.by(f"nfcore_{label}_bytes_total", label)
+    by_path = f"nfcore_{label}_path_packets_total"
+    marked, all_paths = rates.by(by_path, label, path="fast"), rates.by(by_path, label)
     totals: dict[str, float] = {}
     for key, value in after.values.get(f"nfcore_{label}_packets_total", {}).items():
         name = dict(key).get(label)
@@ -203,12 +211,13 @@ def _rows(rates: Rates, after: Sample, label: str) -> list[Row]:
             _bits(volume.get(name)),
             packets[name] / everything if everything and name in packets else None,
             int(total),
+            marked.get(name, 0.0) / all_paths[name] if all_paths.get(name) else None,
         )
         for name, total in totals.items()
     ]
 
 
-ROW_KEYS = ("packets", "bits", "share", "total", "name")
+ROW_KEYS = ("packets", "bits", "share", "fast", "total", "name")
 FLOW_KEYS = ("rate", "packets", "bytes", "age", "mark")
 """As the daemon's ``flows`` sorts."""
 

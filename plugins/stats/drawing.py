@@ -78,7 +78,8 @@ class _Column:
 _ROWS = (
     _Column("packets/s", "packets", 10),
     _Column("bit/s", "bits", 8),
-    _Column("share", "share", 8),
+    _Column("share", "share", 7),
+    _Column("fast", "fast", 7),
     _Column("packets", "total", 9),
 )
 _FLOWS = (
@@ -236,7 +237,8 @@ def _table(table: str, rows: Sequence[Any], view: View, width: int, room: int) -
 def _cells(row: Row | Mapping[str, Any], width: int) -> tuple[str, list[str]]:
     """Give a row's name, with a flow's real where there is room for it, and what stands in its columns."""
     if isinstance(row, Row):
-        return row.name, [short(row.packets), short(row.bits), percent(row.share), short(row.total)]
+        shares = [percent(row.share), percent(row.fast)]
+        return row.name, [short(row.packets), short(row.bits), *shares, short(row.total)]
     name = f"{row['flow']} → {row['real']}" if row.get("real") else ""
     name = name if 0 < len(name) <= width else str(row["flow"])
     return name, [str(row["state"]), short(row["rate"]), short(row["packets"]), str(row["mark"] or "–")]

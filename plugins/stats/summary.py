@@ -17,13 +17,15 @@ FAMILIES = (
     "nfcore_vip_bytes_total",
     "nfcore_real_packets_total",
     "nfcore_real_bytes_total",
-    "nfcore_lru_lookups_total",
+    "nfcore_vip_path_packets_total",
+    "nfcore_vip_new_flows_total",
     "nfcore_reports_lost_total",
     "nfcore_not_offloaded_total",
     "nfcore_drops_total",
     "nfcore_hook_errors_total",
     "nfcore_marks_in_use",
     "nfcore_rules",
+    "nfcore_rules_capacity",
     "nfcore_nic_full",
 )
 """A family that the daemon does not have is shown as not known."""
@@ -45,7 +47,9 @@ def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any
     limit = min(int(parameters.get("limit", 50)), MOST_FLOWS)
     flows = context.methods["flows"]({"match": match, "sort": parameters.get("sort") or "rate", "limit": limit})
     return {
-        "values": {family.name: [[s.labels, s.value] for s in family.samples] for family in registry.of(FAMILIES)},
+        "values": {
+            family.name: [[dict(s.labels), s.value] for s in family.everything()] for family in registry.of(FAMILIES)
+        },
         "flows": [row for row in flows["flows"] if not vip or row.get("vip") == vip],
         "states": flows["states"],
         "offload": flows["offload"],

@@ -35,7 +35,16 @@ def answer(
     vips, reals = vips or {}, reals or {}
     values: dict[str, Any] = {
         "nfcore_packets_total": [[{"path": "fast"}, fast], [{"path": "slow"}, slow]],
-        "nfcore_rules": [[{"interface": "eth1", "backend": "nic"}, 5]],
+        "nfcore_rules": [
+            [{"interface": "eth1", "backend": "nic", "state": "installed"}, 5],
+            [{"interface": "eth1", "backend": "nic", "state": "draining"}, 2],
+        ],
+        "nfcore_vip_new_flows_total": [[{"vip": name}, value / 10] for name, value in (vips or {}).items()],
+        "nfcore_vip_path_packets_total": [
+            [{"vip": name, "path": path}, share * value]
+            for name, value in (vips or {}).items()
+            for path, share in (("fast", 0.75), ("slow", 0.25))
+        ],
         "nfcore_nic_full": [[{"interface": "eth1"}, 1]],
         "nfcore_not_offloaded_total": [],
     }
@@ -69,7 +78,8 @@ def test_rates_are_what_came_between() -> None:
     board = compare(before, after)
     assert (board.seconds, board.packets, board.fast_share) == (2, 400, 0.75)
     assert board.bits == 8 * 100 * 400
-    assert board.vips == [Row("a", 300, 240_000, 0.75, 1600), Row("b", 100, 80_000, 0.25, 200)]
+    assert board.vips == [Row("a", 300, 240_000, 0.75, 1600, 0.75), Row("b", 100, 80_000, 0.25, 200, 0.75)]
+    assert board.new_flows == 40
     assert board.reals == [Row("r", 0, 0, None, 5)]
     assert (board.rules, board.max_rules, board.nics[0].full, board.not_offloaded) == (5, 10, True, 0)
     assert board.lost is None and board.drops is None  # the daemon has no such figure
@@ -217,8 +227,8 @@ def test_the_view_at_80_by_24(display: Display) -> None:
     assert lines[0].startswith("nfcore top  eth1: nic  dest-id marks  up 1:01:01")
     assert lines[2].startswith("fast path  75.0 %") and lines[2].rstrip().endswith("▇")
     assert lines[3].startswith("rules 5 of 10 (50.0 %) ████████░░░░░░░░  waiting 3  without 7  eth1 FULL")
-    assert lines[6].split() == ["VIP", "packets/s▼", "bit/s", "share", "packets"]
-    assert lines[7].split() == ["198.18.10.99:80/tcp", "99.0k", "79.2M", "2.0", "%", "198k"]
+    assert lines[6].split() == ["VIP", "packets/s▼", "bit/s", "share", "fast", "packets"]
+    assert lines[7].split() == ["198.18.10.99:80/tcp", "99.0k", "79.2M", "2.0", "%", "75.0", "%", "198k"]
     assert (
         sum(line.startswith("198.18.10.") for line in lines) > sum(line.startswith("198.18.20.") for line in lines) > 1
     )
