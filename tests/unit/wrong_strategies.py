@@ -14,6 +14,7 @@ from nfcore.flows import FlowBatch
 from nfcore.hookspecs import hookimpl
 from nfcore.marks import MarkAllocator, MarkState, StrategyInfo
 from nfcore.plugins.marking import DEST_ID, FLOW_ID, DestId, FlowId, MarkingPlugin
+from nfcore.targetmarks import Target
 
 _Class = type[MarkingPlugin]
 _Strategy = Callable[[MarkAllocator], DestId | FlowId]
@@ -107,11 +108,11 @@ class AddsABit(MarkingPlugin):
 
 
 class _OwnNumbers(DestId):
-    def _learn(self, pair: tuple[int, int]) -> None:
-        self._known.setdefault(pair, len(self._known) + 1)
+    def _next(self, targets: Sequence[Target]) -> NDArray[np.uint32]:
+        return np.arange(1, len(targets) + 1, dtype=np.uint32) + np.uint32(len(self.known))
 
     def release(self, marks: NDArray[np.uint32]) -> None:
-        self._known.clear()
+        self.known.clear()
 
 
 enter("MakesMarksUp", _OwnNumbers, "marks-are-live")
@@ -164,7 +165,7 @@ class ForgetsAndReleasesNothing(MarkingPlugin):
     @hookimpl
     def release_mark(self, marks: NDArray[np.uint32]) -> None:
         if isinstance(self._chosen, DestId):
-            self._chosen._known.clear()
+            self._chosen.known.clear()
 
 
 class _Generous(DestId):
