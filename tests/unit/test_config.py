@@ -48,7 +48,7 @@ def test_the_demo_is_right() -> None:
     assert config.marking.strategy == "dest-id"
     assert config.offload.idle_timeout == 30.0
     assert config.offload.grace == 0.1
-    assert config.sections.keys() == {"katran_accel", "softnic"}
+    assert config.sections.keys() == {"katran_accel", "softnic", "stats"}
 
 
 SINGLE = [
