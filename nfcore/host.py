@@ -23,16 +23,15 @@ import pluggy
 from .answers import AnswerError, accept
 from .errors import NfcoreError
 from .hookspecs import PROJECT, ROLES, Hooks, Runs
+from .logs import ASKED_FOR, INTERVAL, Repeats, with_count
 from .signatures import check
 
 ENTRY_POINT_GROUP = "nfcore.plugins"
 TRACE_VARIABLE = "NFCORE_TRACE_HOOKS"
 SLOW = 0.5
 """Seconds on the event loop from which on a hook is at fault: nothing else goes on meanwhile."""
-MOST_SENTENCES = 8
-"""Different faults of one hook of one plugin that are logged; the others are counted."""
 log = logging.getLogger(__name__)
-trace_log = logging.getLogger("nfcore.hooks")
+trace_log = logging.getLogger(ASKED_FOR)
 
 
 class Fault(StrEnum):
@@ -99,7 +98,7 @@ class PluginHost:
         """Thread → the innermost hook that it is in."""
         self.loop_thread: int | None = None
         """The event loop's, while it runs."""
-        self._said: dict[tuple[str, str], set[str]] = {}
+        self._said = Repeats(INTERVAL)
         self._books = threading.Lock()
         """Of `faults` and `times`: workers call hooks, too."""
         self._tracing = os.environ.get(TRACE_VARIABLE, "") not in ("", "0")
@@ -217,16 +216,14 @@ class PluginHost:
         return False, None
 
     def blame(self, plugin: str, hook: str, fault: Fault, words: str, error: Exception | None = None) -> None:
-        """Count a plugin's fault; log the first of its kind: a million flows must not make a million lines."""
+        """Count a plugin's fault; log each kind once in a while: a million flows must not make a million lines."""
         with self._books:
             self.faults[plugin, hook, fault] += 1
-            said = self._said.setdefault((plugin, hook), set())
             # Figures differ from one fault of a kind to the next.
             kind = "".join(" " if letter.isdigit() else letter for letter in words)
-            news = kind not in said and len(said) < MOST_SENTENCES
-            said |= {kind} if news else set()
-        if news:
-            log.error("plugin %s: %s %s", plugin, hook, words)
+            times = self._said.admit((plugin, hook, kind))
+        if times is not None:
+            log.error("plugin %s: %s %s", plugin, hook, with_count(words, times))
         log.debug("plugin %s: %s %s", plugin, hook, words, exc_info=error)
 
     def _note(self, call: Call) -> None:

@@ -64,10 +64,18 @@ class MarkAllocator:
         """How often each mark has been given back, modulo 65,536."""
         self._free: deque[NDArray[np.uint32]] = deque([np.arange(1, self.size, dtype=np.uint32)])
         self._waiting: deque[tuple[float, NDArray[np.uint32]]] = deque()
+        self._counts: NDArray[np.int64] = np.zeros(len(MarkState), dtype=np.int64)
+        self._counts[MarkState.FREE] = self.size - 1
 
     def count(self, state: MarkState) -> int:
-        """How many marks are in `state`; mark 0 is never counted."""
-        return int(np.count_nonzero(self.state[1:] == state))
+        """How many marks are in `state`; mark 0 is never counted. Takes the same time for any width."""
+        return int(self._counts[state])
+
+    def _move(self, marks: NDArray[np.uint32], state: MarkState) -> None:
+        """Put marks, distinct and none of them 0, into `state`."""
+        self._counts -= np.bincount(self.state[marks], minlength=len(MarkState))
+        self._counts[state] += len(marks)
+        self.state[marks] = state
 
     def take(self, wanted: int, state: MarkState = MarkState.LIVE) -> NDArray[np.uint32]:
         """Give up to `wanted` free marks, longest free first, and put them into `state`."""
@@ -81,7 +89,7 @@ class MarkAllocator:
             wanted -= len(chunk)
             taken.append(chunk)
         marks = np.concatenate(taken) if taken else np.zeros(0, dtype=np.uint32)
-        self.state[marks] = state
+        self._move(marks, state)
         return marks
 
     def leased(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
@@ -106,7 +114,7 @@ class MarkAllocator:
         """
         good = self.free(marks) & first_of_each(marks)
         if good.any():
-            self.state[marks[good]] = MarkState.LIVE
+            self._move(marks[good], MarkState.LIVE)
             left = [chunk[self.state[chunk] == MarkState.FREE] for chunk in self._free]
             self._free = deque(chunk for chunk in left if len(chunk))
         return good
@@ -116,7 +124,7 @@ class MarkAllocator:
         good = self.leased(marks)
         # Of a mark that comes twice in one batch only the first is confirmed.
         good &= first_of_each(marks)
-        self.state[marks[good]] = MarkState.LIVE
+        self._move(marks[good], MarkState.LIVE)
         return good
 
     def release(self, marks: NDArray[np.uint32]) -> None:
@@ -131,7 +139,7 @@ class MarkAllocator:
         if len(wrong):
             state = MarkState(int(self.state[wrong[0]])).name.lower()
             raise ValueError(f"mark {int(wrong[0])} cannot be released: it is {state}")
-        self.state[marks] = MarkState.QUARANTINED
+        self._move(marks, MarkState.QUARANTINED)
         self.generation[marks] += 1
         self._waiting.append((self._clock() + self.quarantine, marks))
 
@@ -139,7 +147,7 @@ class MarkAllocator:
         now = self._clock()
         while self._waiting and self._waiting[0][0] <= now:
             _, marks = self._waiting.popleft()
-            self.state[marks] = MarkState.FREE
+            self._move(marks, MarkState.FREE)
             self._free.append(marks)
 
 
