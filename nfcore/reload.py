@@ -74,14 +74,34 @@ def _reload(engine: Engine, host: PluginHost) -> Reloaded:
     problems = [problem for table in changed for problem in _unchangeable(table, old, new, host)]
     if problems:
         raise ConfigError(new.source, problems)
-    gone: dict[str, NDArray[np.uint64]] = {}
-    for plugin in (table for table in changed if table in new.sections):
-        targets = _reconfigure(plugin, new, host)
-        if targets is not None:
-            gone[plugin] = targets
+    gone = _take_over(engine, old, new, [table for table in changed if table in new.sections], host)
     ended = engine.apply(new, gone)
     log.info("configuration read again: %s", ", ".join(changed) if changed else "nothing has changed")
     return Reloaded(new.source, changed, ended)
+
+
+def _take_over(
+    engine: Engine, old: Config, new: Config, plugins: list[str], host: PluginHost
+) -> dict[str, NDArray[np.uint64]]:
+    """Let plugins take over their tables; by network function, its targets that exist no more.
+
+    Network functions come last: what they have ended cannot be undone, what others have taken over is given back when
+    a later one refuses.
+    """
+    functions = [nf.name for nf in engine.context.nfs]
+    done: list[str] = []
+    gone: dict[str, NDArray[np.uint64]] = {}
+    for plugin in sorted(plugins, key=lambda name: name in functions):
+        try:
+            targets = _reconfigure(plugin, new, host)
+        except ConfigError:
+            for earlier in reversed(done):
+                host.attempt(earlier, "reconfigure", config=old)
+            raise
+        done.append(plugin)
+        if targets is not None:
+            gone[plugin] = targets
+    return gone
 
 
 def _reconfigure(plugin: str, config: Config, host: PluginHost) -> NDArray[np.uint64] | None:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reload is taken over by every plugin or by none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nfcore.config import Config, Section, Table, load_config
+from nfcore.errors import ConfigError, Problem
+from nfcore.hookspecs import hookimpl
+from nfcore.host import PluginHost
+from nfcore.reload import reload
+from nfcore.session import make_context, make_engine
+
+
+class Takes:
+    """A plugin with one key, which it takes over, or refuses."""
+
+    def __init__(self, name: str, notes: list[str], refuses: str = "") -> None:
+        self._name, self._notes, self._refuses = name, notes, refuses
+
+    class Sized(Table):
+        size: int = 1
+
+    @hookimpl
+    def config_section(self) -> Section:
+        return Section(self.Sized)
+
+    @hookimpl
+    def reconfigure(self, config: Config) -> None:
+        size = config.sections[self._name].model_dump()["size"]
+        if size == 2 and self._refuses:
+            raise ConfigError(config.source, [Problem(f"{self._name}.size", self._refuses)])
+        self._notes.append(f"{self._name} {size}")
+
+
+def test_a_refused_reload_is_undone_where_it_had_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    plugins = {"a": Takes("a", notes), "b": Takes("b", notes), "c": Takes("c", notes, "cannot be 2")}
+    monkeypatch.setattr(PluginHost, "installed", staticmethod(lambda: dict.fromkeys(plugins)))
+    monkeypatch.setattr(PluginHost, "load", lambda host, name: host.register(plugins[name], name))
+    path = tmp_path / "nf.toml"
+    text = '[nf]\nplugins = ["a", "b", "c"]\n[a]\nsize = {0}\n[b]\nsize = {0}\n[c]\nsize = {0}\n'
+    path.write_text(text.format(1))
+    host = PluginHost()
+    loaded = load_config(path, host)
+    engine = make_engine(make_context(loaded, host, []), host, {})
+    path.write_text(text.format(2))
+    with pytest.raises(ConfigError, match=r"c\.size: cannot be 2"):
+        reload(engine, host)
+    assert notes == ["a 2", "b 2", "b 1", "a 1"]
+    assert engine.context.config is loaded
