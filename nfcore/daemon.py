@@ -215,7 +215,8 @@ class _Daemon:
                 await asyncio.wait_for(wake.wait(), nap)
 
     def _deliver(self) -> None:
-        while not self._results.empty():
+        # What these jobs put there in turn waits until reports have been read again.
+        for _ in range(self._results.qsize()):
             self._results.get_nowait()()
 
 

@@ -59,7 +59,12 @@ def measure_collecting(nf: str, workload: Workload, sizes: Sizes, say: Say) -> t
         Figure(name, cost, "% of a core", note),
         Figure("whole daemon meanwhile", round(busy, 2), "% of a core", "reads the rules' counters every 5 s, too"),
         Figure("whole daemon, nobody asking", round(idle, 2), "% of a core", "does so as well"),
-        Figure("event loop held up by figures", round(collected * 1e3, 3), "ms", "on average of the scrapes"),
+        Figure(
+            "event loop held up by figures",
+            round(collected * 1e3, 3),
+            "ms",
+            "at a time, on average: a plugin after the other",
+        ),
         Figure("scrape, question to last byte", round(lengths[len(lengths) // 2] * 1e3, 1), "ms", "median"),
     ], [Bar(name, cost, WANTED, "% of a core")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -81,7 +81,9 @@ class StatsPlugin:
     def collect_stats(self) -> Iterable[MetricFamily]:
         """Tell how the endpoint fares."""
         endpoint = self._endpoint
-        took = histogram("nfcore_stats_collect_seconds", "How long collecting held up the event loop.", "seconds")
+        took = histogram(
+            "nfcore_stats_collect_seconds", "How long one plugin's figures held up the event loop.", "seconds"
+        )
         took.add(self._took.read())
         listening = gauge("nfcore_stats_listening", "1 while the endpoint for Prometheus listens.", "")
         errors = counter("nfcore_stats_listen_errors_total", "Tries to listen that failed.", "tries")
@@ -97,16 +99,25 @@ class StatsPlugin:
         return [took, listening, errors, answers, dropped]
 
     def _collect(self) -> Registry:
-        """Everybody's figures; a plugin's whose break a rule are left out, and it is blamed."""
-        registry, context, began = Registry(), self._context, time.perf_counter()
+        """Everybody's figures, of one instant."""
+        registry = Registry()
+        for _ in self._steps(registry):
+            pass
+        return registry
+
+    def _steps(self, registry: Registry) -> Iterator[None]:
+        """Fill the registry, a plugin a step; a plugin's whose break a rule are left out, and it is blamed."""
+        context = self._context
         assert context is not None, "the core calls setup() before anybody can ask"
+        began = time.perf_counter()
         for plugin, families in context.collect():
             try:
                 registry.add(families, plugin)
             except ValueError as error:
                 context.blame(plugin, "collect_stats", str(error))
-        self._took.observe(time.perf_counter() - began)
-        return registry
+            self._took.observe(time.perf_counter() - began)
+            yield
+            began = time.perf_counter()
 
     def _listen(self, listen: str) -> None:
         from .endpoint import Endpoint  # noqa: PLC0415 - every command loads this module
@@ -115,18 +126,24 @@ class StatsPlugin:
         if context is None or not listen:
             return
 
-        def collect(done: Callable[[Registry | None], None]) -> None:
-            try:
-                registry = self._collect()
-            except Exception as error:
-                context.log.error("stats: figures cannot be collected: %s", error)
-                context.log.debug("traceback", exc_info=error)
-                done(None)
-            else:
-                done(registry)
-
         def ask(done: Callable[[Registry | None], None]) -> None:
-            context.soon(lambda: collect(done))
+            registry = Registry()
+            steps = self._steps(registry)
+
+            def step() -> None:
+                """Take a step, and the next one when reports have been read in between."""
+                try:
+                    next(steps)
+                except StopIteration:
+                    done(registry)
+                except Exception as error:
+                    context.log.error("stats: figures cannot be collected: %s", error)
+                    context.log.debug("traceback", exc_info=error)
+                    done(None)
+                else:
+                    context.soon(step)
+
+            context.soon(step)
 
         self._endpoint = Endpoint(listen, ask, context.health)
         self._endpoint.start()
