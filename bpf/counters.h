@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Per-CPU counters: Katran's `stats` and `reals_stats`, and our own: `hw_accel_stats` for what marks did,
- * `vip_slow_stats` and `real_flow_stats` for what the slow path did. The fast path writes none of the last two: what it
- * sent for a VIP is what is left of all that was.
+ * `vip_slow_stats` and `real_slow_stats` for what the slow path did. The fast path writes none of the last two: what it
+ * sent is what is left of all that was.
  */
 #pragma once
 

@@ -27,25 +27,30 @@ static __always_inline void count_lru_miss(const struct packet *packet)
 }
 
 /* A packet that the slow path sends. Without marks all are: there is nothing to tell apart. */
-static __always_inline void count_slow(__u32 vip_num)
+static __always_inline void count_slow(__u32 vip_num, __u32 real_key)
 {
-	struct lb_stats *stats = USES_MARKS ? bpf_map_lookup_elem(MAP(vip_slow_stats), &vip_num) : NULL;
+#if USES_MARKS
+	struct lb_stats *of_vip = bpf_map_lookup_elem(MAP(vip_slow_stats), &vip_num);
+	struct lb_stats *of_real = bpf_map_lookup_elem(MAP(real_slow_stats), &real_key);
 
-	if (stats)
-		stats->v1 += 1;
+	if (of_vip)
+		of_vip->v1 += 1;
+	if (of_real)
+		of_real->v1 += 1;
+#endif
 }
 
 /* A flow for which the ring of its VIP has chosen the real. */
 static __always_inline void count_new_flow(__u32 vip_num, __u32 real_key)
 {
-	struct lb_stats *stats = bpf_map_lookup_elem(MAP(vip_slow_stats), &vip_num);
-	__u64 *flows = bpf_map_lookup_elem(MAP(real_flow_stats), &real_key);
+	struct lb_stats *of_vip = bpf_map_lookup_elem(MAP(vip_slow_stats), &vip_num);
+	struct lb_stats *of_real = bpf_map_lookup_elem(MAP(real_slow_stats), &real_key);
 
 	count_v1(STATS_RING);
-	if (stats)
-		stats->v2 += 1;
-	if (flows)
-		*flows += 1;
+	if (of_vip)
+		of_vip->v2 += 1;
+	if (of_real)
+		of_real->v2 += 1;
 }
 
 /* Whether `route` could be set: the real of this number is there. */
@@ -160,6 +165,6 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 		void_mark(mark);
 	if (report.kind)
 		report_flow(ctx, packet, vip->vip_num, route.real_key, &report, family);
-	count_slow(vip->vip_num);
+	count_slow(vip->vip_num, route.real_key);
 	return send_to_real(ctx, packet, vip->vip_num, route.real_key, route.real, family);
 }

@@ -386,7 +386,7 @@ class Balancer:
             maps["ctl_array"].write_array(0, ctl)
         for names, new in (
             (("stats", "vip_slow_stats"), change.new_vips),
-            (("reals_stats", "real_flow_stats"), change.new_reals),
+            (("reals_stats", "real_slow_stats"), change.new_reals),
         ):
             for name in names:
                 nothing = np.zeros((len(new), possible_cpus()), dtype=maps[name].spec.value)

@@ -26,11 +26,11 @@ def accel_counters(balancer: Balancer) -> Counts:
 
 
 def _summed(balancer: Balancer, name: str, entries: int) -> NDArray[np.void]:
-    """The first entries of a per-CPU map of `struct lb_stats`, summed over the CPUs."""
+    """A per-CPU map of `struct lb_stats`, summed over the CPUs; only the first entries are read, the others are 0."""
     per_cpu = balancer.maps[name].read_slice(0, entries)
-    total = np.zeros(entries, dtype=lay.LB_STATS)
+    total = np.zeros(balancer.maps[name].spec.max_entries, dtype=lay.LB_STATS)
     for field in ("v1", "v2"):
-        total[field] = per_cpu[field].sum(axis=1)
+        total[field][:entries] = per_cpu[field].sum(axis=1)
     return total
 
 
@@ -40,20 +40,21 @@ class _Readings:
 
     slow: NDArray[np.void]
     """`vip_slow_stats`. Read before `stats`, so that what is left of those was sent by mark."""
+    reals_slow: NDArray[np.void]
+    """`real_slow_stats`; read before `reals_stats`, likewise."""
     accel: Counts
     stats: NDArray[np.void]
     reals: NDArray[np.void]
-    real_flows: Counts
 
     @classmethod
     def take(cls, balancer: Balancer) -> _Readings:
         reals = max(balancer.inventory.reals.values(), default=0) + 1
         return cls(
             slow=_summed(balancer, "vip_slow_stats", lay.MAX_VIPS),
+            reals_slow=_summed(balancer, "real_slow_stats", reals),
             accel=accel_counters(balancer),
             stats=_summed(balancer, "stats", 2 * lay.MAX_VIPS),
             reals=_summed(balancer, "reals_stats", reals),
-            real_flows=balancer.maps["real_flow_stats"].read_slice(0, reals).sum(axis=1).astype(np.uint64),
         )
 
     def v1(self, slot: lay.StatsSlot) -> int:
@@ -79,17 +80,20 @@ class _Names:
     """All VIPs by the fast path, then all by the slow one."""
     vip_numbers: NDArray[np.int64]
     reals: LabelSets
+    real_paths: LabelSets
     real_numbers: NDArray[np.int64]
 
     @classmethod
     def of(cls, inventory: Inventory) -> _Names:
         vips = [vip.name for vip in inventory.vips.values()]
+        reals = [str(address) for address in inventory.reals]
         return cls(
             inventory,
             LabelSets(["vip"], [[vip] for vip in vips]),
             LabelSets(["vip", "path"], [[vip, path] for path in ("fast", "slow") for vip in vips]),
             np.array(list(inventory.vips), dtype=np.int64),
-            LabelSets(["real"], [[str(address)] for address in inventory.reals]),
+            LabelSets(["real"], [[real] for real in reals]),
+            LabelSets(["real", "path"], [[real, path] for path in ("fast", "slow") for real in reals]),
             np.array(list(inventory.reals.values()), dtype=np.int64),
         )
 
@@ -126,8 +130,6 @@ class BalancerFigures:
     def _per_vip(self, now: _Readings) -> Iterator[MetricFamily]:
         names = self._names
         packets = now.stats["v1"][: lay.MAX_VIPS]
-        slow = packets if self._balancer.meaning is None else now.slow["v1"]
-        by_mark = self._ratchet.hold("fast", packets, slow)
         for what, unit, text, values in (
             ("packets", "packets", "Packets sent for a VIP.", packets),
             ("bytes", "bytes", "Bytes sent for a VIP, of its IP packets.", now.stats["v2"]),
@@ -137,8 +139,8 @@ class BalancerFigures:
             family.columns.append(Column(names.vips, values[names.vip_numbers]))
             yield family
         paths = counter("nfcore_vip_path_packets_total", "Packets sent for a VIP, by path.", "packets", "vip", "path")
-        both = np.concatenate([by_mark[names.vip_numbers], slow[names.vip_numbers].astype(np.int64)])
-        paths.columns.append(Column(names.vip_paths, both))
+        by_path = self._by_path("vip", packets, now.slow["v1"], names.vip_numbers)
+        paths.columns.append(Column(names.vip_paths, by_path))
         yield paths
 
     def _per_real(self, now: _Readings) -> Iterator[MetricFamily]:
@@ -146,11 +148,21 @@ class BalancerFigures:
         for what, unit, text, values in (
             ("packets", "packets", "Packets sent to a real.", now.reals["v1"]),
             ("bytes", "bytes", "Bytes sent to a real, of its IP packets.", now.reals["v2"]),
-            ("new_flows", "flows", "Flows that a ring has routed to a real.", now.real_flows),
+            ("new_flows", "flows", "Flows that a ring has routed to a real.", now.reals_slow["v2"]),
         ):
             family = counter(f"nfcore_real_{what}_total", text, unit, "real")
             family.columns.append(Column(names.reals, values[names.real_numbers]))
             yield family
+        paths = counter("nfcore_real_path_packets_total", "Packets sent to a real, by path.", "packets", "real", "path")
+        by_path = self._by_path("real", now.reals["v1"], now.reals_slow["v1"], names.real_numbers)
+        paths.columns.append(Column(names.real_paths, by_path))
+        yield paths
+
+    def _by_path(self, key: str, packets: Counts, slow: Counts, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Packets of VIPs or reals by the fast path, then by the slow one, which counts nothing without marks."""
+        slow = packets if self._balancer.meaning is None else slow
+        by_mark = self._ratchet.hold(key, packets, slow)
+        return np.concatenate([by_mark[numbers], slow[numbers].astype(np.int64)])
 
     @property
     def _names(self) -> _Names:

@@ -78,7 +78,7 @@ def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
         MapSpec("reals_stats", per_cpu, U32, lay.LB_STATS, lay.MAX_REALS),
         MapSpec("ctl_array", array, U32, lay.CTL_VALUE, 16),
         MapSpec("vip_slow_stats", per_cpu, U32, lay.LB_STATS, lay.MAX_VIPS),
-        MapSpec("real_flow_stats", per_cpu, U32, U64, lay.MAX_REALS),
+        MapSpec("real_slow_stats", per_cpu, U32, lay.LB_STATS, lay.MAX_REALS),
         MapSpec("hw_accel_stats", per_cpu, U32, U64, len(lay.AccelCounter)),
     ]
     return {spec.name: spec for spec in [*specs, *_mark_specs(sizes)]}

@@ -50,7 +50,7 @@ class Row:
     total: int
     """Packets since the daemon began."""
     fast: float | None = None
-    """Share of its packets that took the fast path; None for reals, of which it is not counted."""
+    """Share of its packets that took the fast path; None while there were none."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ FAMILIES = (
     "nfcore_real_packets_total",
     "nfcore_real_bytes_total",
     "nfcore_vip_path_packets_total",
+    "nfcore_real_path_packets_total",
     "nfcore_vip_new_flows_total",
     "nfcore_reports_lost_total",
     "nfcore_not_offloaded_total",

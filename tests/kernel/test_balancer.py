@@ -94,6 +94,8 @@ def test_each_vip_tells_what_went_by_mark_and_what_its_ring_routed(tmp_path: Pat
         assert [figure(world, path, vip=first, path=each) for each in ("fast", "slow")] == [4, 4]
         assert [figure(world, path, vip=second, path=each) for each in ("fast", "slow")] == [0, 2]
         assert [figure(world, "nfcore_vip_new_flows_total", vip=each) for each in (first, second)] == [3, 1]
+        of_reals = "nfcore_real_path_packets_total"
+        assert [figure(world, of_reals, path=each) for each in ("fast", "slow")] == [4, 6]
         assert figure(world, "nfcore_real_new_flows_total") == figure(world, "nfcore_ring_routed_total") == 4
         assert figure(world, "nfcore_lru_inserts_total") == 5
         assert figure(world, "nfcore_lru_lookups_total", result="hit") == 1

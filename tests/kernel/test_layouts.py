@@ -86,7 +86,7 @@ def test_sizes_are_those_of_the_abi() -> None:
 def test_map_shapes_are_those_of_the_abi() -> None:
     specs = map_specs(Sizes(512, 1000, 16, None, "ringbuf"))
     shapes = {name: (spec.type.name, spec.key_size, spec.value_size, spec.max_entries) for name, spec in specs.items()}
-    for ours in ("hw_accel_stats", "vip_slow_stats", "real_flow_stats"):
+    for ours in ("hw_accel_stats", "vip_slow_stats", "real_slow_stats"):
         del shapes[ours]
     assert shapes == {
         "vip_map": ("HASH", 20, 8, 512),
