@@ -25,6 +25,12 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield opened
 
 
+@pytest.fixture(params=["dest-id", "flow-id"])
+def strategy(request: pytest.FixtureRequest) -> str:
+    """Each of the strategies that come with nfcore."""
+    return str(request.param)
+
+
 @pytest.fixture
 def _one_cpu() -> Iterator[None]:
     """Frames are handled on the CPU that sends them: one connection table sees them all."""

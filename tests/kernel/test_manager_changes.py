@@ -22,11 +22,6 @@ MARKED, UNMARKED = 30, 30
 FIRST, *OTHERS = REALS
 
 
-@pytest.fixture(params=["dest-id", "flow-id"])
-def strategy(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def rounds(site: Site) -> Iterator[Rounds]:
     """Flows that get rules, and flows that never do."""

@@ -20,11 +20,6 @@ pytestmark = pytest.mark.usefixtures("_one_cpu")
 EXCLUDED = "198.18.1.3"
 
 
-@pytest.fixture(params=["dest-id", "flow-id"])
-def strategy(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def rounds(site: Site) -> Iterator[Rounds]:
     with Rounds(flow_frames(8)) as opened:

@@ -28,11 +28,6 @@ FOREIGN = Rule(FlowMatch.parse("198.18.9.9:9 > 198.18.10.1:80/tcp"), SetMark(60_
 """A rule of somebody else."""
 
 
-@pytest.fixture(params=["dest-id", "flow-id"])
-def strategy(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def rounds(site: Site) -> Iterator[Rounds]:
     with Rounds(flow_frames(FLOWS)) as opened:

@@ -19,11 +19,6 @@ pytestmark = pytest.mark.usefixtures("_one_cpu")
 FLOWS = 12
 
 
-@pytest.fixture(params=["dest-id", "flow-id"])
-def strategy(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def rounds(site: Site) -> Iterator[Rounds]:
     with Rounds(flow_frames(FLOWS)) as opened:
