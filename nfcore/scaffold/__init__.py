@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`nfcore new-plugin`: a distribution that works and passes its own tests, for its author to change.
 
-The templates are the files below ``templates/``: ``common`` for every kind, then the kind's own, with words in them
+The templates are the files below ``templates/``: ``every`` for every kind, then the kind's own, with words in them
 that stand for the plugin's names.
 """
 
@@ -67,7 +67,7 @@ class Skeleton:
         """Give the text of each file, by its path in the distribution's folder."""
         root = files(__package__) / "templates"
         found: dict[PurePosixPath, str] = {}
-        for part in ("common", self.kind):
+        for part in ("every", self.kind):
             for path, text in _texts(root / part, PurePosixPath()):
                 found[PurePosixPath(self._replace(str(path)))] = self._replace(text)
         return dict(sorted(found.items()))
