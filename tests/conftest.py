@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from nfcore.testing.results import is_excused
 KERNEL_TIER = Path(__file__).parent / "kernel"
 NOBODY = 65_534
 STRICT = os.environ.get("CI", "").lower() == "true"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what runs in the background, and commands that are to be interrupted would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("nfcore", deadline=None, max_examples=60)
 settings.load_profile("nfcore")
