@@ -7,17 +7,22 @@ A wrong one is the plugin's fault, which is named and counted (`nfcore.host`), a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .config import Section, Table
+from .findings import Finding
 from .marks import StrategyInfo
 from .metrics import MetricFamily
 from .rules import INSTALLED_ROW, Capabilities, Outcome, Outcomes
 
 Arguments = Mapping[str, Any]
-_STATUSES = np.array(list(Outcome), dtype=np.uint8)
+_WIDEST = 32
+_OF_INSTALLATION = (Outcome.INSTALLED, Outcome.FULL, Outcome.UNSUPPORTED, Outcome.FAILED)
+_OF_REMOVAL = (Outcome.REMOVED, Outcome.ABSENT, Outcome.UNSUPPORTED, Outcome.FAILED)
 
 
 class AnswerError(Exception):
@@ -61,18 +66,19 @@ def _published(arguments: Arguments, answer: Any) -> Any:
     return _numbers(answer, len(arguments["batch"]), "b", 1, "flow", "truth values")
 
 
-def _outcomes(arguments: Arguments, answer: Any) -> Any:
+def _outcomes(allowed: Sequence[Outcome], arguments: Arguments, answer: Any) -> Any:
     rules = arguments["rules"]
     wanted = f"should be Outcomes with a status for each of {len(rules)} rules"
     if not isinstance(answer, Outcomes):
         raise AnswerError(f"answered {_short(answer)}; {wanted}")
     if np.shape(answer.status) != (len(rules),):
         raise AnswerError(f"answered statuses of shape {np.shape(answer.status)}; {wanted}")
-    known = np.isin(answer.status, _STATUSES)
+    status = np.asarray(answer.status)
+    known = np.isin(status, allowed) if status.dtype.kind in "iu" else np.zeros(len(rules), dtype=bool)
     if not known.all():
-        wrong = np.asarray(answer.status)[~known][0]
-        raise AnswerError(f"answered {_short(wrong)} for a rule; a status is one of nfcore.rules.Outcome")
-    if not isinstance(answer.words, Mapping):
+        names = ", ".join(outcome.name for outcome in allowed)
+        raise AnswerError(f"answered {_short(status[~known][0])} for a rule; a status of nfcore.rules.Outcome: {names}")
+    if not isinstance(answer.words, Mapping) or not all(isinstance(words, str) for words in answer.words.values()):
         raise AnswerError(f"gave the words {_short(answer.words)}; should be a dict from a rule's number to a text")
     counted = answer.counted
     is_counts = isinstance(counted, np.ndarray) and counted.shape == (len(rules), 2) and counted.dtype.kind in "iu"
@@ -89,8 +95,32 @@ def _rows(arguments: Arguments, answer: Any) -> Any:
 
 
 def _capabilities(arguments: Arguments, answer: Any) -> Any:
-    if answer is not None and not isinstance(answer, Capabilities):
+    if answer is None:
+        return None
+    if not isinstance(answer, Capabilities):
         raise AnswerError(f"answered {_short(answer)}; should be nfcore.rules.Capabilities")
+    width, size, notes = answer.mark_width, answer.table_size, answer.notes
+    wrong = [name for name in ("ipv6", "drop", "counters") if not isinstance(getattr(answer, name), bool)]
+    if wrong:
+        raise AnswerError(f"answered {wrong[0]} = {_short(getattr(answer, wrong[0]))}; should be True or False")
+    if not _is_number(width) or not 0 <= width <= _WIDEST:
+        raise AnswerError(f"answered mark_width = {_short(width)}; should be a number of bits from 0 to {_WIDEST}")
+    if size is not None and (not _is_number(size) or size < 0):
+        raise AnswerError(f"answered table_size = {_short(size)}; should be a number of rules, or None")
+    if not isinstance(notes, tuple | list) or not all(isinstance(note, str) for note in notes):
+        raise AnswerError(f"answered notes = {_short(notes)}; should be a tuple of texts")
+    return answer
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _section(arguments: Arguments, answer: Any) -> Any:
+    if answer is None:
+        return None
+    if not isinstance(answer, Section) or not isinstance(answer.model, type) or not issubclass(answer.model, Table):
+        raise AnswerError(f"answered {_short(answer)}; should be a nfcore.config.Section of a nfcore.config.Table")
     return answer
 
 
@@ -119,10 +149,12 @@ _CHECKS: Mapping[str, Callable[[Arguments, Any], Any]] = {
     "on_new_flow": _reasons,
     "allocate_mark": _marks,
     "publish_marks": _published,
-    "install_offload": _outcomes,
-    "remove_offload": _outcomes,
+    "install_offload": partial(_outcomes, _OF_INSTALLATION),
+    "remove_offload": partial(_outcomes, _OF_REMOVAL),
     "dump_offload": _rows,
     "probe_offload": _capabilities,
     "collect_stats": _each_is(MetricFamily, "nfcore.metrics.MetricFamily"),
+    "config_section": _section,
+    "diagnose": _each_is(Finding, "nfcore.findings.Finding"),
     "marking_strategies": _each_is(StrategyInfo, "nfcore.marks.StrategyInfo"),
 }

@@ -147,6 +147,9 @@ def plugins(
         answered = ", ".join(row.hooks) if row.error is None else f"cannot be loaded: {row.error}"
         table.add_row(row.name, row.version, row.distribution, row.source, answered)
     show(table)
+    for row in rows:
+        for remark in row.remarks:
+            typer.echo(remark)
     if verbose:
         table = RichTable("hook", "called on", "runs on", "order")
         for hook in hooks:
@@ -361,8 +364,21 @@ def _everything_installed() -> Any:
 
 def _add_plugin_commands() -> None:
     """Let installed plugins add commands."""
-    for _ in _everything_installed().each("register_commands", app=app):
-        pass
+    host = _everything_installed()
+    for plugin in host.implementing("register_commands"):
+        commands, groups = list(app.registered_commands), list(app.registered_groups)
+        host.attempt(plugin, "register_commands", app=app)
+        taken = {_command_name(each) for each in (*commands, *groups)}
+        fresh = [*app.registered_commands[len(commands) :], *app.registered_groups[len(groups) :]]
+        if twice := sorted({_command_name(each) for each in fresh} & taken):
+            log.warning("plugin %s: its commands are left out: there is a %s already", plugin, ", ".join(twice))
+            app.registered_commands, app.registered_groups = commands, groups
+
+
+def _command_name(registered: Any) -> str:
+    """As it is typed, of a command or of a group of commands."""
+    callback = getattr(registered, "callback", None)
+    return str(registered.name or (callback.__name__.replace("_", "-") if callback else ""))
 
 
 def main() -> None:

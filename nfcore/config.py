@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import logging
 import math
 import os
 import re
@@ -22,11 +23,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import toml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
-from .errors import ConfigError, Problem
+from .errors import ConfigError, NfcoreError, Problem
 
 if TYPE_CHECKING:
     from .host import PluginHost
 
+log = logging.getLogger(__name__)
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 NO_BACKEND = "none"
 MOST_QUEUE_BITS = 12
@@ -357,14 +359,20 @@ def _load_plugins(reader: _Reader, host: PluginHost) -> None:
             try:
                 host.load(name)
             except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
-                reader.problems.append(Problem(where, f"plugin {name!r} cannot be loaded: {error}"))
+                told = isinstance(error, NfcoreError)
+                words = str(error) if told else f"plugin {name!r} cannot be loaded: {type(error).__name__}: {error}"
+                reader.problems.append(Problem(where, words))
+    for words in host.remarks:
+        log.warning("%s", words)
 
 
 def _read_sections(reader: _Reader, host: PluginHost) -> dict[str, Table]:
+    from .answers import accept  # noqa: PLC0415 - which knows what a section is from here
+
     sections: dict[str, Table] = {}
     for name in host.implementing("config_section"):
         try:
-            section = host.call(name, "config_section")
+            section = accept("config_section", {}, host.call(name, "config_section"))
         except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
             reader.problems.append(Problem(name, f"plugin {name!r} cannot say what its table should be: {error}"))
             continue
@@ -457,6 +465,10 @@ def _check_strategy(reader: _Reader, host: PluginHost) -> None:
     if backends and not known and wanted is None:
         message = f'offload backend {backends[0]!r} sets marks that no strategy gives; add "marking" to nf.plugins'
         reader.problems.append(Problem("nf.plugins", message))
+    if isinstance(wanted, str) and known.count(wanted) > 1:
+        by = [plugin for plugin, infos in host.each("marking_strategies") for info in infos if info.name == wanted]
+        message = f"{wanted!r} is offered by several of nf.plugins, {', '.join(by)}: name one of them alone"
+        reader.problems.append(Problem("marking.strategy", message))
     if isinstance(wanted, str) and wanted not in known:
         message = f"{wanted!r} is no marking strategy of nf.plugins" + _suggest(wanted, known)
         if not known:
@@ -492,7 +504,12 @@ def _check_width(
         reader.problems.append(Problem("offload.max_rules", message))
     if meaning == "target":
         counters = {name: s.count_targets for name, s in host.each("config_section") if s is not None}
-        needed = sum(count(sections[name]) for name, count in counters.items() if count and name in sections)
+        needed = 0
+        for name, count in counters.items():
+            try:
+                needed += int(count(sections[name])) if count and name in sections else 0
+            except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
+                reader.problems.append(Problem(name, f"plugin {name!r} cannot count its targets: {error}"))
         if needed > marks:
             message = f"{marking.strategy} needs {needed:,} marks, one per target; {gives}"
             reader.problems.append(Problem("marking.width", message))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .claims import Claims
 from .config import Config
+from .errors import HostError
 from .flows import FlowBatch
 from .health import Health
 from .marks import CpuPools, MarkAllocator, StrategyInfo
@@ -119,7 +120,12 @@ class Context:
         self.nfs.append(nf)
 
     def register_method(self, name: str, method: Method, *, reads: bool = False) -> None:
-        """Answer `name` on the control socket. reads: it changes nothing, so that operators without root may ask it."""
+        """Answer `name` on the control socket. reads: it changes nothing, so that operators without root may ask it.
+
+        HostError when somebody answers it already.
+        """
+        if name in self.methods:
+            raise HostError(f"two want to answer {name!r} on the daemon's socket: leave one of the plugins out")
         self.methods[name] = method
         if reads:
             self.questions.add(name)

@@ -58,12 +58,17 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
         group_number(config.nf.socket_group)
     with StopSwitch() as stop:
         try:
-            with context.claims, set_up(context, host, stop.check), _engine(context, host, stop) as (engine, results):
+            with (
+                context.claims,
+                Watchdog(host, config.nf.hook_patience) as watchdog,
+                set_up(context, host, stop.check),
+                _engine(context, host, stop) as (engine, results),
+            ):
                 register_orders(engine, host)
                 group = config.nf.socket_group
                 server = ControlServer(socket, context.methods, context.questions, group)
                 daemon = _Daemon(engine, results, server)
-                with Watchdog(host, config.nf.hook_patience):
+                with watchdog.guarding():
                     asyncio.run(daemon.run(stop, lambda: announce(_describe(context))))
         except StoppedError:
             log.info("stopped before it was ready")
@@ -73,8 +78,8 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
                 raise
 
 
-class StoppedError(Exception):
-    """A stop signal came before the daemon was ready."""
+class StoppedError(BaseException):
+    """A stop signal came before the daemon was ready. No Exception: who goes on after those must not go on."""
 
 
 class StopSwitch:
@@ -113,7 +118,7 @@ class StopSwitch:
 def _engine(context: Context, host: PluginHost, stop: StopSwitch) -> Iterator[tuple[Engine, Results]]:
     """Start the engine with its workers and attach the programs; undo all of it in reverse."""
     results: Results = queue.SimpleQueue()
-    workers = {device.ifindex: DeviceWorker(device.name, results.put) for device in context.devices}
+    workers = {device.ifindex: DeviceWorker(device.name, results.put, stop.check) for device in context.devices}
     engine = make_engine(context, host, workers)
     context.soon = results.put
     context.health.workers = {device.name: workers[device.ifindex].busy_seconds for device in context.devices}

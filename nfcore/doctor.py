@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from .answers import AnswerError, accept
 from .carriers import Carrier, examine_carrier
 from .config import Config
 from .control import daemon_answers
@@ -136,7 +137,10 @@ def _examine_backends(config: Config, host: PluginHost, device: Device) -> Itera
         try:
             with ExitStack() as leaving:
                 set_up_plugin(backend, context, host, leaving)
-                able = host.call(backend, "probe_offload", device=device)
+                able = accept("probe_offload", {}, host.call(backend, "probe_offload", device=device))
+        except AnswerError as error:
+            yield Finding(what, FAULT, f"plugin {backend}: probe_offload {error}")
+            continue
         except NfcoreError as error:
             yield Finding(what, FAULT, str(error))
             continue

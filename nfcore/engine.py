@@ -42,7 +42,7 @@ from .metrics import MetricFamily
 from .port import Port
 from .reasons import Reason
 from .retirement import Retirement
-from .rules import Capabilities
+from .rules import Capabilities, RuleBatch
 from .worker import Backends, Worker
 
 log = logging.getLogger(__name__)
@@ -172,6 +172,9 @@ class Engine:
             log.warning("%s: %s cannot set marks here: going on without", port.name, ", ".join(useless))
             words = f"{', '.join(useless)} left out: cannot set marks here"
             self.floor.events.note(EventKind.BACKEND, words, port.name)
+        port.blind = [
+            n for n, name in enumerate(port.backends.device.backends) if name in able and not able[name].counters
+        ]
         port.table_sizes = {name: size for name, each in able.items() if (size := each.table_size) is not None}
 
     def _publish_targets(self) -> None:
@@ -343,7 +346,7 @@ class Engine:
             for number in range(len(port.backends.device.backends)):
                 where = np.full(len(mine), number, dtype=np.uint8)
                 if not port.worker.submit(
-                    lambda port=port, rules=rules, where=where: port.backends.remove(rules, where),  # type: ignore[misc]
+                    lambda port=port, rules=rules, where=where: _remove_last(port, rules, where),  # type: ignore[misc]
                     lambda result: None,
                 ):
                     log.error("%s is too far behind: rules are left, see nfcore cleanup", port.name)
@@ -351,3 +354,12 @@ class Engine:
     def collect(self) -> list[MetricFamily]:
         """Give the engine's own figures."""
         return list(families(self.floor))
+
+
+def _remove_last(port: Port, rules: RuleBatch, where: NDArray[np.uint8]) -> None:
+    """Remove rules while nobody waits for the result any more, and say what is left."""
+    left = int(
+        np.count_nonzero(~port.backends.remove(rules, where).gone & (where < len(port.backends.device.backends)))
+    )
+    if left:
+        log.error("%s: %d rules could not be removed: see nfcore cleanup", port.name, left)

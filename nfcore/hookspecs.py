@@ -2,10 +2,9 @@
 # mypy: disable-error-code="empty-body"
 """Every hook of nfcore, on one page.
 
-Batches, not single flows: a call per flow is the difference between 10,000 and 500,000 flows a second. All hooks run
-on the event loop's thread and must not block, but `install_offload`, `remove_offload`, `dump_offload` and
-`probe_offload`, which run on the worker thread of their device. A hook that concerns one device or one network
-function is called on its owner alone.
+Batches, not single flows: a call per flow is the difference between 10,000 and 500,000 flows a second. Whom a hook is
+called on, and where it runs, is in :data:`ROLES`: those of flows and marks on the event loop, where they must not
+block; those of a device on its worker's thread.
 
 `docs/plugins.md` is the guide for whoever implements them.
 """

@@ -51,6 +51,10 @@ class HookTimeoutError(BaseException):
     """Raised into a hook that is broken off. No Exception: a plugin that catches those must not live on."""
 
 
+class ExitError(RuntimeError):
+    """A plugin wanted the process to end, which is not for it to say."""
+
+
 @dataclass
 class Call:
     """A hook that is being called."""
@@ -98,6 +102,8 @@ class PluginHost:
         """Thread → the innermost hook that it is in."""
         self.loop_thread: int | None = None
         """The event loop's, while it runs."""
+        self.remarks: list[str] = []
+        """What is no error in the loaded plugins, but hardly meant."""
         self._said = Repeats(INTERVAL)
         self._books = threading.Lock()
         """Of `faults` and `times`: workers call hooks, too."""
@@ -113,8 +119,15 @@ class PluginHost:
 
     @staticmethod
     def installed() -> dict[str, EntryPoint]:
-        """All plugins that this Python could load, by name."""
-        return {point.name: point for point in sorted(entry_points(group=ENTRY_POINT_GROUP))}
+        """All plugins that this Python could load, by name. A name that is ours is never another distribution's."""
+        points = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (_is_ours(point), point.name))
+        return dict(sorted((point.name, point) for point in points))
+
+    @staticmethod
+    def rivals(name: str) -> list[str]:
+        """Distributions that have a plugin of this name, where there are several."""
+        of = [_distribution(point) for point in entry_points(group=ENTRY_POINT_GROUP, name=name)]
+        return sorted(of) if len(of) > 1 else []
 
     @classmethod
     def describe(cls, name: str) -> PluginInfo:
@@ -125,17 +138,29 @@ class PluginHost:
         return PluginInfo(name, point.dist.version, point.dist.name, point.value)
 
     def load(self, name: str) -> None:
-        """Import and register an installed plugin; whatever its import raises comes through."""
+        """Import and register an installed plugin; whatever its import raises comes through.
+
+        NfcoreError when several distributions have it, and none of them is nfcore's own.
+        """
         if self._manager.has_plugin(name):
             return
-        self.register(self.installed()[name].load()(), name)
+        point = self.installed()[name]
+        if (rivals := self.rivals(name)) and not _is_ours(point):
+            raise NfcoreError(
+                f"plugin {name!r}: is in several distributions, {', '.join(rivals)}: uninstall all but one"
+            )
+        try:
+            plugin = point.load()()
+        except SystemExit as error:
+            raise ExitError(f"it called sys.exit({error.code!r})") from error
+        self.register(plugin, name)
 
     def register(self, plugin: object, name: str) -> None:
         """Register an object as plugin `name`.
 
         NfcoreError names a hook of another signature with both signatures, or one that is none of ours.
         """
-        check(plugin, name)
+        self.remarks += check(plugin, name)
         try:
             self._manager.register(plugin, name)
         except ValueError:
@@ -172,6 +197,9 @@ class PluginHost:
             if isinstance(result, list) and not self._first_result(hook):
                 result = result[0] if result else None
             return result
+        except SystemExit as error:
+            raised = type(error).__name__
+            raise ExitError(f"it called sys.exit({error.code!r})") from error
         except BaseException as error:
             raised = type(error).__name__
             raise
@@ -270,8 +298,22 @@ class PluginHost:
 
 
 def _sizes(arguments: Mapping[str, Any]) -> str:
-    """What a hook was given, as far as it can be counted."""
-    return ", ".join(f"{len(value)} {name}" for name, value in arguments.items() if hasattr(value, "__len__"))
+    """What a hook was given, as far as it can be named or counted."""
+    sizes = [arguments["device"].name] if "device" in arguments else []
+    sizes += [
+        f"{len(value)} {'flows' if name == 'batch' else name}"
+        for name, value in arguments.items()
+        if hasattr(value, "__len__")
+    ]
+    return ", ".join(sizes)
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "?"
+
+
+def _is_ours(point: EntryPoint) -> bool:
+    return _distribution(point) == PROJECT
 
 
 def _given(result: Any) -> str:

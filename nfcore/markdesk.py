@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .context import Context, NetworkFunction
 from .flows import FlowBatch
-from .host import PluginHost
+from .host import Fault, PluginHost
 from .marks import MarkMeaning
 from .reasons import Reason
 
@@ -38,14 +38,22 @@ class MarkDesk:
     def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
         """Marks of the strategy in charge, 0 where there is none; a mark that XDP took in vain goes back."""
         marks = np.zeros(len(batch), dtype=np.uint32)
-        for _, answer in self._host.each("allocate_mark", batch=batch):
+        for plugin, answer in self._host.each("allocate_mark", batch=batch):
             if answer is not None:
-                marks = answer
+                marks = self._within(plugin, answer)
                 break
         self.give_back(batch.rows["mark"][batch.rows["mark"] != marks])
         for ending in self._ending.values():
             marks[np.isin(marks, ending)] = 0
         return marks
+
+    def _within(self, plugin: str, marks: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Leave out marks that are wider than all that is agreed on."""
+        wide = marks >= self._context.marks.size
+        if wide.any():
+            words = f"answered {marks[wide][0]}; should be marks of [marking] width = {self._context.marks.width} bits"
+            self._host.blame(plugin, "allocate_mark", Fault.WRONG_ANSWER, words)
+        return np.where(wide, 0, marks).astype(np.uint32)
 
     def publish(
         self, nf: NetworkFunction, batch: FlowBatch, marks: NDArray[np.uint32]

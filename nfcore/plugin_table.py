@@ -26,6 +26,8 @@ class PluginRow:
     """Version of the hooks that it states it was written for; None: it states none."""
     error: str | None
     """Why it cannot be loaded."""
+    remarks: list[str]
+    """What is no error, but hardly meant."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,17 @@ def installed() -> Iterator[PluginRow]:
     for name in PluginHost.installed():
         info = PluginHost.describe(name)
         hooks, api, error = [], None, None
+        rivals = PluginHost.rivals(name)
         host = PluginHost()
         try:
             host.load(name)
             hooks, api = host.hooks_of(name), getattr(host.plugin(name), f"{PROJECT}_api", None)
         except Exception as fault:  # noqa: BLE001 - a broken plugin is listed as such
             error = f"{type(fault).__name__}: {fault}"
-        yield PluginRow(name, info.version, info.distribution, info.source, hooks, api, error)
+        remarks = list(host.remarks)
+        if rivals:
+            remarks.append(f"plugin {name} is in several distributions: {', '.join(rivals)}")
+        yield PluginRow(name, info.version, info.distribution, info.source, hooks, api, error, remarks)
 
 
 def calling_order(host: PluginHost, config: Config | None) -> Iterator[HookRow]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,6 +50,8 @@ class Port:
     """What the NIC's rules have counted; as many backends as there are once they have been probed."""
     table_sizes: dict[str, int] = field(default_factory=dict)
     """Rules that fit, by backend, where one says so."""
+    blind: Sequence[int] = ()
+    """Backends, by index in the device's list, whose rules count nothing."""
     _retry: float = field(default=SHORTEST_RETRY)
     _tried: bool = False
     """Rules are on their way that try whether a full NIC has room again."""

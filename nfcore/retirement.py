@@ -218,6 +218,8 @@ class Retirement:
         installed = installed[surplus:]
         if not self._is_crowded(port):
             return
+        # Of rules that count nothing it is not known who deserves a place more.
+        installed = installed[~np.isin(table.backend[installed], port.blind)]
         # Only of those that two dumps have told the rate.
         installed = installed[port.counted - table.since[installed] >= floor.offload.counter_lag]
         waiting = table.slots_in(FlowState.WAITING)

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from .errors import NfcoreError
 from .hookspecs import API, PROJECT, Hooks
 
-log = logging.getLogger(__name__)
 HOOKS = {name: spec for name, spec in vars(Hooks).items() if hasattr(spec, f"{PROJECT}_spec")}
 """Specification by name, in the order of the page."""
 
@@ -25,11 +23,12 @@ def describe(name: str, function: Callable[..., Any]) -> str:
     return name + (text.replace("'", "") if "'" in text else text)
 
 
-def check(plugin: object, name: str) -> None:
+def check(plugin: object, name: str) -> list[str]:
     """Compare a plugin with the specifications. NfcoreError names the plugin, the hook and both signatures.
 
-    Logs what is no error, but hardly meant: a method that is named like a hook and is none.
+    Gives what is no error, but hardly meant: a method that is named like a hook and is none.
     """
+    remarks = []
     wanted = getattr(plugin, f"{PROJECT}_api", API)
     if wanted != API:
         advice = "a newer nfcore" if isinstance(wanted, int) and wanted > API else "a newer release of the plugin"
@@ -40,7 +39,8 @@ def check(plugin: object, name: str) -> None:
         if options is not None:
             _check_hook(name, hook, function, options)
         elif hook in HOOKS:
-            log.warning("plugin %s: %s has a hook's name without @hookimpl: it will not be called", name, hook)
+            remarks.append(f"plugin {name}: {hook} has a hook's name without @hookimpl: it will not be called")
+    return remarks
 
 
 def _members(plugin: object) -> Iterator[tuple[str, Any, dict[str, Any] | None]]:
@@ -64,6 +64,16 @@ def _check_hook(plugin: str, hook: str, function: Callable[..., Any], options: d
     if options.get("wrapper") or options.get("hookwrapper"):
         raise NfcoreError(
             f"plugin {plugin!r}: {mine} is a wrapper; a hook is called on one plugin at a time, so none is wrapped"
+        )
+    hidden = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+    ]
+    if hidden:
+        raise NfcoreError(
+            f"plugin {plugin!r}: {mine} takes {', '.join(map(repr, hidden))} by keyword only; should be "
+            f"{describe(hook, spec)}"
         )
     given = set(inspect.signature(spec).parameters) - {"self"}
     taken = [

@@ -10,9 +10,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
+from .hookspecs import ROLES, Runs
 from .host import SLOW, Call, Fault, HookTimeoutError, PluginHost
 
 PERIOD = SLOW / 2
@@ -23,9 +26,9 @@ INTERRUPT = signal.SIGALRM
 
 
 class Watchdog:
-    """Watches the hooks of `host` from a thread of its own while it is entered, which the event loop's thread does.
+    """Watches the hooks of `host` from a thread of its own while it is entered, which the main thread does.
 
-    `patience`: seconds after which a hook on the event loop is broken off.
+    `patience`: seconds after which a hook on the event loop is broken off, while :meth:`guarding` it.
     """
 
     def __init__(self, host: PluginHost, patience: float) -> None:
@@ -35,7 +38,6 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
-        self._host.loop_thread = threading.get_ident()
         # A signal gets through to what waits in the kernel, too.
         self._before = signal.signal(INTERRUPT, self._break_off)
         self._thread.start()
@@ -46,8 +48,16 @@ class Watchdog:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._host.loop_thread = None
         signal.signal(INTERRUPT, self._before)
+
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Take this thread for the event loop's: no hook may block it."""
+        self._host.loop_thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._host.loop_thread = None
 
     def _run(self) -> None:
         while not self._stop.wait(PERIOD):
@@ -61,9 +71,10 @@ class Watchdog:
                 self._host.blame_slow(call, took)
             if took >= self._patience:
                 signal.pthread_kill(thread, INTERRUPT)
-        elif took >= STUCK and not call.said and thread != self._host.loop_thread:
+        elif took >= STUCK and not call.said:
             call.said = True
-            words = f"has not come back for {took:.0f} s; rules of its device wait for it"
+            waits = "rules of its device wait" if ROLES[call.hook].runs is Runs.WORKER else "everything waits"
+            words = f"has not come back for {took:.0f} s; {waits} for it"
             self._host.blame(call.plugin, call.hook, Fault.STUCK, words)
 
     def _break_off(self, number: int, frame: FrameType | None) -> None:

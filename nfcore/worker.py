@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ from .rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, RuleB
 from .timings import Operation, Timings
 
 log = logging.getLogger(__name__)
+CALL_PERIOD = 0.2
+"""Seconds between two looks whether whoever waits for a job is to stop."""
 Job = Callable[[], Any]
 Done = Callable[[Any], None]
 
@@ -230,7 +233,15 @@ class InlineWorker:
 class DeviceWorker:
     """A thread with a bounded queue; results are handed to `deliver`, which brings them to the engine's thread."""
 
-    def __init__(self, name: str, deliver: Callable[[Callable[[], None]], None], depth: int = 64) -> None:
+    def __init__(
+        self,
+        name: str,
+        deliver: Callable[[Callable[[], None]], None],
+        check: Callable[[], None] = lambda: None,
+        depth: int = 64,
+    ) -> None:
+        """Hand finished jobs to `deliver`; `check` is called while :meth:`call` waits, and may raise to end that."""
+        self._check = check
         self._jobs: queue.Queue[tuple[Job, Done] | None] = queue.Queue(depth)
         self._deliver = deliver
         self._began: float | None = None
@@ -252,7 +263,11 @@ class DeviceWorker:
         """Wait for the result of a job."""
         answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._jobs.put((lambda: answer.put(_attempt(job)), lambda _: None))
-        result = answer.get()
+        while True:
+            self._check()
+            with suppress(queue.Empty):
+                result = answer.get(timeout=CALL_PERIOD)
+                break
         if isinstance(result, Exception):
             raise result
         return result

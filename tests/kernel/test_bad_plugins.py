@@ -110,8 +110,8 @@ def test_hooks_are_traced_on_demand(site: Site, monkeypatch: pytest.MonkeyPatch)
     _, told = daemon.communicate(timeout=PATIENCE)
     lines = [line for line in told.splitlines() if "nfcore.hooks" in line]
     for call in (
-        "marking: allocate_mark(1 batch) → 1 answers in ",
-        "softnic: install_offload(1 rules) → 1 answers in ",
+        "marking: allocate_mark(1 flows) → 1 answers in ",
+        "softnic: install_offload(eth1, 1 rules) → 1 answers in ",
     ):
         assert any(call in line for line in lines), lines
 

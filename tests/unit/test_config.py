@@ -184,7 +184,10 @@ def test_a_plugin_whose_import_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(tmp_path)
     installed_with(monkeypatch, "broken_nic", "broken_nic:Plugin")
     found = mistakes(tmp_path, GOOD + "\n[broken_nic]\nx = 1\n", 'nf.plugins=["katran_accel", "broken_nic", "marking"]')
-    assert "'broken_nic' cannot be loaded: No module named 'a_driver_that_nobody_" in found["nf.plugins[1]"]
+    assert (
+        "'broken_nic' cannot be loaded: ModuleNotFoundError: No module named 'a_driver_that_nobody_"
+        in found["nf.plugins[1]"]
+    )
     assert "broken_nic" not in found
 
 

@@ -7,21 +7,24 @@ import inspect
 import itertools
 import logging
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nfcore.config import Section, Table
 from nfcore.errors import NfcoreError
 from nfcore.flows import FlowBatch, FlowMatch
 from nfcore.hookspecs import API, ROLES, Asked, Hooks, hookimpl
-from nfcore.host import TRACE_VARIABLE, Fault, PluginHost
+from nfcore.host import TRACE_VARIABLE, ExitError, Fault, PluginHost
 from nfcore.marks import MarkMeaning, StrategyInfo
 from nfcore.metrics import MetricFamily, MetricKind
-from nfcore.rules import Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.rules import Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.session import make_context, make_engine, set_up
 
 BATCH = FlowBatch.empty(2)
@@ -129,14 +132,14 @@ def test_a_plugin_for_another_version_of_the_hooks_is_refused(host: PluginHost, 
         host.register(Other(), "other")
 
 
-def test_a_hook_without_its_mark_is_told(host: PluginHost, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hook_without_its_mark_is_told(host: PluginHost) -> None:
     class Forgot:
         nfcore_api = API
 
         def teardown(self) -> None: ...
 
     host.register(Forgot(), "forgot")
-    assert "plugin forgot: teardown has a hook's name without @hookimpl: it will not be called" in caplog.text
+    assert host.remarks == ["plugin forgot: teardown has a hook's name without @hookimpl: it will not be called"]
     assert host.hooks_of("forgot") == []
 
 
@@ -338,7 +341,18 @@ WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
     "nothing published": ("publish_marks", None, r"answered None; should be an array of 2 truth values"),
     "no outcomes": ("install_offload", None, r"answered None; should be Outcomes with a status for each of 2 rules"),
     "a status too few": ("install_offload", Outcomes.all(Outcome.INSTALLED, 1), r"statuses of shape \(1,\)"),
-    "unknown status": ("remove_offload", Outcomes(np.array([1, 99], np.uint8)), r"answered .*99.* one of nfcore.rules"),
+    "unknown status": (
+        "remove_offload",
+        Outcomes(np.array([5, 99], np.uint8)),
+        r"answered .*99.* a status of",
+    ),
+    "a status of the other hook": (
+        "install_offload",
+        Outcomes(np.array([1, 5], np.uint8)),
+        r"answered .*5.* INSTALLED, FULL",
+    ),
+    "floating statuses": ("install_offload", Outcomes(np.array([1.0, 1.0])), r"answered .*1.0.* a status of"),
+    "words that are no text": ("install_offload", Outcomes(np.ones(2, np.uint8), {0: 5}), r"gave the words \{0: 5\}"),
     "words as a list": (
         "install_offload",
         Outcomes(np.ones(2, np.uint8), ["no", "no"]),
@@ -351,6 +365,14 @@ WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
     ),
     "rows of objects": ("dump_offload", [], r"answered \[\]; should be rows of nfcore.rules.INSTALLED_ROW"),
     "a tuple of capabilities": ("probe_offload", (16, True), r"answered \(16, True\); should be .*Capabilities"),
+    "a width as text": ("probe_offload", Capabilities("16"), r"mark_width = '16'; should be a number of bits"),
+    "too wide a mark": ("probe_offload", Capabilities(64), r"mark_width = 64; should be a number of bits from 0 to 32"),
+    "a negative table": ("probe_offload", Capabilities(16, table_size=-1), r"table_size = -1; should be a number of"),
+    "notes as a text": ("probe_offload", Capabilities(16, notes="slow"), r"notes = 'slow'; should be a tuple of texts"),
+    "yes for true": ("probe_offload", Capabilities(16, ipv6="yes"), r"ipv6 = 'yes'; should be True or False"),
+    "a table for a section": ("config_section", Table, r"should be a nfcore.config.Section"),
+    "a section of a dict": ("config_section", Section(dict), r"should be a nfcore.config.Section of a .*Table"),
+    "findings as a number": ("diagnose", [5], r"gave 5 among its answers; should be nfcore.findings.Finding"),
     "a dict of figures": ("collect_stats", {"nfcore_x_total": 1}, r"gave 'nfcore_x_total' among its answers"),
     "a word as a strategy": ("marking_strategies", ["dest-id"], r"gave 'dest-id' .*StrategyInfo objects"),
 }
@@ -360,7 +382,13 @@ WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
 def test_a_wrong_answer_is_the_plugins_fault(host: PluginHost, case: str, caplog: pytest.LogCaptureFixture) -> None:
     hook, answer, words = WRONG_ANSWERS[case]
     rules = RuleBatch.of([Rule(FlowMatch.parse(f"198.18.1.2:{n} > 198.18.10.1:80/tcp"), SetMark(1), n) for n in (1, 2)])
-    values = {"batch": BATCH, "marks": np.ones(2, np.uint32), "device": Device("eth1", 4), "rules": rules}
+    values = {
+        "batch": BATCH,
+        "marks": np.ones(2, np.uint32),
+        "device": Device("eth1", 4),
+        "rules": rules,
+        "context": None,
+    }
     taken = [name for name in inspect.signature(vars(Hooks)[hook]).parameters if name != "self"]
     host.register(hooked(hook, taken, lambda **_: answer), "wrong")
     assert host.attempt("wrong", hook, **{name: values[name] for name in taken}) == (False, None)
@@ -378,6 +406,56 @@ def hooked(hook: str, taken: Sequence[str], answer: Callable[..., Any]) -> objec
     names: dict[str, Any] = {"answer": answer}
     exec(source, names)
     return type("Hooked", (), {hook: hookimpl(names[hook])})()
+
+
+def test_arguments_by_keyword_only_are_refused(host: PluginHost) -> None:
+    class Keyword:
+        @hookimpl
+        def install_offload(self, *, device: Device, rules: RuleBatch) -> Outcomes:
+            return Outcomes.all(Outcome.FAILED, len(rules))
+
+    with pytest.raises(
+        NfcoreError, match=r"takes 'device', 'rules' by keyword only; should be install_offload\(device"
+    ):
+        host.register(Keyword(), "keyword")
+
+
+def test_a_plugin_may_not_end_the_process(host: PluginHost, caplog: pytest.LogCaptureFixture) -> None:
+    host.register(hooked("on_new_flow", ["batch"], lambda batch: sys.exit(7)), "exits")
+    assert host.attempt("exits", "on_new_flow", batch=BATCH) == (False, None)
+    assert "plugin exits: on_new_flow failed: ExitError: it called sys.exit(7)" in caplog.text
+
+
+def install_distribution(folder: Path, name: str, points: str, code: str = "") -> None:
+    """Put a distribution where Python finds it once the folder is on its path."""
+    about = folder / f"{name}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[nfcore.plugins]\n{points}\n")
+    (folder / f"{name}.py").write_text(code)
+
+
+def test_a_name_of_ours_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_distribution(tmp_path, "intruder", "softnic = intruder:Plugin\nacme = intruder:Plugin")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert PluginHost.describe("softnic").distribution == "nfcore"
+    assert PluginHost.rivals("softnic") == ["intruder", "nfcore"]
+    assert PluginHost.rivals("acme") == PluginHost.rivals("marking") == []
+
+
+def test_a_name_in_two_distributions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("left", "right"):
+        install_distribution(tmp_path, name, f"acme = {name}:Plugin", "class Plugin: ...")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(NfcoreError, match="plugin 'acme': is in several distributions, left, right: uninstall all but"):
+        PluginHost().load("acme")
+
+
+def test_an_import_that_ends_the_process_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_distribution(tmp_path, "exiting", "acme = exiting:Plugin", "import sys; sys.exit(3)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ExitError, match=r"it called sys.exit\(3\)"):
+        PluginHost().load("acme")
 
 
 def test_faults_with_other_figures_are_not_news(host: PluginHost, caplog: pytest.LogCaptureFixture) -> None:
@@ -417,10 +495,10 @@ def test_every_call_is_logged_on_demand(monkeypatch: pytest.MonkeyPatch, caplog:
         host.first("allocate_mark", batch=BATCH)
     lines = [record.getMessage() for record in caplog.records if record.name == "nfcore.hooks"]
     assert [re.sub(r"[0-9.]+ ms", "T", line) for line in lines] == [
-        "raises: on_new_flow(2 batch) → it raised LookupError in T",
-        "answers: on_new_flow(2 batch) → 2 answers in T",
-        "raises: allocate_mark(2 batch) → it raised LookupError in T",
-        "answers: allocate_mark(2 batch) → None in T",
+        "raises: on_new_flow(2 flows) → it raised LookupError in T",
+        "answers: on_new_flow(2 flows) → 2 answers in T",
+        "raises: allocate_mark(2 flows) → it raised LookupError in T",
+        "answers: allocate_mark(2 flows) → None in T",
     ]
 
 

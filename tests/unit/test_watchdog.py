@@ -58,7 +58,7 @@ def test_a_hook_that_blocks_the_loop_is_named_then_broken_off(
     host = PluginHost()
     host.register(Policy(block), "blocks")
     host.register(Policy(lambda: None), "works")
-    with Watchdog(host, patience=1.0):
+    with Watchdog(host, patience=1.0) as dog, dog.guarding():
         answered = [name for name, _ in host.each("on_new_flow", batch=BATCH)]
     assert answered == ["works"]
     assert host.faults == {
@@ -73,7 +73,7 @@ def test_a_hook_that_blocks_the_loop_is_named_then_broken_off(
 def test_a_hook_that_is_slow_is_named_and_its_answer_counts() -> None:
     host = PluginHost()
     host.register(Policy(lambda: time.sleep(1.2)), "slow")
-    with Watchdog(host, patience=LONG):
+    with Watchdog(host, patience=LONG) as dog, dog.guarding():
         assert host.attempt("slow", "on_new_flow", batch=BATCH) == (True, None)
     assert host.faults == {("slow", "on_new_flow", Fault.SLOW): 1}
 
@@ -82,7 +82,7 @@ def test_the_innermost_hook_is_to_blame() -> None:
     host = PluginHost()
     host.register(Policy(lambda: time.sleep(LONG)), "inner")
     host.register(Policy(lambda: host.attempt("inner", "on_new_flow", batch=BATCH)[1]), "outer")
-    with Watchdog(host, patience=1.0):
+    with Watchdog(host, patience=1.0) as dog, dog.guarding():
         host.attempt("outer", "on_new_flow", batch=BATCH)
         assert host.under_way == {}
     assert host.faults["inner", "on_new_flow", Fault.BROKEN_OFF] == 1
@@ -91,7 +91,7 @@ def test_the_innermost_hook_is_to_blame() -> None:
 def test_nothing_is_broken_off_behind_a_hook() -> None:
     host = PluginHost()
     host.register(Policy(lambda: time.sleep(0.8)), "slow")
-    with Watchdog(host, patience=1.0):
+    with Watchdog(host, patience=1.0) as dog, dog.guarding():
         host.attempt("slow", "on_new_flow", batch=BATCH)
         time.sleep(1.5)
         threading.Event().wait(0.1)
@@ -114,7 +114,7 @@ def test_a_worker_that_waits_for_its_nic_is_only_named(
     host.register(Nic(), "nic")
     install = {"device": Device("eth1", 4), "rules": RuleBatch.of([])}
     worker = threading.Thread(target=lambda: answers.append(host.attempt("nic", "install_offload", **install)))
-    with caplog.at_level(logging.ERROR), Watchdog(host, patience=1.0):
+    with caplog.at_level(logging.ERROR), Watchdog(host, patience=1.0) as dog, dog.guarding():
         worker.start()
         deadline = time.monotonic() + LONG
         while not host.faults and time.monotonic() < deadline:
@@ -126,9 +126,9 @@ def test_a_worker_that_waits_for_its_nic_is_only_named(
     assert "plugin nic: install_offload has not come back for" in caplog.text
 
 
-def test_without_the_watchdog_nobody_is_blamed() -> None:
+def test_without_the_dognobody_is_blamed() -> None:
     host = PluginHost()
-    with Watchdog(host, patience=LONG):
+    with Watchdog(host, patience=LONG) as dog, dog.guarding():
         pass
     host.register(Policy(lambda: time.sleep(0.7)), "slow")
     host.attempt("slow", "on_new_flow", batch=BATCH)

@@ -15,11 +15,10 @@ from pydantic import ValidationError
 from test_backend import install, remove, rules
 
 from nfcore.config import MarkingTable
-from nfcore.errors import ConfigError
 from nfcore.host import PluginHost
 from nfcore.rules import Device, Outcome
 from nfcore.session import make_context
-from nfcore_nic_ntuple import NicNtuplePlugin, NtupleTable
+from nfcore_nic_ntuple import NicNtuplePlugin, NtupleTable, check_whole
 
 
 @pytest.mark.parametrize(("queues", "width"), [(2, 1), (3, 1), (4, 2), (8, 3), (63, 5), (64, 6), (4096, 12)])
@@ -137,15 +136,16 @@ def test_the_doctor_finds_what_is_in_the_way(driver: Driver, tmp_path: Path) -> 
     assert finding.found == "no rules can be read: Operation not supported"
 
 
-def test_another_carrier_is_a_mistake(driver: Driver, tmp_path: Path) -> None:
-    config = dataclasses.replace(config_for(tmp_path), marking=MarkingTable())
-    with pytest.raises(ConfigError, match=r"marking\.carrier: is 'metadata'; .* set it to 'rx-queue'"):
-        NicNtuplePlugin(lambda _: driver).setup(make_context(config, PluginHost(), [DEVICE]))
+def test_another_carrier_is_a_mistake(tmp_path: Path) -> None:
+    (problem,) = check_whole(dataclasses.replace(config_for(tmp_path), marking=MarkingTable()))
+    assert problem.path == "marking.carrier"
+    assert problem.message.startswith("is 'metadata'; ") and problem.message.endswith("set it to 'rx-queue'")
 
 
-def test_places_of_no_interface_are_a_mistake(driver: Driver, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nic_ntuple\.locations\.nic9: belongs to no interface .* those are: nic0"):
-        NicNtuplePlugin(lambda _: driver).setup(context_of(tmp_path, nic9="0-9"))
+def test_places_of_no_interface_are_a_mistake(tmp_path: Path) -> None:
+    (problem,) = check_whole(context_of(tmp_path, nic9="0-9").config)
+    assert problem.path == "nic_ntuple.locations.nic9"
+    assert problem.message.startswith("belongs to no interface") and problem.message.endswith("those are: nic0")
 
 
 @pytest.mark.parametrize("text", ["", "5", "5-", "9-5", "a-b", "-1-5", 7])

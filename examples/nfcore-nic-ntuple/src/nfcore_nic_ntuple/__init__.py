@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
-from nfcore.config import Section, Table
+from nfcore.config import Config, Section, Table
 from nfcore.context import Context
 from nfcore.control import daemon_answers
-from nfcore.errors import ConfigError, HostError, Problem
+from nfcore.errors import HostError, Problem
 from nfcore.findings import Finding, Status
 from nfcore.hookspecs import hookimpl
 from nfcore.metrics import MetricFamily, MetricKind
@@ -68,7 +68,7 @@ class NicNtuplePlugin:
     @hookimpl
     def config_section(self) -> Section:
         """Own `[nic_ntuple]`."""
-        return Section(NtupleTable)
+        return Section(NtupleTable, check_whole=check_whole)
 
     @hookimpl
     def setup(self, context: Context) -> None:
@@ -195,24 +195,24 @@ def notes_path(context: Context, ifindex: int) -> Path:
     return Path(context.config.nf.socket).with_suffix(f".ntuple-{ifindex}")
 
 
-def _settings(context: Context) -> Iterator[tuple[Device, Settings]]:
-    """Settings of every device that names this backend. ConfigError for what cannot be."""
-    table, config = context.config.sections[NAME], context.config
+def check_whole(config: Config) -> Iterator[Problem]:
+    """Compare `[nic_ntuple]` with the interfaces and the carrier."""
+    table = config.sections[NAME]
     assert isinstance(table, NtupleTable)  # config_section() said so
     known = [interface.name for interface in config.interfaces if NAME in interface.offload]
-    problems = [
-        Problem(
-            f"{NAME}.locations.{name}",
-            f'belongs to no interface with offload = ["{NAME}"]; those are: {", ".join(known) or "none"}',
-        )
-        for name in table.locations
-        if name not in known
-    ]
+    for name in table.locations:
+        if name not in known:
+            words = f'belongs to no interface with offload = ["{NAME}"]; those are: {", ".join(known) or "none"}'
+            yield Problem(f"{NAME}.locations.{name}", words)
     if known and config.marking.carrier != CARRIER:
         words = f"is {config.marking.carrier!r}; {NAME} marks packets by their receive queue: set it to {CARRIER!r}"
-        problems.append(Problem("marking.carrier", words))
-    if problems:
-        raise ConfigError(config.source, problems)
+        yield Problem("marking.carrier", words)
+
+
+def _settings(context: Context) -> Iterator[tuple[Device, Settings]]:
+    """Settings of every device that names this backend."""
+    table = context.config.sections[NAME]
+    assert isinstance(table, NtupleTable)  # config_section() said so
     for device in context.devices:
         if NAME in device.backends:
             first, _, last = table.locations.get(device.name, "").partition("-")
