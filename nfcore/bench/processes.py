@@ -107,6 +107,13 @@ def _answer(function: Callable[[Say], Any], channel: Connection, parent: int) ->
 
 def stop_once(number: int, frame: FrameType | None) -> NoReturn:
     """Handle a signal that asks to stop: leave every block in order, and let no second signal cut that short."""
+    # Held back from this thread and from the commands that it starts now, which clean up. A handler all the same: of
+    # a signal that was on its way already Python would complain aloud, were it ignored.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, _ignore)
     raise KeyboardInterrupt
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Let a second signal pass."""
