@@ -60,7 +60,9 @@ def list_flows(
     order = np.argsort(column, kind="stable")
     first = slots[order if sort == "age" else order[::-1]][: max(0, min(limit, MOST_FLOWS))]
     counts = {state.name.lower(): floor.table.count(state) for state in _SHOWN}
-    found = [_row(floor, slot) for slot in first.tolist()]
+    # One instant for all: ages must be in the order of their flows.
+    now = floor.clock()
+    found = [_row(floor, slot, now) for slot in first.tolist()]
     return {"flows": found, "matching": len(slots), "states": counts, "offload": floor.switched_on}
 
 
@@ -127,7 +129,8 @@ def explain(floor: Floor, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError("explain", [Problem("", str(error))]) from None
     slots = _slots_of(floor, match)
-    rows = [_row(floor, slot) | {"why": _why(floor, slot)} for slot in slots]
+    now = floor.clock()
+    rows = [_row(floor, slot, now) | {"why": _why(floor, slot)} for slot in slots]
     words = "" if rows else _unknown(floor)
     return {"flow": str(match), "in_hardware": any(row["in_hardware"] for row in rows), "found": rows, "why": words}
 
@@ -143,8 +146,8 @@ def _slots_of(floor: Floor, match: FlowMatch) -> list[int]:
     return [int(slot) for slot in slots if slot >= 0]
 
 
-def _row(floor: Floor, slot: int) -> dict[str, Any]:
-    table, now = floor.table, floor.clock()
+def _row(floor: Floor, slot: int, now: float) -> dict[str, Any]:
+    table = floor.table
     flow = table.flow[slot]
     state, port = FlowState(int(table.state[slot])), floor.ports.get(int(flow["ifindex"]))
     installed = state in _HELD
