@@ -121,7 +121,7 @@ class PluginHost:
     def installed() -> dict[str, EntryPoint]:
         """All plugins that this Python could load, by name. A name that is ours is never another distribution's."""
         points = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (_is_ours(point), point.name))
-        return dict(sorted((point.name, point) for point in points))
+        return dict(sorted({point.name: point for point in points}.items()))
 
     @staticmethod
     def rivals(name: str) -> list[str]:
