@@ -6,8 +6,9 @@ A wrong one is the plugin's fault, which is named and counted (`nfcore.host`), a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from .rules import INSTALLED_ROW, Capabilities, Outcome, Outcomes
 
 Arguments = Mapping[str, Any]
 _WIDEST = 32
+MOST = 10_000
+"""Objects that an answer may consist of: a generator that never ends must not eat all memory."""
 _OF_INSTALLATION = (Outcome.INSTALLED, Outcome.FULL, Outcome.UNSUPPORTED, Outcome.FAILED)
 _OF_REMOVAL = (Outcome.REMOVED, Outcome.ABSENT, Outcome.UNSUPPORTED, Outcome.FAILED)
 
@@ -33,6 +36,16 @@ def accept(hook: str, arguments: Arguments, answer: Any) -> Any:
     """Give the answer in a form that can be relied on. AnswerError when there is none; most hooks take any answer."""
     check = _CHECKS.get(hook)
     return answer if check is None else check(arguments, answer)
+
+
+def settle(hook: str, answer: Any) -> Any:
+    """Let a generator do now what it does only when somebody iterates. AnswerError when it gives more than MOST."""
+    if hook not in _OF_OBJECTS or not isinstance(answer, Iterator):
+        return answer
+    given = list(islice(answer, MOST + 1))
+    if len(given) > MOST:
+        raise AnswerError(f"gave {_short(given[-1])} as answer number {len(given):,}; should end after a few")
+    return given
 
 
 def _numbers(answer: Any, length: int, kinds: str, limit: int, each: str, what: str) -> NDArray[Any]:
@@ -130,7 +143,6 @@ def _each_is(kind: type, name: str) -> Callable[[Arguments, Any], Any]:
             return []
         if not isinstance(answer, Iterable):
             raise AnswerError(f"answered {_short(answer)}; should be {name} objects")
-        # A generator does its work, and fails, here.
         given = list(answer)
         for item in given:
             if not isinstance(item, kind):
@@ -145,6 +157,7 @@ def _short(answer: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
+_OF_OBJECTS = {"collect_stats", "diagnose", "marking_strategies", "cleanup"}
 _CHECKS: Mapping[str, Callable[[Arguments, Any], Any]] = {
     "on_new_flow": _reasons,
     "allocate_mark": _marks,

@@ -20,7 +20,7 @@ from typing import Any
 
 import pluggy
 
-from .answers import AnswerError, accept
+from .answers import AnswerError, accept, settle
 from .errors import NfcoreError
 from .hookspecs import PROJECT, ROLES, Hooks, Runs
 from .logs import ASKED_FOR, INTERVAL, Repeats, with_count
@@ -52,7 +52,7 @@ class HookTimeoutError(BaseException):
 
 
 class ExitError(RuntimeError):
-    """A plugin wanted the process to end, which is not for it to say."""
+    """A plugin wanted the process to end, or raised what only the interpreter should; which is not for it to say."""
 
 
 @dataclass
@@ -196,12 +196,12 @@ class PluginHost:
             result = caller(**arguments)
             if isinstance(result, list) and not self._first_result(hook):
                 result = result[0] if result else None
+            result = settle(hook, result)
             return result
-        except SystemExit as error:
-            raised = type(error).__name__
-            raise ExitError(f"it called sys.exit({error.code!r})") from error
         except BaseException as error:
             raised = type(error).__name__
+            if (ends := self._wants_to_end(error)) is not None:
+                raise ends from error
             raise
         finally:
             self._leave(thread, outer)
@@ -210,6 +210,16 @@ class PluginHost:
                 gave = f"it raised {raised}" if raised else _given(result)
                 took = (time.monotonic() - call.began) * 1e3
                 trace_log.info("%s: %s(%s) → %s in %.3f ms", plugin, hook, _sizes(arguments), gave, took)
+
+    def _wants_to_end(self, error: BaseException) -> ExitError | None:
+        """What to raise instead of an exception that ends more than the hook, if nobody but the plugin raised it."""
+        if isinstance(error, SystemExit):
+            return ExitError(f"it called sys.exit({error.code!r})")
+        # Ctrl-C reaches the main thread alone, and the event loop takes it as a signal.
+        from_outside = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+        if isinstance(error, Exception | HookTimeoutError) or (from_outside and self.loop_thread is None):
+            return None
+        return ExitError(f"it raised {type(error).__name__}")
 
     def _leave(self, thread: int, outer: Call | None) -> None:
         if outer is None:

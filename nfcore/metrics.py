@@ -66,18 +66,35 @@ class Sample:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_text(value: object) -> bool:
+    """Whether this is a text that UTF-8 can write, which lone surrogates are not."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class LabelSets:
     """The labels of many samples, which stay while their values change: checked, and written down, only once."""
 
     __slots__ = ("__weakref__", "names", "rows")
 
     def __init__(self, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Give each sample of a column the labels `names`, with the values of its row. ValueError: rows are alike."""
+        """Give each sample of a column the labels `names`, with the values of its row.
+
+        ValueError: two rows are alike, or a row has other than a text for each name.
+        """
         self.names = tuple(names)
         self.rows = tuple(tuple(row) for row in rows)
         wrong = [row for row in self.rows if len(row) != len(self.names)]
         if wrong:
             raise ValueError(f"{wrong[0]} are no values for the labels {', '.join(self.names)}")
+        strange = next((value for row in self.rows for value in row if not is_text(value)), None)
+        if strange is not None:
+            raise ValueError(f"{strange!r:.60} is no value of a label; should be a text that UTF-8 can write")
         if len(set(self.rows)) < len(self.rows):
             raise ValueError(f"two samples have the same labels {', '.join(self.names)}")
 

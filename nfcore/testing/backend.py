@@ -393,7 +393,7 @@ class BackendConformance:
 
         def traffic() -> None:
             try:
-                while not stop.is_set() and sent[0] < 5_000:
+                while not (stop.is_set() and sent[0]) and sent[0] < 5_000:
                     send(sample_frame(flow), 10)
                     sent[0] += 10
             except Exception as error:  # noqa: BLE001 - told by the test's own thread

@@ -112,9 +112,12 @@ class StatsPlugin:
         began = time.perf_counter()
         for plugin, families in context.collect():
             try:
-                registry.add(families, plugin)
+                registry.add(families)
             except ValueError as error:
-                context.blame(plugin, "collect_stats", str(error))
+                context.blame(plugin, "collect_stats", f"gave figures that break a rule: {error}")
+            except Exception as error:  # noqa: BLE001 - of the odd things that a plugin may put into a family
+                words = f"gave figures that nothing can be done with: {type(error).__name__}: {error}"
+                context.blame(plugin, "collect_stats", words)
             self._took.observe(time.perf_counter() - began)
             yield
             began = time.perf_counter()

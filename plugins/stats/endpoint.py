@@ -192,10 +192,17 @@ class Endpoint:
         answer: asyncio.Future[bytes | None] = loop.create_future()
 
         def write(registry: Registry | None) -> None:
-            body = None if registry is None else self._exposition.write(registry)
-            if body is not None:
-                self._written = time.monotonic(), body
-            answer.set_result(body)
+            body = None
+            try:
+                if registry is not None:
+                    body = self._exposition.write(registry)
+                    self._written = time.monotonic(), body
+            except Exception as error:
+                log.error("stats: figures cannot be written: %s: %s", type(error).__name__, error)
+                log.debug("traceback", exc_info=error)
+            finally:
+                # Whatever happened: those who wait, and those who come, must not wait for ever.
+                answer.set_result(body)
 
         def hand_over(registry: Registry | None) -> None:
             # This thread may have ended meanwhile.

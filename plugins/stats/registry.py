@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from nfcore.metrics import Distribution, MetricFamily, MetricKind, Sample
+from nfcore.metrics import Distribution, MetricFamily, MetricKind, Sample, is_text
 
 _NAME = re.compile(r"nfcore_[a-z][a-z0-9_]*")
 _LABEL = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED = {"le", "quantile", "job", "instance"}
 """Labels that Prometheus uses itself."""
+_LARGEST = 2**64
+"""Of a whole number: what 64 bits count, in the kernel and in NICs, fits."""
 _SUFFIXES = ("_bucket", "_count", "_sum")
 """What a histogram's name is followed by."""
 
@@ -33,16 +36,16 @@ class Registry:
         """Families by name."""
         return (family for _, family in sorted(self._families.items()))
 
-    def add(self, families: Iterable[MetricFamily], plugin: str) -> None:
+    def add(self, families: Iterable[MetricFamily]) -> None:
         """Add a plugin's families, all or, where one breaks a rule, none.
 
-        ValueError names the plugin and the family, and says what would be right.
+        ValueError names the family, and says what would be right.
         """
         merged: dict[str, MetricFamily] = {}
         for family in families:
-            _check_name(family, plugin)
+            _check_form(family)
             known = merged.get(family.name) or self._families.get(family.name)
-            merged[family.name] = _checked(family, plugin) if known is None else _joined(known, family, plugin)
+            merged[family.name] = _checked(family) if known is None else _joined(known, family)
         self._families |= merged
 
     def of(self, names: Iterable[str]) -> list[MetricFamily]:
@@ -74,24 +77,23 @@ def _value(sample: Sample) -> dict[str, Any]:
     return {"buckets": buckets, "sum": value.sum, "count": value.count}
 
 
-def _joined(known: MetricFamily, family: MetricFamily, plugin: str) -> MetricFamily:
+def _joined(known: MetricFamily, family: MetricFamily) -> MetricFamily:
     if (known.kind, known.unit) != (family.kind, family.unit):
         raise ValueError(
-            f"plugin {plugin}: {family.name} is a {family.kind} of {family.unit or 'no unit'}; "
+            f"{family.name} is a {family.kind} of {family.unit or 'no unit'}; "
             f"elsewhere it is a {known.kind} of {known.unit or 'no unit'}"
         )
     if family.labels is not None and known.labels is not None and set(family.labels) != set(known.labels):
         raise ValueError(
-            f"plugin {plugin}: {family.name} has the labels {_words(family.labels)}; "
-            f"elsewhere it has {_words(known.labels)}"
+            f"{family.name} has the labels {_words(family.labels)}; elsewhere it has {_words(known.labels)}"
         )
     both = replace(known, samples=[*known.samples, *family.samples], columns=[*known.columns, *family.columns])
-    return _checked(both, plugin)
+    return _checked(both)
 
 
-def _checked(family: MetricFamily, plugin: str) -> MetricFamily:
+def _checked(family: MetricFamily) -> MetricFamily:
     """A copy of the family whose labels are told; ValueError when its samples do not fit together."""
-    labels, where = family.labels, f"plugin {plugin}: {family.name}"
+    labels, where = family.labels, family.name
     if labels is None:
         labels = next((each.sets.names for each in family.columns), None)
     if labels is None and family.samples:
@@ -111,12 +113,32 @@ def _checked(family: MetricFamily, plugin: str) -> MetricFamily:
 
 
 def _strange_value(family: MetricFamily) -> object | None:
-    kinds: tuple[type, ...] = (Distribution,) if family.kind is MetricKind.HISTOGRAM else (int, float)
+    fits = _FITS[family.kind]
     for column in family.columns:
-        fits = kinds != (Distribution,) and isinstance(column.values, np.ndarray) and column.values.dtype.kind in "iuf"
-        if not fits or column.values.shape != (len(column.sets.rows),):
+        numbers = isinstance(column.values, np.ndarray) and column.values.dtype.kind in "iuf"
+        if family.kind is MetricKind.HISTOGRAM or not numbers or column.values.shape != (len(column.sets.rows),):
             return column.values
-    return next((each.value for each in family.samples if not isinstance(each.value, kinds)), None)
+        if family.kind is MetricKind.COUNTER and not (column.values >= 0).all():
+            return float(column.values[~(column.values >= 0)][0])
+    return next((each.value for each in family.samples if not fits(each.value)), None)
+
+
+def _is_count(value: object) -> bool:
+    return _is_number(value) and value >= 0  # type: ignore[operator]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= _LARGEST)
+
+
+def _is_distribution(value: object) -> bool:
+    """Whether this is a distribution whose numbers fit each other."""
+    if not isinstance(value, Distribution):
+        return False
+    counts = value.cumulative
+    if len(counts) != len(value.bounds) + 1 or not all(map(_is_number, (*counts, *value.bounds, value.sum))):
+        return False
+    return list(counts) == sorted(counts) and counts[0] >= 0 and math.isfinite(value.sum)
 
 
 def _has_twins(family: MetricFamily, labels: tuple[str, ...]) -> bool:
@@ -130,13 +152,21 @@ def _has_twins(family: MetricFamily, labels: tuple[str, ...]) -> bool:
     return len(set(seen)) < len(seen)
 
 
-def _check_name(family: MetricFamily, plugin: str) -> None:
-    if not _NAME.fullmatch(family.name):
-        raise ValueError(f"plugin {plugin}: {family.name!r} is no metric name; should be like nfcore_packets_total")
-    if (family.kind is MetricKind.COUNTER) != family.name.endswith("_total"):
-        raise ValueError(f"plugin {plugin}: {family.name}: counters, and only they, end in _total")
-    if family.name.endswith(_SUFFIXES):
-        raise ValueError(f"plugin {plugin}: {family.name}: {', '.join(_SUFFIXES)} are a histogram's own")
+_FITS = {MetricKind.COUNTER: _is_count, MetricKind.GAUGE: _is_number, MetricKind.HISTOGRAM: _is_distribution}
+
+
+def _check_form(family: MetricFamily) -> None:
+    name = family.name
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r:.60} is no metric name; should be like nfcore_packets_total")
+    if (family.kind is MetricKind.COUNTER) != name.endswith("_total"):
+        raise ValueError(f"{name}: counters, and only they, end in _total")
+    if name.endswith(_SUFFIXES):
+        raise ValueError(f"{name}: {', '.join(_SUFFIXES)} are a histogram's own")
+    texts = [family.help, family.unit, *(value for sample in family.samples for value in sample.labels.values())]
+    strange = next((text for text in texts if not is_text(text)), None)
+    if strange is not None:
+        raise ValueError(f"{name}: {strange!r:.60} is no help, unit or label value; should be a text")
 
 
 def _words(labels: Iterable[str]) -> str:

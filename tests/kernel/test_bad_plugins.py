@@ -48,12 +48,42 @@ HOOKS = {
     def collect_stats(self):
         return 5
 """,
+    "figures without an end": """
+    @hookimpl
+    def collect_stats(self):
+        while True:
+            yield MetricFamily("nfcore_bad", MetricKind.GAUGE, "Bad.")
+""",
+    "figures that leave": """
+    @hookimpl
+    def collect_stats(self):
+        yield MetricFamily("nfcore_bad", MetricKind.GAUGE, "Bad.")
+        raise SystemExit(3)
+""",
+    "figures that nobody can read": """
+    @hookimpl
+    def collect_stats(self):
+        family = MetricFamily("nfcore_bad", MetricKind.GAUGE, "Bad.")
+        family.add(1, nic="\\ud800")
+        yield family
+""",
 }
 FAULTS = {
     "raises": ("on_new_flow", "raised", "plugin bad: on_new_flow failed: LookupError: no policy"),
     "answers the wrong shape": ("on_new_flow", "wrong_answer", "plugin bad: on_new_flow answered [0]; should be"),
     "blocks for good": ("on_new_flow", "broken_off", "plugin bad: on_new_flow was broken off after"),
     "figures of one number": ("collect_stats", "wrong_answer", "plugin bad: collect_stats answered 5; should be"),
+    "figures without an end": ("collect_stats", "wrong_answer", "plugin bad: collect_stats gave MetricFamily("),
+    "figures that leave": (
+        "collect_stats",
+        "raised",
+        "plugin bad: collect_stats failed: ExitError: it called sys.exit(3)",
+    ),
+    "figures that nobody can read": (
+        "collect_stats",
+        "wrong_answer",
+        "figures that break a rule: nfcore_bad: '\\ud800' is no",
+    ),
 }
 
 

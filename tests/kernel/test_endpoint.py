@@ -54,7 +54,7 @@ class Loop:
         self.collected += 1
         registry, family = Registry(), counter("nfcore_packets_total", "Packets.", "packets", "vip")
         family.add(self.collected, vip='a"b\\c\nd')
-        registry.add([family], "nf")
+        registry.add([family])
         done(registry)
 
 
@@ -180,7 +180,7 @@ def test_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
             registry, family = Registry(), counter("nfcore_packets_total", "Packets.", "packets", "vip")
             for number in range(100_000):
                 family.add(number, vip=f"{number:0100}")
-            registry.add([family], "nf")
+            registry.add([family])
             done(registry)
 
     monkeypatch.setattr(module, "DEADLINE", 3.0)

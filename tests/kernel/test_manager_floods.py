@@ -93,8 +93,8 @@ def test_hot_flows_keep_their_rules_while_cold_ones_fill_the_table(site: Site) -
 def figures_of(world: World) -> Figures:
     """What engine and balancer count."""
     registry = Registry()
-    registry.add(world.engine.collect(), "engine")
-    registry.add(BalancerFigures(world.balancer).families(), "katran_accel")
+    registry.add(world.engine.collect())
+    registry.add(BalancerFigures(world.balancer).families())
     return Figures(registry.as_json()["metrics"])
 
 

@@ -24,7 +24,7 @@ from nfcore.plugins.stats.table import StatsTable, split_listen
 def read_back(*families: MetricFamily, exposition: Exposition | None = None) -> dict[str, dict[tuple[str, ...], float]]:
     """Sample name → values of its labels → value, as Prometheus' parser sees it."""
     registry = Registry()
-    registry.add(families, "nf")
+    registry.add(families)
     text = (exposition or Exposition()).write(registry).decode()
     found: dict[str, dict[tuple[str, ...], float]] = {}
     for family in text_string_to_metric_families(text):

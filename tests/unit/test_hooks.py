@@ -179,8 +179,8 @@ def test_collect_stats(config: Config) -> None:
     context = make_context(config, host, [])
     make_engine(context, host, {})
     registry = Registry()
-    for plugin, families in context.collect():
-        registry.add(families, plugin)
+    for _, families in context.collect():
+        registry.add(families)
     found = {metric["name"]: metric for metric in registry.as_json()["metrics"]}
     assert found["nfcore_printing_nic_sheets_total"]["samples"] == [{"labels": {"tray": "upper"}, "value": 0}]
 

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
 import logging
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from nfcore.flows import FlowBatch, FlowMatch
 from nfcore.hookspecs import API, ROLES, Asked, Hooks, hookimpl
 from nfcore.host import TRACE_VARIABLE, ExitError, Fault, PluginHost
 from nfcore.marks import MarkMeaning, StrategyInfo
-from nfcore.metrics import MetricFamily, MetricKind
+from nfcore.metrics import MetricFamily, MetricKind, gauge
 from nfcore.rules import Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.session import make_context, make_engine, set_up
 
@@ -426,6 +428,35 @@ def test_a_plugin_may_not_end_the_process(host: PluginHost, caplog: pytest.LogCa
     assert "plugin exits: on_new_flow failed: ExitError: it called sys.exit(7)" in caplog.text
 
 
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, asyncio.CancelledError, GeneratorExit])
+def test_what_only_the_interpreter_raises_does_not_end_the_event_loop(
+    host: PluginHost, raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def figures() -> Iterator[MetricFamily]:
+        raise raised
+        yield gauge("nfcore_odd", "Odd.", "")
+
+    host.register(hooked("collect_stats", [], figures), "ends")
+    host.loop_thread = threading.get_ident()
+    assert host.attempt("ends", "collect_stats") == (False, None)
+    assert f"plugin ends: collect_stats failed: ExitError: it raised {raised.__name__}" in caplog.text
+
+
+def test_an_operator_may_interrupt_a_hook_of_a_command(host: PluginHost) -> None:
+    def interrupted(context: object) -> None:
+        raise KeyboardInterrupt
+
+    host.register(hooked("diagnose", ["context"], interrupted), "long")
+    with pytest.raises(KeyboardInterrupt):
+        host.attempt("long", "diagnose", context=None)
+
+
+def test_answers_without_an_end_are_refused(host: PluginHost, caplog: pytest.LogCaptureFixture) -> None:
+    host.register(hooked("collect_stats", [], lambda: itertools.repeat(gauge("nfcore_odd", "Odd.", ""))), "endless")
+    assert host.attempt("endless", "collect_stats") == (False, None)
+    assert "as answer number 10,001; should end" in caplog.text
+
+
 def install_distribution(folder: Path, name: str, points: str, code: str = "") -> None:
     """Put a distribution where Python finds it once the folder is on its path."""
     about = folder / f"{name}-1.0.dist-info"
@@ -436,10 +467,12 @@ def install_distribution(folder: Path, name: str, points: str, code: str = "") -
 
 
 def test_a_name_of_ours_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One that is found before ours, and one that sorts behind it.
     install_distribution(tmp_path, "intruder", "softnic = intruder:Plugin\nacme = intruder:Plugin")
+    install_distribution(tmp_path, "zz_intruder", "softnic = zz_intruder:Plugin")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert PluginHost.describe("softnic").distribution == "nfcore"
-    assert PluginHost.rivals("softnic") == ["intruder", "nfcore"]
+    assert PluginHost.rivals("softnic") == ["intruder", "nfcore", "zz_intruder"]
     assert PluginHost.rivals("acme") == PluginHost.rivals("marking") == []
 
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from nfcore.hookspecs import hookimpl
 from nfcore.host import PluginHost
 from nfcore.metrics import (
     Column,
+    Distribution,
     Histogram,
     LabelSets,
     MetricFamily,
@@ -38,13 +41,19 @@ def packets(value: int, name: str = "nfcore_packets_total", unit: str = "packets
 
 
 SETS = LabelSets(["nic"], [["a"], ["b"]])
-NICS, UNEVEN = Column(SETS, np.array([1, 2])), Column(SETS, np.array([1]))
+NICS, UNEVEN, FALLING = (Column(SETS, np.array(values)) for values in ([1, 2], [1], [1, -2]))
+
+
+def took(cumulative: tuple[int, ...], sum_: float) -> MetricFamily:
+    family = histogram("nfcore_took_seconds", "Time.", "seconds")
+    family.add(Distribution((1.0,), cumulative, sum_))
+    return family
 
 
 def test_figures_of_one_name_are_one_family() -> None:
     registry = Registry()
-    registry.add([packets(1, nic="a"), packets(9, "nfcore_rules")], "first")
-    registry.add([packets(2, nic="b")], "second")
+    registry.add([packets(1, nic="a"), packets(9, "nfcore_rules")])
+    registry.add([packets(2, nic="b")])
     assert len(registry) == 2
     assert registry.as_json() == {
         "metrics": [
@@ -70,8 +79,8 @@ def test_figures_of_one_name_are_one_family() -> None:
 
 def test_a_plugins_family_is_left_as_it_was() -> None:
     registry, family = Registry(), packets(1, nic="a")
-    registry.add([family], "first")
-    registry.add([packets(2, nic="b")], "second")
+    registry.add([family])
+    registry.add([packets(2, nic="b")])
     assert len(family.samples) == 1
 
 
@@ -88,6 +97,15 @@ def test_a_plugins_family_is_left_as_it_was() -> None:
         (packets(1, "nfcore_nic_total", le="a"), "'le' is no label of ours"),
         (packets(1, "nfcore_nic_total", NIC="a"), "'NIC' is no label of ours"),
         (packets("many", "nfcore_nic_total"), "'many' is no value of a counter"),  # type: ignore[arg-type]
+        (packets(-1, "nfcore_nic_total"), "-1 is no value of a counter"),
+        (packets(math.nan, "nfcore_nic_total"), "nan is no value of a counter"),  # type: ignore[arg-type]
+        (packets(10**400, "nfcore_nic"), "1000.* is no value of a gauge"),
+        (packets(1, "nfcore_nic_total", nic="\ud800"), r"'\\ud800' is no help, unit or label value"),
+        (packets(1, "nfcore_nic_total", nic=5), "5 is no help, unit or label value"),  # type: ignore[arg-type]
+        (MetricFamily("nfcore_nic_total", MetricKind.COUNTER, "", columns=[FALLING]), "-2.0 is no value of a counter"),
+        (took((3, 2), 1.0), "Distribution.* is no value of a histogram"),
+        (took((1, 2, 3), 1.0), "Distribution.* is no value of a histogram"),
+        (took((1, 2), math.inf), "Distribution.* is no value of a histogram"),
         (MetricFamily("nfcore_nic_sum", MetricKind.GAUGE, ""), "are a histogram's own"),
         (MetricFamily("nfcore_took", MetricKind.HISTOGRAM, "", samples=[Sample(1)]), "1 is no value of a histogram"),
         (MetricFamily("nfcore_nic", MetricKind.GAUGE, "", columns=[UNEVEN]), "no value of a gauge"),
@@ -103,29 +121,28 @@ def test_a_plugins_family_is_left_as_it_was() -> None:
 )
 def test_what_breaks_a_rule_is_named(family: MetricFamily, words: str) -> None:
     registry = Registry()
-    registry.add([packets(1)], "first")
-    with pytest.raises(ValueError, match=words) as refused:
-        registry.add([family], "second")
-    assert "plugin second" in str(refused.value)
+    registry.add([packets(1)])
+    with pytest.raises(ValueError, match=words):
+        registry.add([family])
 
 
 def test_nothing_of_a_plugin_is_taken_that_breaks_a_rule() -> None:
     registry = Registry()
     with pytest.raises(ValueError, match="no metric name"):
-        registry.add([packets(1), packets(1, "packets")], "nic")
+        registry.add([packets(1), packets(1, "packets")])
     assert len(registry) == 0
 
 
 def test_columns_are_samples() -> None:
     registry = Registry()
-    registry.add([MetricFamily("nfcore_nic_total", MetricKind.COUNTER, "", columns=[NICS])], "nic")
-    registry.add([packets(3, "nfcore_nic_total", "", nic="c")], "other")
+    registry.add([MetricFamily("nfcore_nic_total", MetricKind.COUNTER, "", columns=[NICS])])
+    registry.add([packets(3, "nfcore_nic_total", "", nic="c")])
     (family,) = registry.as_json()["metrics"]
     assert [(each["labels"]["nic"], each["value"]) for each in family["samples"]] == [("c", 3), ("a", 1), ("b", 2)]
 
 
-@pytest.mark.parametrize("rows", [[["a"], ["a"]], [["a", "b"]], [[]]])
-def test_label_sets_are_checked_when_they_are_made(rows: list[list[str]]) -> None:
+@pytest.mark.parametrize("rows", [[["a"], ["a"]], [["a", "b"]], [[]], [["\ud800"]], [[5]]])
+def test_label_sets_are_checked_when_they_are_made(rows: list[list[Any]]) -> None:
     with pytest.raises(ValueError, match="label"):
         LabelSets(["nic"], rows)
 
@@ -138,7 +155,7 @@ def test_histograms_are_written_with_buckets() -> None:
     family = histogram("nfcore_took_seconds", "Time.", "seconds")
     family.add(took.read())
     registry = Registry()
-    registry.add([family], "nic")
+    registry.add([family])
     answer = json.loads(json.dumps(registry.as_json()))["metrics"]
     assert answer[0]["samples"] == [{"labels": {}, "buckets": [[0.1, 1], [1.0, 4]], "sum": 8.6, "count": 5}]
     assert total(answer, "nfcore_took_seconds") == 5
@@ -166,11 +183,23 @@ def test_what_is_left_over_never_goes_back_while_its_base_grows(steps: list[tupl
     assert begun_anew == 0
 
 
-def test_a_plugin_whose_figures_break_a_rule_is_named_and_the_others_are_there(config: Config) -> None:
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        (
+            packets(5, "nfcore_flows"),
+            "plugin odd: collect_stats gave figures that break a rule: nfcore_flows is a gauge",
+        ),
+        (MetricFamily("nfcore_odd", MetricKind.GAUGE, "", samples=[5]), "nothing can be done with: AttributeError"),  # type: ignore[list-item]
+    ],
+)
+def test_a_plugin_whose_figures_break_a_rule_is_named_and_the_others_are_there(
+    config: Config, family: MetricFamily, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
     class Odd:
         @hookimpl
         def collect_stats(self) -> Iterable[MetricFamily]:
-            return [packets(5, "nfcore_flows")]
+            return [family]
 
     host = PluginHost()
     host.register(StatsPlugin(), "stats")
@@ -181,6 +210,7 @@ def test_a_plugin_whose_figures_break_a_rule_is_named_and_the_others_are_there(c
         metrics = context.methods["stats"]({})["metrics"]
     assert total(metrics, "nfcore_flows", state="installed") == 0
     assert total(metrics, "nfcore_hook_errors_total", plugin="odd", hook="collect_stats", kind="wrong_answer") == 1
+    assert words in caplog.text
 
 
 def test_stats_answers_with_everybodys_figures(config: Config) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,12 +15,25 @@ from nfcore import watchdog
 from nfcore.flows import FlowBatch
 from nfcore.hookspecs import hookimpl
 from nfcore.host import Fault, PluginHost
+from nfcore.metrics import MetricFamily, gauge
 from nfcore.rules import Device, Outcome, Outcomes, RuleBatch
 from nfcore.watchdog import Watchdog
 
 BATCH = FlowBatch.empty(1)
 LONG = 60.0
 """Seconds that no test waits for."""
+
+
+class Figures:
+    """Does something while its figures are read, as a generator does."""
+
+    def __init__(self, what: Callable[[], Any]) -> None:
+        self._what = what
+
+    @hookimpl
+    def collect_stats(self) -> Iterator[MetricFamily]:
+        yield gauge("nfcore_odd", "Odd.", "")
+        self._what()
 
 
 class Policy:
@@ -68,6 +81,18 @@ def test_a_hook_that_blocks_the_loop_is_named_then_broken_off(
     assert "plugin blocks: on_new_flow has held up the event loop for" in caplog.text
     assert "plugin blocks: on_new_flow was broken off after" in caplog.text
     assert host.under_way == {}
+
+
+@pytest.mark.parametrize("block", [lambda: time.sleep(LONG), spin_stubbornly])
+def test_a_generator_that_blocks_the_loop_is_broken_off_like_any_hook(block: Callable[[], None]) -> None:
+    host = PluginHost()
+    host.register(Figures(block), "blocks")
+    host.register(Figures(lambda: None), "works")
+    with Watchdog(host, patience=1.0) as dog, dog.guarding():
+        answered = [name for name, _ in host.each("collect_stats")]
+    assert answered == ["works"]
+    assert host.faults["blocks", "collect_stats", Fault.BROKEN_OFF] == 1
+    assert host.times["blocks", "collect_stats"].seconds >= 1.0
 
 
 def test_a_hook_that_is_slow_is_named_and_its_answer_counts() -> None:
