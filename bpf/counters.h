@@ -3,6 +3,15 @@
  * Per-CPU counters: Katran's `stats` and `reals_stats`, and our own: `hw_accel_stats` for what marks did,
  * `vip_slow_stats` and `real_slow_stats` for what the slow path did. The fast path writes none of the last two: what it
  * sent is what is left of all that was.
+ *
+ * Where a figure is what a part leaves of a whole, a packet raises the part first and the whole afterwards:
+ *
+ *   packets of a VIP or real - those by the slow path      = by mark
+ *   all frames - ACCEL_FAST - ACCEL_SLOW                   = neither
+ *   look-ups in a connection table - misses                = hits
+ *
+ * So, whatever is under way, no whole holds a packet that its part has yet to count. Who reads the whole first and the
+ * part afterwards may find too little left, and never too much.
  */
 #pragma once
 

@@ -149,7 +149,6 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	if (vip->flags & VIP_HASH_NO_SRC_PORT)
 		key.sport = 0;
 	lru = lru_of_this_cpu();
-	count_v1(STATS_LRU);
 	if (!is_syn(packet) && !(vip->flags & VIP_LRU_BYPASS))
 		entry = lru_lookup(lru, &key);
 	if (vip->flags & VIP_HASH_DPORT_ONLY)
@@ -158,6 +157,8 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 		count_lru_miss(packet);
 		route_new_flow(packet, &key, vip, lru, &marked, &route, &report, family);
 	}
+	/* After its misses, and count_slow() before send_to_real(): see counters.h. */
+	count_v1(STATS_LRU);
 	if (!route.real)
 		return XDP_DROP;
 	judge_edge(packet, &marked, &route, &report);

@@ -110,14 +110,12 @@ def _rules(floor: Floor) -> Iterator[MetricFamily]:
 def _per_port(floor: Floor) -> Iterator[MetricFamily]:
     full = gauge("nfcore_nic_full", "1 while the NIC has no room for another rule.", "", "interface")
     refill = gauge("nfcore_refill_seconds", "How long it took to put back what vanished last.", "seconds", "interface")
-    age = gauge(
-        "nfcore_counters_age_seconds", "Age of the NIC's counters as they were read last.", "seconds", "interface"
-    )
+    age = gauge("nfcore_counters_age_seconds", "Age of the NIC's counters, of the oldest.", "seconds", "interface")
     for port in floor.ports.values():
         full.add(int(port.full), interface=port.name)
         refill.add(port.refill_seconds, interface=port.name)
         if port.accelerated:
-            age.add(floor.clock() - port.counted, interface=port.name)
+            age.add(port.counters_age(floor.clock()), interface=port.name)
     yield from (full, refill, age)
 
 

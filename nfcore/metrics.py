@@ -167,6 +167,9 @@ def total(metrics: Iterable[Mapping[str, Any]], name: str, **labels: str) -> flo
 class Ratchet:
     """Keeps a counter from going back that is the difference of others, which are not read at one instant.
 
+    What was too much once stays so: read the base first and the others after it, of which none may count later than
+    the base does. Then a difference is too small, if anything, and grows to what it should be.
+
     When what it is derived from goes back, counting has begun anew, and so does the counter.
     """
 
@@ -182,3 +185,8 @@ class Ratchet:
         held: NDArray[np.int64] = np.where(base < before, np.maximum(value, 0), np.maximum(value, largest))
         self._last[key] = held, base
         return held
+
+    def forget(self, key: str, rows: Sequence[int]) -> None:
+        """Let the counters of these rows begin anew, whatever the largest under `key` was."""
+        for kept in self._last.get(key, ()):
+            kept[list(rows)] = 0

@@ -30,8 +30,10 @@ class Port:
     budget: TokenBucket
     polling: bool = False
     next_poll: float = 0.0
-    counted: float = 0.0
-    """When the counters were read last."""
+    polled: float = 0.0
+    """When the backends were asked last for their counters, whatever they answered."""
+    counted: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """When each backend, by index, was asked last for its counters and gave them."""
     full: bool = False
     """The NIC has refused a rule for want of room, and none has fitted since."""
     spare: int = 0
@@ -47,7 +49,7 @@ class Port:
     """The link has changed: what the NIC can do has to be found out again."""
     probing: bool = False
     meter: Meter = field(default_factory=lambda: Meter(0))
-    """What the NIC's rules have counted; as many backends as there are once they have been probed."""
+    """What the NIC's rules have counted."""
     table_sizes: dict[str, int] = field(default_factory=dict)
     """Rules that fit, by backend, where one says so."""
     blind: Sequence[int] = ()
@@ -70,6 +72,15 @@ class Port:
     def accelerated(self) -> bool:
         """Whether any backend takes rules here."""
         return bool(self.backends.device.backends)
+
+    def begin_counting(self, now: float) -> None:
+        """Count for as many backends as there are once they have been probed."""
+        backends = len(self.backends.device.backends)
+        self.meter, self.counted = Meter(backends), np.full(backends, now)
+
+    def counters_age(self, now: float) -> float:
+        """Seconds since the counters were read, of the backend that has been silent for longest."""
+        return float(now - self.counted.min(initial=now))
 
     def room(self, now: float) -> int:
         """How many rules are worth sending now."""
@@ -110,7 +121,7 @@ class Port:
 
     def look_soon(self, now: float, least: float = 0.0) -> None:
         """Read the counters at once, but not within `least` seconds of the last time."""
-        self.next_poll = min(self.next_poll, max(now, self.counted + least))
+        self.next_poll = min(self.next_poll, max(now, self.polled + least))
 
     def unsupported(self, batch: FlowBatch) -> NDArray[np.bool_]:
         """Rows whose rules no backend of the device takes, as it has said before."""

@@ -118,7 +118,8 @@ class Retirement:
         idle = silence >= self._patience(port)
         self.end(held[idle], Reason.IDLE)
         self._replace(port, held[~idle])
-        port.counted = asked
+        port.polled = asked
+        port.counted[dump.answered] = asked
 
     def _accounted_for(self, port: Port, dump: Dump) -> NDArray[np.bool_]:
         """Rules of ours that belong to flows which are on their way to the NIC, in it, or on their way out."""
@@ -143,10 +144,11 @@ class Retirement:
         packets = rows["packets"]
         # A counter that is less than it was is another rule's, or began anew: what it shows is what is new.
         grown = np.where(packets >= before, packets - before, packets).astype(np.float64)
-        interval = max(asked - port.counted, SHORTEST_POLL)
+        counted = port.counted[table.backend[slots]]
+        interval = np.maximum(asked - counted, SHORTEST_POLL)
         rates = grown / interval
         # Two dumps tell a rate when the counter had begun to move by the first. Until then the slow path's stands.
-        settled = port.counted - table.since[slots] - self._floor.offload.counter_lag
+        settled = counted - table.since[slots] - self._floor.offload.counter_lag
         average = np.where(settled < interval, rates, (table.rate[slots] + rates) / 2)
         table.rate[slots] = np.where(settled >= 0, average, table.rate[slots])
         table.seen[slots[packets != before]] = self._floor.clock()
@@ -221,7 +223,9 @@ class Retirement:
         # Of rules that count nothing it is not known who deserves a place more.
         installed = installed[~np.isin(table.backend[installed], port.blind)]
         # Only of those that two dumps have told the rate.
-        installed = installed[port.counted - table.since[installed] >= floor.offload.counter_lag]
+        installed = installed[
+            port.counted[table.backend[installed]] - table.since[installed] >= floor.offload.counter_lag
+        ]
         waiting = table.slots_in(FlowState.WAITING)
         waiting = waiting[table.flow["ifindex"][waiting] == port.ifindex]
         # Places that are being vacated already are for the first of them.

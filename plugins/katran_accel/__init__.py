@@ -55,7 +55,11 @@ class KatranAccelPlugin:
         """Change VIPs, reals, weights and the gateway while packets flow."""
         table = config.sections[NAME]
         assert isinstance(table, KatranTable)  # config_section() said so
-        return self._running.reconfigure(config, table)
+        try:
+            return self._running.reconfigure(config, table)
+        finally:
+            if self._figures is not None:
+                self._figures.follow()
 
     @hookimpl
     def teardown(self) -> None:

@@ -16,6 +16,7 @@ from .balancer import Balancer
 from .inventory import Inventory
 
 Counts = NDArray[np.uint64]
+IPV6_HEADER = 40
 _SLOT, _ACCEL = lay.StatsSlot, lay.AccelCounter
 
 
@@ -36,25 +37,35 @@ def _summed(balancer: Balancer, name: str, entries: int) -> NDArray[np.void]:
 
 @dataclass
 class _Readings:
-    """All counters, read one after the other: derived ones may differ by what was under way."""
+    """All counters, in the order in which they are read: wholes first, then the parts to be taken from them.
 
-    slow: NDArray[np.void]
-    """`vip_slow_stats`. Read before `stats`, so that what is left of those was sent by mark."""
-    reals_slow: NDArray[np.void]
-    """`real_slow_stats`; read before `reals_stats`, likewise."""
-    accel: Counts
+    A packet raises the part before the whole (bpf/counters.h). A whole that has been read holds no packet that its
+    part, read later, lacks: what is left is never too much. What is too little, for the packets in between, comes with
+    the next reading; too much would stay for ever, since a counter must not go back.
+    """
+
     stats: NDArray[np.void]
     reals: NDArray[np.void]
+    slow: NDArray[np.void]
+    """`vip_slow_stats`, parts of the VIPs' packets in `stats`."""
+    reals_slow: NDArray[np.void]
+    """`real_slow_stats`, parts of `reals`."""
+    accel: Counts
+    """Of it `FAST` and `SLOW` are parts of all frames in `stats`."""
+    misses: int
+    """Part of the look-ups in `stats`, where its place is beside them: read once more."""
 
     @classmethod
     def take(cls, balancer: Balancer) -> _Readings:
         reals = max(balancer.inventory.reals.values(), default=0) + 1
+        # Python evaluates them in this order.
         return cls(
+            stats=_summed(balancer, "stats", 2 * lay.MAX_VIPS),
+            reals=_summed(balancer, "reals_stats", reals),
             slow=_summed(balancer, "vip_slow_stats", lay.MAX_VIPS),
             reals_slow=_summed(balancer, "real_slow_stats", reals),
             accel=accel_counters(balancer),
-            stats=_summed(balancer, "stats", 2 * lay.MAX_VIPS),
-            reals=_summed(balancer, "reals_stats", reals),
+            misses=int(balancer.maps["stats"].read_slice(_SLOT.LRU, 1)["v2"].sum()),
         )
 
     def v1(self, slot: lay.StatsSlot) -> int:
@@ -79,6 +90,8 @@ class _Names:
     vip_paths: LabelSets
     """All VIPs by the fast path, then all by the slow one."""
     vip_numbers: NDArray[np.int64]
+    uncounted: NDArray[np.uint64]
+    """Bytes of the IP header that the maps leave out, as Katran's do: those of IPv6."""
     reals: LabelSets
     real_paths: LabelSets
     real_numbers: NDArray[np.int64]
@@ -92,6 +105,9 @@ class _Names:
             LabelSets(["vip"], [[vip] for vip in vips]),
             LabelSets(["vip", "path"], [[vip, path] for path in ("fast", "slow") for vip in vips]),
             np.array(list(inventory.vips), dtype=np.int64),
+            np.array(
+                [IPV6_HEADER if vip.address.version == 6 else 0 for vip in inventory.vips.values()], dtype=np.uint64
+            ),
             LabelSets(["real"], [[real] for real in reals]),
             LabelSets(["real", "path"], [[real, path] for path in ("fast", "slow") for real in reals]),
             np.array(list(inventory.reals.values()), dtype=np.int64),
@@ -104,7 +120,15 @@ class BalancerFigures:
     def __init__(self, balancer: Balancer) -> None:
         self._balancer = balancer
         self._ratchet = Ratchet()
-        self._written: _Names | None = None
+        self._names = _Names.of(balancer.inventory)
+        """Of the VIPs and reals that there are."""
+
+    def follow(self) -> None:
+        """Go on with the VIPs and reals that a reload has left. A number that was given anew counts from 0."""
+        before, now = self._names.inventory, self._balancer.inventory
+        self._ratchet.forget("vip", list(now.vips.keys() - before.vips.keys()))
+        self._ratchet.forget("real", list(set(now.reals.values()) - set(before.reals.values())))
+        self._names = _Names.of(now)
 
     def families(self) -> Iterator[MetricFamily]:
         """Give all figures of the balancer."""
@@ -130,13 +154,15 @@ class BalancerFigures:
     def _per_vip(self, now: _Readings) -> Iterator[MetricFamily]:
         names = self._names
         packets = now.stats["v1"][: lay.MAX_VIPS]
+        sent = packets[names.vip_numbers]
+        ip_bytes = now.stats["v2"][names.vip_numbers] + sent * names.uncounted
         for what, unit, text, values in (
-            ("packets", "packets", "Packets sent for a VIP.", packets),
-            ("bytes", "bytes", "Bytes sent for a VIP, of its IP packets.", now.stats["v2"]),
-            ("new_flows", "flows", "Flows of a VIP that its ring has routed.", now.slow["v2"]),
+            ("packets", "packets", "Packets sent for a VIP.", sent),
+            ("bytes", "bytes", "Bytes sent for a VIP, of its IP packets.", ip_bytes),
+            ("new_flows", "flows", "Flows of a VIP that its ring has routed.", now.slow["v2"][names.vip_numbers]),
         ):
             family = counter(f"nfcore_vip_{what}_total", text, unit, "vip")
-            family.columns.append(Column(names.vips, values[names.vip_numbers]))
+            family.columns.append(Column(names.vips, values))
             yield family
         paths = counter("nfcore_vip_path_packets_total", "Packets sent for a VIP, by path.", "packets", "vip", "path")
         by_path = self._by_path("vip", packets, now.slow["v1"], names.vip_numbers)
@@ -147,7 +173,7 @@ class BalancerFigures:
         names = self._names
         for what, unit, text, values in (
             ("packets", "packets", "Packets sent to a real.", now.reals["v1"]),
-            ("bytes", "bytes", "Bytes sent to a real, of its IP packets.", now.reals["v2"]),
+            ("bytes", "bytes", "Bytes sent to a real, of its IP packets without IPv6 headers.", now.reals["v2"]),
             ("new_flows", "flows", "Flows that a ring has routed to a real.", now.reals_slow["v2"]),
         ):
             family = counter(f"nfcore_real_{what}_total", text, unit, "real")
@@ -164,19 +190,11 @@ class BalancerFigures:
         by_mark = self._ratchet.hold(key, packets, slow)
         return np.concatenate([by_mark[numbers], slow[numbers].astype(np.int64)])
 
-    @property
-    def _names(self) -> _Names:
-        """Of the VIPs and reals that there are; written down anew after a reload."""
-        if self._written is None or self._written.inventory is not self._balancer.inventory:
-            self._written = _Names.of(self._balancer.inventory)
-        return self._written
-
     def _tables(self, now: _Readings) -> Iterator[MetricFamily]:
         """Connection tables and rings."""
         lookups = counter("nfcore_lru_lookups_total", "Look-ups in the connection tables.", "packets", "result")
-        asked, misses = now.v1(_SLOT.LRU), now.v2(_SLOT.LRU)
-        lookups.add(self._left_over("hits", asked, misses), result="hit")
-        lookups.add(misses, result="miss")
+        lookups.add(self._left_over("hits", now.v1(_SLOT.LRU), now.misses), result="hit")
+        lookups.add(now.misses, result="miss")
         kinds = counter("nfcore_lru_tcp_misses_total", "TCP packets of flows that were in no table.", "packets", "kind")
         kinds.add(now.v1(_SLOT.TCP_MISS), kind="syn")
         kinds.add(now.v2(_SLOT.TCP_MISS), kind="established")

@@ -169,8 +169,9 @@ def flows(count: int, vip: str = WEB) -> list[bytes]:
     return [make("198.18.1.2", vip, sport=30_000 + number) for number in range(count)]
 
 
-def figure(bench: Bench, name: str, **labels: str) -> float:
-    (family,) = [family for family in BalancerFigures(bench.balancer).families() if family.name == name]
+def figure(bench: Bench | BalancerFigures, name: str, **labels: str) -> float:
+    figures = bench if isinstance(bench, BalancerFigures) else BalancerFigures(bench.balancer)
+    (family,) = [family for family in figures.families() if family.name == name]
     return sum(s.value for s in family.everything() if labels.items() <= s.labels.items())
 
 
@@ -390,6 +391,31 @@ def test_numbers_rest_and_a_comeback_revives_no_old_mark(tmp_path: Path, strateg
         assert b.count(AccelCounter.STALE) - stale == 1
         assert int(b.balancer.maps["vip_map_by_id"].mmap()["generation"][0]) > old["vip_generation"]
         assert int(b.balancer.maps["hw_accel_reals"].mmap()[1]) > old["real_generation"]
+
+
+def test_what_comes_back_begins_its_figures_anew(tmp_path: Path, strategy: str) -> None:
+    """Also when nobody has asked for figures meanwhile, and more has come since than had before."""
+    now = [100.0]
+    with bench(tmp_path, BOTH, strategy, clock=lambda: now[0]) as b:
+        frame = next(frame for frame in flows(60) if b.to(frame) == A)
+        b.forget()
+        b.balancer.read_events(100)
+        mark = b.mark(frame)
+        figures = BalancerFigures(b.balancer)
+        for _ in range(3):
+            b.send(frame, mark)
+        assert figure(figures, "nfcore_vip_path_packets_total", path="fast") == 3
+        total = figure(figures, "nfcore_packets_total")
+        for vips in ({(DNS, 53, "udp"): [D]}, BOTH):
+            b.reload(vips)
+            figures.follow()
+            now[0] += 10
+        for _ in range(200):
+            b.send(frame)
+        for kind in ("vip", "real"):
+            assert figure(figures, f"nfcore_{kind}_path_packets_total", path="fast") == 0
+            assert figure(figures, f"nfcore_{kind}_path_packets_total", path="slow") == 200
+        assert figure(figures, "nfcore_packets_total") == total + 200
 
 
 def snapshot(b: Bench) -> dict[str, bytes]:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -155,6 +156,34 @@ def test_counters_that_cannot_be_read_age_nothing(make: Callable[..., World]) ->
     assert len(world.nics["best"].rules) == 1
     assert len(world.nics["second"].rules) == 0
     assert world.host.errors["best", "dump_offload"] == 2
+
+
+@pytest.mark.parametrize("silence", ["raises", "answers nothing"])
+def test_counters_grow_old_while_any_backend_keeps_silent(make: Callable[..., World], silence: str) -> None:
+    world = make("flow-id", best=1, second=1)
+    world.start()
+    world.report(1001)
+    world.pass_time(IDLE / 4)
+    assert counters_age(world) == 0
+    nic = world.nics["best"]
+    nic.broken, nic.silent = ("dump_offload", False) if silence == "raises" else ("", True)
+    for _ in range(10):
+        world.pass_time(IDLE / 4)
+    assert counters_age(world) == 10 * IDLE / 4
+    nic.broken, nic.silent = "", False
+    nic.hits[next(iter(nic.rules))] = 300
+    world.pass_time(IDLE / 4)
+    assert counters_age(world) == 0
+    # What has come in all that time came no faster than that.
+    (slot,) = world.engine.table.slots_in(FlowState.INSTALLED)
+    assert world.engine.table.rate[slot] == pytest.approx(300 / (11 * IDLE / 4))
+
+
+def counters_age(world: World) -> float:
+    (family,) = [each for each in world.engine.collect() if each.name == "nfcore_counters_age_seconds"]
+    ((labels, age),) = [(sample.labels, sample.value) for sample in family.samples]
+    assert labels == {"interface": "eth1"}
+    return cast("float", age)
 
 
 def test_a_slot_that_is_used_again_does_not_inherit_counters(make: Callable[..., World]) -> None:
