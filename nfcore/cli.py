@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from dataclasses import asdict
@@ -11,14 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table as RichTable
 
 from .daemon_commands import JsonOption
 from .daemon_commands import app as daemon_commands
 from .errors import NfcoreError
 from .logs import Format, Level, say, set_up_logging
+from .printable import json_text
 from .scaffold import Kind, make_skeleton, write_skeleton
-from .terminal import show
+from .streams import prepare_streams
+from .terminal import Table, show
 from .version import __version__
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ SetOption = Annotated[
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"nfcore {__version__}")
+        print(f"nfcore {__version__}")
         raise typer.Exit
 
 
@@ -106,13 +106,13 @@ def check(
     """
     loaded, _ = _load(config, overrides)
     if as_json:
-        typer.echo(json.dumps(loaded.resolved()))
+        print(json_text(loaded.resolved()))
     elif resolved:
         from .config import write_toml  # noqa: PLC0415
 
-        typer.echo(write_toml(loaded.resolved()), nl=False)
+        print(write_toml(loaded.resolved()), end="")
     else:
-        typer.echo(f"{config}: no mistakes found")
+        print(f"{config}: no mistakes found")
 
 
 @app.command()
@@ -140,18 +140,18 @@ def plugins(
     hooks = list(calling_order(host, loaded)) if verbose else []
     if as_json:
         calls = {"hooks": [asdict(hook) for hook in hooks]} if verbose else {}
-        typer.echo(json.dumps({"plugins": [asdict(row) for row in rows]} | calls))
+        print(json_text({"plugins": [asdict(row) for row in rows]} | calls))
         return
-    table = RichTable("plugin", "version", "distribution", "source", "hooks")
+    table = Table("plugin", "version", "distribution", "source", "hooks")
     for row in rows:
         answered = ", ".join(row.hooks) if row.error is None else f"cannot be loaded: {row.error}"
         table.add_row(row.name, row.version, row.distribution, row.source, answered)
     show(table)
     for row in rows:
         for remark in row.remarks:
-            typer.echo(remark)
+            print(remark)
     if verbose:
-        table = RichTable("hook", "called on", "runs on", "order")
+        table = Table("hook", "called on", "runs on", "order")
         for hook in hooks:
             table.add_row(hook.hook, hook.asked, hook.runs, "\n".join(hook.order) or "nobody")
         show(table)
@@ -172,12 +172,12 @@ def cleanup(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOp
     require_root("cleanup")
     lines = clean(loaded, host)
     if as_json:
-        typer.echo(json.dumps({"removed": lines}))
+        print(json_text({"removed": lines}))
         return
     for line in lines:
-        typer.echo(line)
+        print(line)
     if not lines:
-        typer.echo("nothing was left")
+        print("nothing was left")
 
 
 @app.command()
@@ -210,9 +210,9 @@ def doctor(
         findings += [*examine_machine(), *examine(loaded, host)]
     faulty = any(finding.status is Status.FAULT for finding in findings)
     if as_json:
-        typer.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}))
+        print(json_text({"findings": [asdict(finding) for finding in findings]}))
     else:
-        table = RichTable("", "what", "found", "what to do")
+        table = Table("", "what", "found", "what to do")
         for finding in findings:
             table.add_row(str(finding.status), finding.what, finding.found, finding.advice)
         show(table)
@@ -253,9 +253,9 @@ def trace(
     require_root("trace")
     traced = run_trace(loaded, host, packets)
     if as_json:
-        typer.echo(json.dumps({"packets": [packet.as_json() for packet in traced]}))
+        print(json_text({"packets": [packet.as_json() for packet in traced]}))
         return
-    table = RichTable("#", "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out", "why")
+    table = Table("#", "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out", "why")
     for number, (given, packet) in enumerate(zip(packets, traced, strict=True), 1):
         result = packet.trace
         cells = (result.vip, result.real, given.mark or None, packet.mark_allocated)
@@ -331,11 +331,11 @@ def new_plugin(
     if as_json:
         row = {"name": skeleton.name, "kind": kind.value, "distribution": skeleton.distribution}
         row |= {"module": skeleton.module, "folder": str(folder.resolve())}
-        typer.echo(json.dumps(row | {"files": [str(path.relative_to(folder.resolve())) for path in written]}))
+        print(json_text(row | {"files": [str(path.relative_to(folder.resolve())) for path in written]}))
         return
     for path in written:
-        typer.echo(str(folder / path.relative_to(folder.resolve())))
-    typer.echo(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && nfcore check example.toml")
+        print(str(folder / path.relative_to(folder.resolve())))
+    print(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && nfcore check example.toml")
 
 
 app.registered_commands += daemon_commands.registered_commands
@@ -384,15 +384,18 @@ def _command_name(registered: Any) -> str:
 def main() -> None:
     """Entry point: errors become text and an exit status."""
     try:
-        _add_plugin_commands()
-        app()
+        prepare_streams()
+        try:
+            _add_plugin_commands()
+            app()
+        finally:
+            sys.stdout.flush()
     except NfcoreError as error:
         say(logging.ERROR, f"error: {error}")
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()
         sys.exit(141)
 
 

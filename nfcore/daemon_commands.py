@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table as RichTable
 
-from .terminal import show
+from .printable import json_text, printable
+from .terminal import Table, show
 
 DEFAULT_SOCKET = "/run/nfcore/nfcore.sock"
 
@@ -81,6 +81,18 @@ def _ask(config: Path | None, socket: Path | None, method: str, **parameters: An
     return request(find_socket(config, socket), method, timeout=30.0, **parameters)
 
 
+def ask_figures(ask: Callable[[], Any], socket: Path) -> Any:
+    """Ask what the stats plugin answers; HostError says so when the daemon at `socket` goes without it."""
+    from .errors import HostError, NfcoreError  # noqa: PLC0415
+
+    try:
+        return ask()
+    except NfcoreError as error:
+        if not str(error).startswith("no method "):
+            raise
+        raise HostError(f'the daemon at {socket} has no figures: add "stats" to [nf] plugins') from None
+
+
 def find_socket(config: Path | None, socket: Path | None) -> Path:
     """Say where the daemon listens: as told, as the TOML has it, or where it is by default."""
     if socket is not None:
@@ -96,33 +108,76 @@ def _socket_of(config: Path) -> str:
 
 
 @app.command()
-def stats(config: OptionalConfig = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
+def stats(
+    config: OptionalConfig = None,
+    match: Annotated[
+        str, typer.Option(help="Only figures that have each of these words in their name or labels (reason=idle).")
+    ] = "",
+    socket: SocketOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Print the running daemon's figures.
+
+    In JSON, a value that is no number is a text: "NaN", "+Inf" or "-Inf".
 
     Examples:
 
       nfcore stats
 
+      nfcore stats lb.toml --match "real_packets 198.18.20.11"
+
       nfcore stats examples/demo.toml --json
     """
-    figures = _ask(config, socket, "stats")
+    place = find_socket(config, socket)
+    metrics = _chosen(ask_figures(lambda: _ask(None, place, "stats"), place)["metrics"], match.split())
     if as_json:
-        typer.echo(json.dumps(figures))
+        print(json_text({"metrics": metrics}))
         return
-    table = RichTable("figure", "labels", "value", "unit")
-    for metric in figures["metrics"]:
+    table = Table("figure", "labels", "value", "unit")
+    for metric in metrics:
         for sample in metric["samples"]:
-            labels = ", ".join(f"{key}={value}" for key, value in sample["labels"].items())
-            table.add_row(metric["name"], labels, _figure(sample), metric["unit"])
+            table.add_row(metric["name"], printable(_labels(sample)), _figure(sample), metric["unit"])
     show(table)
 
 
-def _figure(sample: dict[str, Any]) -> str:
+def _chosen(metrics: list[dict[str, Any]], words: list[str]) -> list[dict[str, Any]]:
+    """Leave out samples in whose name and labels a word is missing, and then families without samples that are not
+    meant by their name alone.
+    """
+
+    def has_all(text: str) -> bool:
+        return all(word in text for word in words)
+
+    chosen = []
+    for metric in metrics:
+        name = metric["name"]
+        samples = [sample for sample in metric["samples"] if has_all(f"{name} {_labels(sample)}")]
+        if samples or has_all(name):
+            chosen.append({**metric, "samples": samples})
+    return chosen
+
+
+def _labels(sample: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sample["labels"].items())
+
+
+def _figure(sample: Mapping[str, Any]) -> str:
     """One figure for a person; of a histogram, how many there were and their average."""
     if "value" in sample:
-        return f"{sample['value']:,}"
-    average = sample["sum"] / sample["count"] if sample["count"] else 0.0
-    return f"{sample['count']:,}, on average {average:.3g}"
+        return _number(sample["value"])
+    try:
+        average = sample["sum"] / sample["count"] if sample["count"] else 0.0
+    except (TypeError, OverflowError):
+        return _number(sample["count"])
+    return f"{_number(sample['count'])}, on average {average:.3g}"
+
+
+def _number(value: Any) -> str:
+    """Write whatever a plugin takes for a number."""
+    try:
+        return f"{value:,}"
+    except (TypeError, ValueError):
+        return str(value)
 
 
 @app.command()
@@ -136,6 +191,7 @@ def flows(
         str, typer.Option(help="An address, prefix or address:port, or part of the name of a VIP, real or reason.")
     ] = "",
     sort: Annotated[SortKey, typer.Option(help="The largest first; age: the oldest.")] = SortKey.RATE,
+    reverse: Annotated[bool, typer.Option("--reverse", "-r", help="The smallest first; age: the youngest.")] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many to list.")] = 50,
     socket: SocketOption = None,
     as_json: JsonOption = False,
@@ -149,20 +205,21 @@ def flows(
       nfcore flows lb.toml --match 198.18.1.0/24 --json
     """
     states = [str(each) for each in state or ()]
-    answer = _ask(config, socket, "flows", states=states, match=match, sort=str(sort), limit=limit)
+    wanted = {"states": states, "match": match, "sort": str(sort), "reverse": reverse, "limit": limit}
+    answer = _ask(config, socket, "flows", **wanted)
     if as_json:
-        typer.echo(json.dumps(answer))
+        print(json_text(answer))
         return
-    table = RichTable("flow", "state", "why", "real", "mark", "packets/s", "in hardware", "since")
+    table = Table("flow", "state", "why", "real", "mark", "packets/s", "in hardware", "since")
     for row in answer["flows"]:
         known = [row["flow"], row["state"], row["reason"] or "", row.get("real", ""), row["mark"] or "–"]
         figures = [f"{row['rate']:,.1f}", f"{row['hardware_packets']:,}", f"{row['since_seconds']:,.1f} s"]
         table.add_row(*map(str, known), *figures)
     show(table)
     counts = ", ".join(f"{number:,} {name}" for name, number in answer["states"].items())
-    typer.echo(f"{len(answer['flows']):,} of {answer['matching']:,} matching flows; in all {counts}")
+    print(f"{len(answer['flows']):,} of {answer['matching']:,} matching flows; in all {counts}")
     if not answer["offload"]:
-        typer.echo("offloading is switched off: nfcore offload on")
+        print("offloading is switched off: nfcore offload on")
 
 
 @app.command()
@@ -182,14 +239,14 @@ def explain(
     """
     answer = _ask(config, socket, "explain", flow=_checked(flow))
     if as_json:
-        typer.echo(json.dumps(answer))
+        print(json_text(answer))
         return
-    typer.echo(f"{answer['flow']}: {'in hardware' if answer['in_hardware'] else 'not in hardware'}")
+    print(f"{answer['flow']}: {'in hardware' if answer['in_hardware'] else 'not in hardware'}")
     if answer["why"]:
-        typer.echo(f"  {answer['why']}")
+        print(f"  {printable(answer['why'])}")
     for row in answer["found"]:
         for line in _lines(row):
-            typer.echo(f"  {line}")
+            print(f"  {printable(line)}")
 
 
 def _checked(flow: str) -> str:
@@ -294,11 +351,11 @@ def offload(
     """
     answer = _ask(config, socket, "offload", on=switch is Switch.ON)
     if as_json:
-        typer.echo(json.dumps(answer))
+        print(json_text(answer))
     elif answer["on"]:
-        typer.echo("offloading is on: flows get rules as they are reported")
+        print("offloading is on: flows get rules as they are reported")
     else:
-        typer.echo(f"offloading is off: {answer['rules_removed']:,} flows go back to the slow path")
+        print(f"offloading is off: {answer['rules_removed']:,} flows go back to the slow path")
 
 
 @app.command()
@@ -313,10 +370,10 @@ def reload(config: OptionalConfig = None, socket: SocketOption = None, as_json: 
     """
     answer = _ask(config, socket, "reload")
     if as_json:
-        typer.echo(json.dumps(answer))
+        print(json_text(answer))
     elif answer["changed"]:
         ended = answer["flows_ended"]
         changed = ", ".join(answer["changed"])
-        typer.echo(f"{answer['source']}: changed: {changed}; {ended:,} accelerated flows ended")
+        print(f"{answer['source']}: changed: {changed}; {ended:,} accelerated flows ended")
     else:
-        typer.echo(f"{answer['source']}: nothing has changed")
+        print(f"{answer['source']}: nothing has changed")

@@ -36,6 +36,7 @@ from .host import PluginHost
 from .intake import Intake
 from .ledger import Ledger
 from .links import LinkChange
+from .logs import ORDERS
 from .markdesk import MarkDesk
 from .metrics import MetricFamily
 from .port import Port
@@ -45,6 +46,7 @@ from .rules import Capabilities, RuleBatch
 from .worker import Backends, Worker
 
 log = logging.getLogger(__name__)
+orders = logging.getLogger(ORDERS)
 
 READ_LIMIT = 16_384
 """Reports taken from an NF at a time: some milliseconds of work, so that nothing else waits for long."""
@@ -55,8 +57,8 @@ SWITCH = "offload_off"
 COUNTED = "counted"
 """Name of the note of what rules have counted: the run after one that was killed goes on from there."""
 NOTE_INTERVAL = 0.2
-"""Seconds between two such notes, at least. A kill loses what rules that ended since the last one had counted; with
-thousands of VIPs and reals to note beside it, one takes a millisecond."""
+"""Seconds between two such notes, at least, and two looks at what the log owes. A kill loses what rules that ended
+since the last note had counted; with thousands of VIPs and reals to note beside it, one takes a millisecond."""
 
 
 class Links(Protocol):
@@ -274,6 +276,12 @@ class Engine:
         if self.floor.clock() >= self._next_note:
             self._next_note = self.floor.clock() + NOTE_INTERVAL
             self._note_counts()
+            self._say_repeats()
+
+    def _say_repeats(self, *, all_of_them: bool = False) -> None:
+        """Log how often what was said lately was true once more, also when it is not any more."""
+        self.ledger.say_repeats(all_of_them=all_of_them)
+        self.host.say_repeats(all_of_them=all_of_them)
 
     def _probe_again(self, port: Port) -> None:
         """Find out what a NIC whose link has changed can do now."""
@@ -306,6 +314,7 @@ class Engine:
         if on:
             self.context.state.forget(SWITCH)
             self.floor.events.note(EventKind.SWITCH, "offloading is switched on")
+            orders.info("offloading is switched on")
             refused = self.table.slots_in(FlowState.REFUSED)
             refused = refused[self.table.reason[refused] == Reason.SWITCHED_OFF]
             # So that they are reported anew: after a long time their next report would be far away.
@@ -317,7 +326,7 @@ class Engine:
         )
         self._retirement.end(self.table.slots_in(*ACTIVE), Reason.SWITCHED_OFF)
         self.context.state.remember(SWITCH, 1)
-        log.warning("offloading is switched off: %d flows go back to the slow path", rules)
+        orders.warning("offloading is switched off: %d flows go back to the slow path", rules)
         return rules
 
     def apply(self, config: Config, gone: Mapping[str, NDArray[np.uint64]]) -> int:
@@ -338,6 +347,7 @@ class Engine:
 
     def remove_all(self) -> None:
         """Queue the removal of every rule: the last thing that the workers do. The next run finds nothing of this."""
+        self._say_repeats(all_of_them=True)
         self.context.state.forget(FINGERPRINT)
         self.context.state.forget(COUNTED)
         slots = self.table.slots_in(FlowState.INSTALLED, FlowState.PENDING)

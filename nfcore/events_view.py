@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import select
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from .config import parse_duration
 from .control import Client, EndedError
 from .errors import ConfigError, Problem
+from .printable import json_text, printable
 
 FOLLOWED_FROM = 10
 """Events that a follower is shown of the past, as by `journalctl -f`."""
@@ -57,7 +57,7 @@ def parse_since(text: str, now: float) -> float:
     in local time unless it has an offset. ConfigError when it is none of those.
     """
     try:
-        return now - parse_duration(text)
+        return max(0.0, now - parse_duration(text))
     except ValueError:
         pass
     today = datetime.fromtimestamp(now).date().isoformat()
@@ -76,7 +76,7 @@ def show_events(socket: Path, wanted: Wanted, *, follow: bool, as_json: bool) ->
         if answer["lost"]:
             print(f"{answer['lost']:,} events came too fast and were lost", file=sys.stderr, flush=True)
         for event in answer["events"]:
-            print(as_line(event) if not as_json else as_json_line(event))
+            print(as_json_line(event) if as_json else printable(as_line(event)))
         sys.stdout.flush()
         if _reader_is_gone():
             raise BrokenPipeError(errno.EPIPE, "nobody reads what is written")
@@ -116,7 +116,7 @@ def ask(socket: Path, wanted: Wanted, *, follow: bool) -> Iterator[dict[str, Any
 def as_json_line(event: dict[str, Any]) -> str:
     """Write an event as a JSON object; its time is UTC, as ISO 8601 has it."""
     stamp = datetime.fromtimestamp(event["time"], UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return json.dumps(event | {"time": stamp})
+    return json_text(event | {"time": stamp})
 
 
 def as_line(event: dict[str, Any]) -> str:

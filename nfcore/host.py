@@ -259,10 +259,17 @@ class PluginHost:
             self.faults[plugin, hook, fault] += 1
             # Figures differ from one fault of a kind to the next.
             kind = "".join(" " if letter.isdigit() else letter for letter in words)
-            times = self._said.admit((plugin, hook, kind))
+            times = self._said.admit((plugin, hook, kind), f"plugin {plugin}: {hook} {words}")
         if times is not None:
             log.error("plugin %s: %s %s", plugin, hook, with_count(words, times))
         log.debug("plugin %s: %s %s", plugin, hook, words, exc_info=error)
+
+    def say_repeats(self, *, all_of_them: bool = False) -> None:
+        """Log how often faults were not said that came again in an interval which is over; all: in any."""
+        with self._books:
+            due = self._said.overdue(all_of_them=all_of_them)
+        for words, times in due:
+            log.error("%s", with_count(str(words), times))
 
     def _note(self, call: Call) -> None:
         took = time.monotonic() - call.began

@@ -24,13 +24,13 @@ from .reasons import Reason, reason_sentence, reason_word
 MOST_FLOWS = 10_000
 """In one answer."""
 SORT_KEYS = {
-    "rate": ("rate",),
+    "rate": (),
     "packets": ("packets", "past_packets"),
     "bytes": ("bytes", "past_bytes"),
     "age": ("since",),
     "mark": ("mark",),
 }
-"""Columns whose sum the flows are sorted by."""
+"""Columns whose sum the flows are sorted by; rate: by what :func:`rates_now` gives."""
 _SHOWN = (FlowState.INSTALLED, FlowState.PENDING, FlowState.WAITING, FlowState.DRAINING, FlowState.REFUSED)
 _HELD = (FlowState.INSTALLED, FlowState.DRAINING)
 """States in which a backend holds the rule."""
@@ -42,10 +42,13 @@ def list_flows(
     states: list[str] | None = None,
     match: str = "",
     sort: str = "rate",
+    reverse: bool = False,
     limit: int = 50,
 ) -> dict[str, Any]:
-    """List flows, the first by `sort`. `match`: an address, a prefix, ``address:port``, or a part of the name of a
-    VIP, a real, an interface, a backend or a reason; of several words each has to apply.
+    """List flows, the first by `sort`, or with `reverse` the last.
+
+    `match`: an address, a prefix, ``address:port``, or a part of the name of a VIP, a real, an interface, a backend or
+    a reason; of several words each has to apply.
 
     ConfigError names what is wrong with a parameter.
     """
@@ -56,13 +59,15 @@ def list_flows(
         table = floor.table
         backends = np.where(np.isin(table.state[slots], _HELD), table.backend[slots], NO_BACKEND).astype(np.uint8)
         slots = slots[matching(floor, table.batch(slots).rows, table.reason[slots], backends, match)]
-    column: NDArray[Any] = sum(getattr(floor.table, name)[slots] for name in SORT_KEYS[sort])
+    column: NDArray[Any] = rates_now(floor, slots)
+    if sort != "rate":
+        column = sum(getattr(floor.table, name)[slots] for name in SORT_KEYS[sort])
     order = np.argsort(column, kind="stable")
-    first = slots[order if sort == "age" else order[::-1]][: max(0, min(limit, MOST_FLOWS))]
+    first = slots[order if (sort == "age") != reverse else order[::-1]][: max(0, min(limit, MOST_FLOWS))]
     counts = {state.name.lower(): floor.table.count(state) for state in _SHOWN}
     # One instant for all: ages must be in the order of their flows.
     now = floor.clock()
-    found = [_row(floor, slot, now) for slot in first.tolist()]
+    found = _rows(floor, first, now)
     return {"flows": found, "matching": len(slots), "states": counts, "offload": floor.switched_on}
 
 
@@ -130,7 +135,8 @@ def explain(floor: Floor, text: str) -> dict[str, Any]:
         raise ConfigError("explain", [Problem("", str(error))]) from None
     slots = _slots_of(floor, match)
     now = floor.clock()
-    rows = [_row(floor, slot, now) | {"why": _why(floor, slot)} for slot in slots]
+    found = zip(slots, _rows(floor, np.array(slots, dtype=np.int64), now), strict=True)
+    rows = [row | {"why": _why(floor, slot)} for slot, row in found]
     words = "" if rows else _unknown(floor)
     return {"flow": str(match), "in_hardware": any(row["in_hardware"] for row in rows), "found": rows, "why": words}
 
@@ -146,7 +152,31 @@ def _slots_of(floor: Floor, match: FlowMatch) -> list[int]:
     return [int(slot) for slot in slots if slot >= 0]
 
 
-def _row(floor: Floor, slot: int, now: float) -> dict[str, Any]:
+def rates_now(floor: Floor, slots: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Packets a second of flows, as far as it is known now.
+
+    A rule whose counter stood still at the last reading has none: what the engine keeps beside it dies away slower,
+    so that a short pause does not cost a flow its place. A flow without a rule that is not reported again is slower
+    than it was.
+    """
+    table = floor.table
+    rates = table.rate[slots].astype(np.float64)
+    installed = table.state[slots] == FlowState.INSTALLED
+    for ifindex, port in floor.ports.items():
+        mine = installed & (table.flow["ifindex"][slots] == ifindex) & ~np.isin(table.backend[slots], port.blind)
+        read = table.since[slots] + floor.offload.counter_lag <= port.counted
+        rates[mine & read & (table.seen[slots] < port.counted)] = 0.0
+    unheld = ~np.isin(table.state[slots], _HELD)
+    rates[unheld] = np.minimum(rates[unheld], floor.heat(slots[unheld]))
+    return rates
+
+
+def _rows(floor: Floor, slots: NDArray[np.int64], now: float) -> list[dict[str, Any]]:
+    rates = rates_now(floor, slots).tolist()
+    return [_row(floor, slot, rate, now) for slot, rate in zip(slots.tolist(), rates, strict=True)]
+
+
+def _row(floor: Floor, slot: int, rate: float, now: float) -> dict[str, Any]:
     table = floor.table
     flow = table.flow[slot]
     state, port = FlowState(int(table.state[slot])), floor.ports.get(int(flow["ifindex"]))
@@ -161,7 +191,7 @@ def _row(floor: Floor, slot: int, now: float) -> dict[str, Any]:
         "reason": reason_word(reason) if reason else None,
         "since_seconds": round(now - float(table.since[slot]), 3),
         "seen_seconds": round(now - float(table.seen[slot]), 3),
-        "rate": round(float(table.rate[slot]), 1),
+        "rate": round(rate, 1),
         "packets": int(table.packets[slot]) if installed else 0,
         "bytes": int(table.bytes[slot]) if installed else 0,
         "hardware_packets": int(table.past_packets[slot] + table.packets[slot]),

@@ -41,9 +41,14 @@ class Ledger:
 
     def say_once(self, words: str) -> None:
         """Log a fault, and again not before an interval has passed: a million flows must not make a million lines."""
-        times = self._said.admit(words)
+        times = self._said.admit(words, words)
         if times is not None:
             log.warning("%s", with_count(words, times))
+
+    def say_repeats(self, *, all_of_them: bool = False) -> None:
+        """Log how often faults were not said that came again in an interval which is over; all: in any."""
+        for words, times in self._said.overdue(all_of_them=all_of_them):
+            log.warning("%s", with_count(str(words), times))
 
     @staticmethod
     def _add(counter: Counter[int], reasons: NDArray[np.uint8]) -> None:

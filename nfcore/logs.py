@@ -2,11 +2,13 @@
 """What the program logs: levels, text or JSON lines, the journal's manners, and no flood of equal lines.
 
 A line that is said again within :data:`INTERVAL` is not written but counted, and the count is told afterwards; so is
-what one place in the code says beyond :data:`BURST` different lines. Call sites need not care.
+what one place in the code says beyond :data:`BURST` different lines. Call sites need not care. What an operator orders
+is always written. Whatever a message holds, it is one line: only tracebacks have more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,7 +20,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TextIO
+from typing import Any, TextIO
+
+from .printable import printable
 
 INTERVAL = 60.0
 """Seconds in which equal lines are written once."""
@@ -28,7 +32,11 @@ MOST_REMEMBERED = 1000
 """Different lines that are remembered."""
 
 ASKED_FOR = "nfcore.hooks"
-"""The logger of lines that somebody wants one by one."""
+"""The logger of hook calls, which somebody wants one by one."""
+ORDERS = "nfcore.orders"
+"""The logger of what an operator has ordered."""
+_EVERY_LINE = {ASKED_FOR, ORDERS, "nfcore.daemon", "nfcore.reload"}
+"""Loggers whose lines somebody has caused by hand, each of them: an order that is repeated is another order."""
 
 
 class Level(StrEnum):
@@ -106,15 +114,15 @@ class LogHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, stream: TextIO, interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(stream)
-        self.form = Format.TEXT
+        self.form, self.journal = Format.TEXT, False
         self._interval = interval
         self._lines = Repeats(interval, clock=clock)
         self._places = Repeats(interval, BURST, clock)
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, or count it. Debug records and traces are never held back: who asks for them wants all."""
-        if record.levelno <= logging.DEBUG or record.name == ASKED_FOR:
+        """Write a record, or count it. Never held back: debug records, traces and orders."""
+        if record.levelno <= logging.DEBUG or record.name in _EVERY_LINE:
             super().emit(record)
             return
         words = record.getMessage()
@@ -129,6 +137,18 @@ class LogHandler(logging.StreamHandler[TextIO]):
             if others:
                 super().emit(_counted(record, _others(record, others)))
             super().emit(record)
+
+    def say(self, level: int, words: str) -> None:
+        """Write what is no line of the log; where the log is JSON, or the journal's, it has to look like one."""
+        self.acquire()
+        try:
+            if self.form is Format.JSON:
+                super().emit(logging.LogRecord("nfcore", level, __file__, 0, words, None, None))
+            else:
+                text = printable(words, "\n")
+                _write(self.stream, _with_priority(level, text) if self.journal else text)
+        finally:
+            self.release()
 
     def _wake_later(self) -> None:
         if self._timer is None:
@@ -186,21 +206,39 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        # Escaped, so that it is JSON whatever the stream's character set.
+        return json.dumps(entry)
+
+
+class _Text(logging.Formatter):
+    """A line for people. What others have put into a message neither ends it nor steers the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatException(ei), "\n")
+
+
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+
+def _with_priority(level: int, text: str) -> str:
+    """Write each line's priority before it, as systemd-journald and the kernel read it: ``<4>``."""
+    priority = next((number for least, number in _PRIORITIES if level >= least), 7)
+    return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
 
 class _Journal(logging.Formatter):
-    """Another formatter's lines, each with its priority as systemd-journald and the kernel write it: ``<4>``."""
-
-    _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+    """Another formatter's lines, each with its priority."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
         self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        priority = next((number for level, number in self._PRIORITIES if record.levelno >= level), 7)
-        return "\n".join(f"<{priority}>{line}" for line in self._inner.format(record).splitlines())
+        return _with_priority(record.levelno, self._inner.format(record))
 
 
 def goes_to_journal(stream: TextIO, told: str | None) -> bool:
@@ -215,9 +253,9 @@ def goes_to_journal(stream: TextIO, told: str | None) -> bool:
 def make_handler(form: Format, stream: TextIO, *, journal: bool) -> LogHandler:
     """Make a handler. The journal has timestamps of its own."""
     text = "%(levelname)s %(name)s: %(message)s"
-    inner = _Json() if form is Format.JSON else logging.Formatter(text if journal else f"%(asctime)s {text}")
+    inner = _Json() if form is Format.JSON else _Text(text if journal else f"%(asctime)s {text}")
     handler = LogHandler(stream)
-    handler.form = form
+    handler.form, handler.journal = form, journal
     handler.setFormatter(_Journal(inner) if journal else inner)
     return handler
 
@@ -234,9 +272,15 @@ def set_up_logging(level: Level, form: Format) -> None:
 
 
 def say(level: int, words: str) -> None:
-    """Tell the user something on standard error that is no line of the log, but in a log of JSON has to be one."""
+    """Tell the user something on standard error, whatever the level and however often it was said before."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, LogHandler)]
-    if any(handler.form is Format.JSON for handler in handlers):
-        logging.getLogger("nfcore").log(level, "%s", words)
-    else:
-        print(words, file=sys.stderr, flush=True)
+    for handler in handlers:
+        handler.say(level, words)
+    if not handlers:
+        _write(sys.stderr, printable(words, "\n"))
+
+
+def _write(stream: TextIO, text: str) -> None:
+    # There is no other place to say that nobody can be told.
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=stream, flush=True)

@@ -17,7 +17,7 @@ from .inspection import explain, list_flows
 from .reload import reload
 from .watching import follow
 
-FLOWS_PARAMETERS = {"states", "match", "sort", "limit"}
+FLOWS_PARAMETERS = {"states", "match", "sort", "reverse", "limit"}
 
 
 def register_orders(engine: Engine, host: PluginHost) -> None:

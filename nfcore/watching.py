@@ -33,8 +33,12 @@ KINDS = {kind.word: kind for kind in EventKind}
 
 
 async def follow(floor: Floor, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer like :func:`look`; with `wait`, not before there is an event, or that many seconds have passed."""
+    """Answer like :func:`look`; with `wait`, not before there is an event, or that many seconds have passed.
+
+    ConfigError names a parameter that is wrong, and of an interface which there are.
+    """
     given = _checked(parameters)
+    _require(floor, given.get("interfaces", ()))
     wait = min(given.pop("wait", 0.0), LONGEST_WAIT)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait
@@ -116,6 +120,14 @@ def _problem(name: str, value: Any) -> str:
         return ""
     wrong = [word for word in value if word not in known and not (name == "reasons" and word.startswith("plugin_"))]
     return f"is {wrong[0]!r}; should be one of {', '.join(known)}" if wrong else ""
+
+
+def _require(floor: Floor, interfaces: Iterable[str]) -> None:
+    known = sorted(port.name for port in floor.ports.values())
+    unknown = [name for name in interfaces if name not in known]
+    if unknown:
+        words = f"is {unknown[0]!r}; the daemon's interfaces are: {', '.join(known)}"
+        raise ConfigError("events", [Problem("interfaces", words)])
 
 
 def _wanted(

@@ -42,4 +42,4 @@ def remove(pin: Pin) -> None:
     from .nic import remove_nic  # noqa: PLC0415
 
     for line in remove_nic(pin, iter([index for index, _ in socket.if_nameindex()])):
-        typer.echo(f"removed {line}")
+        print(f"removed {line}")

@@ -6,11 +6,13 @@ A rate is None while it is not known: there is one answer only, the counter is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-Labels = Mapping[str, str]
+OLD = 15.0
+"""Seconds since counters were read from which on something is wrong: they are read every 5 s at most."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,27 @@ class Sample:
     @classmethod
     def read(cls, answer: Mapping[str, Any]) -> Sample:
         """Take an answer as the daemon gave it."""
-        values = {
-            name: {tuple(sorted(labels.items())): float(value) for labels, value in samples}
-            for name, samples in answer["values"].items()
-        }
+        values: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+        for name, samples in answer["values"].items():
+            family = values[name] = {}
+            for labels, value in samples:
+                if (number := _finite(value)) is not None:
+                    family[tuple(sorted(labels.items()))] = number
         return cls(answer, values)
 
     def total(self, family: str, **labels: str) -> float | None:
         """Sum of the family's values that have these labels; None when there is none."""
         found = [value for key, value in self.values.get(family, {}).items() if labels.items() <= dict(key).items()]
         return sum(found) if found else None
+
+
+def _finite(value: object) -> float | None:
+    """A number that can be reckoned with; None: it is not known what a plugin means by this."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,9 @@ class Board:
     reals: Sequence[Row] = ()
     flows: Sequence[Mapping[str, Any]] = ()
     vip: str = ""
-    """The VIP whose reals and flows these are; empty: of all."""
+    """The VIP whose reals and flows these are; empty: of all. A real's figures are of all its VIPs nevertheless."""
+    troubles: Sequence[str] = ()
+    """What is not as it should be, a sentence each."""
 
     def as_json(self) -> dict[str, Any]:
         """Give everything as JSON values."""
@@ -185,7 +200,14 @@ def compare(before: Sample | None, after: Sample) -> Board:
         reals=[row for row in reals if row.name in wanted] if vip else reals,
         flows=answer["flows"],
         vip=vip,
+        troubles=[*answer.get("troubles", ()), *_old_counters(after)],
     )
+
+
+def _old_counters(after: Sample) -> Iterator[str]:
+    for key, age in after.values.get("nfcore_counters_age_seconds", {}).items():
+        if age > OLD:
+            yield f"{dict(key).get('interface')}: the NIC's counters were last read {age:,.0f} s ago"
 
 
 def _bits(bytes_a_second: float | None) -> float | None:

@@ -9,9 +9,12 @@ from typing import Any
 
 from rich.text import Text
 
+from nfcore.printable import printable
+
 from .board import Board, History, Row, arrange
 from .keys import View
 
+MOST_TROUBLES = 3
 _BARS = "▁▂▃▄▅▆▇█"
 _TITLES = {"vips": "VIP", "reals": "REAL", "flows": "FLOW"}
 KEYS = "↑↓ enter look in  esc back  tab table  s sort  / filter  p pause  h help  q quit"
@@ -91,11 +94,11 @@ _FLOWS = (
 
 
 def shown(board: Board, view: View, table: str) -> list[Row] | list[Mapping[str, Any]]:
-    """Give the rows of a table in their order. The filter is for the focused table and for the flows, which come
-    sorted and filtered.
+    """Give the rows of a table in their order. The filter is for the focused table and for the flows, which the daemon
+    has chosen, sorted and filtered.
     """
     if table == "flows":
-        return list(board.flows)[::-1] if view.backwards and view.focus == table else list(board.flows)
+        return list(board.flows)
     rows = board.vips if table == "vips" else board.reals
     backwards = view.backwards and view.focus == table
     text = view.text if table == view.focus else ""
@@ -121,7 +124,13 @@ def draw(board: Board, view: View, history: History, width: int, height: int) ->
 
 def draw_words(words: str, width: int, height: int) -> list[Text]:
     """Draw what there is to say instead of a board."""
-    lines = [Text("nfcore top", style="bold"), Text(), Text(words, style="yellow"), Text("trying again …"), Text()]
+    lines = [
+        Text("nfcore top", style="bold"),
+        Text(),
+        Text(printable(words), style="yellow"),
+        Text("trying again …"),
+        Text(),
+    ]
     folded = [part for line in lines for part in _fold(line, width)][: max(0, height - 1)]
     return [*folded, *[Text()] * (height - 1 - len(folded)), _cut(Text("q quit", style="dim"), width)][-height:]
 
@@ -132,6 +141,8 @@ def _fold(line: Text, width: int) -> list[Text]:
 
 
 def _cut(line: Text, width: int) -> Text:
+    if not line.plain.isprintable():
+        line = Text(printable(line.plain), style=line.style)
     line.truncate(max(0, width), overflow="ellipsis")
     return line
 
@@ -160,7 +171,8 @@ def _head(board: Board, view: View, history: History, width: int) -> list[Text]:
     books.append(f"drops {short(board.drops)}/s   ", style="red" if board.drops else "")
     books.append(f"reports lost {_count(board.lost)}   ", style="red" if board.lost else "")
     books.append(f"plugin errors {board.errors:,}", style="red" if board.errors else "")
-    return [first, Text(traffic), share, table, books, _filter(board, view)]
+    troubles = [Text(f"! {words}", style="bold red") for words in board.troubles[:MOST_TROUBLES]]
+    return [first, *troubles, Text(traffic), share, table, books, _filter(board, view)]
 
 
 def _count(value: int | None) -> str:
@@ -214,7 +226,11 @@ def _table(table: str, rows: Sequence[Any], view: View, width: int, room: int) -
     focused, columns = table == view.focus, _FLOWS if table == "flows" else _ROWS
     name_width = max(8, width - sum(column.width + 1 for column in columns))
     sort, mark = view.sort_of(table), "▲" if view.backwards and focused else "▼"
-    title = _TITLES[table] + (mark if sort == "name" else "")
+    title = _TITLES[table]
+    if table == "reals" and view.vip:
+        # The datapath counts per VIP and per real, not per pair.
+        title += " (figures of all its VIPs)"
+    title += mark if sort == "name" else ""
     if table == "flows" and sort not in {column.key for column in columns}:
         title += f" by {sort} {mark}"
     head = title.ljust(name_width)[:name_width]
@@ -226,6 +242,7 @@ def _table(table: str, rows: Sequence[Any], view: View, width: int, room: int) -
     begin = max(0, min(selected - room + 1, len(rows) - room)) if selected >= room else 0
     for number, row in enumerate(rows[begin : begin + room], begin):
         name, cells = _cells(row, name_width)
+        name = printable(name)
         text = name if len(name) <= name_width else name[: name_width - 1] + "…"
         line = text.ljust(name_width) + "".join(
             f" {c[: k.width]:>{k.width}}" for c, k in zip(cells, columns, strict=True)
@@ -241,4 +258,4 @@ def _cells(row: Row | Mapping[str, Any], width: int) -> tuple[str, list[str]]:
         return row.name, [short(row.packets), short(row.bits), *shares, short(row.total)]
     name = f"{row['flow']} → {row['real']}" if row.get("real") else ""
     name = name if 0 < len(name) <= width else str(row["flow"])
-    return name, [str(row["state"]), short(row["rate"]), short(row["packets"]), str(row["mark"] or "–")]
+    return name, [str(row["state"]), short(row["rate"]), short(row["hardware_packets"]), str(row["mark"] or "–")]

@@ -28,25 +28,27 @@ FAMILIES = (
     "nfcore_rules",
     "nfcore_rules_capacity",
     "nfcore_nic_full",
+    "nfcore_counters_age_seconds",
 )
 """A family that the daemon does not have is shown as not known."""
-_TEXTS = ("match", "sort", "vip")
+_TYPES = {"match": str, "sort": str, "vip": str, "limit": int, "reverse": bool}
 MOST_FLOWS = 200
 
 
 def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer ``top``. match, sort, limit: as of ``flows``; vip: name of a VIP whose reals and flows alone are wanted.
+    """Answer ``top``. match, sort, reverse, limit: as of ``flows``; vip: name of one whose reals and flows are wanted.
 
     ConfigError names a parameter that is wrong.
     """
     for name, value in parameters.items():
-        if not isinstance(value, str if name in _TEXTS else int) or name not in (*_TEXTS, "limit"):
-            known = "match, sort, vip (texts), limit (a number)"
+        if name not in _TYPES or not isinstance(value, _TYPES[name]):
+            known = "match, sort, vip (texts), limit (a number), reverse (true or false)"
             raise ConfigError("top", [Problem(name, f"is {value!r}; parameters are {known}")])
     vip = parameters.get("vip", "")
     match = f"{parameters.get('match', '')} {vip}".strip()
     limit = min(int(parameters.get("limit", 50)), MOST_FLOWS)
-    flows = context.methods["flows"]({"match": match, "sort": parameters.get("sort") or "rate", "limit": limit})
+    wanted = {"match": match, "sort": parameters.get("sort") or "rate", "limit": limit}
+    flows = context.methods["flows"](wanted | {"reverse": parameters.get("reverse", False)})
     return {
         "values": {
             family.name: [[dict(s.labels), s.value] for s in family.everything()] for family in registry.of(FAMILIES)
@@ -56,6 +58,7 @@ def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any
         "offload": flows["offload"],
         "max_rules": context.config.offload.max_rules,
         "strategy": context.strategy.name if context.strategy else None,
+        "troubles": list(context.health.troubles()),
         "interfaces": {device.name: list(device.backends) for device in context.devices},
         "vip": vip,
         "reals": _reals_of(context, vip) if vip else [],

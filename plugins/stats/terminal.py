@@ -17,7 +17,22 @@ from typing import Any, Self
 from rich.console import Console, Group
 from rich.text import Text
 
-_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_ENDS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGPOLL,
+    signal.SIGPWR,
+    signal.SIGXCPU,
+    signal.SIGABRT,
+)
+"""What ends a program unless it is caught: all that can be caught where the program itself is not at fault."""
 _OTHERS = (signal.SIGWINCH, signal.SIGTSTP)
 
 

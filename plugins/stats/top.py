@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import io
-import json
+import os
 import queue
 import re
 import signal
@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.text import Text
 
 from nfcore.control import Client
-from nfcore.errors import HostError, NfcoreError
+from nfcore.daemon_commands import ask_figures
+from nfcore.errors import ConfigError, HostError, NfcoreError, Problem
+from nfcore.printable import json_text
 
 from .board import Board, History, Sample, compare
 from .drawing import draw, draw_words, names
@@ -48,11 +50,10 @@ class Asker:
         try:
             if self._client is None:
                 self._client = Client(self._socket, PATIENCE)
-            return Sample.read(self._client.ask("top", **parameters))
-        except NfcoreError as error:
+            client = self._client
+            return Sample.read(ask_figures(lambda: client.ask("top", **parameters), self._socket))
+        except NfcoreError:
             self.close()
-            if "no method 'top'" in str(error):
-                raise HostError(f'the daemon at {self._socket} has no figures: add "stats" to [nf] plugins') from None
             raise
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ class Fetcher:
 
 def parameters_of(view: View) -> dict[str, Any]:
     """Say what a view needs of the daemon."""
-    wanted = {"match": view.text, "vip": view.vip}
+    wanted = {"match": view.text, "vip": view.vip, "reverse": view.backwards and view.focus == "flows"}
     return {"sort": view.sort_of("flows"), "limit": FLOWS} | {key: value for key, value in wanted.items() if value}
 
 
@@ -144,8 +145,12 @@ def watch(socket: Path, interval: float, view: View) -> int:
     """Show the live view until the user quits; the exit status."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise HostError("nfcore top needs a terminal to draw on; elsewhere use --once or --json")
+    console = Console()
+    if console.is_dumb_terminal:
+        words = f"is {os.environ.get('TERM', '')!r}, a terminal that cannot be drawn on; use --once or --json"
+        raise ConfigError("nfcore top", [Problem("TERM", words)])
     display, reader = Display(view), KeyReader()
-    with Terminal(Console()) as terminal:
+    with Terminal(console) as terminal:
         fetcher = Fetcher(socket, interval, parameters_of(view), terminal.wake)
         while terminal.ended is None and not display.view.over:
             terminal.show(display.lines(*terminal.size))
@@ -179,12 +184,14 @@ def boards(socket: Path, interval: float, view: View) -> Iterator[Board | Nfcore
 
 
 def once(socket: Path, interval: float, view: View, *, as_json: bool, picture: Path | None) -> None:
-    """Print one view, or write it into an SVG file. NfcoreError when there is no daemon."""
+    """Print one view, or write it into an SVG file. NfcoreError: there is no daemon, the file cannot be written."""
+    if picture is not None:
+        _refuse(picture)
     board = next(boards(socket, interval, view))
     if isinstance(board, NfcoreError):
         raise board
     if as_json:
-        print(json.dumps(board.as_json()))
+        print(json_text(board.as_json()))
         return
     width = Console().width if sys.stdout.isatty() and picture is None else PLAIN_WIDTH
     height = PLAIN_HEIGHT if picture is None else PICTURE_HEIGHT
@@ -197,7 +204,18 @@ def once(socket: Path, interval: float, view: View, *, as_json: bool, picture: P
     for line in lines:
         console.print(line, no_wrap=True, overflow="crop")
     if picture is not None:
-        picture.write_text(_svg(console), encoding="utf-8")
+        try:
+            picture.write_text(_svg(console), encoding="utf-8")
+        except OSError as error:
+            raise HostError(f"--svg: cannot write {picture}: {error.strerror or error}") from None
+
+
+def _refuse(picture: Path) -> None:
+    """ConfigError, before the looks are taken, when the picture could not be written after them."""
+    if picture.is_dir() or not picture.absolute().parent.is_dir():
+        raise ConfigError(
+            "nfcore top", [Problem("--svg", f"cannot write {picture}: should be a file in a folder that is there")]
+        )
 
 
 def _svg(console: Console) -> str:
@@ -210,4 +228,4 @@ def stream(socket: Path, interval: float, view: View) -> None:
     """Print a JSON object every interval, for good; a failure is ``{"error": …}``."""
     for board in boards(socket, interval, view):
         told = {"error": str(board)} if isinstance(board, NfcoreError) else board.as_json()
-        print(json.dumps(told), flush=True)
+        print(json_text(told), flush=True)

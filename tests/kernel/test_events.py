@@ -197,4 +197,4 @@ def test_a_daemon_that_logs_json(site: Site) -> None:
         told += [json.loads(line) for line in running.stderr]
         assert running.wait(PATIENCE) == 0
     assert {"level", "logger", "message", "time"} <= told[0].keys()
-    assert ("warning", "nfcore.engine") in {(entry["level"], entry["logger"]) for entry in told}
+    assert ("warning", "nfcore.orders") in {(entry["level"], entry["logger"]) for entry in told}

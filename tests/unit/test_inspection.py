@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from nfcore.errors import ConfigError
 from nfcore.inspection import MOST_FLOWS, SORT_KEYS, explain, list_flows
 from nfcore.reasons import Reason
+from nfcore.retirement import LONGEST_POLL
 
 from .engine_world import GRACE, IDLE, LAG, Waiting, World
 
@@ -102,6 +104,40 @@ def test_the_oldest_come_first_by_age(make: Callable[..., World]) -> None:
         world.report(port)
         world.now += 1
     assert names(list_flows(world.engine.floor, sort="age")) == [TEXT.format(port) for port in (1001, 1002, 1003)]
+
+
+def rates(world: World, **about: Any) -> list[tuple[int, float]]:
+    rows = list_flows(world.engine.floor, **about)["flows"]
+    return [(int(row["flow"].split(" ")[0].split(":")[1]), row["rate"]) for row in rows]
+
+
+def test_a_flow_that_stands_still_has_no_rate(make: Callable[..., World]) -> None:
+    world = make("dest-id")
+    world.start()
+    world.report(1001, 1002)
+    for _ in range(3):
+        world.hit(1001, 100)
+        world.hit(1002, 5000)
+        world.pass_time(LONGEST_POLL)
+    assert [port for port, rate in rates(world) if rate > 0] == [1002, 1001]
+    assert [port for port, _ in rates(world, reverse=True)] == [1001, 1002]
+    world.hit(1001, 100)
+    world.pass_time(LONGEST_POLL)
+    (first, moving), still = rates(world)
+    assert first == 1001 and moving > 0 and still == (1002, 0.0)
+    assert world.engine.table.rate.max() > moving  # the engine does not take its place away at once
+
+
+def test_a_flow_without_a_rule_slows_down_when_it_is_not_reported(make: Callable[..., World]) -> None:
+    world = make("dest-id", nic=0)
+    world.start()
+    for packets in (10, 1000):
+        world.report(1001, packets=packets)
+        world.now += 0.1
+    ((_, before),) = rates(world)
+    world.now += 1000
+    ((_, after),) = rates(world)
+    assert before > 100 * after > 0
 
 
 def test_mistakes_are_named(busy: World) -> None:

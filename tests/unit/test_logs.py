@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.host import trace_log
+from nfcore.host import Fault, PluginHost, trace_log
 from nfcore.ledger import Ledger
-from nfcore.logs import BURST, MOST_REMEMBERED, Format, LogHandler, Repeats, goes_to_journal, make_handler
+from nfcore.logs import BURST, MOST_REMEMBERED, ORDERS, Format, LogHandler, Repeats, goes_to_journal, make_handler
 
 
 class Clock:
@@ -95,6 +95,15 @@ def test_traces_without_limit() -> None:
     assert len(log.lines) == 100
 
 
+def test_orders_without_limit() -> None:
+    log = Log()
+    for name in (ORDERS, "nfcore.reload", "nfcore.daemon"):
+        log.logger.name = name
+        for _ in range(30):
+            log.logger.info("offloading is switched on")
+    assert len(log.lines) == 90
+
+
 def test_a_timer_tells_the_count() -> None:
     script = (
         "import logging, sys, time; from nfcore.logs import LogHandler;"
@@ -140,6 +149,12 @@ def test_what_is_remembered_is_bounded() -> None:
     assert repeats.admit(0) == 0 and repeats.admit(2 * MOST_REMEMBERED - 1) is None
 
 
+def test_words_of_others_are_one_line_and_steer_nothing() -> None:
+    handler = make_handler(Format.TEXT, io.StringIO(), journal=False)
+    text = handler.format(record(logging.ERROR, "plugin acme: \x1b[2J\x1b]0;owned\x07\nERROR forged: line"))
+    assert text.endswith(r"plugin acme: \x1b[2J\x1b]0;owned\x07\nERROR forged: line")
+
+
 def record(level: int, message: str, error: BaseException | None = None) -> logging.LogRecord:
     about = (type(error), error, error.__traceback__) if error else None
     return logging.LogRecord("nfcore.engine", level, __file__, 1, message, None, about)
@@ -158,7 +173,13 @@ def test_a_line_of_text() -> None:
 def test_the_journal_gets_priorities_and_no_timestamps(level: int, priority: int) -> None:
     handler = make_handler(Format.TEXT, io.StringIO(), journal=True)
     name = logging.getLevelName(level)
-    assert handler.format(record(level, "a\nb")) == f"<{priority}>{name} nfcore.engine: a\n<{priority}>b"
+    assert handler.format(record(level, "a\nb")) == f"<{priority}>{name} nfcore.engine: a\\nb"
+    try:
+        raise LookupError("x\x1b[2J")
+    except LookupError as error:
+        lines = handler.format(record(level, "words", error)).split("\n")
+    assert len(lines) > 3 and all(line.startswith(f"<{priority}>") for line in lines)
+    assert lines[-1] == rf"<{priority}>LookupError: x\x1b[2J"
 
 
 @pytest.mark.parametrize("journal", [False, True])
@@ -184,15 +205,22 @@ def test_whether_a_stream_is_the_journals(tmp_path: Path) -> None:
     assert not goes_to_journal(io.StringIO(), "1:2")
 
 
-def test_a_service_writes_for_the_journal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", list(Format))
+def test_a_service_writes_for_the_journal(tmp_path: Path, form: Format) -> None:
     with (tmp_path / "log").open("w+") as stream:
         there = os.fstat(stream.fileno())
-        script = "import logging; from nfcore.logs import *; set_up_logging(Level.WARNING, Format.TEXT);"
-        script += "logging.getLogger('nfcore').warning('one'); logging.getLogger('nfcore').info('two')"
+        script = f"import logging; from nfcore.logs import *; set_up_logging(Level.WARNING, Format.{form.name});"
+        script += "logging.getLogger('nfcore').warning('one'); logging.getLogger('nfcore').info('two');"
+        script += "say(logging.INFO, 'ready: three'); say(logging.ERROR, 'error: four\\nfive')"
         environment = os.environ | {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"}
         subprocess.run([sys.executable, "-c", script], stderr=stream, env=environment, check=True)
         stream.seek(0)
-        assert stream.read() == "<4>WARNING nfcore: one\n"
+        lines = stream.read().splitlines()
+    if form is Format.TEXT:
+        assert lines == ["<4>WARNING nfcore: one", "<6>ready: three", "<3>error: four", "<3>five"]
+    else:
+        told = [(line[:3], json.loads(line[3:])["message"]) for line in lines]
+        assert told == [("<4>", "one"), ("<6>", "ready: three"), ("<3>", "error: four\nfive")]
 
 
 def test_a_reader_that_is_gone_ends_nothing() -> None:
@@ -214,5 +242,27 @@ def test_a_fault_that_is_said_once_is_said_again_with_its_count(caplog: pytest.L
     ledger.say_once("the NIC is deaf")
     assert [each.getMessage() for each in caplog.records] == [
         "the NIC is deaf",
+        "the NIC is deaf (4 times more since it was said last)",
+    ]
+
+
+def test_a_fault_that_stops_is_summed_up_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    ledger, host, clock = Ledger(), PluginHost(), Clock()
+    ledger._said, host._said = Repeats(60.0, clock=clock), Repeats(60.0, clock=clock)
+    for number in range(5):
+        ledger.say_once("the NIC is deaf")
+        host.blame("acme", "dump_offload", Fault.RAISED, f"failed: no answer in {number} s")
+    ledger.say_repeats()
+    host.say_repeats()
+    assert [each.getMessage() for each in caplog.records if each.levelno > logging.DEBUG] == [
+        "the NIC is deaf",
+        "plugin acme: dump_offload failed: no answer in 0 s",
+    ]
+    caplog.clear()
+    clock.now += 60
+    ledger.say_repeats()
+    host.say_repeats()
+    assert sorted(each.getMessage() for each in caplog.records) == [
+        "plugin acme: dump_offload failed: no answer in 4 s (4 times more since it was said last)",
         "the NIC is deaf (4 times more since it was said last)",
     ]

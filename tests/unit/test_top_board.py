@@ -16,7 +16,7 @@ from nfcore.errors import HostError
 from nfcore.plugins.stats.board import FLOW_KEYS, ROW_KEYS, History, Row, Sample, arrange, compare, growth
 from nfcore.plugins.stats.drawing import draw, draw_words, duration, gauge, names, percent, share_out, short, sparkline
 from nfcore.plugins.stats.keys import TABLES, KeyReader, View, press
-from nfcore.plugins.stats.top import Display
+from nfcore.plugins.stats.top import Display, parameters_of
 
 Labelled = Mapping[str, float]
 
@@ -58,7 +58,7 @@ def answer(
         "values": values,
         "flows": [
             {"flow": f"198.18.1.2:{n} > 198.18.10.1:80/tcp", "real": "198.18.20.11", "state": "installed"}
-            | {"rate": 100.0 - n, "packets": 1000 + n, "mark": n or None}
+            | {"rate": 100.0 - n, "packets": 0, "hardware_packets": 1000 + n, "mark": n or None}
             for n in range(30)
         ],
         "states": {"waiting": 3, "refused": 7},
@@ -248,6 +248,59 @@ def test_a_vip_that_is_looked_into(display: Display) -> None:
     lines = shown(display)
     assert lines[5].startswith("VIP 198.18.10.99:80/tcp")
     assert not any(line.startswith("VIP ") for line in lines[6:])
+    assert lines[6].startswith("REAL (figures of all its VIPs)")
+
+
+def test_a_flow_has_the_packets_of_all_its_rules(display: Display) -> None:
+    (first, *_) = [line for line in shown(display, 100, 60) if line.startswith("198.18.1.2:0 ")]
+    assert first.split()[-4:] == ["installed", "100", "1.00k", "–"]
+
+
+def test_flows_in_reverse_are_asked_for(display: Display) -> None:
+    for key in ("tab", "tab"):
+        display.press(key)
+    assert "reverse" not in parameters_of(display.view)
+    display.press("r")
+    assert parameters_of(display.view)["reverse"] is True
+    display.press("tab")  # the order of another table is turned round
+    assert "reverse" not in parameters_of(display.view)
+
+
+def test_what_is_wrong_is_said_in_red(display: Display) -> None:
+    old = [[{"interface": "eth1"}, 34.2], [{"interface": "eth2"}, 3.0]]
+    values = raw(answer(3)) | {"nfcore_counters_age_seconds": old}
+    display.take(answer(3, values=values, troubles=["eth1: the program is no longer attached"]), 0)
+    lines = display.lines(80, 24)
+    assert len(lines) == 24
+    assert [line.plain for line in lines[1:3]] == [
+        "! eth1: the program is no longer attached",
+        "! eth1: the NIC's counters were last read 34 s ago",
+    ]
+    assert all("red" in str(line.style) for line in lines[1:3])
+    assert lines[3].plain.startswith("packets")
+    assert display.board is not None and len(display.board.as_json()["troubles"]) == 2
+
+
+def raw(sample: Sample) -> dict[str, Any]:
+    values: dict[str, Any] = sample.answer["values"]
+    return values
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", float("nan"), None, [], 10**400])
+def test_what_is_no_number_is_not_known(value: Any) -> None:
+    values = raw(answer(3)) | {"nfcore_rules": [[{"interface": "eth1", "state": "installed"}, value]]}
+    values |= {"nfcore_packets_total": [[{"path": "fast"}, value], [{"path": "slow"}, 4]]}
+    board = compare(answer(1), Sample.read({**answer(3).answer, "values": values}))
+    assert board.rules == 0
+    assert len(draw(board, View(), History(), 80, 24)) == 24
+
+
+def test_names_steer_no_terminal() -> None:
+    board = compare(None, answer(1, vips={"\x1b[2Ja\udc80\nb": 1}, strategy="\x1b[31m"))
+    lines = draw(board, View(), History(), 80, 24)
+    assert all(line.plain.isprintable() for line in lines)
+    assert any(line.plain.startswith(r"\x1b[2Ja\udc80\nb ") for line in lines)
+    assert draw_words("a\x1b[2Jb", 80, 24)[2].plain == r"a\x1b[2Jb"
 
 
 @given(width=st.integers(1, 200), height=st.integers(1, 60), typed=st.booleans(), helping=st.booleans())

@@ -13,6 +13,7 @@ import pytest
 
 from nfcore.errors import ConfigError
 from nfcore.eventlog import EventKind, EventLog
+from nfcore.events_view import parse_since
 from nfcore.flows import FLOW_ROW
 from nfcore.links import LinkChange
 from nfcore.watching import MOST_EVENTS, follow, look
@@ -234,12 +235,18 @@ def test_waiting_for_an_event(busy: World) -> None:
         ({"last": 1.5}, "should be a number"),
         ({"wait": float("nan")}, "should be a number"),
         ({"match": 3}, "should be a text"),
+        ({"interfaces": ["eth9"]}, "'eth9'; the daemon's interfaces are: eth1"),
         ({"color": "red"}, "is no parameter; those are: after"),
     ],
 )
 def test_mistakes_are_named(busy: World, parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         asyncio.run(follow(busy.engine.floor, parameters))
+
+
+def test_since_long_ago_is_since_the_beginning() -> None:
+    assert parse_since("99999999999999h", 1e9) == 0.0
+    assert parse_since("5m", 1e9) == 1e9 - 300
 
 
 def test_a_plugins_own_reason_can_be_asked_for(busy: World) -> None:

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands print: to an output that is full or closed, in any character set, of any words."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfcore.printable import json_text, printable
+
+NFCORE = Path(sys.executable).with_name("nfcore")
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples/demo.toml"
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env=os.environ | {"NFCORE": str(NFCORE), "EXAMPLE": str(EXAMPLE)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("command", ["--help", "plugins", "check $EXAMPLE --resolved"])
+@pytest.mark.parametrize(
+    ("where", "words"), [(">/dev/full", "cannot be written: No space left on device"), (">&-", "is closed")]
+)
+def test_an_output_that_takes_nothing_is_named(command: str, where: str, words: str) -> None:
+    done = shell(f"$NFCORE {command} {where}")
+    assert (done.returncode, done.stderr) == (1, f"error: standard output: {words}\n")
+
+
+def test_a_closed_standard_error_ends_nothing() -> None:
+    assert "no mistakes found" in shell("$NFCORE check $EXAMPLE 2>&-").stdout
+    done = shell("$NFCORE check /nonexistent.toml 2>&- <&-")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+    assert shell("$NFCORE check /nonexistent.toml 2>/dev/full").returncode == 2
+
+
+def test_no_descriptor_is_left_free_for_a_socket() -> None:
+    script = "from nfcore.streams import prepare_streams; prepare_streams(); import os; os._exit(os.open('/', 0))"
+    assert shell(f'{sys.executable} -c "{script}" <&- >&- 2>&-').returncode >= 3
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["ascii", "C"],
+)
+def test_characters_that_the_terminal_has_not_are_replaced_one_for_one(environment: dict[str, str]) -> None:
+    script = "from nfcore.streams import prepare_streams; prepare_streams();"
+    words = r"a \u2192 \u2588\u2587 \u2013 \xfc \ud800"
+    done = shell(f'''{sys.executable} -c "{script} print('{words}')"''', **environment)
+    assert (done.returncode, done.stdout) == (0, "a > ## - ? \\ud800\n")
+    done = shell("$NFCORE plugins", **environment)
+    assert done.returncode == 0 and done.stdout.isascii()
+
+
+@given(st.text(st.characters(codec=None)))
+def test_what_is_printable_steers_no_terminal(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    shown.encode()
+    assert text.isprintable() == (shown == text)
+
+
+def test_escapes() -> None:
+    assert printable("a\x1b[2J\nb\udc80\u202e") == r"a\x1b[2J\nb\udc80\u202e"
+    assert printable("a\nb\x07", "\n") == "a\nb\\x07"
+
+
+def test_json_is_what_every_reader_takes() -> None:
+    given_values = {"values": [math.nan, math.inf, -math.inf, 1.5, 2**70, None, True], "name": "\udc80"}
+    read = json.loads(json_text(given_values), parse_constant=pytest.fail)
+    assert read == {"values": ["NaN", "+Inf", "-Inf", 1.5, 2**70, None, True], "name": "\udc80"}
