@@ -105,6 +105,8 @@ class Context:
     """Names of the methods that change nothing: what the members of `[nf] socket_group` may use."""
     collect: Callable[[], Iterable[tuple[str, Iterable[MetricFamily]]]] = field(default=lambda: ())
     """Everybody's figures with their plugin's name. Works once the engine is there."""
+    figures: list[Callable[[], Iterable[MetricFamily]]] = field(default_factory=list)
+    """Figures of the core that are not the engine's, part of `collect`."""
     blame: Callable[[str, str, str], None] = field(default=lambda plugin, hook, words: None)
     """Counts and logs a plugin's fault: plugin, hook, words. Works once the engine is there."""
     soon: Callable[[Callable[[], None]], None] = field(default=lambda job: job())

@@ -67,6 +67,7 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
                 register_orders(engine, host)
                 group = config.nf.socket_group
                 server = ControlServer(socket, context.methods, context.questions, group)
+                context.figures.append(server.collect)
                 daemon = _Daemon(engine, results, server)
                 with watchdog.guarding():
                     asyncio.run(daemon.run(stop, lambda: announce(_describe(context))))

@@ -41,7 +41,7 @@ from .markdesk import MarkDesk
 from .metrics import MetricFamily
 from .port import Port
 from .reasons import Reason
-from .retirement import Retirement
+from .retirement import Ended, Retirement
 from .rules import Capabilities, RuleBatch
 from .worker import Backends, Worker
 
@@ -314,7 +314,8 @@ class Engine:
         if on:
             self.context.state.forget(SWITCH)
             self.floor.events.note(EventKind.SWITCH, "offloading is switched on")
-            orders.info("offloading is switched on")
+            # As loud as the order before it: who reads warnings alone must not believe that it is still off.
+            orders.warning("offloading is switched on: flows get rules as they are reported")
             refused = self.table.slots_in(FlowState.REFUSED)
             refused = refused[self.table.reason[refused] == Reason.SWITCHED_OFF]
             # So that they are reported anew: after a long time their next report would be far away.
@@ -329,18 +330,19 @@ class Engine:
         orders.warning("offloading is switched off: %d flows go back to the slow path", rules)
         return rules
 
-    def apply(self, config: Config, gone: Mapping[str, NDArray[np.uint64]]) -> int:
+    def apply(self, config: Config, gone: Mapping[str, NDArray[np.uint64]]) -> Ended:
         """Go on with another configuration, in which the targets `gone` (by NF) exist no more; flows that end."""
         self.context.config = config
         self._size_table()
         offload = config.offload
         for port in self.floor.ports.values():
             port.budget.limit(offload.inserts_per_second, offload.insert_burst)
-        ended = 0
+        ended = Ended(0, 0)
         for nf in self.context.nfs:
             targets = gone.get(nf.name)
             if targets is not None and len(targets):
-                ended += self._retirement.end_targets(nf, targets)
+                more = self._retirement.end_targets(nf, targets)
+                ended = Ended(ended.accelerated + more.accelerated, ended.waiting + more.waiting)
         self._publish_targets()
         renew_meaning(self.context)
         return ended

@@ -44,7 +44,9 @@ class Reloaded:
     changed: list[str]
     """Tables of the TOML that are another now."""
     flows_ended: int
-    """Flows whose target exists no more."""
+    """Accelerated flows whose target exists no more."""
+    waiting_ended: int
+    """Flows that waited for a rule to a target that exists no more: they were never accelerated."""
 
 
 def reload(engine: Engine, host: PluginHost) -> Reloaded:
@@ -59,7 +61,8 @@ def reload(engine: Engine, host: PluginHost) -> Reloaded:
         events.note(EventKind.RELOAD, f"refused, everything stays as it was: {error}")
         raise
     changed = f"changed: {', '.join(done.changed)}" if done.changed else "nothing has changed"
-    events.note(EventKind.RELOAD, f"{changed}; {done.flows_ended:,} accelerated flows ended")
+    waited = f", {done.waiting_ended:,} that waited" if done.waiting_ended else ""
+    events.note(EventKind.RELOAD, f"{changed}; {done.flows_ended:,} accelerated flows ended{waited}")
     return done
 
 
@@ -77,7 +80,7 @@ def _reload(engine: Engine, host: PluginHost) -> Reloaded:
     gone = _take_over(engine, old, new, [table for table in changed if table in new.sections], host)
     ended = engine.apply(new, gone)
     log.info("configuration read again: %s", ", ".join(changed) if changed else "nothing has changed")
-    return Reloaded(new.source, changed, ended)
+    return Reloaded(new.source, changed, ended.accelerated, ended.waiting)
 
 
 def _take_over(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,15 @@ def _keys(rows: NDArray[np.void]) -> NDArray[np.uint8]:
     """Give the bytes of the flow keys that flows, as well as rules with counters, begin with."""
     raw = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
     return raw[:, : FLOW_KEY.itemsize]
+
+
+class Ended(NamedTuple):
+    """Flows that have ended because their target is gone."""
+
+    accelerated: int
+    """Had a rule, or one on its way."""
+    waiting: int
+    """Waited for a rule, and get none."""
 
 
 class Retirement:
@@ -323,13 +333,15 @@ class Retirement:
         table.move(slots, FlowState.INSTALLED, now)
         table.reason[slots[~np.isin(table.reason[slots], DOOMED)]] = Reason.ADMIT
 
-    def end_targets(self, nf: NetworkFunction, targets: NDArray[np.uint64]) -> int:
-        """End all flows to targets that exist no more, whose marks the NF has made void already; how many."""
+    def end_targets(self, nf: NetworkFunction, targets: NDArray[np.uint64]) -> Ended:
+        """End all flows to targets that exist no more, whose marks the NF has made void already; which those were."""
         table = self._floor.table
         self._floor.marks.begin_end(nf, targets)
         slots = table.slots_in(FlowState.WAITING, *IN_HARDWARE)
         mine = slots[(table.flow["nf"][slots] == nf.number) & np.isin(table.flow["target"][slots], targets)]
-        ended = int(np.count_nonzero(table.state[mine] != FlowState.DRAINING))
+        states = table.state[mine]
+        accelerated = int(np.count_nonzero(np.isin(states, (FlowState.INSTALLED, FlowState.PENDING))))
+        ended = Ended(accelerated, int(np.count_nonzero(states == FlowState.WAITING)))
         self.end(mine, Reason.TARGET_GONE)
         return ended
 

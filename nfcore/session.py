@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 
 from .config import NO_BACKEND, Config
@@ -123,7 +124,8 @@ def make_engine(context: Context, host: PluginHost, workers: Mapping[int, Worker
     engine = Engine(context, host, workers)
 
     def collect() -> Iterator[tuple[str, list[MetricFamily]]]:
-        yield CORE, [*engine.collect(), *of_process(context.health)]
+        of_others = chain.from_iterable(give() for give in context.figures)
+        yield CORE, [*engine.collect(), *of_process(context.health), *of_others]
         yield from host.each("collect_stats")
         # The last, so that what went wrong just now is among them.
         yield CORE, list(of_hooks(host))

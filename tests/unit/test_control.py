@@ -9,6 +9,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,8 +22,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nfcore import control as module
 from nfcore.control import LINE_LIMIT, MOST_CLIENTS, Client, ControlServer, EndedError, daemon_answers, request
 from nfcore.errors import HostError
+from nfcore.rows import Rows
 
 
 def fails(parameters: Mapping[str, Any]) -> Any:
@@ -44,8 +48,22 @@ async def later(parameters: Mapping[str, Any]) -> Any:
 METHODS["later"] = later
 
 
+def rows(parameters: Mapping[str, Any]) -> Any:
+    def made() -> Iterator[Any]:
+        for number in range(parameters["number"]):
+            yield {"n": number, "more": Rows(lambda: ([n] if n == 0 else [] for n in range(2))), "plain": [1]}
+        if parameters.get("odd"):
+            yield np.uint32(7)
+
+    return {"rows": Rows(made), "of": {"none": Rows(list), "words": 'ü"'}}
+
+
+METHODS["rows"] = rows
+NOBODY = 65534
+
+
 @contextmanager
-def daemon(path: Path, group: str = "") -> Iterator[None]:
+def daemon(path: Path, group: str = "") -> Iterator[ControlServer]:
     """Serve METHODS from an event loop of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -57,13 +75,22 @@ def daemon(path: Path, group: str = "") -> Iterator[None]:
     server = ControlServer(path, METHODS, {"echo"}, group)
     try:
         wait(server.open())
-        yield
+        yield server
     finally:
         wait(server.close())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.run_until_complete(settle())
         loop.close()
+
+
+@contextmanager
+def open_to_nogroup() -> Iterator[tuple[Path, ControlServer]]:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # pytest's own are for nobody else
+        path = Path(folder) / "nfcore.sock"
+        with daemon(path, grp.getgrgid(NOBODY).gr_name) as server:
+            yield path, server
 
 
 async def settle() -> None:
@@ -108,7 +135,7 @@ def test_a_long_answer_arrives_whole(served: Path) -> None:
 
 
 def test_an_unknown_method_names_those_that_there_are(served: Path) -> None:
-    with pytest.raises(HostError, match="no method 'stat' here; there are: big, echo, fails, later, odd"):
+    with pytest.raises(HostError, match="no method 'stat' here; there are: big, echo, fails, later, odd, rows"):
         request(served, "stat")
 
 
@@ -210,6 +237,95 @@ def test_clients_are_not_without_end(served: Path) -> None:
             raise AssertionError("the place of a client that is gone was not given again")
 
 
+CROWD = """
+import socket, sys
+clients = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]
+for client in clients:
+    client.connect(sys.argv[1])
+    client.sendall(b'{"method": "echo"}\\n')
+    assert client.recv(100)
+print("connected", flush=True)
+sys.stdin.read()
+"""
+"""Clients of another user, who have asked once and stay."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_a_group_keeps_root_not_out_and_its_idle_ones_give_way(
+    unprivileged: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IDLE", 1000.0)
+    with open_to_nogroup() as (path, server):
+        command = [sys.executable, "-c", CROWD, str(path), str(MOST_CLIENTS)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes, text=True, user=NOBODY, group=NOBODY, extra_groups=[]) as crowd:  # type: ignore[call-overload]
+            assert crowd.stdout.readline() == "connected\n"
+            assert request(path, "later") == "later"
+            assert f"too many clients: {MOST_CLIENTS} are connected" in unprivileged(request, path, "echo")
+            assert (server.dropped["full"], server.dropped["idle"]) == (1, 0)
+            monkeypatch.setattr(module, "IDLE", 0.0)
+            assert unprivileged(request, path, "echo") == "{}"
+            assert (server.dropped["full"], server.dropped["idle"]) == (1, 1)
+            crowd.communicate("")
+
+
+def test_who_asks_nothing_has_to_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENCE", 0.3)
+    with daemon(path) as server, Client(path) as asks, socket.socket(socket.AF_UNIX) as silent:
+        assert asks.ask("echo") == {}
+        silent.settimeout(10)
+        silent.connect(str(path))
+        silent.sendall(b'{"method":')
+        assert silent.recv(1) == b""
+        assert server.dropped["silent"] == 1
+        assert asks.ask("echo") == {}
+
+
+def test_who_does_not_read_a_long_answer_has_to_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_PATIENCE", 0.3)
+    with daemon(path) as server, socket.socket(socket.AF_UNIX) as deaf:
+        deaf.settimeout(10)
+        deaf.connect(str(path))
+        deaf.sendall(b'{"method": "rows", "params": {"number": 100000000}}\n')
+        while not server.dropped["slow"]:
+            assert request(path, "echo") == {}
+            time.sleep(0.05)
+        samples = {
+            sample.labels["reason"]: sample.value for family in server.collect() for sample in family.samples[2:]
+        }
+        assert samples["slow"] == 1
+        # The rest was never made: no more has come than the socket holds.
+        come = 0
+        with suppress(ConnectionResetError):
+            while more := len(deaf.recv(1 << 20)):
+                come += more
+        assert come < 10_000_000
+
+
+def test_rows_are_made_while_others_are_answered(served: Path) -> None:
+    with Client(served, 30) as long, Client(served) as other:
+        thread = threading.Thread(target=lambda: answers.append(long.ask("rows", number=50_000)))
+        answers: list[Any] = []
+        thread.start()
+        between = 0
+        while not answers:
+            assert other.ask("echo") == {}
+            between += 1
+        thread.join()
+    assert between > 3
+    assert len(answers[0]["rows"]) == 50_000
+    assert answers[0]["rows"][7] == {"n": 7, "more": [[0], []], "plain": [1]}
+    assert answers[0]["of"] == {"none": [], "words": 'ü"'}
+
+
+def test_a_row_that_cannot_be_written(served: Path) -> None:
+    with pytest.raises(HostError, match="cannot be written as JSON"):
+        request(served, "rows", number=0, odd=True)
+    with pytest.raises(EndedError):
+        request(served, "rows", number=20_000, odd=True)
+    assert request(served, "echo") == {}
+
+
 def test_a_daemon_that_ends_meanwhile(path: Path) -> None:
     with daemon(path):
         client = Client(path)
@@ -220,14 +336,10 @@ def test_a_daemon_that_ends_meanwhile(path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 def test_a_group_may_ask_and_not_order(unprivileged: Callable[..., str]) -> None:
-    nogroup = 65534
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # pytest's own are for nobody else
-        path = Path(folder) / "nfcore.sock"
-        with daemon(path, grp.getgrgid(nogroup).gr_name):
-            assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o660, nogroup)
-            assert unprivileged(request, path, "echo") == "{}"
-            assert "odd is an order, for root alone: use sudo" in unprivileged(request, path, "odd")
+    with open_to_nogroup() as (path, _):
+        assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o660, NOBODY)
+        assert unprivileged(request, path, "echo") == "{}"
+        assert "odd is an order, for root alone: use sudo" in unprivileged(request, path, "odd")
 
 
 def test_a_group_that_does_not_exist(path: Path) -> None:

@@ -14,6 +14,7 @@ from nfcore.hookspecs import hookimpl
 from nfcore.links import LinkChange
 from nfcore.marks import MarkState
 from nfcore.reasons import Reason
+from nfcore.retirement import Ended
 from nfcore.rules import Capabilities, Device, Outcome, SetMark
 
 from .engine_world import GRACE, IDLE, QUARANTINE, Waiting, World
@@ -21,7 +22,7 @@ from .engine_world import GRACE, IDLE, QUARANTINE, Waiting, World
 STRATEGIES = pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
 
 
-def take_out(world: World, target: int) -> int:
+def take_out(world: World, target: int) -> Ended:
     """Do as a network function does: its marks are void before the engine hears of it."""
     world.nf.known_targets = [each for each in world.nf.known_targets if each != target]
     world.nf.refuses.add(target)
@@ -55,7 +56,7 @@ def test_rules_to_a_target_that_is_gone_end_without_restore(world: World) -> Non
     world.report(1001, 1002)
     world.report(1003, target=8)
     world.notes.clear()
-    assert take_out(world, 7) == 2
+    assert take_out(world, 7) == Ended(accelerated=2, waiting=0)
     assert world.held() == [1003]
     assert not any(note.startswith("restore") for note in world.notes)
     assert world.engine.ledger.ended == {Reason.TARGET_GONE: 2}
@@ -71,7 +72,8 @@ def test_what_waits_for_a_target_that_goes_is_settled(make: Callable[..., World]
     world = make("flow-id", nic=1)
     world.start()
     world.report(1001, 1002)
-    assert take_out(world, 7) == 2
+    # The one that waited has never been accelerated.
+    assert take_out(world, 7) == Ended(accelerated=1, waiting=1)
     assert world.reasons() == {"target_gone": 1}
     assert world.active == 1  # whose rule is in its grace
     assert world.adds_up()
@@ -229,7 +231,7 @@ def test_the_switch_waits_for_what_is_on_its_way_and_for_what_fails(make: Callab
     assert world.adds_up()
 
 
-def test_the_switch_outlives_the_daemon(make: Callable[..., World]) -> None:
+def test_the_switch_outlives_the_daemon(make: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
     first = make("dest-id")
     first.start()
     first.report(999)
@@ -244,6 +246,8 @@ def test_the_switch_outlives_the_daemon(make: Callable[..., World]) -> None:
     second.report(1001)
     assert second.reasons() == {"switched_off": 1}
     second.engine.switch(on=True)
+    switched = [line for line in caplog.messages if line.startswith("offloading is switched")]
+    assert [line.split()[3].strip(":,") for line in switched] == ["off", "off", "on"]  # ordered, found, ordered
     third = make("dest-id")
     third.context.state = first.context.state
     third.start()
