@@ -52,6 +52,11 @@ def test_a_closed_standard_error_ends_nothing() -> None:
     assert shell("$NFCORE check /nonexistent.toml 2>/dev/full").returncode == 2
 
 
+def test_a_closed_standard_input_is_no_terminal() -> None:
+    done = shell("$NFCORE top --socket /x <&-")
+    assert done.returncode == 1 and "needs a terminal to draw on" in done.stderr
+
+
 def test_no_descriptor_is_left_free_for_a_socket() -> None:
     script = "from nfcore.streams import prepare_streams; prepare_streams(); import os; os._exit(os.open('/', 0))"
     assert shell(f'{sys.executable} -c "{script}" <&- >&- 2>&-').returncode >= 3
