@@ -45,7 +45,7 @@ class _Output(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Make standard output, and standard error, fit to be written to. Once, before anything else opens a file."""
+    """Make the standard streams fit to be used, output in any case. Once, before anything else opens a file."""
     _occupy()
     codecs.register_error(_ERRORS, _replace)
     before = sys.stdout
@@ -56,6 +56,8 @@ def prepare_streams() -> None:
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(raw), encoding=encoding, errors=_ERRORS, newline="\n", line_buffering=at_once
     )
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for good
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", errors=_ERRORS, closefd=False)  # noqa: SIM115 - for good
 

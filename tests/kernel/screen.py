@@ -26,7 +26,7 @@ PATIENCE = 20.0
 class Screen:
     """A context manager; the command is killed at its end if it still runs."""
 
-    def __init__(self, command: Sequence[str], columns: int = 80, lines: int = 24) -> None:
+    def __init__(self, command: Sequence[str], columns: int = 80, lines: int = 24, **variables: str) -> None:
         self._screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
         self.raw = b""
@@ -34,7 +34,7 @@ class Screen:
         self._slave = slave
         self._size(columns, lines)
         self.before: list[Any] = termios.tcgetattr(slave)
-        environment = os.environ | {"TERM": "xterm-256color"}
+        environment = os.environ | {"TERM": "xterm-256color"} | variables
         environment.pop("COLUMNS", None)
         environment.pop("LINES", None)
         self.process = subprocess.Popen(

@@ -154,10 +154,12 @@ def test_mistakes_are_named(site: Site) -> None:
     with site.running(site.config()):
         for options, words in (
             (["--reason", "tired"], "reasons: is 'tired'; should be one of"),
+            (["--interface", "eth9"], "interfaces: is 'eth9'; the daemon's interfaces are: eth1"),
             (["--since", "yesterday"], "since: is 'yesterday'; should be a duration such as '5m', or a time"),
         ):
             done = nfcore("events", "--socket", str(site.socket), *options)
             assert (done.returncode, done.stdout) == (2, "") and words in done.stderr
+        assert "ready" in succeed("events", "--socket", str(site.socket), "--since", "99999999999999h")
     done = nfcore("events", "--socket", str(site.socket))
     assert done.returncode == 1 and "start one: nfcore run CONFIG" in done.stderr
 
@@ -192,9 +194,12 @@ def test_a_daemon_that_logs_json(site: Site) -> None:
             told.append(json.loads(line))
             if told[-1]["message"].startswith("ready"):
                 break
-        succeed("offload", "off", "--socket", str(site.socket))
+        for _ in range(2):
+            succeed("offload", "off", "--socket", str(site.socket))
+            succeed("offload", "on", "--socket", str(site.socket))
         running.send_signal(signal.SIGTERM)
         told += [json.loads(line) for line in running.stderr]
         assert running.wait(PATIENCE) == 0
+    orders = [(entry["level"], entry["message"].split(":")[0]) for entry in told if entry["logger"] == "nfcore.orders"]
+    assert orders == [("warning", "offloading is switched off"), ("info", "offloading is switched on")] * 2
     assert {"level", "logger", "message", "time"} <= told[0].keys()
-    assert ("warning", "nfcore.orders") in {(entry["level"], entry["logger"]) for entry in told}

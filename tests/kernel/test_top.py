@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .screen import Screen
-from .site import REALS, VIP, VIPS, Site, eventually, inside, nfcore, vip_toml
+from .site import REALS, VIP, VIPS, Site, eventually, inside, ip, nfcore, succeed, vip_toml
 from .traffic import Rounds, flow_frames
 
 pytestmark = pytest.mark.usefixtures("_one_cpu")
@@ -80,7 +81,7 @@ def test_the_view_and_its_keys(busy: Site) -> None:
         screen.press(KEYS["escape"])
         screen.shows(VIP, gone=["filter:"])
         screen.press(KEYS["enter"])
-        text = screen.shows(f"VIP {VIP}:80/tcp", *REALS, gone=["2001:db8:20::11"])
+        text = screen.shows(f"VIP {VIP}:80/tcp", *REALS, "REAL (figures of all its VIPs)", gone=["2001:db8:20::11"])
         screen.press("s")
         screen.shows("packets▼")
         screen.press("p")
@@ -123,13 +124,42 @@ def test_a_daemon_that_goes_and_comes_back(site: Site, config: Path) -> None:
         assert "Traceback" not in screen.raw.decode(errors="replace")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
-def test_the_terminal_is_restored_whatever_ends_it(site: Site, config: Path, number: signal.Signals) -> None:
+ENDS = [
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGALRM, signal.SIGABRT),
+]
+
+
+def test_the_terminal_is_restored_whatever_ends_it(site: Site, config: Path) -> None:
+    with site.running(config):
+        for number in ENDS:
+            with Screen(top(site)) as screen:
+                screen.shows("q quit")
+                os.killpg(screen.process.pid, number)
+                assert screen.wait() == (0 if number == signal.SIGINT else 128 + number)
+                assert screen.is_restored(), number
+
+
+def test_a_terminal_of_few_characters(site: Site, config: Path) -> None:
+    with site.running(config):
+        with Screen(top(site), PYTHONIOENCODING="ascii") as screen:
+            text = screen.shows("q quit", "VIP", f"{VIP}:80/tcp")
+            assert text.isascii() and "packets/sv" in text
+            screen.press("q")
+            assert screen.wait() == 0
+        with Screen(top(site), TERM="dumb") as screen:
+            assert screen.wait() == 2
+            assert b"\x1b" not in screen.raw
+            assert "TERM: is 'dumb', a terminal that cannot be drawn on; use --once or --json" in "".join(screen.lines)
+
+
+def test_a_program_that_is_gone_is_told(site: Site, config: Path) -> None:
     with site.running(config), Screen(top(site)) as screen:
-        screen.shows("q quit")
-        os.killpg(screen.process.pid, number)
-        assert screen.wait() == (0 if number == signal.SIGINT else 128 + number)
-        assert screen.is_restored()
+        screen.shows("q quit", gone=["! eth1"])
+        ip("link", "set", "eth1", "xdp", "off")
+        screen.shows("! eth1: the program is no longer attached")
+        screen.press("q")
+        assert screen.wait() == 0
 
 
 def test_stopped_and_continued(site: Site, config: Path) -> None:
@@ -179,6 +209,62 @@ def test_a_pipe_that_is_closed(busy: Site) -> None:
         ["bash", "-c", f"{command} | head -1"], capture_output=True, text=True, check=True, timeout=60
     )
     assert json.loads(done.stdout)["rules"] == 8 and done.stderr == ""
+
+
+def test_a_flow_that_stands_still(site: Site, config: Path) -> None:
+    """Its rate is 0, and its packets are those of a rule that is gone, too."""
+    with site.running(config), Rounds(flow_frames(2)) as rounds:
+        rounds.offload(site)
+
+        def flows() -> dict[str, dict[str, Any]]:
+            board = json.loads(succeed("top", "--once", "--json", "--socket", str(site.socket), "--interval", "0.2"))
+            return {row["flow"]: row for row in board["flows"]}
+
+        assert eventually(lambda: (rounds.run(), all(row["rate"] > 0 for row in flows().values()))[1])
+        assert eventually(lambda: all(row["rate"] == 0 for row in flows().values()))
+        succeed("offload", "off", "--socket", str(site.socket))
+        assert eventually(lambda: all(row["state"] == "refused" for row in flows().values()))
+        shown = succeed("top", "--once", "--socket", str(site.socket), "--interval", "0.2")
+        (line, *_) = [line for line in shown.splitlines() if line.startswith("198.18.1.2:40000")]
+        assert line.split()[-3:-1] != ["0", "0"] and int(line.split()[-2]) > 0
+
+
+def test_without_figures(site: Site, config: Path) -> None:
+    config.write_text(config.read_text().replace(', "stats"', ""))
+    with site.running(config):
+        for command in (["top", "--once"], ["stats"], ["stats", "--json"]):
+            done = nfcore(*command, "--socket", str(site.socket))
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr == f'error: the daemon at {site.socket} has no figures: add "stats" to [nf] plugins\n'
+
+
+def test_figures_that_are_chosen(site: Site, config: Path) -> None:
+    with site.running(config):
+        told = json.loads(succeed("stats", "--json", "--match", f"vip_packets {OTHER}", "--socket", str(site.socket)))
+        assert [(each["name"], len(each["samples"])) for each in told["metrics"]] == [("nfcore_vip_packets_total", 1)]
+        shown = succeed("stats", "--match", "real_packets", "--socket", str(site.socket))
+        assert "nfcore_real_packets_total" in shown and "nfcore_vip" not in shown
+        told = json.loads(succeed("stats", "--json", "--match", "melted", "--socket", str(site.socket)))
+        assert told == {"metrics": []}
+
+
+def test_an_output_that_takes_nothing(busy: Site) -> None:
+    for command in ("top --once", "events -f", "flows"):
+        for where, words in ((">/dev/full", "cannot be written: No space left on device"), (">&-", "is closed")):
+            call = f"{sys.executable} -m nfcore.cli {command} --socket {busy.socket} {where}"
+            done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, check=False, timeout=60)
+            assert (done.returncode, done.stderr) == (1, f"error: standard output: {words}\n"), command
+        call = f"PYTHONIOENCODING=ascii {sys.executable} -m nfcore.cli {command} --socket {busy.socket} | head -5"
+        if command != "events -f":
+            done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, check=False, timeout=60)
+            assert done.stdout and done.stdout.isascii() and done.stderr == "", command
+
+
+def test_a_picture_that_cannot_be_written(site: Site) -> None:
+    done = nfcore("top", "--once", "--svg", "/nonexistent/a.svg", "--socket", str(site.socket))
+    assert (done.returncode, done.stdout) == (2, "")
+    words = "nfcore top: --svg: cannot write /nonexistent/a.svg: should be a file in a folder that is there"
+    assert done.stderr == f"error: {words}\n"
 
 
 def test_without_a_terminal_or_a_daemon(site: Site) -> None:

@@ -10,15 +10,18 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.host import Fault, PluginHost, trace_log
+from nfcore.host import Fault, trace_log
 from nfcore.ledger import Ledger
 from nfcore.logs import BURST, MOST_REMEMBERED, ORDERS, Format, LogHandler, Repeats, goes_to_journal, make_handler
+
+from .engine_world import World
 
 
 class Clock:
@@ -246,23 +249,33 @@ def test_a_fault_that_is_said_once_is_said_again_with_its_count(caplog: pytest.L
     ]
 
 
-def test_a_fault_that_stops_is_summed_up_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    ledger, host, clock = Ledger(), PluginHost(), Clock()
-    ledger._said, host._said = Repeats(60.0, clock=clock), Repeats(60.0, clock=clock)
+def test_a_fault_that_stops_is_summed_up_all_the_same(
+    make: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make("dest-id")
+    world.start()
+    ledger, host = world.engine.ledger, world.host
+    ledger._said, host._said = (Repeats(60.0, clock=lambda: world.now) for _ in range(2))
     for number in range(5):
         ledger.say_once("the NIC is deaf")
         host.blame("acme", "dump_offload", Fault.RAISED, f"failed: no answer in {number} s")
-    ledger.say_repeats()
-    host.say_repeats()
-    assert [each.getMessage() for each in caplog.records if each.levelno > logging.DEBUG] == [
-        "the NIC is deaf",
-        "plugin acme: dump_offload failed: no answer in 0 s",
-    ]
+
+    def said() -> list[str]:
+        lines = sorted(each.getMessage() for each in caplog.records if each.levelno > logging.INFO)
+        caplog.clear()
+        return lines
+
+    world.pass_time(59.0)
+    assert said() == ["plugin acme: dump_offload failed: no answer in 0 s", "the NIC is deaf"]
+    world.pass_time(1.0)
+    counted = "(4 times more since it was said last)"
+    sums = [f"plugin acme: dump_offload failed: no answer in 4 s {counted}", f"the NIC is deaf {counted}"]
+    assert said() == sums
+    world.pass_time(60.0)
+    assert said() == []
+    for _ in range(5):
+        ledger.say_once("the NIC is deaf")
+        host.blame("acme", "dump_offload", Fault.RAISED, "failed: no answer in 4 s")
     caplog.clear()
-    clock.now += 60
-    ledger.say_repeats()
-    host.say_repeats()
-    assert sorted(each.getMessage() for each in caplog.records) == [
-        "plugin acme: dump_offload failed: no answer in 4 s (4 times more since it was said last)",
-        "the NIC is deaf (4 times more since it was said last)",
-    ]
+    world.engine.remove_all()
+    assert said() == sums  # at the end of the daemon, without waiting

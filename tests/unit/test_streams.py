@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nfcore.control import ControlServer
 from nfcore.printable import json_text, printable
 
 NFCORE = Path(sys.executable).with_name("nfcore")
@@ -47,6 +50,11 @@ def test_a_closed_standard_error_ends_nothing() -> None:
     done = shell("$NFCORE check /nonexistent.toml 2>&- <&-")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
     assert shell("$NFCORE check /nonexistent.toml 2>/dev/full").returncode == 2
+
+
+def test_a_closed_standard_input_is_no_terminal() -> None:
+    done = shell("$NFCORE top --socket /x <&-")
+    assert done.returncode == 1 and "needs a terminal to draw on" in done.stderr
 
 
 def test_no_descriptor_is_left_free_for_a_socket() -> None:
@@ -85,3 +93,37 @@ def test_json_is_what_every_reader_takes() -> None:
     given_values = {"values": [math.nan, math.inf, -math.inf, 1.5, 2**70, None, True], "name": "\udc80"}
     read = json.loads(json_text(given_values), parse_constant=pytest.fail)
     assert read == {"values": ["NaN", "+Inf", "-Inf", 1.5, 2**70, None, True], "name": "\udc80"}
+
+
+def figures(*arguments: str, folder: Path) -> str:
+    """What `nfcore stats` prints of a daemon's figures with which everything is strange."""
+    strange: list[Any] = [math.nan, math.inf, -math.inf, None, "NaN", 10**4000, True]
+    samples: list[Any] = [{"labels": {"n": str(n)}, "value": value} for n, value in enumerate(strange)]
+    samples += [{"labels": {"n": "a"}, "sum": math.nan, "count": 3}, {"labels": {"n": "b"}, "sum": 1e308, "count": 0}]
+    samples += [{"labels": {"n": "c"}, "sum": 10**400, "count": 1}]
+    samples.append({"labels": {"n": "d", "words": "\x1b[2J\udc80\n\x07"}, "value": 1})
+    metric = {"name": "nfcore_odd", "type": "gauge", "unit": "\x1b", "labels": ["n"], "help": "", "samples": samples}
+
+    async def ask() -> str:
+        server = ControlServer(folder / "nf.sock", {"stats": lambda parameters: {"metrics": [metric]}})
+        await server.open()
+        command = [NFCORE, "stats", "--socket", folder / "nf.sock", *arguments]
+        running = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        out, error = await running.communicate()
+        await server.close()
+        assert (running.returncode, error) == (0, b"")
+        return out.decode()
+
+    return asyncio.run(ask())
+
+
+def test_figures_of_any_value_are_shown(tmp_path: Path) -> None:
+    told = json.loads(figures("--json", folder=tmp_path), parse_constant=pytest.fail)
+    values = [sample.get("value") for sample in told["metrics"][0]["samples"]]
+    assert values[:5] == ["NaN", "+Inf", "-Inf", None, "NaN"]
+    shown = figures(folder=tmp_path)
+    assert "nan" in shown and "inf" in shown and r"words=\x1b[2J\udc80\n\x07" in shown
+    assert shown.replace("\n", "").isprintable()
+    assert len(figures("--match", "odd words=", folder=tmp_path).splitlines()) == 5
