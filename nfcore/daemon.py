@@ -211,7 +211,7 @@ class _Daemon:
             taken = self._engine.poll()
             self._deliver()
             self._engine.tick()
-            if taken >= READ_LIMIT:
+            if taken >= READ_LIMIT or not self._results.empty():
                 nap = 0.0
             elif taken:
                 nap = SHORTEST_NAP

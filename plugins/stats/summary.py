@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from nfcore.context import Context
 from nfcore.errors import ConfigError, Problem
+from nfcore.metrics import MetricFamily
+from nfcore.rows import Rows
 
 from .registry import Registry
 
@@ -28,6 +31,7 @@ FAMILIES = (
     "nfcore_rules",
     "nfcore_rules_capacity",
     "nfcore_nic_full",
+    "nfcore_program_attached",
 )
 """A family that the daemon does not have is shown as not known."""
 _TEXTS = ("match", "sort", "vip")
@@ -48,18 +52,21 @@ def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any
     limit = min(int(parameters.get("limit", 50)), MOST_FLOWS)
     flows = context.methods["flows"]({"match": match, "sort": parameters.get("sort") or "rate", "limit": limit})
     return {
-        "values": {
-            family.name: [[dict(s.labels), s.value] for s in family.everything()] for family in registry.of(FAMILIES)
-        },
-        "flows": [row for row in flows["flows"] if not vip or row.get("vip") == vip],
+        "values": {family.name: Rows(partial(_samples, family)) for family in registry.of(FAMILIES)},
+        "flows": Rows(lambda: (row for row in flows["flows"] if not vip or row.get("vip") == vip)),
         "states": flows["states"],
         "offload": flows["offload"],
         "max_rules": context.config.offload.max_rules,
         "strategy": context.strategy.name if context.strategy else None,
         "interfaces": {device.name: list(device.backends) for device in context.devices},
+        "troubles": list(context.health.troubles()),
         "vip": vip,
         "reals": _reals_of(context, vip) if vip else [],
     }
+
+
+def _samples(family: MetricFamily) -> Iterator[list[Any]]:
+    yield from ([dict(sample.labels), sample.value] for sample in family.everything())
 
 
 def _reals_of(context: Context, vip: str) -> list[str]:

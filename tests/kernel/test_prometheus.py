@@ -228,7 +228,9 @@ def test_where_it_listens_changes_while_it_runs(site: Site) -> None:
         site_reload(site)
         with pytest.raises(ConnectionRefusedError):
             get("/metrics", port=9999)
-        assert site.figure("nfcore_flows", state="installed") == 0
+        assert site.figure("nfcore_stats_listening") == 0
+        # What was counted at one place is not forgotten at another, nor at none.
+        assert site.figure("nfcore_stats_responses_total", code="200") == 2
 
 
 def site_reload(site: Site) -> Any:
