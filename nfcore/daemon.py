@@ -14,20 +14,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from .attachments import ProgramWatch
 from .carriers import Carrier, require_carrier
 from .config import Config
 from .context import Context
 from .control import ControlServer, group_number, refuse_second
 from .engine import READ_LIMIT, Engine
-from .errors import ConfigError, HostError, NfcoreError, Problem
+from .errors import ConfigError, NfcoreError, Problem
 from .eventlog import EventKind
-from .health import Health
 from .host import PluginHost
-from .kernel import attached_xdp
 from .links import LinkWatch
 from .orders import register_orders
 from .reload import reload
-from .rules import Device
 from .session import find_devices, make_context, make_engine, set_up
 from .watchdog import Watchdog
 from .worker import DeviceWorker
@@ -125,6 +123,7 @@ def _engine(context: Context, host: PluginHost, stop: StopSwitch) -> Iterator[tu
     context.health.workers = {device.name: workers[device.ifindex].busy_seconds for device in context.devices}
     with ExitStack() as leaving, LinkWatch(workers) as engine.links:
         leaving.callback(_stop_workers, engine, workers)
+        engine.programs = ProgramWatch(engine.floor, context.health)
         stop.check()
         engine.start()
         for nf in context.nfs:
@@ -132,22 +131,8 @@ def _engine(context: Context, host: PluginHost, stop: StopSwitch) -> Iterator[tu
                 stop.check()
                 leaving.callback(nf.detach, device)
                 nf.attach(device)
-                _watch_program(context.health, device)
+                engine.programs.add(device.ifindex)
         yield engine, results
-
-
-def _watch_program(health: Health, device: Device) -> None:
-    """Let it be told whether what is attached to the device now is attached."""
-    attached = attached_xdp(device.ifindex)
-
-    def is_there() -> bool:
-        try:
-            return attached_xdp(device.ifindex) == attached
-        except HostError:
-            return False
-
-    if attached is not None:
-        health.attached[device.name] = is_there
 
 
 def _stop_workers(engine: Engine, workers: dict[int, DeviceWorker]) -> None:
@@ -211,7 +196,7 @@ class _Daemon:
             taken = self._engine.poll()
             self._deliver()
             self._engine.tick()
-            if taken >= READ_LIMIT:
+            if taken >= READ_LIMIT or not self._results.empty():
                 nap = 0.0
             elif taken:
                 nap = SHORTEST_NAP

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 from .answers import AnswerError, accept
 from .carriers import Carrier, examine_carrier
 from .config import Config
-from .control import daemon_answers
+from .control import daemon_answers, request
 from .errors import HostError, NfcoreError, UnsupportedError
 from .ethernet import LinkFacts, link_facts
 from .findings import Finding, Status
@@ -53,8 +53,8 @@ def examine_machine() -> Iterator[Finding]:
 
 def examine(config: Config, host: PluginHost) -> Iterator[Finding]:
     """Look at the interfaces, backends and network functions of a configuration."""
-    running = daemon_answers(Path(config.nf.socket))
-    yield Finding("daemon", OK, "running" if running else "not running", "" if running else "nfcore run")
+    of_daemon, programs = _examine_daemon(Path(config.nf.socket))
+    yield of_daemon
     try:
         devices = find_devices(config)
     except HostError as error:
@@ -64,7 +64,7 @@ def examine(config: Config, host: PluginHost) -> Iterator[Finding]:
     if not devices:
         yield Finding("interface", FAULT, "the configuration names none", "add a table [[interfaces]]")
     for device, interface in zip(devices, config.interfaces, strict=True):
-        yield from _examine_link(device, XdpMode(interface.xdp_mode))
+        yield from _examine_link(device, XdpMode(interface.xdp_mode), programs.get(device.name))
         yield from _examine_backends(config, host, device)
         if any(each.backends for each in devices):
             finding = examine_carrier(Carrier(config.marking.carrier), device)
@@ -74,7 +74,21 @@ def examine(config: Config, host: PluginHost) -> Iterator[Finding]:
         yield from findings or ()
 
 
-def _examine_link(device: Device, mode: XdpMode) -> Iterator[Finding]:
+def _examine_daemon(socket: Path) -> tuple[Finding, Mapping[str, int]]:
+    """Ask a daemon that runs how it is; interface → the kernel's number of the program that it has attached there."""
+    if not daemon_answers(socket):
+        return Finding("daemon", OK, "not running", "nfcore run"), {}
+    try:
+        told = request(socket, "health")
+    except HostError as error:
+        return Finding("daemon", FAULT, f"runs, but does not tell how it is: {error}", "look at its log"), {}
+    troubles = "; ".join(told["troubles"])
+    finding = Finding("daemon", FAULT if troubles else OK, f"running: {troubles}" if troubles else "running")
+    return finding, {interface: program["id"] for interface, program in told["programs"].items()}
+
+
+def _examine_link(device: Device, mode: XdpMode, ours: int | None) -> Iterator[Finding]:
+    """`ours`: number of the program that a running daemon has attached."""
     name = device.name
     facts = link_facts(device.ifindex, name)
     yield Finding(
@@ -86,7 +100,7 @@ def _examine_link(device: Device, mode: XdpMode) -> Iterator[Finding]:
     if facts.mtu < SMALLEST_MTU:
         advice = f"ip link set {name} mtu {SMALLEST_MTU}"
         yield Finding(f"{name}: MTU", WARNING, f"{facts.mtu}: full-sized packets do not arrive", advice)
-    yield _examine_xdp(device, mode)
+    yield _examine_xdp(device, mode, ours)
     yield from _examine_features(name, facts)
 
 
@@ -108,10 +122,16 @@ def _examine_features(name: str, facts: LinkFacts) -> Iterator[Finding]:
         yield Finding(f"{name}: hw-tc-offload", OK, found, advice)
 
 
-def _examine_xdp(device: Device, mode: XdpMode) -> Finding:
+def _examine_xdp(device: Device, mode: XdpMode, ours: int | None) -> Finding:
     """See what is attached, or whether a program can be: by attaching one that passes everything, for a moment."""
     what = f"{device.name}: XDP"
     there = attached_xdp(device.ifindex)
+    if ours is not None and (there is None or there.id != ours):
+        found = f"the daemon's program {ours} is no longer attached, so no packet reaches it"
+        if there is None:
+            return Finding(what, FAULT, found, "restart nfcore")
+        advice = f"stop what put it there, or ip link set dev {device.name} xdp off; then restart nfcore"
+        return Finding(what, FAULT, f"{found}: program {there.id} is in its place", advice)
     if there is not None:
         status = OK if there.mode is XdpMode.NATIVE or mode is not XdpMode.NATIVE else WARNING
         return Finding(what, status, f"program {there.id} attached in {there.mode} mode")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from .admission import NAME as ADMISSION
 from .admission import Admission
 from .adoption import FINGERPRINT, Leftovers, note_meaning, renew_meaning, same_meaning, take_over
+from .attachments import ProgramWatch
 from .budget import TokenBucket
 from .config import Config
 from .context import Context
@@ -81,6 +82,7 @@ class Engine:
         self.context = context
         self.host = host
         self.links: Links | None = None
+        self.programs: ProgramWatch | None = None
         offload = context.config.offload
         ports = {
             device.ifindex: Port(
@@ -264,6 +266,8 @@ class Engine:
             elif port is not None:
                 port.look_soon(self.floor.clock())
                 port.to_probe = port.accelerated
+        if self.programs is not None:
+            self.programs.run(changed)
         for port in self.floor.ports.values():
             if port.to_probe and not port.probing:
                 self._probe_again(port)

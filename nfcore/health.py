@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 PATIENCE = 5.0
 """Seconds that one turn of the event loop may take."""
@@ -14,6 +15,23 @@ REMEMBERED = 60.0
 """Seconds for which the longest turn is remembered, at least."""
 
 
+@dataclass(frozen=True)
+class Attachment:
+    """A program that was attached to an interface."""
+
+    id: int
+    """The kernel's number of the program."""
+    there: bool = True
+    other: int | None = None
+    """Number of the program that is in its place."""
+
+    @property
+    def trouble(self) -> str:
+        """What to say when it is not there."""
+        words = "the program is no longer attached"
+        return words if self.other is None else f"{words}: another, {self.other}, is in its place"
+
+
 class Health:
     """Signs of life. The event loop writes, any thread reads."""
 
@@ -21,8 +39,8 @@ class Health:
         self.started = time.time()
         self.workers: dict[str, Callable[[], float]] = {}
         """Interface → for how many seconds the job that its worker has has been under way."""
-        self.attached: dict[str, Callable[[], bool]] = {}
-        """Interface → whether the program that was attached to it is there."""
+        self.attached: dict[str, Attachment] = {}
+        """Interface → the program that was attached to it, as it was seen last: to ask the kernel may take long."""
         self._clock = clock
         self._turned: float | None = None
         self._longest: tuple[float, float] = (0.0, 0.0)
@@ -46,7 +64,7 @@ class Health:
 
     def programs(self) -> dict[str, bool]:
         """Interface → whether the program is there."""
-        return {interface: is_there() for interface, is_there in self.attached.items()}
+        return {interface: attachment.there for interface, attachment in self.attached.items()}
 
     def troubles(self) -> Iterator[str]:
         """Whatever speaks against being alive, a sentence each."""
@@ -57,6 +75,6 @@ class Health:
         for interface, busy in self.workers.items():
             if (seconds := busy()) > WORKER_PATIENCE:
                 yield f"{interface}: the NIC has not answered for {seconds:.0f} s"
-        for interface, there in self.programs().items():
-            if not there:
-                yield f"{interface}: the program is no longer attached"
+        for interface, attachment in self.attached.items():
+            if not attachment.there:
+                yield f"{interface}: {attachment.trouble}"

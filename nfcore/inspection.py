@@ -2,24 +2,26 @@
 """Which flows are known, and why a flow is in hardware or is not: for `nfcore flows` and `nfcore explain`.
 
 Objects are JSON values. Times are seconds, rates packets a second; `packets` and `bytes` are those of the rule that is
-there, `hardware_packets` and `hardware_bytes` of all rules that the flow had since it is tracked.
+there, `hardware_packets` and `hardware_bytes` of all rules that the flow had since it is tracked. Long lists are
+:class:`~nfcore.rows.Rows`.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .context import Context
 from .errors import ConfigError, Problem
 from .eventlog import NO_BACKEND
 from .floor import Floor
 from .flows import ANY_CPU, FlowBatch, FlowMatch, pack_address
 from .flowtable import FlowState
 from .reasons import Reason, reason_sentence, reason_word
+from .rows import Rows
 
 MOST_FLOWS = 10_000
 """In one answer."""
@@ -32,6 +34,10 @@ SORT_KEYS = {
 }
 """Columns whose sum the flows are sorted by; rate: by what :func:`rates_now` gives."""
 _SHOWN = (FlowState.INSTALLED, FlowState.PENDING, FlowState.WAITING, FlowState.DRAINING, FlowState.REFUSED)
+_TOLD = (
+    "state", "reason", "since", "seen", "packets", "bytes", "past_packets", "past_bytes", "mark", "backend",
+)  # fmt: skip
+"""Columns of the flow table that are told."""
 _HELD = (FlowState.INSTALLED, FlowState.DRAINING)
 """States in which a backend holds the rule."""
 
@@ -62,13 +68,21 @@ def list_flows(
     column: NDArray[Any] = rates_now(floor, slots)
     if sort != "rate":
         column = sum(getattr(floor.table, name)[slots] for name in SORT_KEYS[sort])
-    order = np.argsort(column, kind="stable")
-    first = slots[order if (sort == "age") != reverse else order[::-1]][: max(0, min(limit, MOST_FLOWS))]
+    first = slots[_first(column, max(0, min(limit, MOST_FLOWS)), smallest=(sort == "age") != reverse)]
     counts = {state.name.lower(): floor.table.count(state) for state in _SHOWN}
-    # One instant for all: ages must be in the order of their flows.
-    now = floor.clock()
-    found = _rows(floor, first, now)
+    found = Rows(_Copy(floor, first).rows)
     return {"flows": found, "matching": len(slots), "states": counts, "offload": floor.switched_on}
+
+
+def _first(column: NDArray[Any], count: int, *, smallest: bool) -> NDArray[np.int64]:
+    """Places of the largest (or smallest) values, in order. Only those are sorted, not the million beside them."""
+    places = np.arange(len(column))
+    if 0 < count < len(column):
+        last = count - 1 if smallest else len(column) - count
+        bound = np.partition(column, last)[last]
+        places = places[column <= bound if smallest else column >= bound]
+    order = np.argsort(column[places], kind="stable")
+    return places[order if smallest else order[::-1]][:count]
 
 
 def matching(
@@ -134,9 +148,8 @@ def explain(floor: Floor, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError("explain", [Problem("", str(error))]) from None
     slots = _slots_of(floor, match)
-    now = floor.clock()
-    found = zip(slots, _rows(floor, np.array(slots, dtype=np.int64), now), strict=True)
-    rows = [row | {"why": _why(floor, slot)} for slot, row in found]
+    told = _Copy(floor, np.array(slots, dtype=np.int64)).rows()
+    rows = [row | {"why": _why(floor, slot)} for row, slot in zip(told, slots, strict=True)]
     words = "" if rows else _unknown(floor)
     return {"flow": str(match), "in_hardware": any(row["in_hardware"] for row in rows), "found": rows, "why": words}
 
@@ -164,50 +177,57 @@ def rates_now(floor: Floor, slots: NDArray[np.int64]) -> NDArray[np.float64]:
     installed = table.state[slots] == FlowState.INSTALLED
     for ifindex, port in floor.ports.items():
         mine = installed & (table.flow["ifindex"][slots] == ifindex) & ~np.isin(table.backend[slots], port.blind)
-        read = table.since[slots] + floor.offload.counter_lag <= port.counted
-        rates[mine & read & (table.seen[slots] < port.counted)] = 0.0
+        held = slots[mine]
+        counted = port.counted[table.backend[held]]
+        read = table.since[held] + floor.offload.counter_lag <= counted
+        rates[mine] = np.where(read & (table.seen[held] < counted), 0.0, rates[mine])
     unheld = ~np.isin(table.state[slots], _HELD)
     rates[unheld] = np.minimum(rates[unheld], floor.heat(slots[unheld]))
     return rates
 
 
-def _rows(floor: Floor, slots: NDArray[np.int64], now: float) -> list[dict[str, Any]]:
-    rates = rates_now(floor, slots).tolist()
-    return [_row(floor, slot, rate, now) for slot, rate in zip(slots.tolist(), rates, strict=True)]
+class _Copy:
+    """Tracked flows as they are now, all of one instant: while they are told, the table goes on."""
 
+    def __init__(self, floor: Floor, slots: NDArray[np.int64]) -> None:
+        self._now, self._ports = floor.clock(), floor.ports
+        self._flow = floor.table.flow[slots]
+        self._columns = {name: getattr(floor.table, name)[slots].tolist() for name in _TOLD}
+        self._columns["rate"] = rates_now(floor, slots).tolist()
+        self._targets: dict[tuple[int, int], dict[str, str]] = {}
+        for nf in floor.context.nfs:
+            for target in np.unique(self._flow["target"][self._flow["nf"] == nf.number]).tolist():
+                self._targets[nf.number, target] = {"nf": nf.name, **nf.describe(target)}
 
-def _row(floor: Floor, slot: int, rate: float, now: float) -> dict[str, Any]:
-    table = floor.table
-    flow = table.flow[slot]
-    state, port = FlowState(int(table.state[slot])), floor.ports.get(int(flow["ifindex"]))
-    installed = state in _HELD
-    backends = port.backends.device.backends if port else ()
-    number, reason = int(table.backend[slot]), int(table.reason[slot])
-    cpu = int(flow["cpu"])
-    return {
-        "flow": str(FlowMatch.from_key(flow["key"], int(flow["family"]))),
-        "state": state.name.lower(),
-        "in_hardware": installed,
-        "reason": reason_word(reason) if reason else None,
-        "since_seconds": round(now - float(table.since[slot]), 3),
-        "seen_seconds": round(now - float(table.seen[slot]), 3),
-        "rate": round(rate, 1),
-        "packets": int(table.packets[slot]) if installed else 0,
-        "bytes": int(table.bytes[slot]) if installed else 0,
-        "hardware_packets": int(table.past_packets[slot] + table.packets[slot]),
-        "hardware_bytes": int(table.past_bytes[slot] + table.bytes[slot]),
-        "packets_when_reported": int(flow["packets"]),
-        "mark": int(table.mark[slot]) or None,
-        "backend": backends[number] if installed and number < len(backends) else None,
-        "interface": port.name if port else None,
-        "cpu": None if cpu == ANY_CPU else cpu,
-        **_target(floor.context, int(flow["nf"]), int(flow["target"])),
-    }
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Give all that is known of each."""
+        for flow, *values in zip(self._flow, *self._columns.values(), strict=True):
+            yield self._row(flow, dict(zip(self._columns, values, strict=True)))
 
-
-def _target(context: Context, nf_number: int, target: int) -> dict[str, Any]:
-    nf = context.nfs[nf_number - 1]
-    return {"nf": nf.name, **nf.describe(target)}
+    def _row(self, flow: np.void, of: dict[str, Any]) -> dict[str, Any]:
+        state, port = FlowState(of["state"]), self._ports.get(int(flow["ifindex"]))
+        installed, number = state in _HELD, of["backend"]
+        backends = port.backends.device.backends if port else ()
+        cpu = int(flow["cpu"])
+        return {
+            "flow": str(FlowMatch.from_key(flow["key"], int(flow["family"]))),
+            "state": state.name.lower(),
+            "in_hardware": installed,
+            "reason": reason_word(of["reason"]) if of["reason"] else None,
+            "since_seconds": round(self._now - of["since"], 3),
+            "seen_seconds": round(self._now - of["seen"], 3),
+            "rate": round(of["rate"], 1),
+            "packets": of["packets"] if installed else 0,
+            "bytes": of["bytes"] if installed else 0,
+            "hardware_packets": of["past_packets"] + of["packets"],
+            "hardware_bytes": of["past_bytes"] + of["bytes"],
+            "packets_when_reported": int(flow["packets"]),
+            "mark": of["mark"] or None,
+            "backend": backends[number] if installed and number < len(backends) else None,
+            "interface": port.name if port else None,
+            "cpu": None if cpu == ANY_CPU else cpu,
+            **self._targets[int(flow["nf"]), int(flow["target"])],
+        }
 
 
 def _why(floor: Floor, slot: int) -> str:

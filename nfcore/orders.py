@@ -21,7 +21,7 @@ FLOWS_PARAMETERS = {"states", "match", "sort", "reverse", "limit"}
 
 
 def register_orders(engine: Engine, host: PluginHost) -> None:
-    """Answer ``flows``, ``explain`` and ``events``; obey ``offload`` and ``reload``."""
+    """Answer ``flows``, ``explain``, ``events`` and ``health``; obey ``offload`` and ``reload``."""
 
     def flows(parameters: Mapping[str, Any]) -> Any:
         unknown = parameters.keys() - FLOWS_PARAMETERS
@@ -32,6 +32,11 @@ def register_orders(engine: Engine, host: PluginHost) -> None:
 
     def explain_flow(parameters: Mapping[str, Any]) -> Any:
         return explain(engine.floor, str(parameters.get("flow", "")))
+
+    def health(parameters: Mapping[str, Any]) -> Any:
+        alive = engine.context.health
+        programs = {name: asdict(attachment) for name, attachment in alive.attached.items()}
+        return {"programs": programs, "troubles": list(alive.troubles())}
 
     def offload(parameters: Mapping[str, Any]) -> Any:
         on = parameters.get("on")
@@ -46,7 +51,7 @@ def register_orders(engine: Engine, host: PluginHost) -> None:
     def events(parameters: Mapping[str, Any]) -> Any:
         return follow(engine.floor, parameters)
 
-    for name, question in {"flows": flows, "explain": explain_flow, "events": events}.items():
+    for name, question in {"flows": flows, "explain": explain_flow, "events": events, "health": health}.items():
         engine.context.register_method(name, question, reads=True)
     for name, order in {"offload": offload, "reload": read_again}.items():
         engine.context.register_method(name, order)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,8 +19,10 @@ from .commands import app as commands
 from .registry import Registry
 from .summary import summarise
 from .table import StatsTable
+from .tally import Tally
 
 if TYPE_CHECKING:
+    from .collector import Collector
     from .endpoint import Endpoint
 
 NAME = "stats"
@@ -33,7 +35,9 @@ class StatsPlugin:
 
     def __init__(self) -> None:
         self._context: Context | None = None
+        self._collector: Collector | None = None
         self._endpoint: Endpoint | None = None
+        self._tally = Tally()
         self._took = Histogram(COLLECT_BOUNDS)
 
     @hookimpl
@@ -49,16 +53,22 @@ class StatsPlugin:
     @hookimpl
     def setup(self, context: Context) -> None:
         """Answer ``stats`` and ``top`` on the control socket, and listen for scrapers once the daemon runs."""
+        from .collector import Collector  # noqa: PLC0415 - every command loads this module
+
         self._context = context
+        self._collector = collector = Collector(self._steps, context)
         began, run = time.monotonic(), f"{os.getpid()}-{time.time_ns()}"
 
         def stats(parameters: Mapping[str, Any]) -> Any:
-            return self._collect().as_json()
+            return collector.give(Registry.as_rows)
 
         def top(parameters: Mapping[str, Any]) -> Any:
-            up = time.monotonic() - began
-            seen = summarise(context, self._collect(), parameters)
-            return seen | {"run": run, "time": time.monotonic(), "up_seconds": up}
+            def seen(registry: Registry) -> Any:
+                now = time.monotonic()
+                of_run = {"run": run, "time": now, "up_seconds": now - began}
+                return summarise(context, registry, parameters) | of_run
+
+            return collector.give(seen)
 
         context.register_method("stats", stats, reads=True)
         context.register_method("top", top, reads=True)
@@ -80,7 +90,7 @@ class StatsPlugin:
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
         """Tell how the endpoint fares."""
-        endpoint = self._endpoint
+        endpoint, tally = self._endpoint, self._tally
         took = histogram(
             "nfcore_stats_collect_seconds", "How long one plugin's figures held up the event loop.", "seconds"
         )
@@ -89,21 +99,13 @@ class StatsPlugin:
         errors = counter("nfcore_stats_listen_errors_total", "Tries to listen that failed.", "tries")
         answers = counter("nfcore_stats_responses_total", "Answers over HTTP, by status.", "responses", "code")
         dropped = counter("nfcore_stats_dropped_total", "Connections left without an answer.", "connections", "reason")
-        if endpoint is not None:
-            listening.add(int(endpoint.listening))
-            errors.add(endpoint.listen_errors)
-            for code, number in sorted(endpoint.responses.items()):
-                answers.add(number, code=str(code))
-            for reason, number in endpoint.dropped.items():
-                dropped.add(number, reason=reason)
+        listening.add(int(endpoint is not None and endpoint.listening))
+        errors.add(tally.listen_errors)
+        for code, number in sorted(tally.responses.items()):
+            answers.add(number, code=str(code))
+        for reason, number in tally.dropped.items():
+            dropped.add(number, reason=reason)
         return [took, listening, errors, answers, dropped]
-
-    def _collect(self) -> Registry:
-        """Everybody's figures, of one instant."""
-        registry = Registry()
-        for _ in self._steps(registry):
-            pass
-        return registry
 
     def _steps(self, registry: Registry) -> Iterator[None]:
         """Fill the registry, a plugin a step; a plugin's whose break a rule are left out, and it is blamed."""
@@ -125,30 +127,9 @@ class StatsPlugin:
     def _listen(self, listen: str) -> None:
         from .endpoint import Endpoint  # noqa: PLC0415 - every command loads this module
 
-        context = self._context
-        if context is None or not listen:
+        if self._context is None or self._collector is None or not listen:
             return
-
-        def ask(done: Callable[[Registry | None], None]) -> None:
-            registry = Registry()
-            steps = self._steps(registry)
-
-            def step() -> None:
-                """Take a step, and the next one when reports have been read in between."""
-                try:
-                    next(steps)
-                except StopIteration:
-                    done(registry)
-                except Exception as error:
-                    context.log.error("stats: figures cannot be collected: %s", error)
-                    context.log.debug("traceback", exc_info=error)
-                    done(None)
-                else:
-                    context.soon(step)
-
-            context.soon(step)
-
-        self._endpoint = Endpoint(listen, ask, context.health)
+        self._endpoint = Endpoint(listen, self._collector.ask, self._context.health, self._tally)
         self._endpoint.start()
 
     def _hush(self) -> None:

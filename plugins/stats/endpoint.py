@@ -16,7 +16,6 @@ import json
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
@@ -25,6 +24,7 @@ from nfcore.health import Health
 from .exposition import CONTENT_TYPE, Exposition
 from .registry import Registry
 from .table import split_listen
+from .tally import Tally
 
 log = logging.getLogger(__name__)
 MOST_CONNECTIONS = 16
@@ -46,14 +46,10 @@ Ask = Callable[[Callable[[Registry | None], None]], None]
 class Endpoint:
     """Listens until it is stopped; tries again while the port is taken. `listen` is as in the TOML."""
 
-    def __init__(self, listen: str, ask: Ask, health: Health) -> None:
+    def __init__(self, listen: str, ask: Ask, health: Health, tally: Tally) -> None:
         self.listen = listen
         self.listening = False
-        self.responses: Counter[int] = Counter()
-        """By HTTP status."""
-        self.dropped: Counter[str] = Counter({"busy": 0, "slow": 0})
-        """Connections that got no answer: there were too many, or they took too long."""
-        self.listen_errors = 0
+        self.tally = tally
         self._ask = ask
         self._health = health
         self._exposition = Exposition()
@@ -89,7 +85,7 @@ class Endpoint:
                 host, port = split_listen(self.listen)
                 server = await asyncio.start_server(self._serve, host, port, limit=LONGEST_REQUEST)
             except OSError as error:
-                self.listen_errors += 1
+                self.tally.listen_errors += 1
                 words = error.strerror or str(error)
                 if words != said:
                     advice = "figures are to be had from `nfcore stats` alone until it is free; trying again"
@@ -116,9 +112,9 @@ class Endpoint:
                     if has_room:
                         await self._answer(reader, writer)
                     else:
-                        self.dropped["busy"] += 1
+                        self.tally.dropped["busy"] += 1
             except TimeoutError:
-                self.dropped["slow"] += 1
+                self.tally.dropped["slow"] += 1
                 # What a scraper that hangs has not taken by now goes.
                 writer.transport.abort()
             finally:
@@ -140,7 +136,7 @@ class Endpoint:
         else:
             method, answer = await self._judge(head)
         status, kind, body = answer
-        self.responses[int(status)] += 1
+        self.tally.responses[int(status)] += 1
         lines = [
             f"HTTP/1.1 {int(status)} {status.phrase}",
             f"Content-Type: {kind}",

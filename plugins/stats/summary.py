@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from nfcore.context import Context
 from nfcore.errors import ConfigError, Problem
+from nfcore.metrics import MetricFamily
+from nfcore.rows import Rows
 
 from .registry import Registry
 
@@ -29,6 +32,7 @@ FAMILIES = (
     "nfcore_rules_capacity",
     "nfcore_nic_full",
     "nfcore_counters_age_seconds",
+    "nfcore_program_attached",
 )
 """A family that the daemon does not have is shown as not known."""
 _TYPES = {"match": str, "sort": str, "vip": str, "limit": int, "reverse": bool}
@@ -50,10 +54,8 @@ def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any
     wanted = {"match": match, "sort": parameters.get("sort") or "rate", "limit": limit}
     flows = context.methods["flows"](wanted | {"reverse": parameters.get("reverse", False)})
     return {
-        "values": {
-            family.name: [[dict(s.labels), s.value] for s in family.everything()] for family in registry.of(FAMILIES)
-        },
-        "flows": [row for row in flows["flows"] if not vip or row.get("vip") == vip],
+        "values": {family.name: Rows(partial(_samples, family)) for family in registry.of(FAMILIES)},
+        "flows": Rows(lambda: (row for row in flows["flows"] if not vip or row.get("vip") == vip)),
         "states": flows["states"],
         "offload": flows["offload"],
         "max_rules": context.config.offload.max_rules,
@@ -63,6 +65,10 @@ def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any
         "vip": vip,
         "reals": _reals_of(context, vip) if vip else [],
     }
+
+
+def _samples(family: MetricFamily) -> Iterator[list[Any]]:
+    yield from ([dict(sample.labels), sample.value] for sample in family.everything())
 
 
 def _reals_of(context: Context, vip: str) -> list[str]:

@@ -16,6 +16,7 @@ from nfcore.metrics import counter
 from nfcore.plugins.stats import endpoint as module
 from nfcore.plugins.stats.endpoint import MOST_CONNECTIONS, Endpoint
 from nfcore.plugins.stats.registry import Registry
+from nfcore.plugins.stats.tally import Tally
 
 from .network import enter, ip, namespaces
 
@@ -68,7 +69,7 @@ class Clock:
 
 @contextlib.contextmanager
 def listening(loop: Loop, health: Health | None = None, listen: str = f"127.0.0.1:{PORT}") -> Iterator[Endpoint]:
-    endpoint = Endpoint(listen, loop.ask, health or alive())
+    endpoint = Endpoint(listen, loop.ask, health or alive(), Tally())
     with enter(NAMESPACE):
         endpoint.start()
     try:
@@ -117,7 +118,7 @@ def test_figures_are_given_in_prometheus_form() -> None:
             "# TYPE nfcore_packets_total counter",
             r'nfcore_packets_total{vip="a\"b\\c\nd"} 1',
         ]
-        assert endpoint.responses == {200: 1}
+        assert endpoint.tally.responses == {200: 1}
 
 
 def test_head_has_no_body_and_a_query_changes_nothing() -> None:
@@ -171,7 +172,7 @@ def test_who_hangs_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         # They are let go one and all.
         assert [client.recv(1) for client in silent] == [b""] * len(silent)
         assert slow.recv(1) == b""
-        assert endpoint.dropped["slow"] == MOST_CONNECTIONS - 1
+        assert endpoint.tally.dropped["slow"] == MOST_CONNECTIONS - 1
 
 
 def test_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,9 +188,9 @@ def test_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(Large()) as endpoint, connect() as client:
         client.sendall(METRICS)
         deadline = time.monotonic() + 30
-        while not endpoint.dropped["slow"] and time.monotonic() < deadline:
+        while not endpoint.tally.dropped["slow"] and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert endpoint.dropped["slow"] == 1
+        assert endpoint.tally.dropped["slow"] == 1
         assert ask(HEALTH)[0] == 200
 
 
@@ -200,9 +201,9 @@ def test_there_are_not_too_many_at_once() -> None:
             client.sendall(b"GET ")
         deadline = time.monotonic() + 30
         with contextlib.suppress(ConnectionError):
-            while not endpoint.dropped["busy"] and time.monotonic() < deadline:
+            while not endpoint.tally.dropped["busy"] and time.monotonic() < deadline:
                 connect().close()
-        assert endpoint.dropped["busy"] >= 1
+        assert endpoint.tally.dropped["busy"] >= 1
     with listening(Loop()):
         assert ask(METRICS)[0] == 200
 
@@ -233,7 +234,7 @@ def test_figures_that_cannot_be_collected_are_told() -> None:
         assert ask(METRICS)[0] == 500
         loop.broken = False
         assert ask(METRICS)[0] == 200
-        assert endpoint.responses == {500: 1, 200: 1}
+        assert endpoint.tally.responses == {500: 1, 200: 1}
 
 
 def test_a_nic_that_does_not_answer_is_told() -> None:
@@ -261,7 +262,7 @@ def test_a_taken_port_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: py
     with listening(Loop()) as endpoint:
         assert not endpoint.listening
         deadline = time.monotonic() + 30
-        while endpoint.listen_errors < 3 and time.monotonic() < deadline:
+        while endpoint.tally.listen_errors < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert caplog.text.count("stats.listen: cannot listen on 127.0.0.1:9464") == 1
         other.close()

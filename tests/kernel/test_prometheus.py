@@ -15,17 +15,19 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-import nfcore
+import nfcore as package
 from nfcore.control import request
+from nfcore.kernel import Program, XdpMode, attach_xdp, compile_program, interface_index
 from nfcore.plugins.tc_offload import TcOffloadPlugin
 from tests.promtool import promtool
 
 from .network import enter
-from .site import NAMESPACE, Site, eventually, ip, open_site
+from .site import NAMESPACE, Site, eventually, ip, nfcore, open_site
 from .traffic import Rounds, flow_frames
+from .veth_link import PASS
 
 ROOT = Path(__file__).parents[2]
-FILES = Path(nfcore.__file__).parent / "plugins" / "stats" / "prometheus"
+FILES = Path(package.__file__).parent / "plugins" / "stats" / "prometheus"
 SUFFIX = re.compile(r"_(bucket|sum|count)$")
 OWN_LABELS = {"instance", "le", "alertname", "severity"}
 """Of Prometheus itself, and of the alerts."""
@@ -228,18 +230,74 @@ def test_where_it_listens_changes_while_it_runs(site: Site) -> None:
         site_reload(site)
         with pytest.raises(ConnectionRefusedError):
             get("/metrics", port=9999)
-        assert site.figure("nfcore_flows", state="installed") == 0
+        assert site.figure("nfcore_stats_listening") == 0
+        # What was counted at one place is not forgotten at another, nor at none.
+        assert site.figure("nfcore_stats_responses_total", code="200") == 2
 
 
 def site_reload(site: Site) -> Any:
     return request(site.socket, "reload", timeout=30)
 
 
-def test_a_program_that_somebody_detached_is_told(site: Site) -> None:
-    with site.running(site.config()) as daemon:
-        assert site.figure("nfcore_program_attached", interface="eth1") == 1
+def attached(site: Site) -> float:
+    return site.figure("nfcore_program_attached", interface="eth1")
+
+
+def troubles(site: Site) -> list[str]:
+    """What the daemon says is wrong."""
+    words: list[str] = request(site.socket, "health")["troubles"]
+    return words
+
+
+def doctor(config: Path) -> tuple[int, str, str]:
+    """Exit status, and what `nfcore doctor` says of the daemon and of the interface's program."""
+    run = nfcore("doctor", str(config), "--json")
+    told = {
+        each["what"]: f"{each['status']}: {each['found']} {each['advice']}"
+        for each in json.loads(run.stdout)["findings"]
+    }
+    return run.returncode, told["daemon"], told["eth1: XDP"]
+
+
+def test_a_program_that_somebody_took_off_or_replaced_is_told_everywhere_and_left_so(site: Site) -> None:
+    config = site.config()
+    with enter(NAMESPACE):
+        ifindex = interface_index("eth1")
+    with site.running(config) as daemon, compile_program(PASS, "pass", defines={}, maps={}) as other:
+        ours = site.program()
+        assert ours is not None
+        assert (attached(site), troubles(site)) == (1, [])
+        assert doctor(config) == (0, "ok: running ", f"ok: program {ours} attached in native mode ")
         ip("link", "set", "eth1", "xdp", "off")
-        assert site.figure("nfcore_program_attached", interface="eth1") == 0
+        assert eventually(lambda: attached(site) == 0)
+        off = "eth1: the program is no longer attached"
         status, body = get("/healthz")
-        assert (status, json.loads(body)["troubles"]) == (503, ["eth1: the program is no longer attached"])
-        assert daemon.poll() is None
+        assert (status, json.loads(body)["troubles"], troubles(site)) == (503, [off], [off])
+        seen_by_top = request(site.socket, "top")
+        assert seen_by_top["troubles"] == [off]
+        assert seen_by_top["values"]["nfcore_program_attached"] == [[{"interface": "eth1"}, 0]]
+        status, of_daemon, of_program = doctor(config)
+        assert (status, of_daemon) == (1, f"fault: running: {off} ")
+        assert of_program.startswith(f"fault: the daemon's program {ours} is no longer") and "restart" in of_program
+        assert site.program() is None
+        with enter(NAMESPACE):
+            attach_xdp(ifindex, other, mode=XdpMode.NATIVE)
+        replaced = f"{off}: another, {other.id}, is in its place"
+        assert eventually(lambda: troubles(site) == [replaced])
+        assert f"program {other.id} is in its place" in doctor(config)[2]
+        with Program.from_id(ours) as again, enter(NAMESPACE):
+            attach_xdp(ifindex, again, mode=XdpMode.NATIVE, replace=other.id)
+        assert eventually(lambda: attached(site) == 1)
+        assert doctor(config)[0] == 0
+        with enter(NAMESPACE):
+            attach_xdp(ifindex, other, mode=XdpMode.NATIVE, replace=ours)
+        assert eventually(lambda: attached(site) == 0)
+        events = request(site.socket, "events", kinds=["link"], interfaces=["eth1"])["events"]
+        said = [each["words"].split(";")[0] for each in events if "the program" in each["words"]]
+        assert [f"eth1: {words}" for words in said] == [off, replaced, "eth1: the program is attached again", replaced]
+        daemon.terminate()
+        _, log = daemon.communicate(timeout=30)
+        assert log.count(f"ERROR nfcore.attachments: {off}; no packet reaches it; to have it back restart nfcore") == 1
+        assert "ip link set dev eth1 xdp off, and restart nfcore" in log
+        # Whose it is now, it stays.
+        assert site.program() == other.id

@@ -13,6 +13,7 @@ from nfcore.errors import ConfigError
 from nfcore.inspection import MOST_FLOWS, SORT_KEYS, explain, list_flows
 from nfcore.reasons import Reason
 from nfcore.retirement import LONGEST_POLL
+from nfcore.rows import Rows, plain
 
 from .engine_world import GRACE, IDLE, LAG, Waiting, World
 
@@ -21,7 +22,7 @@ TEXT = "198.18.1.2:{} > 198.18.10.1:80/tcp"
 
 def names(answer: dict[str, object]) -> list[str]:
     flows = answer["flows"]
-    assert isinstance(flows, list)
+    assert isinstance(flows, Rows)
     return [flow["flow"] for flow in flows]
 
 
@@ -40,7 +41,7 @@ def busy(make: Callable[..., World]) -> World:
 
 
 def test_all_flows_with_all_that_is_known_of_them(busy: World) -> None:
-    answer = list_flows(busy.engine.floor)
+    answer = plain(list_flows(busy.engine.floor))
     assert answer == json.loads(json.dumps(answer))
     assert answer["states"] == {"installed": 2, "pending": 0, "waiting": 1, "draining": 0, "refused": 1}
     assert (answer["matching"], answer["offload"]) == (4, True)
@@ -95,6 +96,31 @@ def test_flows_in_an_order(busy: World) -> None:
         assert len(names(list_flows(busy.engine.floor, sort=key))) == 4
     assert names(list_flows(busy.engine.floor, limit=0)) == names(list_flows(busy.engine.floor, limit=-3)) == []
     assert len(names(list_flows(busy.engine.floor, limit=MOST_FLOWS * 2))) == 4
+
+
+@pytest.mark.parametrize("sort", SORT_KEYS)
+def test_the_first_of_an_order_are_the_first_of_all(make: Callable[..., World], sort: str) -> None:
+    world = make("dest-id")
+    world.start()
+    for port in range(1001, 1021):
+        world.report(port)
+        world.hit(port, port % 7)
+        world.now += port % 3
+    world.pass_time(1.0)
+    everything = names(list_flows(world.engine.floor, sort=sort))
+    assert len(everything) == 20
+    for limit in range(21):
+        assert names(list_flows(world.engine.floor, sort=sort, limit=limit)) == everything[:limit]
+
+
+def test_a_list_is_of_the_instant_in_which_it_was_asked_for(busy: World) -> None:
+    answer = list_flows(busy.engine.floor)
+    before = plain(answer)
+    busy.engine.switch(on=False)
+    busy.report(1005)
+    busy.pass_time(GRACE)
+    assert plain(answer) == before
+    assert plain(list_flows(busy.engine.floor)) != before
 
 
 def test_the_oldest_come_first_by_age(make: Callable[..., World]) -> None:

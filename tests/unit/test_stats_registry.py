@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ from nfcore.metrics import (
 )
 from nfcore.plugins.stats import StatsPlugin
 from nfcore.plugins.stats.registry import Registry
+from nfcore.rows import plain
 from nfcore.session import make_context, make_engine, set_up
 
 
@@ -207,7 +209,7 @@ def test_a_plugin_whose_figures_break_a_rule_is_named_and_the_others_are_there(
     context = make_context(config, host, [])
     with set_up(context, host):
         make_engine(context, host, {})
-        metrics = context.methods["stats"]({})["metrics"]
+        metrics = plain(asyncio.run(context.methods["stats"]({})))["metrics"]
     assert total(metrics, "nfcore_flows", state="installed") == 0
     assert total(metrics, "nfcore_hook_errors_total", plugin="odd", hook="collect_stats", kind="wrong_answer") == 1
     assert words in caplog.text
@@ -225,7 +227,7 @@ def test_stats_answers_with_everybodys_figures(config: Config) -> None:
     context = make_context(config, host, [])
     with set_up(context, host):
         make_engine(context, host, {})
-        answer = context.methods["stats"]({})
+        answer = plain(asyncio.run(context.methods["stats"]({})))
     names = [metric["name"] for metric in json.loads(json.dumps(answer))["metrics"]]
     assert {"nfcore_nic_packets_total", "nfcore_events_total", "nfcore_flows", "nfcore_marks"} <= set(names)
     assert names == sorted(names)
