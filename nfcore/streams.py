@@ -7,7 +7,9 @@ import codecs
 import errno
 import io
 import os
+import select
 import sys
+from typing import Any, cast
 
 from .errors import HostError
 from .printable import printable
@@ -29,11 +31,11 @@ class OutputError(HostError, OSError):
 class _Output(io.FileIO):
     """Standard output's descriptor. What cannot be written is said once, and nothing of it is tried again."""
 
-    def write(self, data: object, /) -> int:
+    def write(self, data: Any, /) -> int:
         try:
-            return super().write(data)  # type: ignore[arg-type]
-        except BlockingIOError:
-            raise
+            # None: somebody who shares the descriptor has made it one that does not wait.
+            while (written := cast("int | None", super().write(data))) is None:
+                select.select([], [self], [])
         except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
@@ -42,6 +44,7 @@ class _Output(io.FileIO):
                 raise
             words = "is closed" if error.errno == errno.EBADF else f"cannot be written: {error.strerror}"
             raise OutputError(f"standard output: {words}") from None
+        return written
 
 
 def prepare_streams() -> None:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,20 @@ def test_a_closed_standard_error_ends_nothing() -> None:
 def test_a_closed_standard_input_is_no_terminal() -> None:
     done = shell("$NFCORE top --socket /x <&-")
     assert done.returncode == 1 and "needs a terminal to draw on" in done.stderr
+
+
+def test_an_output_that_does_not_wait_is_waited_for() -> None:
+    read, write = os.pipe()
+    room = fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(write, False)
+    os.write(write, b"-" * room)  # until somebody reads there is no room
+    with subprocess.Popen([NFCORE, "plugins", "--json"], stdout=write, stderr=subprocess.PIPE) as running:
+        os.close(write)
+        time.sleep(3.0)
+        with open(read, "rb") as reader:  # noqa: PTH123 - a pipe
+            assert json.loads(reader.read()[room:])["plugins"]
+        assert running.stderr is not None and running.stderr.read() == b""
+    assert running.returncode == 0
 
 
 def test_no_descriptor_is_left_free_for_a_socket() -> None:
