@@ -24,7 +24,7 @@ from .state import State
 
 Method = Callable[[Mapping[str, Any]], Any]
 """A method of the control socket: parameters in, JSON out, or an awaitable of it when there is something to wait for.
-It runs on the event loop and must not block."""
+Long lists go in as :class:`~nfcore.rows.Rows`. It runs on the event loop and must not block."""
 
 
 class NetworkFunction(Protocol):

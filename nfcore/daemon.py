@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import queue
 import signal
@@ -162,6 +163,10 @@ class _Daemon:
             await self._server.open()
             for start in self._engine.context.starters:
                 start()
+            # What is there now stays: to look through all of it for garbage, again and again, would take a tenth of a
+            # second and more of a turn each time.
+            gc.collect()
+            gc.freeze()
             self._engine.floor.events.note(EventKind.DAEMON, "ready")
             announce()
             await self._pump(stop)
