@@ -6,7 +6,7 @@ A wrong one is the plugin's fault, which is named and counted (`nfcore.host`), a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -39,8 +39,10 @@ def accept(hook: str, arguments: Arguments, answer: Any) -> Any:
 
 
 def settle(hook: str, answer: Any) -> Any:
-    """Let a generator do now what it does only when somebody iterates. AnswerError when it gives more than MOST."""
-    if hook not in _OF_OBJECTS or not isinstance(answer, Iterator):
+    """Let an answer do now what it does only when somebody iterates, as a generator does. AnswerError: it gives more
+    than MOST objects.
+    """
+    if hook not in _OF_OBJECTS or isinstance(answer, list | tuple | str) or not isinstance(answer, Iterable):
         return answer
     given = list(islice(answer, MOST + 1))
     if len(given) > MOST:
@@ -153,7 +155,10 @@ def _each_is(kind: type, name: str) -> Callable[[Arguments, Any], Any]:
 
 
 def _short(answer: Any) -> str:
-    text = " ".join(repr(answer).split())
+    try:
+        text = " ".join(repr(answer).split())
+    except Exception:  # noqa: BLE001 - a plugin's object need not be able to say what it is
+        text = f"<{type(answer).__name__}>"
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 

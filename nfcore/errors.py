@@ -11,6 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
+def words_of(error: BaseException) -> str:
+    """What an exception is and says; an exception of a plugin's own may not even be able to say anything."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - whatever it raises instead is no words either
+        return f"{type(error).__name__}, whose words cannot be read"
+
+
 class NfcoreError(Exception):
     """Base of all errors that are shown to a user without a traceback."""
 

@@ -147,6 +147,7 @@ class Asked(StrEnum):
     """Whom a hook is called on, and in which order."""
 
     ALL = "every plugin, in the order of [nf] plugins"
+    OURS_FIRST = "every plugin, nfcore's own first, each in the order of [nf] plugins"
     FIRST = "plugin after plugin, in the order of [nf] plugins, until one answers"
     REVERSED = "every plugin, the last first"
     FUNCTION = "the network function alone"
@@ -176,7 +177,7 @@ ROLES: Mapping[str, Role] = {
     "on_new_flow": Role(Asked.ALL, Runs.LOOP),
     "allocate_mark": Role(Asked.FIRST, Runs.LOOP),
     "install_offload": Role(Asked.BACKEND, Runs.WORKER),
-    "collect_stats": Role(Asked.ALL, Runs.LOOP),
+    "collect_stats": Role(Asked.OURS_FIRST, Runs.LOOP),
     "marking_strategies": Role(Asked.ALL, Runs.START),
     "publish_marks": Role(Asked.FUNCTION, Runs.LOOP),
     "retire_marks": Role(Asked.FUNCTION, Runs.LOOP),

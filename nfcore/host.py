@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -21,8 +22,8 @@ from typing import Any
 import pluggy
 
 from .answers import AnswerError, accept, settle
-from .errors import NfcoreError
-from .hookspecs import PROJECT, ROLES, Hooks, Runs
+from .errors import NfcoreError, words_of
+from .hookspecs import PROJECT, ROLES, Asked, Hooks, Runs
 from .logs import ASKED_FOR, INTERVAL, Repeats, with_count
 from .signatures import check
 
@@ -30,6 +31,7 @@ ENTRY_POINT_GROUP = "nfcore.plugins"
 TRACE_VARIABLE = "NFCORE_TRACE_HOOKS"
 SLOW = 0.5
 """Seconds on the event loop from which on a hook is at fault: nothing else goes on meanwhile."""
+_FIGURES = re.compile(r"0x[0-9a-f]+|\d+")
 log = logging.getLogger(__name__)
 trace_log = logging.getLogger(ASKED_FOR)
 
@@ -53,6 +55,10 @@ class HookTimeoutError(BaseException):
 
 class ExitError(RuntimeError):
     """A plugin wanted the process to end, or raised what only the interpreter should; which is not for it to say."""
+
+
+class MuteError(RuntimeError):
+    """A plugin raised an exception that cannot be turned into text."""
 
 
 @dataclass
@@ -94,6 +100,8 @@ class PluginHost:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Hooks)
         self._callers: dict[tuple[str, str], pluggy.HookCaller] = {}
+        self._ours: set[str] = set()
+        """Plugins of nfcore's own distribution."""
         self.faults: Counter[tuple[str, str, Fault]] = Counter()
         """(plugin, hook, fault) → how often."""
         self.times: dict[tuple[str, str], HookTime] = {}
@@ -154,6 +162,8 @@ class PluginHost:
         except SystemExit as error:
             raise ExitError(f"it called sys.exit({error.code!r})") from error
         self.register(plugin, name)
+        if _is_ours(point):
+            self._ours.add(name)
 
     def register(self, plugin: object, name: str) -> None:
         """Register an object as plugin `name`.
@@ -172,8 +182,9 @@ class PluginHost:
         return [name for name, _ in self._manager.list_name_plugin()]
 
     def implementing(self, hook: str) -> list[str]:
-        """Names of the loaded plugins that have `hook`, in loading order."""
-        return [name for name in self.loaded() if self._implements(name, hook)]
+        """Names of the loaded plugins that have `hook`, in loading order; nfcore's own first where its role says so."""
+        names = [name for name in self.loaded() if self._implements(name, hook)]
+        return sorted(names, key=lambda name: name not in self._ours) if _puts_ours_first(hook) else names
 
     def plugin(self, name: str) -> object:
         """Give the object that is registered as plugin `name`; None when there is none."""
@@ -200,8 +211,8 @@ class PluginHost:
             return result
         except BaseException as error:
             raised = type(error).__name__
-            if (ends := self._wants_to_end(error)) is not None:
-                raise ends from error
+            if (other := self._instead_of(error)) is not None:
+                raise other from error
             raise
         finally:
             self._leave(thread, outer)
@@ -211,13 +222,15 @@ class PluginHost:
                 took = (time.monotonic() - call.began) * 1e3
                 trace_log.info("%s: %s(%s) → %s in %.3f ms", plugin, hook, _sizes(arguments), gave, took)
 
-    def _wants_to_end(self, error: BaseException) -> ExitError | None:
-        """What to raise instead of an exception that ends more than the hook, if nobody but the plugin raised it."""
+    def _instead_of(self, error: BaseException) -> Exception | None:
+        """What to raise instead of an exception that ends more than the hook, or that nobody could put into words."""
         if isinstance(error, SystemExit):
             return ExitError(f"it called sys.exit({error.code!r})")
+        if isinstance(error, Exception):
+            return None if _can_speak(error) else MuteError(words_of(error))
         # Ctrl-C reaches the main thread alone, and the event loop takes it as a signal.
         from_outside = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
-        if isinstance(error, Exception | HookTimeoutError) or (from_outside and self.loop_thread is None):
+        if isinstance(error, HookTimeoutError) or (from_outside and self.loop_thread is None):
             return None
         return ExitError(f"it raised {type(error).__name__}")
 
@@ -249,16 +262,20 @@ class PluginHost:
             # It may have come between the hook's end and the end of its call.
             self._leave(thread, outer)
             self.blame(plugin, hook, Fault.BROKEN_OFF, str(error))
-        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its fault, named
-            self.blame(plugin, hook, Fault.RAISED, f"failed: {type(error).__name__}: {error}", error)
+        except BaseException as raised:
+            # An answer may do something when it is looked at, too.
+            fault = self._instead_of(raised) or raised
+            if not isinstance(fault, Exception):
+                raise
+            self.blame(plugin, hook, Fault.RAISED, f"failed: {words_of(fault)}", fault)
         return False, None
 
     def blame(self, plugin: str, hook: str, fault: Fault, words: str, error: Exception | None = None) -> None:
         """Count a plugin's fault; log each kind once in a while: a million flows must not make a million lines."""
         with self._books:
             self.faults[plugin, hook, fault] += 1
-            # Figures differ from one fault of a kind to the next.
-            kind = "".join(" " if letter.isdigit() else letter for letter in words)
+            # Figures, and where an object is, differ from one fault of a kind to the next.
+            kind = _FIGURES.sub(" ", words)
             times = self._said.admit((plugin, hook, kind), f"plugin {plugin}: {hook} {words}")
         if times is not None:
             log.error("plugin %s: %s %s", plugin, hook, with_count(words, times))
@@ -312,6 +329,18 @@ class PluginHost:
             caller = self._manager.subset_hook_caller(hook, others)
             self._callers[plugin, hook] = caller
         return caller
+
+
+def _puts_ours_first(hook: str) -> bool:
+    return ROLES[hook].asked is Asked.OURS_FIRST
+
+
+def _can_speak(error: Exception) -> bool:
+    try:
+        str(error)
+    except Exception:  # noqa: BLE001 - that is what is asked
+        return False
+    return True
 
 
 def _sizes(arguments: Mapping[str, Any]) -> str:

@@ -66,9 +66,13 @@ class Sample:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+MOST_TEXT = 1024
+"""Characters of a label's value, or of a help text: every scrape has them."""
+
+
 def is_text(value: object) -> bool:
-    """Whether this is a text that UTF-8 can write, which lone surrogates are not."""
-    if not isinstance(value, str):
+    """Whether this is a text of MOST_TEXT characters at most that UTF-8 can write, which lone surrogates are not."""
+    if not isinstance(value, str) or len(value) > MOST_TEXT:
         return False
     try:
         value.encode()
@@ -94,7 +98,9 @@ class LabelSets:
             raise ValueError(f"{wrong[0]} are no values for the labels {', '.join(self.names)}")
         strange = next((value for row in self.rows for value in row if not is_text(value)), None)
         if strange is not None:
-            raise ValueError(f"{strange!r:.60} is no value of a label; should be a text that UTF-8 can write")
+            raise ValueError(
+                f"{strange!r:.60} is no value of a label; should be a text that UTF-8 can write, not too long"
+            )
         if len(set(self.rows)) < len(self.rows):
             raise ValueError(f"two samples have the same labels {', '.join(self.names)}")
 

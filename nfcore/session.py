@@ -8,13 +8,14 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from .config import NO_BACKEND, Config
 from .context import Context
 from .engine import Engine
-from .errors import HostError, NfcoreError
+from .errors import HostError, NfcoreError, words_of
 from .figures import of_hooks, of_process
 from .host import Fault, PluginHost
 from .marks import MarkAllocator, StrategyInfo
@@ -116,7 +117,7 @@ def set_up_plugin(plugin: str, context: Context, host: PluginHost, leaving: Exit
         raise
     except Exception as error:
         log.debug("traceback", exc_info=error)
-        raise HostError(f"plugin {plugin}: setup failed: {type(error).__name__}: {error}") from error
+        raise HostError(f"plugin {plugin}: setup failed: {words_of(error)}") from error
 
 
 def make_engine(context: Context, host: PluginHost, workers: Mapping[int, Worker]) -> Engine:
@@ -125,7 +126,10 @@ def make_engine(context: Context, host: PluginHost, workers: Mapping[int, Worker
 
     def collect() -> Iterator[tuple[str, list[MetricFamily]]]:
         of_others = chain.from_iterable(give() for give in context.figures)
-        yield CORE, [*engine.collect(), *of_process(context.health), *of_others]
+        # Those of the hooks have their names by now, so that nobody else takes them.
+        named = [replace(family, samples=[]) for family in of_hooks(host)]
+        yield CORE, [*engine.collect(), *of_process(context.health), *of_others, *named]
+        # Whose family is another one than it was before is at fault: hence nfcore's own come first.
         yield from host.each("collect_stats")
         # The last, so that what went wrong just now is among them.
         yield CORE, list(of_hooks(host))

@@ -12,6 +12,7 @@ import typer
 
 from nfcore.config import Config, Section
 from nfcore.context import Context
+from nfcore.errors import words_of
 from nfcore.hookspecs import hookimpl
 from nfcore.metrics import Histogram, MetricFamily, counter, gauge, histogram
 
@@ -118,7 +119,7 @@ class StatsPlugin:
             except ValueError as error:
                 context.blame(plugin, "collect_stats", f"gave figures that break a rule: {error}")
             except Exception as error:  # noqa: BLE001 - of the odd things that a plugin may put into a family
-                words = f"gave figures that nothing can be done with: {type(error).__name__}: {error}"
+                words = f"gave figures that nothing can be done with: {words_of(error)}"
                 context.blame(plugin, "collect_stats", words)
             self._took.observe(time.perf_counter() - began)
             yield

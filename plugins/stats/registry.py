@@ -171,7 +171,7 @@ def _check_form(family: MetricFamily) -> None:
     texts = [family.help, family.unit, *(value for sample in family.samples for value in sample.labels.values())]
     strange = next((text for text in texts if not is_text(text)), None)
     if strange is not None:
-        raise ValueError(f"{name}: {strange!r:.60} is no help, unit or label value; should be a text")
+        raise ValueError(f"{name}: {strange!r:.60} is no help, unit or label value; should be a text, not too long")
 
 
 def _words(labels: Iterable[str]) -> str:

@@ -32,6 +32,11 @@ HOOKS = {
     def on_new_flow(self, batch):
         raise LookupError("no policy")
 """,
+    "raises without words": """
+    @hookimpl
+    def on_new_flow(self, batch):
+        raise type("Mute", (Exception,), {"__str__": lambda self: 1 / 0})
+""",
     "answers the wrong shape": """
     @hookimpl
     def on_new_flow(self, batch):
@@ -70,6 +75,11 @@ HOOKS = {
 }
 FAULTS = {
     "raises": ("on_new_flow", "raised", "plugin bad: on_new_flow failed: LookupError: no policy"),
+    "raises without words": (
+        "on_new_flow",
+        "raised",
+        "plugin bad: on_new_flow failed: MuteError: Mute, whose words cannot be read",
+    ),
     "answers the wrong shape": ("on_new_flow", "wrong_answer", "plugin bad: on_new_flow answered [0]; should be"),
     "blocks for good": ("on_new_flow", "broken_off", "plugin bad: on_new_flow was broken off after"),
     "figures of one number": ("collect_stats", "wrong_answer", "plugin bad: collect_stats answered 5; should be"),

@@ -23,7 +23,7 @@ from nfcore.config import Section, Table
 from nfcore.errors import NfcoreError
 from nfcore.flows import FlowBatch, FlowMatch
 from nfcore.hookspecs import API, ROLES, Asked, Hooks, hookimpl
-from nfcore.host import TRACE_VARIABLE, ExitError, Fault, PluginHost
+from nfcore.host import TRACE_VARIABLE, ExitError, Fault, MuteError, PluginHost
 from nfcore.marks import MarkMeaning, StrategyInfo
 from nfcore.metrics import MetricFamily, MetricKind, gauge
 from nfcore.rules import Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
@@ -440,6 +440,56 @@ def test_what_only_the_interpreter_raises_does_not_end_the_event_loop(
     host.loop_thread = threading.get_ident()
     assert host.attempt("ends", "collect_stats") == (False, None)
     assert f"plugin ends: collect_stats failed: ExitError: it raised {raised.__name__}" in caplog.text
+
+
+class WordlessError(Exception):
+    """Cannot say anything."""
+
+    def __str__(self) -> str:
+        raise LookupError("no words")
+
+
+class OddAnswer:
+    """Raises when it is looked at."""
+
+    def __init__(self, raised: BaseException) -> None:
+        self._raised = raised
+
+    def __iter__(self) -> Iterator[MetricFamily]:
+        raise self._raised
+
+    def __repr__(self) -> str:
+        raise self._raised
+
+
+def test_an_exception_that_cannot_be_put_into_words_is_named_by_its_kind(
+    host: PluginHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(batch: FlowBatch) -> None:
+        raise WordlessError
+
+    host.register(hooked("on_new_flow", ["batch"], fail), "mute")
+    assert host.attempt("mute", "on_new_flow", batch=BATCH) == (False, None)
+    assert host.faults == {("mute", "on_new_flow", Fault.RAISED): 1}
+    assert "failed: MuteError: WordlessError, whose words cannot be read" in caplog.text
+    with pytest.raises(MuteError):
+        host.call("mute", "on_new_flow", batch=BATCH)
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), WordlessError(), LookupError("odd")])
+@pytest.mark.parametrize(("hook", "given"), [("collect_stats", {}), ("on_new_flow", {"batch": BATCH})])
+def test_an_answer_that_raises_when_it_is_looked_at_is_its_plugins_fault(
+    host: PluginHost, hook: str, given: dict[str, Any], raised: BaseException
+) -> None:
+    host.register(hooked(hook, list(given), lambda **_: OddAnswer(raised)), "odd")
+    assert host.attempt("odd", hook, **given) == (False, None)
+    assert host.errors == {("odd", hook): 1}
+
+
+def test_figures_of_ours_are_asked_for_first(host: PluginHost) -> None:
+    host.register(hooked("collect_stats", [], list), "other")
+    host.load("stats")
+    assert host.implementing("collect_stats") == ["stats", "other"]
 
 
 def test_an_operator_may_interrupt_a_hook_of_a_command(host: PluginHost) -> None:

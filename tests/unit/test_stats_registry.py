@@ -26,6 +26,7 @@ from nfcore.metrics import (
     MetricKind,
     Ratchet,
     Sample,
+    counter,
     histogram,
     total,
 )
@@ -103,6 +104,7 @@ def test_a_plugins_family_is_left_as_it_was() -> None:
         (packets(math.nan, "nfcore_nic_total"), "nan is no value of a counter"),  # type: ignore[arg-type]
         (packets(10**400, "nfcore_nic"), "1000.* is no value of a gauge"),
         (packets(1, "nfcore_nic_total", nic="\ud800"), r"'\\ud800' is no help, unit or label value"),
+        (packets(1, "nfcore_nic_total", nic="x" * 1025), "is no help, unit or label value; .* not too long"),
         (packets(1, "nfcore_nic_total", nic=5), "5 is no help, unit or label value"),  # type: ignore[arg-type]
         (MetricFamily("nfcore_nic_total", MetricKind.COUNTER, "", columns=[FALLING]), "-2.0 is no value of a counter"),
         (took((3, 2), 1.0), "Distribution.* is no value of a histogram"),
@@ -188,6 +190,10 @@ def test_what_is_left_over_never_goes_back_while_its_base_grows(steps: list[tupl
 @pytest.mark.parametrize(
     ("family", "words"),
     [
+        (
+            counter("nfcore_hook_errors_total", "", "things"),
+            "nfcore_hook_errors_total is a counter of things; elsewhere it is a counter of calls",
+        ),
         (
             packets(5, "nfcore_flows"),
             "plugin odd: collect_stats gave figures that break a rule: nfcore_flows is a gauge",
