@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .errors import HostError
 from .eventlog import EventKind
 from .floor import Floor
-from .health import Attachment, Health
+from .health import Attachment, Health, make_way
 from .kernel import AttachedXdp, attached_xdp
 from .port import Port
 
@@ -82,5 +82,5 @@ class ProgramWatch:
 
 def _advice(attachment: Attachment, name: str) -> str:
     """What to do when a program of ours is not where it was."""
-    first = "" if attachment.other is None else f"stop what put it there, or ip link set dev {name} xdp off, and "
+    first = "" if attachment.other is None else f"{make_way(name)}, and "
     return f"no packet reaches it; to have it back {first}restart nfcore"

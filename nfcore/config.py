@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import toml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
-from .errors import ConfigError, NfcoreError, Problem
+from .errors import ConfigError, NfcoreError, Problem, words_of
 
 if TYPE_CHECKING:
     from .host import PluginHost
@@ -360,7 +360,7 @@ def _load_plugins(reader: _Reader, host: PluginHost) -> None:
                 host.load(name)
             except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
                 told = isinstance(error, NfcoreError)
-                words = str(error) if told else f"plugin {name!r} cannot be loaded: {type(error).__name__}: {error}"
+                words = str(error) if told else f"plugin {name!r} cannot be loaded: {words_of(error)}"
                 reader.problems.append(Problem(where, words))
     for words in host.remarks:
         log.warning("%s", words)

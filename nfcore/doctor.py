@@ -19,6 +19,7 @@ from .control import daemon_answers, request
 from .errors import HostError, NfcoreError, UnsupportedError
 from .ethernet import LinkFacts, link_facts
 from .findings import Finding, Status
+from .health import make_way
 from .host import PluginHost
 from .kernel import XdpMode, attach_xdp, attached_xdp, compile_program, detach_xdp, find_headers
 from .kernel.btf import kernel_btf
@@ -130,8 +131,8 @@ def _examine_xdp(device: Device, mode: XdpMode, ours: int | None) -> Finding:
         found = f"the daemon's program {ours} is no longer attached, so no packet reaches it"
         if there is None:
             return Finding(what, FAULT, found, "restart nfcore")
-        advice = f"stop what put it there, or ip link set dev {device.name} xdp off; then restart nfcore"
-        return Finding(what, FAULT, f"{found}: program {there.id} is in its place", advice)
+        in_its_place = f"{found}: program {there.id} is in its place"
+        return Finding(what, FAULT, in_its_place, f"{make_way(device.name)}; then restart nfcore")
     if there is not None:
         status = OK if there.mode is XdpMode.NATIVE or mode is not XdpMode.NATIVE else WARNING
         return Finding(what, status, f"program {there.id} attached in {there.mode} mode")

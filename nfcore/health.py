@@ -32,6 +32,11 @@ class Attachment:
         return words if self.other is None else f"{words}: another, {self.other}, is in its place"
 
 
+def make_way(interface: str) -> str:
+    """Say how to be rid of another's program on an interface."""
+    return f"stop what put it there, or ip link set dev {interface} xdp off"
+
+
 class Health:
     """Signs of life. The event loop writes, any thread reads."""
 

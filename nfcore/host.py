@@ -159,8 +159,10 @@ class PluginHost:
             )
         try:
             plugin = point.load()()
-        except SystemExit as error:
-            raise ExitError(f"it called sys.exit({error.code!r})") from error
+        except BaseException as error:
+            if (other := self._instead_of(error)) is not None:
+                raise other from error
+            raise
         self.register(plugin, name)
         if _is_ours(point):
             self._ours.add(name)
@@ -184,7 +186,9 @@ class PluginHost:
     def implementing(self, hook: str) -> list[str]:
         """Names of the loaded plugins that have `hook`, in loading order; nfcore's own first where its role says so."""
         names = [name for name in self.loaded() if self._implements(name, hook)]
-        return sorted(names, key=lambda name: name not in self._ours) if _puts_ours_first(hook) else names
+        if ROLES[hook].asked is Asked.OURS_FIRST:
+            names.sort(key=lambda name: name not in self._ours)
+        return names
 
     def plugin(self, name: str) -> object:
         """Give the object that is registered as plugin `name`; None when there is none."""
@@ -329,10 +333,6 @@ class PluginHost:
             caller = self._manager.subset_hook_caller(hook, others)
             self._callers[plugin, hook] = caller
         return caller
-
-
-def _puts_ours_first(hook: str) -> bool:
-    return ROLES[hook].asked is Asked.OURS_FIRST
 
 
 def _can_speak(error: Exception) -> bool:

@@ -65,9 +65,11 @@ def list_flows(
         table = floor.table
         backends = np.where(np.isin(table.state[slots], _HELD), table.backend[slots], NO_BACKEND).astype(np.uint8)
         slots = slots[matching(floor, table.batch(slots).rows, table.reason[slots], backends, match)]
-    column: NDArray[Any] = rates_now(floor, slots)
-    if sort != "rate":
-        column = sum(getattr(floor.table, name)[slots] for name in SORT_KEYS[sort])
+    column: NDArray[Any] = (
+        rates_now(floor, slots)
+        if sort == "rate"
+        else sum(getattr(floor.table, name)[slots] for name in SORT_KEYS[sort])
+    )
     first = slots[_first(column, max(0, min(limit, MOST_FLOWS)), smallest=(sort == "age") != reverse)]
     counts = {state.name.lower(): floor.table.count(state) for state in _SHOWN}
     found = Rows(_Copy(floor, first).rows)

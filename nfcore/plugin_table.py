@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .admission import NAME as ADMISSION
 from .config import NO_BACKEND, Config
+from .errors import words_of
 from .hookspecs import PROJECT, ROLES, Asked
 from .host import PluginHost
 
@@ -52,7 +53,7 @@ def installed() -> Iterator[PluginRow]:
             host.load(name)
             hooks, api = host.hooks_of(name), getattr(host.plugin(name), f"{PROJECT}_api", None)
         except Exception as fault:  # noqa: BLE001 - a broken plugin is listed as such
-            error = f"{type(fault).__name__}: {fault}"
+            error = words_of(fault)
         remarks = list(host.remarks)
         if rivals:
             remarks.append(f"plugin {name} is in several distributions: {', '.join(rivals)}")

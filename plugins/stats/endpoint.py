@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
+from nfcore.errors import words_of
 from nfcore.health import Health
 
 from .exposition import CONTENT_TYPE, Exposition
@@ -194,7 +195,7 @@ class Endpoint:
                     body = self._exposition.write(registry)
                     self._written = time.monotonic(), body
             except Exception as error:
-                log.error("stats: figures cannot be written: %s: %s", type(error).__name__, error)
+                log.error("stats: figures cannot be written: %s", words_of(error))
                 log.debug("traceback", exc_info=error)
             finally:
                 # Whatever happened: those who wait, and those who come, must not wait for ever.

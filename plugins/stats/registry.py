@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nfcore.metrics import Distribution, MetricFamily, MetricKind, Sample, is_text
-from nfcore.rows import Rows, plain
+from nfcore.rows import Rows
 
 _NAME = re.compile(r"nfcore_[a-z][a-z0-9_]*")
 _LABEL = re.compile(r"[a-z][a-z0-9_]*")
@@ -53,13 +53,10 @@ class Registry:
         """Give the families of these names, those that there are."""
         return [self._families[name] for name in names if name in self._families]
 
-    def as_json(self) -> dict[str, Any]:
-        """Give everything as JSON values, families by name."""
-        told: dict[str, Any] = plain(self.as_rows())
-        return told
-
     def as_rows(self) -> dict[str, Any]:
-        """Give the same, each family and sample when its turn comes. Nothing must be added meanwhile."""
+        """Give everything as JSON values, families by name, each family and sample when its turn comes. Nothing must be
+        added meanwhile.
+        """
         return {"metrics": Rows(lambda: map(_family, self))}
 
 

@@ -14,6 +14,7 @@ from nfcore.bench import FlowSource, make_services
 from nfcore.flowtable import FlowState
 from nfcore.plugins.katran_accel.figures import BalancerFigures
 from nfcore.plugins.stats.registry import Registry
+from nfcore.rows import plain
 
 from .balancer_world import World, forget_connections, open_world
 from .site import Figures, Site, eventually
@@ -95,7 +96,7 @@ def figures_of(world: World) -> Figures:
     registry = Registry()
     registry.add(world.engine.collect())
     registry.add(BalancerFigures(world.balancer).families())
-    return Figures(registry.as_json()["metrics"])
+    return Figures(plain(registry.as_rows())["metrics"])
 
 
 @pytest.mark.parametrize("strategy", ["dest-id", "flow-id"])

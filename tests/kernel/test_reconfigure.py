@@ -86,6 +86,13 @@ class Bench:
             marks = np.array([self.marks.setdefault(target, len(self.marks) + 1)], dtype=np.uint32)
         return int(marks[0]) if self.balancer.publish(batch, marks)[0] else 0
 
+    def marked(self, real: str) -> tuple[bytes, int]:
+        """Give a frame of a flow to `real`, and the flow's mark; connections before it are forgotten."""
+        frame = next(frame for frame in flows(60) if self.to(frame) == real)
+        self.forget()
+        self.balancer.read_events(100)
+        return frame, self.mark(frame)
+
     def reload(self, vips: Vips, katran: str | None = None, flags: str = "[]") -> set[int]:
         """Reconfigure; the targets that are gone."""
         config = read(self.folder, vips, self.strategy, self.katran if katran is None else katran, flags)
@@ -367,10 +374,7 @@ def test_changed_weights_make_the_ring_that_a_start_would_build(tmp_path: Path, 
 def test_numbers_rest_and_a_comeback_revives_no_old_mark(tmp_path: Path, strategy: str) -> None:
     now = [100.0]
     with bench(tmp_path, BOTH, strategy, clock=lambda: now[0]) as b:
-        frame = next(frame for frame in flows(60) if b.to(frame) == A)
-        b.forget()
-        b.balancer.read_events(100)
-        mark = b.mark(frame)
+        frame, mark = b.marked(A)
         entries = b.balancer.maps["hw_accel_mapping" if strategy == "flow-id" else "hw_accel_targets"].mmap()
         old = entries[mark].copy()
         assert (old["real_key"], old["vip_num"]) == (1, 0)
@@ -397,10 +401,7 @@ def test_what_comes_back_begins_its_figures_anew(tmp_path: Path, strategy: str) 
     """Also when nobody has asked for figures meanwhile, and more has come since than had before."""
     now = [100.0]
     with bench(tmp_path, BOTH, strategy, clock=lambda: now[0]) as b:
-        frame = next(frame for frame in flows(60) if b.to(frame) == A)
-        b.forget()
-        b.balancer.read_events(100)
-        mark = b.mark(frame)
+        frame, mark = b.marked(A)
         figures = BalancerFigures(b.balancer)
         for _ in range(3):
             b.send(frame, mark)

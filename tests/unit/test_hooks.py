@@ -21,6 +21,7 @@ from nfcore.flows import FlowBatch, FlowMatch
 from nfcore.host import PluginHost
 from nfcore.marks import MarkState
 from nfcore.plugins.stats.registry import Registry
+from nfcore.rows import plain
 from nfcore.rules import Device, Outcome, Rule, RuleBatch, SetMark
 from nfcore.session import make_context, make_engine, set_up
 from nfcore.state import State
@@ -181,7 +182,7 @@ def test_collect_stats(config: Config) -> None:
     registry = Registry()
     for _, families in context.collect():
         registry.add(families)
-    found = {metric["name"]: metric for metric in registry.as_json()["metrics"]}
+    found = {metric["name"]: metric for metric in plain(registry.as_rows())["metrics"]}
     assert found["nfcore_printing_nic_sheets_total"]["samples"] == [{"labels": {"tray": "upper"}, "value": 0}]
 
 

@@ -58,7 +58,7 @@ def test_figures_of_one_name_are_one_family() -> None:
     registry.add([packets(1, nic="a"), packets(9, "nfcore_rules")])
     registry.add([packets(2, nic="b")])
     assert len(registry) == 2
-    assert registry.as_json() == {
+    assert plain(registry.as_rows()) == {
         "metrics": [
             {
                 "name": "nfcore_packets_total",
@@ -141,7 +141,7 @@ def test_columns_are_samples() -> None:
     registry = Registry()
     registry.add([MetricFamily("nfcore_nic_total", MetricKind.COUNTER, "", columns=[NICS])])
     registry.add([packets(3, "nfcore_nic_total", "", nic="c")])
-    (family,) = registry.as_json()["metrics"]
+    (family,) = plain(registry.as_rows())["metrics"]
     assert [(each["labels"]["nic"], each["value"]) for each in family["samples"]] == [("c", 3), ("a", 1), ("b", 2)]
 
 
@@ -160,7 +160,7 @@ def test_histograms_are_written_with_buckets() -> None:
     family.add(took.read())
     registry = Registry()
     registry.add([family])
-    answer = json.loads(json.dumps(registry.as_json()))["metrics"]
+    answer = json.loads(json.dumps(plain(registry.as_rows())))["metrics"]
     assert answer[0]["samples"] == [{"labels": {}, "buckets": [[0.1, 1], [1.0, 4]], "sum": 8.6, "count": 5}]
     assert total(answer, "nfcore_took_seconds") == 5
 
