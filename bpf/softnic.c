@@ -11,9 +11,9 @@
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 
-#include "carriers/metadata.h"
-#include "map_handle.h"
-#include "packet.h"
+#include "lib/carriers/metadata.h"
+#include "lib/map_handle.h"
+#include "lib/packet.h"
 
 enum softnic_action {
 	SOFTNIC_MARK = 1,

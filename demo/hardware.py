@@ -11,10 +11,10 @@ from typing import Self
 
 import numpy as np
 
+from nfcore.api.rules import RuleBatch
 from nfcore.kernel import Map, MapSpec, MapType
 from nfcore.plugins.katran_accel.layouts import AccelCounter
 from nfcore.plugins.softnic.backend import SoftnicBackend
-from nfcore.rules import RuleBatch
 
 from .traces import BALANCER_PINS
 

@@ -12,13 +12,11 @@ import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-import nfcore
 from nfcore.errors import NfcoreError
 
 
@@ -81,10 +79,9 @@ def attach_decap(interface: str) -> None:
     The attachment outlives this process and ends with the interface. Raises nfcore's errors.
     """
     # Here and not above: a server without decapsulation needs no compiler.
-    from nfcore.kernel import XdpMode, attach_xdp, compile_program, interface_index  # noqa: PLC0415
+    from nfcore.kernel import BPF_SOURCES, XdpMode, attach_xdp, compile_program, interface_index  # noqa: PLC0415
 
-    source = Path(nfcore.__file__).parent / "bpf" / "decap.c"
-    program = compile_program(source, "decap", defines={}, maps={})
+    program = compile_program(BPF_SOURCES / "decap.c", "decap", defines={}, maps={})
     attach_xdp(interface_index(interface), program, mode=XdpMode.NATIVE)
 
 

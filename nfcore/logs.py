@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TextIO
 
-from .printable import printable
+from .text import printable
 
 INTERVAL = 60.0
 """Seconds in which equal lines are written once."""
@@ -31,12 +31,12 @@ BURST = 20
 MOST_REMEMBERED = 1000
 """Different lines that are remembered."""
 
-ASKED_FOR = "nfcore.hooks"
-"""The logger of hook calls, which somebody wants one by one."""
-ORDERS = "nfcore.orders"
-"""The logger of what an operator has ordered."""
-_EVERY_LINE = {ASKED_FOR, ORDERS, "nfcore.daemon", "nfcore.reload"}
-"""Loggers whose lines somebody has caused by hand, each of them: an order that is repeated is another order."""
+HOOK_TRACE = "nfcore.trace"
+"""The logger of hook calls, for whoever asked to see each of them."""
+AUDIT = "nfcore.audit"
+"""The logger of what an operator has done: start, stop, reload, offload on or off."""
+_UNFILTERED = {HOOK_TRACE, AUDIT}
+"""Loggers whose lines are always written: a command that is repeated is another command."""
 
 
 class Level(StrEnum):
@@ -122,7 +122,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, or count it. Never held back: debug records, traces and orders."""
-        if record.levelno <= logging.DEBUG or record.name in _EVERY_LINE:
+        if record.levelno <= logging.DEBUG or record.name in _UNFILTERED:
             super().emit(record)
             return
         words = record.getMessage()

@@ -20,10 +20,10 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.rules import RULE_ROW, Action, Outcome, RuleBatch, make_cookies
 from nfcore.bench.tc_batch import PRIO, clock, measure_tc
 from nfcore.errors import NfcoreError
 from nfcore.plugins.tc_offload.backend import Settings, TcBackend
-from nfcore.rules import RULE_ROW, Action, Outcome, RuleBatch, make_cookies
 
 CLONE_NEWNET = 0x4000_0000
 

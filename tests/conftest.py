@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from nfcore.config import Config, MarkingTable, NfTable, OffloadTable
+from nfcore.api.config import Config, MarkingTable, NfTable, OffloadTable
 from nfcore.errors import UnsupportedError
 from nfcore.testing.results import is_excused
 

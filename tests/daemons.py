@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nfcore.control import request
-from nfcore.metrics import total
+from nfcore.api.metrics import total
+from nfcore.control.server import request
 
 
 @dataclass

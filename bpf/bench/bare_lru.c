@@ -9,8 +9,8 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 
-#include "flow_key.h"
-#include "map_handle.h"
+#include "lib/flow_key.h"
+#include "lib/map_handle.h"
 
 struct bench_real {
 	__be32 addr[4];

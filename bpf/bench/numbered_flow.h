@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-#include "map_handle.h"
+#include "lib/map_handle.h"
 
 #define FIRST_PORT 1024
 #define SOURCE_V4 0xc6130000u /* 198.19.0.0/16 */

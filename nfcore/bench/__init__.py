@@ -12,13 +12,13 @@ Knows no network function: a plugin says which programs there are and what their
 flows.
 """
 
+from .baselines import Floors
 from .datapath import BenchError, Row, Series, Subject, Tally, measure, rows_of
-from .floors import Floors
+from .packet_source import FlowSource, SameFrame
 from .processes import in_processes
 from .profile import profile
 from .results import Bar, CoreRow, Figure, Gain, Results
 from .sizes import Sizes
-from .source import FlowSource, SameFrame
 from .traffic import SERVICE, Family, flow_keys, make_services
 from .workload import BenchRequest, Workload
 

@@ -14,23 +14,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import load_config
-from ..context import Context
-from ..engine import Engine
+from ..api.config import load_config
+from ..api.context import Context
+from ..api.rules import Device
+from ..daemon.bootstrap import make_context, make_engine, set_up
+from ..devices.null_backend import NULL_BACKEND, NullBackend
+from ..devices.worker import InlineWorker
+from ..engine.engine import Engine
+from ..engine.flow_table import FlowState
 from ..errors import HostError
-from ..flowtable import FlowState
-from ..host import PluginHost
-from ..null_backend import NULL_BACKEND, NullBackend
-from ..rules import Device
-from ..session import make_context, make_engine, set_up
-from ..worker import InlineWorker
+from ..hooks.manager import PluginHost
 from .live import time_first_marks
+from .packet_source import FlowSource
 from .processes import Say
 from .profile import profile
 from .results import Bar, Figure
-from .site import cold_cache, open_site
 from .sizes import Sizes
-from .source import FlowSource
+from .testbed import cold_cache, open_site
 from .workload import Workload
 
 EVENTS_WANTED = 300_000.0

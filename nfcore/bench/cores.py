@@ -12,10 +12,10 @@ from functools import partial
 from multiprocessing.synchronize import Barrier
 
 from .datapath import Subject
+from .packet_source import FlowSource
 from .processes import Say, at_once
 from .results import CoreRow
 from .sizes import Sizes
-from .source import FlowSource
 from .traffic import Family
 from .workload import BenchRequest, Workload
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..errors import NfcoreError
 from ..kernel import Program, XdpAction
+from .packet_source import FlowSource, SameFrame
 from .processes import Say
-from .source import FlowSource, SameFrame
 from .traffic import Family, unwrap
 
 LEAST_PACKETS = 200_000

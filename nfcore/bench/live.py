@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..flows import FlowMatch
+from ..api.flows import FlowMatch
 from .processes import Say
 from .results import LiveRow
 from .sender import Sender
-from .site import NETWORK, Site, open_site, wait_for
 from .sizes import Sizes
+from .testbed import NETWORK, Site, open_site, wait_for
 from .traffic import Family, flow_keys, make_frames
 from .workload import Workload
 

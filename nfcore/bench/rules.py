@@ -7,16 +7,16 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from ..config import load_config
+from ..api.config import load_config
+from ..api.rules import RULE_ROW, Action, Device, Outcome, Outcomes, RuleBatch, make_cookies
+from ..daemon.bootstrap import find_devices, make_context, set_up
 from ..errors import HostError, NfcoreError
-from ..host import PluginHost
-from ..rules import RULE_ROW, Action, Device, Outcome, Outcomes, RuleBatch, make_cookies
-from ..session import find_devices, make_context, set_up
+from ..hooks.manager import PluginHost
 from .processes import Say
 from .results import RuleRate, Skipped
-from .site import NETWORK, Site, open_site
 from .sizes import Sizes
 from .tc_batch import clock, measure_tc
+from .testbed import NETWORK, Site, open_site
 from .traffic import flow_keys
 from .workload import Workload
 

@@ -12,8 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from ..errors import HostError, NfcoreError
-from ..host import PluginHost
-from .collecting import measure_collecting
+from ..hooks.manager import PluginHost
 from .control import measure_engine, measure_first_marks, measure_starts
 from .cores import measure_cores
 from .datapath import Series, measure, rows_of
@@ -23,6 +22,7 @@ from .processes import Say, in_process, stop_once
 from .profile import kernel_profile
 from .results import Bar, Figure, Results, Skipped
 from .rules import measure_rules
+from .scraping import measure_collecting
 from .sizes import Sizes
 from .traffic import Family
 from .workload import BenchRequest, Workload

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..api.flows import FlowMatch
+from ..api.rules import RuleBatch
 from ..errors import HostError
-from ..flows import FlowMatch
-from ..rules import RuleBatch
 
 PRIO = 6000
 

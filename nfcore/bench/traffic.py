@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..flows import FLOW_KEY, Address, pack_address
+from ..api.flows import FLOW_KEY, Address, pack_address
 
 Family = Literal[4, 6]
 
@@ -48,7 +48,7 @@ def make_services(ends: Iterable[tuple[Address, int]]) -> NDArray[np.void]:
 
 
 def flow_keys(flows: NDArray[Any], services: NDArray[np.void], family: Family) -> NDArray[np.void]:
-    """Give the :data:`nfcore.flows.FLOW_KEY` of each flow number; shape of `flows`, one dimension."""
+    """Give the :data:`nfcore.api.flows.FLOW_KEY` of each flow number; shape of `flows`, one dimension."""
     numbers = np.asarray(flows, dtype=np.uint32)
     keys = np.zeros(len(numbers), dtype=FLOW_KEY)
     keys["src"] = pack_address(_SOURCE_V4 if family == 4 else _SOURCE_V6)

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..context import NetworkFunction
+from ..api.context import NetworkFunction
 from ..kernel import Program
 from .datapath import Row, Subject
 from .results import Bar, CoreRow, Figure, Gain

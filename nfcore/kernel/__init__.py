@@ -15,26 +15,18 @@ Knows neither network functions nor NICs. bcc is needed to compile, for nothing 
 no process but the compiler's own: this package imports without it.
 """
 
-from .compiler import CompileError, VerifierError, compile_program
+from .compiler import BPF_SOURCES, CompileError, VerifierError, compile_program
 from .cpus import online_cpus, possible_cpus
-from .events import EventReader, PerfReader, RingBufferReader
+from .event_buffers import EventReader, PerfReader, RingBufferReader
 from .headers import Headers, find_headers
 from .maps import BatchResult, Map, pinned_entries
 from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
 from .pins import ensure_bpffs, obj_get, obj_pin, remove_bpffs
 from .programs import Program, TestRun, XdpAction
-from .xdp import (
-    AttachedXdp,
-    XdpMode,
-    attach_xdp,
-    attached_xdp,
-    detach_xdp,
-    interface_index,
-    interface_name,
-    occupied,
-)
+from .xdp import AttachedXdp, XdpMode, attach_xdp, attached_xdp, detach_xdp, interface_index, interface_name, occupied
 
 __all__ = [
+    "BPF_SOURCES",
     "AttachedXdp",
     "BatchResult",
     "CompileError",

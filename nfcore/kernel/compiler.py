@@ -46,6 +46,8 @@ from .program_cache import Compiled, ProgramCache, cache_key, placeholders, relo
 from .programs import Program
 from .syscall import Command, bpf, lift_locked_memory_limit
 
+BPF_SOURCES = Path(__file__).resolve().parents[1] / "bpf"
+"""nfcore's own C: its programs, and the headers in ``lib/`` that any network function may include."""
 _WORKER = Path(__file__).with_name("compile_worker.py")
 _PATIENCE = 300.0
 """Seconds until the worker is given up; a compilation takes well below one, 20 in an emulated guest."""
@@ -94,8 +96,8 @@ def compile_program(
     """Compile ``source``, or find it compiled, and load its ``function`` as an XDP program.
 
     ``defines`` become ``-D`` flags; ``maps`` become ``FD_<name>``, the number that the source's
-    ``MAP(name)`` needs. The source's own folder is the first to be searched for includes, then
-    ``include_dirs``. The program is called ``function`` in the kernel, cut to 15 characters. ``cache``
+    ``MAP(name)`` needs. Includes are searched in the source's own folder, then ``include_dirs``, then
+    :data:`BPF_SOURCES`. The program is called ``function`` in the kernel, cut to 15 characters. ``cache``
     defaults to that of this user.
 
     Raises CompileError with the first errors, VerifierError with the end of the verifier's log,
@@ -106,10 +108,11 @@ def compile_program(
         raise HostError(f"the BPF source {source} does not exist")
     headers = headers or find_headers()
     numbers = placeholders(maps)
-    flags = _flags((source.parent, *include_dirs), defines)
+    searched = (source.parent, *include_dirs, BPF_SOURCES)
+    flags = _flags(searched, defines)
     request = _Request(source, function, [*flags, *_map_flags(numbers)], headers)
     with _TURN:
-        compiled = _find_or_compile(request, (source.parent, *include_dirs), cache or ProgramCache())
+        compiled = _find_or_compile(request, searched, cache or ProgramCache())
         try:
             code = relocate(compiled.instructions, {numbers[name]: map_.fd for name, map_ in maps.items()})
             return Program(_load(code, compiled.license, function))

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from nfcore.flows import FlowMatch
-from nfcore.rules import Outcome, RuleBatch, SetMark
-
+from ..api.flows import FlowMatch
+from ..api.rules import Outcome, RuleBatch, SetMark
 from .driver import DUMP, INSTALL, PROBE, REMOVE, BackendDriver, by_protocol, told
 from .nic import NicUnderTest, Seen
 from .promises import names
@@ -46,7 +45,7 @@ class BackendConformance:
     # What it says of itself
 
     def test_hooks_have_our_signatures(self, backend: BackendDriver) -> None:
-        """A backend has the hooks {install,remove,dump,probe}_offload, with the arguments that nfcore.hookspecs has."""
+        """A backend has the hooks {install,remove,dump,probe}_offload, with nfcore's arguments."""
         missing = [hook for hook in (INSTALL, REMOVE, DUMP, PROBE) if not backend.host.implementing(hook)]
         backend.expect(not missing, f"it lacks {', '.join(missing)}; is @hookimpl above each?")
 
@@ -83,7 +82,7 @@ class BackendConformance:
         backend.remove(rules)
 
     def test_dumps_are_installed_rows(self, backend: BackendDriver) -> None:
-        """A dump is an array of nfcore.rules.INSTALLED_ROW; last_used is nanoseconds of CLOCK_MONOTONIC, or 0."""
+        """A dump is an array of nfcore.api.rules.INSTALLED_ROW; last_used is nanoseconds of CLOCK_MONOTONIC, or 0."""
         backend.dump()
         flow = backend.flows(1)[0]
         backend.installed(backend.rules([flow]))

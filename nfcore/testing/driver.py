@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nfcore.errors import UnsupportedError
-from nfcore.flows import PROTOCOL_NUMBERS, FlowMatch
-from nfcore.rules import Capabilities, Outcome, Outcomes, RuleBatch, split_cookies
-
+from ..api.flows import PROTOCOL_NUMBERS, FlowMatch
+from ..api.rules import Capabilities, Outcome, Outcomes, RuleBatch, split_cookies
+from ..errors import UnsupportedError
 from .nic import ABILITIES, FILLABLE, NicUnderTest, Seen
 from .promises import Examination, names
 from .samples import sample_flow, sample_frame, sample_rules

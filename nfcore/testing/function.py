@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.flows import FlowBatch
-from nfcore.marks import CpuPools
-from nfcore.rules import Device
+from ..api.flows import FlowBatch
+from ..api.marks import CpuPools
+from ..api.rules import Device
 
 
 class SampleFunction:

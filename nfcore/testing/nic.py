@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nfcore.rules import Capabilities, Device
+from ..api.rules import Capabilities, Device
 
 ABILITIES = {
     "send": "put frames on its wire",

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from nfcore.answers import AnswerError, accept
-from nfcore.errors import NfcoreError
-from nfcore.host import PluginHost
-
+from ..errors import NfcoreError
+from ..hooks.manager import PluginHost
+from ..hooks.results import AnswerError, accept
 from .results import BROKEN, THROUGHPUT, SuiteResult
 
 _TEST = "test_"
@@ -91,7 +90,7 @@ class Examination:
     def call(self, hook: str, form: str = "", **arguments: Any) -> Any:
         """Call a hook of the plugin; whatever it raises breaks the promise that none does.
 
-        An answer that the core would not take (`nfcore.answers`) breaks the promise `form`.
+        An answer that the core would not take (`nfcore.hooks.results`) breaks the promise `form`.
         """
         __tracebackhide__ = True
         try:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nfcore.flows import PROTOCOL_NUMBERS, FlowMatch
-from nfcore.rules import Drop, Rule, RuleBatch, SetMark, make_cookies
+from ..api.flows import PROTOCOL_NUMBERS, FlowMatch
+from ..api.rules import Drop, Rule, RuleBatch, SetMark, make_cookies
 
 BROADCAST, SENDER = b"\xff" * 6, bytes.fromhex("02005e000002")
 _ETHERTYPES = {4: 0x0800, 6: 0x86DD}

@@ -24,11 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nfcore.context import Context, NetworkFunction
-from nfcore.flows import FlowBatch
-from nfcore.marks import MarkAllocator, MarkMeaning, MarkState, StrategyInfo
-from nfcore.rules import Device
-
+from ..api.context import Context, NetworkFunction
+from ..api.flows import FlowBatch
+from ..api.marks import MarkAllocator, MarkMeaning, MarkState, StrategyInfo
+from ..api.rules import Device
 from .function import SampleFunction
 from .promises import Examination
 from .samples import sample_flow
@@ -197,7 +196,7 @@ class StrategyConformance:
             yield StrategyDriver(request.node, strategy, leaving)
 
     def test_hooks_have_our_signatures(self, marking: StrategyDriver) -> None:
-        """A strategy has marking_strategies, allocate_mark and release_mark, as nfcore.hookspecs has them."""
+        """A strategy has marking_strategies, allocate_mark and release_mark, as nfcore.api.hookspecs has them."""
         wanted = ("marking_strategies", "allocate_mark", "release_mark")
         missing = [hook for hook in wanted if not marking.host.implementing(hook)]
         marking.expect(not missing, f"it lacks {', '.join(missing)}; is @hookimpl above each?")

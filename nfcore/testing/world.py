@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nfcore.config import NO_BACKEND, Config, InterfaceTable, MarkingTable, NfTable, OffloadTable, Table
-from nfcore.context import Context
-from nfcore.errors import ConfigError, Problem
-from nfcore.host import PluginHost
-from nfcore.rules import Device
-from nfcore.session import make_context
+from ..api.config import NO_BACKEND, Config, InterfaceTable, MarkingTable, NfTable, OffloadTable, Table
+from ..api.context import Context
+from ..api.rules import Device
+from ..daemon.bootstrap import make_context
+from ..errors import ConfigError, Problem
+from ..hooks.manager import PluginHost
 
 SOURCE = "conformance.toml"
 """What errors name as the configuration's file."""

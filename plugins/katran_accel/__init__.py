@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.config import Config, Section
-from nfcore.context import Context, PacketTrace
-from nfcore.findings import Finding
-from nfcore.flows import FlowBatch
-from nfcore.hookspecs import hookimpl
-from nfcore.metrics import MetricFamily
+from nfcore.api.config import Config, Section
+from nfcore.api.context import Context, PacketTrace
+from nfcore.api.findings import Finding
+from nfcore.api.flows import FlowBatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.metrics import MetricFamily
 
 from .balancer import NAME, Balancer, remove_leftovers
+from .config import KatranTable, check_table, count_pairs
 from .diagnosis import diagnose
-from .figures import BalancerFigures
-from .table import KatranTable, check_table, count_pairs
+from .metrics import BalancerFigures
 from .tracing import trace
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from socket import if_nameindex
 from typing import Any
@@ -16,12 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.carriers import Carrier, carrier_defines
-from nfcore.config import Config
-from nfcore.context import Context
+from nfcore.api.carriers import Carrier, carrier_defines
+from nfcore.api.config import Config
+from nfcore.api.context import Context
+from nfcore.api.flows import FlowBatch
+from nfcore.api.marks import CpuPools, MarkMeaning
+from nfcore.api.rules import Device
+from nfcore.api.state_file import State
 from nfcore.errors import ConfigError, HostError, Problem
-from nfcore.flows import FlowBatch
 from nfcore.kernel import (
+    BPF_SOURCES,
     EventReader,
     Map,
     PerfReader,
@@ -35,18 +38,15 @@ from nfcore.kernel import (
     occupied,
     possible_cpus,
 )
-from nfcore.marks import CpuPools, MarkMeaning
-from nfcore.rules import Device
-from nfcore.state import State
 
 from . import layouts as lay
-from .connections import Connections, VipFinder
-from .entries import MarkEntries
+from .config import KatranTable
+from .connection_table import Connections, VipFinder
 from .gateway import gateway_mac
 from .inventory import Inventory, Numbering, NumbersExhaustedError
+from .maglev_kernel import RingDesk
 from .maps import BalancerMaps, Sizes, forwarding_cpus, perf_pages, remove_pins, unpin_other_tables, wait_for_programs
-from .rings import RingDesk
-from .table import KatranTable
+from .mark_entries import MarkEntries
 
 NAME = "katran_accel"
 PROGRAM = "balancer_ingress"
@@ -216,8 +216,7 @@ class Balancer:
         defines |= carrier_defines(carrier, tracing=tracing)
         if self.meaning is not None:
             defines["MARK_IS_FLOW" if self.meaning is MarkMeaning.FLOW else "MARK_IS_TARGET"] = 1
-        with as_file(files("nfcore") / "bpf" / "balancer.c") as source:
-            return compile_program(source, PROGRAM, defines=defines, maps=self.maps.maps)
+        return compile_program(BPF_SOURCES / "balancer/balancer.c", PROGRAM, defines=defines, maps=self.maps.maps)
 
     def _gateway(self, table: KatranTable) -> str:
         if table.gateway_mac != "auto":

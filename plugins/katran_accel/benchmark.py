@@ -14,6 +14,10 @@ from functools import cache, cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.config import Config, MarkingTable, NfTable, OffloadTable
+from nfcore.api.context import Context, NetworkFunction
+from nfcore.api.flows import Address, FlowBatch, pack_address
+from nfcore.api.marks import MarkAllocator, MarkMeaning, StrategyInfo
 from nfcore.bench import (
     Bar,
     BenchRequest,
@@ -32,21 +36,17 @@ from nfcore.bench import (
     make_services,
     profile,
 )
-from nfcore.bench.floors import BareLru
+from nfcore.bench.baselines import BareLru
 from nfcore.bench.traffic import ACK, SYN
-from nfcore.config import Config, MarkingTable, NfTable, OffloadTable
-from nfcore.context import Context, NetworkFunction
 from nfcore.errors import NfcoreError
-from nfcore.flows import Address, FlowBatch, pack_address
 from nfcore.kernel import Program
-from nfcore.marks import MarkAllocator, MarkMeaning, StrategyInfo
 
 from . import layouts as lay
 from .balancer import NAME, Balancer
+from .config import KatranTable
 from .hashing import flow_hash
 from .maglev import Endpoint, build_ring
-from .rings import KernelRings
-from .table import KatranTable
+from .maglev_kernel import KernelRings
 
 VIPS = 64
 REALS_PER_VIP = 64

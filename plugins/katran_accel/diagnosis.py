@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nfcore.context import Context
+from nfcore.api.context import Context
+from nfcore.api.findings import Finding, Status
 from nfcore.errors import NfcoreError
-from nfcore.ethernet import link_facts
-from nfcore.findings import Finding, Status
+from nfcore.kernel.ethtool import link_facts
 
 from .balancer import NAME, Balancer
+from .config import KatranTable
 from .gateway import gateway_mac
-from .table import KatranTable
 
 IPV4_OUTER, IPV6_OUTER = 20, 40
 """Bytes that encapsulation adds."""

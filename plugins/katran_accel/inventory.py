@@ -16,12 +16,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.flows import Address, pack_address
 from nfcore.errors import NfcoreError
-from nfcore.flows import Address, pack_address
 
 from . import layouts as lay
+from .config import KatranTable, VipTable
 from .maglev import BuildRing, Endpoint, build_ring
-from .table import KatranTable, VipTable
 
 
 class NumbersExhaustedError(NfcoreError):

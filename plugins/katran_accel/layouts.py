@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's structs as numpy dtypes: bpf/katran_abi.h, hw_accel.h, report.h and counters.h, field by field.
+"""The kernel's structs as numpy dtypes: bpf/balancer/katran_abi.h, hw_accel.h, report.h and counters.h, field by field.
 
 Addresses and ports are in network byte order, the rest in the host's. A test compares sizes and offsets with
 what the compiler makes of the headers.
@@ -11,7 +11,7 @@ from enum import IntEnum, IntFlag
 
 import numpy as np
 
-from nfcore.flows import FLOW_KEY
+from nfcore.api.flows import FLOW_KEY
 
 RING_SLOTS = 65_537
 MAX_VIPS = 512
@@ -113,7 +113,7 @@ class StatsSlot(IntEnum):
 
 
 class AccelCounter(IntEnum):
-    """Slots of `hw_accel_stats`, in the order of bpf/counters.h."""
+    """Slots of `hw_accel_stats`, in the order of bpf/balancer/counters.h."""
 
     FAST = 0
     SLOW = 1

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.flows import FLOW_KEY
+from nfcore.api.marks import MarkMeaning
 from nfcore.errors import HostError
-from nfcore.flows import FLOW_KEY
 from nfcore.kernel import (
     Map,
     MapFlags,
@@ -24,7 +25,6 @@ from nfcore.kernel import (
     possible_cpus,
     remove_bpffs,
 )
-from nfcore.marks import MarkMeaning
 
 from . import layouts as lay
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.context import Context
-from nfcore.flows import FlowBatch
-from nfcore.hookspecs import hookimpl
-from nfcore.marks import MarkAllocator, MarkMeaning, StrategyInfo
-from nfcore.targetmarks import Target, TargetMarks
+from nfcore.api.context import Context
+from nfcore.api.flows import FlowBatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkAllocator, MarkMeaning, StrategyInfo
+from nfcore.api.target_marks import Target, TargetMarks
 
 FLOW_ID = StrategyInfo("flow-id", MarkMeaning.FLOW, "one mark per flow")
 DEST_ID = StrategyInfo("dest-id", MarkMeaning.TARGET, "one mark per target, shared by all its flows")

@@ -12,12 +12,12 @@ import typer
 from numpy.typing import NDArray
 from pydantic import Field
 
-from nfcore.config import NO_BACKEND, Section, Table
-from nfcore.context import Context
+from nfcore.api.config import NO_BACKEND, Section, Table
+from nfcore.api.context import Context
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.metrics import MetricFamily, counter
+from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch, split_cookies
 from nfcore.errors import ConfigError, Problem
-from nfcore.hookspecs import hookimpl
-from nfcore.metrics import MetricFamily, counter
-from nfcore.rules import Capabilities, Device, Outcomes, RuleBatch, split_cookies
 
 from .backend import SoftnicBackend
 from .commands import app as commands

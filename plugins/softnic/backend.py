@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.flows import PROTOCOL_NAMES
+from nfcore.api.rules import INSTALLED_ROW, Capabilities, Outcome, Outcomes, RuleBatch
 from nfcore.errors import HostError
-from nfcore.flows import PROTOCOL_NAMES
 from nfcore.kernel import Map, MapSpec, pinned_entries
-from nfcore.rules import INSTALLED_ROW, Capabilities, Outcome, Outcomes, RuleBatch
 
 from .layouts import MATCH, RULE, STATS_SPEC, NicCounter, rules_spec
 

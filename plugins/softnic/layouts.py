@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from nfcore.flows import FLOW_KEY
+from nfcore.api.flows import FLOW_KEY
 from nfcore.kernel import MapSpec, MapType
 
 MATCH = np.dtype([("flow", FLOW_KEY), ("family", "<u4")])

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from importlib.resources import as_file, files
 from pathlib import Path
 
 from nfcore.errors import HostError
 from nfcore.kernel import (
+    BPF_SOURCES,
     Map,
     Program,
     XdpMode,
@@ -59,8 +59,7 @@ def create_nic(wire: str, port: str, pin_dir: Path, table_size: int) -> None:
 
 def load_program(function: str, maps: dict[str, Map]) -> Program:
     """Load one of the NIC's programs over `maps`."""
-    with as_file(files("nfcore") / "bpf" / "softnic.c") as source:
-        return compile_program(source, function, defines={}, maps=maps)
+    return compile_program(BPF_SOURCES / "softnic.c", function, defines={}, maps=maps)
 
 
 def remove_nic(pin_dir: Path, interfaces: Iterator[int]) -> list[str]:

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nfcore.config import Config, Section
-from nfcore.context import Context
+from nfcore.api.config import Config, Section
+from nfcore.api.context import Context
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.metrics import Histogram, MetricFamily, counter, gauge, histogram
 from nfcore.errors import words_of
-from nfcore.hookspecs import hookimpl
-from nfcore.metrics import Histogram, MetricFamily, counter, gauge, histogram
 
-from .commands import app as commands
+from .config import StatsTable
 from .registry import Registry
-from .summary import summarise
-from .table import StatsTable
 from .tally import Tally
+from .top.command import app as commands
+from .top.summary import summarise
 
 if TYPE_CHECKING:
     from .collector import Collector
-    from .endpoint import Endpoint
+    from .prometheus.endpoint import Endpoint
 
 NAME = "stats"
 COLLECT_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
@@ -126,7 +126,7 @@ class StatsPlugin:
             began = time.perf_counter()
 
     def _listen(self, listen: str) -> None:
-        from .endpoint import Endpoint  # noqa: PLC0415 - every command loads this module
+        from .prometheus.endpoint import Endpoint  # noqa: PLC0415 - every command loads this module
 
         if self._context is None or self._collector is None or not listen:
             return

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nfcore.context import Context
+from nfcore.api.context import Context
 from nfcore.errors import HostError
 
 from .registry import Registry

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nfcore.metrics import Distribution, MetricFamily, MetricKind, Sample, is_text
-from nfcore.rows import Rows
+from nfcore.api.json_rows import Rows
+from nfcore.api.metrics import Distribution, MetricFamily, MetricKind, Sample, is_text
 
 _NAME = re.compile(r"nfcore_[a-z][a-z0-9_]*")
 _LABEL = re.compile(r"[a-z][a-z0-9_]*")

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from nfcore.config import Section, Table
-from nfcore.context import Context
-from nfcore.control import daemon_answers
+from nfcore.api.config import Section, Table
+from nfcore.api.context import Context
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.metrics import MetricFamily, counter, gauge
+from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch
+from nfcore.control.server import daemon_answers
 from nfcore.errors import ConfigError, HostError, Problem
-from nfcore.hookspecs import hookimpl
-from nfcore.metrics import MetricFamily, counter, gauge
-from nfcore.rules import Capabilities, Device, Outcomes, RuleBatch
 
 from .backend import Settings, TcBackend
 from .shapes import PRIORITIES

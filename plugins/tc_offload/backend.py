@@ -16,18 +16,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.rules import INSTALLED_ROW, Action, Capabilities, Outcome, Outcomes, RuleBatch
 from nfcore.errors import HostError
-from nfcore.ethernet import HW_TC_OFFLOAD, feature_is_on
-from nfcore.rules import INSTALLED_ROW, Action, Capabilities, Outcome, Outcomes, RuleBatch
+from nfcore.kernel.ethtool import HW_TC_OFFLOAD, feature_is_on
 
 from .filters import FilterReader, Filters
-from .flower import IN_HW, SKIP_SW
-from .hook import ensure_qdisc, remove_qdisc
-from .index import WHOLE_RULE, RuleIndex, matches_of
 from .messages import INFO, delete_messages, encode_dump, template
 from .netlink import NetlinkError, Replies, TcSocket
 from .probe import Probe, probe_device
+from .qdisc import ensure_qdisc, remove_qdisc
+from .rule_index import WHOLE_RULE, RuleIndex, matches_of
 from .shapes import EGRESS, INGRESS, Place, Shape, shapes_of
+from .tcmsg.cls_flower import IN_HW, SKIP_SW
 
 log = logging.getLogger(__name__)
 _DUMP_ATTEMPTS = 5

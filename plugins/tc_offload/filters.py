@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.rules import INSTALLED_ROW, Action
+from nfcore.api.rules import INSTALLED_ROW, Action
 
-from .flower import ETH_P_IP, ETH_P_IPV6, FilterMessage
 from .messages import HANDLE, INFO, attributes, payloads
 from .netlink import RTM_DELTFILTER, RTM_NEWTFILTER, Run
 from .shapes import COOKIE_MAGIC
+from .tcmsg.cls_flower import ETH_P_IP, ETH_P_IPV6, FilterMessage
 
 TICK = 10_000_000
 """Nanoseconds of the kernel's clock_t (USER_HZ), in which an action's times are told."""

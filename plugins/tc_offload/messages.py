@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.rules import Action
+from nfcore.api.rules import Action
 
-from .flower import FilterMessage, get_parameters, register
 from .netlink import (
     NLM_F_CREATE,
     NLM_F_DUMP,
@@ -28,6 +27,7 @@ from .netlink import (
     RTM_NEWTFILTER,
 )
 from .shapes import Place, Shape, action_cookie
+from .tcmsg.cls_flower import FilterMessage, get_parameters, register
 
 register()
 
@@ -100,7 +100,7 @@ class Template:
         self._action = action
 
     def fill(self, rows: NDArray[np.void], handles: NDArray[np.uint32]) -> NDArray[np.uint8]:
-        """Give the messages, shape (rules, length), of rows of `nfcore.rules.RULE_ROW` that have this shape."""
+        """Give the messages, shape (rules, length), of rows of `nfcore.api.rules.RULE_ROW` that have this shape."""
         out: NDArray[np.uint8] = np.empty((len(rows), len(self._bytes)), dtype=np.uint8)
         out[:] = self._bytes
         family, protocol = self._shape.family, self._shape.protocol.upper()

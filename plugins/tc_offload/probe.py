@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from nfcore.api.rules import Capabilities
 from nfcore.errors import HostError
-from nfcore.rules import Capabilities
 
 from .filters import FilterReader
 from .messages import encode_dump, encode_rule, tc_message

@@ -11,9 +11,9 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.rules import Action
+from nfcore.api.rules import Action
 
-from .flower import ETH_P_IP, ETH_P_IPV6, filter_info
+from .tcmsg.cls_flower import ETH_P_IP, ETH_P_IPV6, filter_info
 
 COOKIE_MAGIC = b"nfcoreTC"
 """First half of an action's cookie; the second is the rule's, little-endian."""
@@ -49,7 +49,7 @@ class Shape(IntEnum):
 
 
 def shapes_of(rows: NDArray[np.void]) -> NDArray[np.int64]:
-    """Give the shape of each row of `nfcore.rules.RULE_ROW`; -1 where flower rules of ours cannot say it."""
+    """Give the shape of each row of `nfcore.api.rules.RULE_ROW`; -1 where flower rules of ours cannot say it."""
     family, protocol = rows["family"], rows["key"]["proto"]
     known = ((family == 4) | (family == 6)) & np.isin(protocol, (socket.IPPROTO_TCP, socket.IPPROTO_UDP))
     known &= (rows["action"] == Action.DROP) | ((rows["action"] == Action.SET_MARK) & (rows["mark"] != 0))

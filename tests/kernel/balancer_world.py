@@ -17,20 +17,20 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from nfcore.config import load_config
-from nfcore.context import Context
-from nfcore.engine import Engine
-from nfcore.flows import PROTOCOL_NUMBERS, FlowMatch
-from nfcore.host import PluginHost
+from nfcore.api.config import load_config
+from nfcore.api.context import Context
+from nfcore.api.flows import PROTOCOL_NUMBERS, FlowMatch
+from nfcore.api.rules import Device
+from nfcore.daemon.bootstrap import make_context, make_engine, set_up
+from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
+from nfcore.devices.worker import InlineWorker
+from nfcore.engine.engine import Engine
+from nfcore.hooks.manager import PluginHost
 from nfcore.kernel import TestRun
-from nfcore.null_backend import NULL_BACKEND, NullBackend
 from nfcore.plugins.katran_accel.balancer import Balancer
-from nfcore.plugins.katran_accel.figures import accel_counters
 from nfcore.plugins.katran_accel.hashing import ring_slot
 from nfcore.plugins.katran_accel.layouts import AccelCounter
-from nfcore.rules import Device
-from nfcore.session import make_context, make_engine, set_up
-from nfcore.worker import InlineWorker
+from nfcore.plugins.katran_accel.metrics import accel_counters
 
 GATEWAY = "02:00:5e:00:00:fe"
 NIC = "02:00:5e:00:00:01"

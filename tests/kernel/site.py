@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nfcore.control import request
-from nfcore.metrics import total
+from nfcore.api.metrics import total
+from nfcore.control.server import request
 from nfcore.plugins.softnic.backend import SoftnicBackend
 from tests.daemons import Daemons
 from tests.daemons import eventually as daemons_eventually

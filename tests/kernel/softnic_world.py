@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from nfcore.config import load_config
-from nfcore.host import PluginHost
+from nfcore.api.config import load_config
+from nfcore.api.rules import Device
+from nfcore.daemon.bootstrap import make_context, set_up_plugin
+from nfcore.hooks.manager import PluginHost
 from nfcore.kernel import Map, Program, XdpAction, ensure_bpffs
 from nfcore.plugins.softnic.layouts import LINKS_SPEC, STATS_SPEC, NicCounter, rules_spec
 from nfcore.plugins.softnic.nic import load_program
-from nfcore.rules import Device
-from nfcore.session import make_context, set_up_plugin
 from nfcore.testing import Seen
 
 TABLE = 8

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.control import request
+from nfcore.control.server import request
 
 from .balancer_world import tcp
 from .site import PATIENCE, Site, eventually, inside
@@ -18,9 +18,9 @@ from .site import PATIENCE, Site, eventually, inside
 NAME = "bad"
 SOURCE = """
 import time
-from nfcore.hookspecs import hookimpl
-from nfcore.metrics import MetricFamily, MetricKind
-from nfcore.rules import Outcome, Outcomes
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.metrics import MetricFamily, MetricKind
+from nfcore.api.rules import Outcome, Outcomes
 
 class Plugin:
     nfcore_api = 1
@@ -148,7 +148,7 @@ def test_hooks_are_traced_on_demand(site: Site, monkeypatch: pytest.MonkeyPatch)
     assert site.installed(1)
     daemon.terminate()
     _, told = daemon.communicate(timeout=PATIENCE)
-    lines = [line for line in told.splitlines() if "nfcore.hooks" in line]
+    lines = [line for line in told.splitlines() if "nfcore.trace" in line]
     for call in (
         "marking: allocate_mark(1 flows) → 1 answers in ",
         "softnic: install_offload(eth1, 1 rules) → 1 answers in ",

@@ -18,8 +18,8 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 
-from nfcore.plugins.katran_accel.figures import BalancerFigures
 from nfcore.plugins.katran_accel.layouts import AccelCounter, StatsSlot
+from nfcore.plugins.katran_accel.metrics import BalancerFigures
 
 from .balancer_world import CLIENT, NIC, World, forget_connections, open_world, outer, sent_to, set_ring, tcp, udp
 

@@ -24,8 +24,8 @@ from nfcore.bench.processes import Say, in_process
 from nfcore.bench.results import Bar
 from nfcore.bench.run import choose_workload, profile_row
 from nfcore.bench.sender import Sender
-from nfcore.bench.site import CACHE, NETWORK, Site, cold_cache, open_site
 from nfcore.bench.sizes import Sizes
+from nfcore.bench.testbed import CACHE, NETWORK, Site, cold_cache, open_site
 from nfcore.bench.traffic import make_frames
 
 from .site import Site as DaemonSite

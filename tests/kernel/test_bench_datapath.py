@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nfcore.api.flows import FlowMatch
 from nfcore.bench import (
     BenchError,
     BenchRequest,
@@ -28,11 +29,10 @@ from nfcore.bench import (
 from nfcore.bench.datapath import prove
 from nfcore.bench.processes import Say, at_once, in_process
 from nfcore.errors import HostError
-from nfcore.flows import FlowMatch
 from nfcore.kernel import XdpAction
 from nfcore.plugins.katran_accel.benchmark import FLOOD, subjects
+from nfcore.plugins.katran_accel.config import VipTable
 from nfcore.plugins.katran_accel.layouts import AccelCounter
-from nfcore.plugins.katran_accel.table import VipTable
 from tests.kernel.balancer_world import World, open_world
 
 FLOWS = 100

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.flowtable import FlowState
+from nfcore.api.reasons import Reason
+from nfcore.engine.flow_table import FlowState
 from nfcore.plugins.katran_accel.layouts import AccelCounter
-from nfcore.reasons import Reason
 
 from .balancer_world import World, forget_connections, open_world, sent_to, set_ring, tcp
 

@@ -13,7 +13,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import Ether
 
-from nfcore.claims import FOLDER
+from nfcore.api.locks import FOLDER
 from nfcore.errors import HostError
 from nfcore.kernel import Program
 

@@ -22,8 +22,8 @@ from demo.proof import Prediction, Summary
 from demo.scenario import FIRST_RULES, Scenario
 from demo.stage import CONFIG
 from demo.traces import BALANCER_PINS, SCRATCH
-from nfcore.config import load_config
-from nfcore.host import PluginHost
+from nfcore.api.config import load_config
+from nfcore.hooks.manager import PluginHost
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = [sys.executable, "-m", "demo", "--chaos"]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nfcore.health import PATIENCE, WORKER_PATIENCE, Health
-from nfcore.metrics import counter
-from nfcore.plugins.stats import endpoint as module
-from nfcore.plugins.stats.endpoint import MOST_CONNECTIONS, Endpoint
+from nfcore.api.health import PATIENCE, WORKER_PATIENCE, Health
+from nfcore.api.metrics import counter
+from nfcore.plugins.stats.prometheus import endpoint as module
+from nfcore.plugins.stats.prometheus.endpoint import MOST_CONNECTIONS, Endpoint
 from nfcore.plugins.stats.registry import Registry
 from nfcore.plugins.stats.tally import Tally
 

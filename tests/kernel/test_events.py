@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nfcore.control import Client
+from nfcore.control.server import Client
 
 from .site import PATIENCE, VIPS, Site, eventually, inside, nfcore, succeed, vip_toml
 from .traffic import Rounds, flow_frames, flow_text
@@ -61,7 +61,7 @@ def test_what_happens_is_told_and_why(site: Site) -> None:
         assert [event["flow"] for event in events(site, "--last", "1", "--reason", "excluded")] != []
         with site.backend() as nic:
             rules = nic.dump()["rule"]
-            from nfcore.rules import RuleBatch
+            from nfcore.api.rules import RuleBatch
 
             nic.remove(RuleBatch(rules))
         assert eventually(lambda: len(events(site, "--kind", "put-back")) == 4)
@@ -170,7 +170,7 @@ def test_operators_of_a_group_may_look_and_not_order(site: Site) -> None:
 
     def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
         script = (
-            "import os, sys; from nfcore.control import request; from pathlib import Path;"
+            "import os, sys; from nfcore.control.server import request; from pathlib import Path;"
             "fd = os.open(sys.argv[1], os.O_PATH); os.setgroups([]); os.setresgid(*[65534] * 3);"
             "os.setresuid(*[65534] * 3); print(request(Path(f'/proc/self/fd/{fd}'), *sys.argv[2:]))"
         )
@@ -200,6 +200,10 @@ def test_a_daemon_that_logs_json(site: Site) -> None:
         running.send_signal(signal.SIGTERM)
         told += [json.loads(line) for line in running.stderr]
         assert running.wait(PATIENCE) == 0
-    orders = [(entry["level"], entry["message"].split(":")[0]) for entry in told if entry["logger"] == "nfcore.orders"]
+    orders = [
+        (entry["level"], entry["message"].split(":")[0])
+        for entry in told
+        if entry["logger"] == "nfcore.daemon.control_methods"
+    ]
     assert orders == [("warning", f"offloading is switched {how}") for how in ("off", "on") * 2]
     assert {"level", "logger", "message", "time"} <= told[0].keys()

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import nfcore
-from nfcore.flows import FLOW_KEY
+from nfcore.api.flows import FLOW_KEY
+from nfcore.api.marks import MarkMeaning
 from nfcore.kernel import CompileError, Map, compile_program
-from nfcore.marks import MarkMeaning
 from nfcore.plugins.katran_accel import layouts as lay
 from nfcore.plugins.katran_accel.maps import Sizes, map_specs
 
-BPF = Path(nfcore.__file__).parent / "bpf"
 PROGRAM = Path(__file__).parent / "programs" / "layouts.c"
 STRUCTS = {
     "flow_key": FLOW_KEY,
@@ -64,7 +62,7 @@ def compile_with(structs: dict[str, np.dtype], tmp_path: Path) -> None:
     maps = {name: Map.create(spec) for name, spec in specs.items()}
     try:
         defines = {"POOL_SLOTS": lay.POOL_SLOTS}
-        compile_program(source, "layouts", defines=defines, maps=maps, include_dirs=[BPF]).close()
+        compile_program(source, "layouts", defines=defines, maps=maps).close()
     finally:
         for opened in maps.values():
             opened.close()

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nfcore.ethernet import feature_is_on, link_facts
-from nfcore.links import LinkChange, LinkWatch
+from nfcore.kernel.ethtool import feature_is_on, link_facts
+from nfcore.kernel.link_monitor import LinkChange, LinkWatch
 
 from .network import enter, ip, namespaces
 

@@ -19,26 +19,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import nfcore
-from nfcore.config import load_config
-from nfcore.context import Context
+from nfcore.api.config import load_config
+from nfcore.api.context import Context
+from nfcore.api.marks import MarkAllocator, MarkMeaning
+from nfcore.api.state_file import State
 from nfcore.errors import NfcoreError
-from nfcore.host import PluginHost
+from nfcore.hooks.manager import PluginHost
 from nfcore.kernel import CompileError, Map, MapFlags, compile_program
-from nfcore.marks import MarkAllocator, MarkMeaning
 from nfcore.plugins.katran_accel.balancer import NAME, Balancer
+from nfcore.plugins.katran_accel.config import KatranTable
 from nfcore.plugins.katran_accel.hashing import RING_SIZE
 from nfcore.plugins.katran_accel.layouts import MAX_REALS
 from nfcore.plugins.katran_accel.maglev import Endpoint, Players, build_ring
+from nfcore.plugins.katran_accel.maglev_kernel import PLAYER, WORK, KernelRings, RingDesk
 from nfcore.plugins.katran_accel.maps import BalancerMaps, Sizes, map_specs, remove_pins
-from nfcore.plugins.katran_accel.rings import PLAYER, WORK, KernelRings, RingDesk
-from nfcore.plugins.katran_accel.table import KatranTable
-from nfcore.state import State
 
 from .balancer_world import VIPS
 
 RINGS = json.loads((Path(__file__).parent.parent / "data" / "maglev_rings.json").read_text())["rings"]
-BPF = Path(nfcore.__file__).parent / "bpf"
 U32_MAX = 0xFFFFFFFF
 
 # One of the rare addresses whose skip is 65,536, so that offset + n × skip exceeds u32.
@@ -152,9 +150,10 @@ def check_layouts(folder: Path, structs: dict[str, np.dtype[Any]]) -> None:
     )
     source = folder / "layouts.c"
     source.write_text(
-        f'#include <linux/bpf.h>\n#include "maglev.h"\n{checks}\nint check(struct xdp_md *ctx) {{ return 2; }}\n'
+        '#include <linux/bpf.h>\n#include "balancer/maglev.h"\n'
+        f"{checks}\nint check(struct xdp_md *ctx) {{ return 2; }}\n"
     )
-    compile_program(source, "check", defines={}, maps={}, include_dirs=[BPF]).close()
+    compile_program(source, "check", defines={}, maps={}).close()
 
 
 def test_dtypes_equal_the_structs(tmp_path: Path) -> None:

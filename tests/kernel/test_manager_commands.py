@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nfcore.flows import FlowMatch
+from nfcore.api.flows import FlowMatch
 
 from .network import namespaces
 from .site import NAMESPACE, REALS, SIX, Site, eventually, nfcore, succeed, vip_toml

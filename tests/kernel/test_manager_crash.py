@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nfcore.flows import FlowMatch
-from nfcore.rules import Rule, RuleBatch, SetMark, split_cookies
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Rule, RuleBatch, SetMark, split_cookies
 
 from .site import Site, eventually, inside, ip, nfcore, succeed
 from .traffic import Rounds, flood, flow_frames, flow_text

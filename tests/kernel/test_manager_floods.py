@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nfcore.api.json_rows import plain
 from nfcore.bench import FlowSource, make_services
-from nfcore.flowtable import FlowState
-from nfcore.plugins.katran_accel.figures import BalancerFigures
+from nfcore.engine.flow_table import FlowState
+from nfcore.plugins.katran_accel.metrics import BalancerFigures
 from nfcore.plugins.stats.registry import Registry
-from nfcore.rows import plain
 
 from .balancer_world import World, forget_connections, open_world
 from .site import Figures, Site, eventually

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nfcore.floor import ACTIVE
-from nfcore.hookspecs import hookimpl
-from nfcore.marks import MarkState
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkState
+from nfcore.api.rules import Device, Outcome, Outcomes, RuleBatch
+from nfcore.engine.state import ACTIVE
 from nfcore.plugins.katran_accel.layouts import AccelCounter
-from nfcore.rules import Device, Outcome, Outcomes, RuleBatch
 
 from .balancer_world import World, open_world, outer, sent_to, tcp, udp
 

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import nfcore as package
-from nfcore.control import request
+from nfcore.control.server import request
 from nfcore.kernel import Program, XdpMode, attach_xdp, compile_program, interface_index
 from nfcore.plugins.tc_offload import TcOffloadPlugin
 from tests.promtool import promtool
@@ -297,7 +297,12 @@ def test_a_program_that_somebody_took_off_or_replaced_is_told_everywhere_and_lef
         assert [f"eth1: {words}" for words in said] == [off, replaced, "eth1: the program is attached again", replaced]
         daemon.terminate()
         _, log = daemon.communicate(timeout=30)
-        assert log.count(f"ERROR nfcore.attachments: {off}; no packet reaches it; to have it back restart nfcore") == 1
+        assert (
+            log.count(
+                f"ERROR nfcore.daemon.program_monitor: {off}; no packet reaches it; to have it back restart nfcore"
+            )
+            == 1
+        )
         assert "ip link set dev eth1 xdp off, and restart nfcore" in log
         # Whose it is now, it stays.
         assert site.program() == other.id

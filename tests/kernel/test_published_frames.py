@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.config import load_config
-from nfcore.host import PluginHost
-from nfcore.trace import TracedPacket, TraceInput, trace
+from nfcore.api.config import load_config
+from nfcore.cli.trace import TracedPacket, TraceInput, trace
+from nfcore.hooks.manager import PluginHost
 
 DATA = Path(__file__).parent.parent / "data"
 FRAMES = json.loads((DATA / "published_frames.json").read_text())["frames"]

@@ -20,22 +20,22 @@ import numpy as np
 import pytest
 from scapy.layers.l2 import Ether
 
-from nfcore.config import Config, load_config
-from nfcore.context import Context
+from nfcore.api.config import Config, load_config
+from nfcore.api.context import Context
+from nfcore.api.flows import ANY_CPU, FlowBatch
+from nfcore.api.marks import MarkAllocator, MarkMeaning
+from nfcore.api.state_file import State
 from nfcore.errors import ConfigError
-from nfcore.flows import ANY_CPU, FlowBatch
-from nfcore.host import PluginHost
+from nfcore.hooks.manager import PluginHost
 from nfcore.kernel import TestRun
-from nfcore.marks import MarkAllocator, MarkMeaning
 from nfcore.plugins.katran_accel.balancer import NAME, Balancer
-from nfcore.plugins.katran_accel.connections import VipFinder
-from nfcore.plugins.katran_accel.figures import BalancerFigures, accel_counters
+from nfcore.plugins.katran_accel.config import KatranTable
+from nfcore.plugins.katran_accel.connection_table import VipFinder
 from nfcore.plugins.katran_accel.hashing import ring_slot
 from nfcore.plugins.katran_accel.layouts import AccelCounter, make_target
 from nfcore.plugins.katran_accel.maglev import Endpoint, build_ring
 from nfcore.plugins.katran_accel.maps import remove_pins
-from nfcore.plugins.katran_accel.table import KatranTable
-from nfcore.state import State
+from nfcore.plugins.katran_accel.metrics import BalancerFigures, accel_counters
 
 from .balancer_world import VIPS, sent_to, tcp, udp
 

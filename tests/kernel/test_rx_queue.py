@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.carriers import Carrier, examine_carrier
+from nfcore.api.carriers import Carrier, examine_carrier
+from nfcore.api.findings import Status
 from nfcore.errors import HostError
-from nfcore.ethernet import queue_facts
-from nfcore.findings import Status
+from nfcore.kernel.ethtool import queue_facts
 from nfcore.plugins.katran_accel.layouts import AccelCounter
 
 from .balancer_world import VIPS, open_world, tcp

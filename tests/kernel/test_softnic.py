@@ -18,13 +18,13 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Drop, Outcome, Rule, RuleBatch, SetMark
 from nfcore.errors import ConfigError, HostError
-from nfcore.flows import FlowMatch
 from nfcore.kernel import Map, Program, remove_bpffs
 from nfcore.plugins.softnic.backend import SoftnicBackend
 from nfcore.plugins.softnic.layouts import LINKS_SPEC, STATS_SPEC, NicCounter, rules_spec
 from nfcore.plugins.softnic.nic import load_program
-from nfcore.rules import Drop, Outcome, Rule, RuleBatch, SetMark
 
 from .softnic_world import TABLE, Pins, plugin_of
 

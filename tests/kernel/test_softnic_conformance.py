@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from nfcore.api.rules import Capabilities, Device, Rule, RuleBatch, SetMark
 from nfcore.kernel import remove_bpffs
 from nfcore.plugins.softnic import SoftnicPlugin
 from nfcore.plugins.softnic.backend import SoftnicBackend
-from nfcore.rules import Capabilities, Device, Rule, RuleBatch, SetMark
 from nfcore.testing import BackendConformance, NicUnderTest, context_for, sample_flow
 
 from .softnic_world import Pins, wire_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.flows import FlowMatch
+from nfcore.api.flows import FlowMatch
 from nfcore.testing import sample_frame
 
 from .environments import ROOT, build_wheel, make_environment, run

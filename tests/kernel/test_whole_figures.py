@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from nfcore.control import request
-from nfcore.flows import FlowMatch
-from nfcore.rules import Drop, Rule, RuleBatch, make_cookies
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Drop, Rule, RuleBatch, make_cookies
+from nfcore.control.server import request
 
 from .network import send_frame
 from .site import Figures, Site, eventually

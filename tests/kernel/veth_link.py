@@ -11,22 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nfcore
-from nfcore.config import Table, load_config
-from nfcore.engine import Engine
-from nfcore.host import PluginHost
-from nfcore.kernel import XdpMode, attach_xdp, compile_program, interface_index
-from nfcore.null_backend import NULL_BACKEND, NullBackend
+from nfcore.api.config import Table, load_config
+from nfcore.api.rules import Device
+from nfcore.daemon.bootstrap import make_context, make_engine, set_up
+from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
+from nfcore.devices.worker import InlineWorker
+from nfcore.engine.engine import Engine
+from nfcore.hooks.manager import PluginHost
+from nfcore.kernel import BPF_SOURCES, XdpMode, attach_xdp, compile_program, interface_index
 from nfcore.plugins.katran_accel.balancer import Balancer
-from nfcore.plugins.katran_accel.figures import accel_counters
 from nfcore.plugins.katran_accel.layouts import AccelCounter
-from nfcore.rules import Device
-from nfcore.session import make_context, make_engine, set_up
-from nfcore.worker import InlineWorker
+from nfcore.plugins.katran_accel.metrics import accel_counters
 
 from .network import enter, ip
 
-PASS = Path(nfcore.__file__).parent / "bpf" / "pass.c"
+PASS = BPF_SOURCES / "pass.c"
 Carry = Callable[[socket.socket, int], None]
 """Sees to it that the next frame of a socket arrives with a mark."""
 

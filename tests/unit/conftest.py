@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nfcore.config import Config
+from nfcore.api.config import Config
 
 from .engine_world import World
 

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.config import Config, InterfaceTable
-from nfcore.engine import Engine
-from nfcore.floor import ACTIVE
-from nfcore.flows import FlowBatch, FlowMatch
-from nfcore.flowtable import FlowState
-from nfcore.hookspecs import hookimpl
-from nfcore.host import PluginHost
-from nfcore.marks import CpuPools, MarkAllocator, MarkState
-from nfcore.null_backend import NULL_BACKEND, NullBackend
+from nfcore.api.config import Config, InterfaceTable
+from nfcore.api.flows import FlowBatch, FlowMatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import CpuPools, MarkAllocator, MarkState
+from nfcore.api.reasons import Reason, reason_word
+from nfcore.api.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.daemon.bootstrap import make_context
+from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
+from nfcore.devices.worker import InlineWorker, Job
+from nfcore.engine.engine import Engine
+from nfcore.engine.flow_table import FlowState
+from nfcore.engine.state import ACTIVE
+from nfcore.hooks.manager import PluginHost
 from nfcore.plugins.marking import MarkingPlugin
-from nfcore.reasons import Reason, reason_word
-from nfcore.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
-from nfcore.session import make_context
-from nfcore.worker import InlineWorker, Job
 
 POOL = np.dtype([("taken", "<u4"), ("filled", "<u4"), ("slots", "<u4", (64,))])
 IFINDEX = 4

@@ -38,7 +38,7 @@ def example(hook: str) -> str:
 
 def run_example(hook: str, *needs: str) -> dict[str, Any]:
     """Run a hook's example, after those of hooks that it `needs`; its names."""
-    imports = next(block for block in _BLOCK.findall(TEXT) if "from nfcore.hookspecs import" in block)
+    imports = next(block for block in _BLOCK.findall(TEXT) if "from nfcore.api.hookspecs import" in block)
     names: dict[str, Any] = {"__name__": __name__}
     exec("\n".join([imports, *map(example, (*needs, hook))]), names)
     return names

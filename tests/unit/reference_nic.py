@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.flows import PROTOCOL_NAMES, FlowMatch
-from nfcore.hookspecs import hookimpl
-from nfcore.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.api.flows import PROTOCOL_NAMES, FlowMatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.testing import NicUnderTest, Seen
 
 from .engine_world import FOREIGN, Nic

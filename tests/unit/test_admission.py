@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from nfcore.flowtable import FlowState
-from nfcore.reasons import Reason
+from nfcore.api.reasons import Reason
+from nfcore.engine.flow_table import FlowState
 
 from .engine_world import World
 

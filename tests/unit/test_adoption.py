@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from nfcore.config import Table
-from nfcore.engine import Engine
-from nfcore.flowtable import FlowState
-from nfcore.rules import SetMark
-from nfcore.worker import Job
+from nfcore.api.config import Table
+from nfcore.api.rules import SetMark
+from nfcore.devices.worker import Job
+from nfcore.engine.engine import Engine
+from nfcore.engine.flow_table import FlowState
 
 from .engine_world import GRACE, IDLE, IFINDEX, LAG, World
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfcore.rules import Device
+from nfcore.api.rules import Device
 from nfcore.testing import BackendConformance, NicUnderTest
 from nfcore.testing.promises import promises_of
 

@@ -13,30 +13,18 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from nfcore.bench import (
-    Bar,
-    CoreRow,
-    Figure,
-    Gain,
-    Results,
-    Row,
-    Series,
-    Sizes,
-    flow_keys,
-    make_services,
-    rows_of,
-)
-from nfcore.bench.command import read_parts
+from nfcore.api.flows import FlowMatch, unpack_address
+from nfcore.bench import Bar, CoreRow, Figure, Gain, Results, Row, Series, Sizes, flow_keys, make_services, rows_of
 from nfcore.bench.cores import core_counts
 from nfcore.bench.machine import describe_machine
-from nfcore.bench.page import render
-from nfcore.bench.plots import Bars, lines, stacked_bars
 from nfcore.bench.profile import profile
+from nfcore.bench.report.html import render
+from nfcore.bench.report.svg import Bars, lines, stacked_bars
+from nfcore.bench.report.tables import number, tables
 from nfcore.bench.results import LiveRow, RuleRate, Skipped
-from nfcore.bench.table import number, tables
 from nfcore.bench.traffic import FRAME_BYTES, Family, make_frames
+from nfcore.cli.bench import read_parts
 from nfcore.errors import ConfigError
-from nfcore.flows import FlowMatch, unpack_address
 from nfcore.plugins.katran_accel.benchmark import KatranWorkload
 
 SAMPLES = Path(__file__).parents[2] / "docs/benchmarks"

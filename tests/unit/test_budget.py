@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.budget import TokenBucket
+from nfcore.devices.token_bucket import TokenBucket
 
 PAUSES = st.floats(0, 100, allow_nan=False)
 

@@ -9,12 +9,12 @@ import struct
 
 import pytest
 
-from nfcore import ethernet
-from nfcore.carriers import Carrier, carrier_defines, examine_carrier, require_carrier
+from nfcore.api.carriers import Carrier, carrier_defines, examine_carrier, require_carrier
+from nfcore.api.findings import Finding, Status
+from nfcore.api.rules import Device
 from nfcore.errors import HostError
-from nfcore.ethernet import queue_facts
-from nfcore.findings import Finding, Status
-from nfcore.rules import Device
+from nfcore.kernel import ethtool
+from nfcore.kernel.ethtool import queue_facts
 
 ACCELERATED, PLAIN = Device("eth1", 1, ("nic",)), Device("eth1", 1)
 
@@ -36,7 +36,7 @@ def play(monkeypatch: pytest.MonkeyPatch, rss: list[int] | None, combined: int |
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         return bytes(data)
 
-    monkeypatch.setattr(ethernet, "_ethtool", answer)
+    monkeypatch.setattr(ethtool, "_ethtool", answer)
 
 
 def examined() -> Finding:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.claims import Claims
+from nfcore.api.locks import Claims
 from nfcore.errors import HostError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from nfcore.claims import Claims
+from nfcore.api.locks import Claims
 with Claims(Path(sys.argv[1])) as claims:
     claims.claim("thing", "the thing")
     print("held", flush=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nfcore import __version__
-from nfcore.hookspecs import ROLES
+from nfcore.api.hookspecs import ROLES
 
 ROOT = Path(__file__).resolve().parents[2]
 NFCORE = Path(sys.executable).with_name("nfcore")
@@ -250,7 +250,7 @@ WITHOUT_BCC = [["--help"], ["trace", "--help"], ["plugins", "--json"], ["check",
 
 @pytest.mark.parametrize("arguments", WITHOUT_BCC, ids=" ".join)
 def test_what_works_without_bcc(arguments: list[str]) -> None:
-    script = "import sys; sys.modules['bcc'] = None; sys.argv[0] = 'nfcore'; from nfcore.cli import main; main()"
+    script = "import sys; sys.modules['bcc'] = None; sys.argv[0] = 'nfcore'; from nfcore.cli.main import main; main()"
     done = call([sys.executable, "-c", script, *arguments])
     assert (done.returncode, done.stdout) == as_usual(*arguments)
 

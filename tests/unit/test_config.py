@@ -14,10 +14,19 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from nfcore.config import Config, Section, Table, format_duration, load_config, parse_duration, read_toml, write_toml
+from nfcore.api.config import (
+    Config,
+    Section,
+    Table,
+    format_duration,
+    load_config,
+    parse_duration,
+    read_toml,
+    write_toml,
+)
+from nfcore.api.hookspecs import hookimpl
 from nfcore.errors import ConfigError, Problem
-from nfcore.hookspecs import hookimpl
-from nfcore.host import PluginHost
+from nfcore.hooks.manager import PluginHost
 
 DEMO = Path(__file__).parents[2] / "examples/demo.toml"
 GOOD = DEMO.read_text(encoding="utf-8")
@@ -405,7 +414,7 @@ DOCUMENTS = st.fixed_dictionaries(
 def test_no_document_raises_anything_else(
     document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nfcore.config.read_toml", lambda path, overrides: document)
+    monkeypatch.setattr("nfcore.api.config.read_toml", lambda path, overrides: document)
     try:
         config = load_config(tmp_path / "x.toml", PluginHost())
     except ConfigError as error:

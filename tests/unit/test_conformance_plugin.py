@@ -19,10 +19,10 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from nfcore import testing
-from nfcore.config import Section, Table
+from nfcore.api.config import Section, Table
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.rules import Device, Drop, SetMark
 from nfcore.errors import ConfigError
-from nfcore.hookspecs import hookimpl
-from nfcore.rules import Device, Drop, SetMark
 from nfcore.testing import BackendConformance, StrategyConformance, context_for, sample_flow, sample_frame, sample_rules
 from nfcore.testing.promises import promises_of
 from nfcore.testing.results import is_excused
@@ -35,7 +35,7 @@ README = Path(testing.__file__).with_name("README.md")
 SUITE = """
 import dataclasses
 import pytest
-from nfcore.rules import Capabilities
+from nfcore.api.rules import Capabilities
 from nfcore.testing import BackendConformance
 from tests.unit.reference_nic import ReferenceNic, under_test
 

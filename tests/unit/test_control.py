@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nfcore import control as module
-from nfcore.control import LINE_LIMIT, MOST_CLIENTS, Client, ControlServer, EndedError, daemon_answers, request
+from nfcore.api.json_rows import Rows
+from nfcore.control import server as module
+from nfcore.control.server import LINE_LIMIT, MOST_CLIENTS, Client, ControlServer, EndedError, daemon_answers, request
 from nfcore.errors import HostError
-from nfcore.rows import Rows
 
 
 def fails(parameters: Mapping[str, Any]) -> Any:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.config import InterfaceTable, MarkingTable, NfTable, OffloadTable, Table
-from nfcore.plugins.katran_accel.table import KatranTable, VipTable
+from nfcore.api.config import InterfaceTable, MarkingTable, NfTable, OffloadTable, Table
+from nfcore.plugins.katran_accel.config import KatranTable, VipTable
 from nfcore.plugins.softnic import SoftnicTable
-from nfcore.plugins.stats.table import StatsTable
+from nfcore.plugins.stats.config import StatsTable
 from nfcore.plugins.tc_offload import DeviceTable, TcOffloadTable
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nfcore.api.flows import FlowBatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkState
+from nfcore.api.reasons import Reason, reason_word
+from nfcore.api.rules import Capabilities, Device, Outcome, Rule, SetMark, split_cookies
+from nfcore.devices.worker import DeviceWorker
+from nfcore.engine.flow_table import FlowState
 from nfcore.errors import ConfigError
-from nfcore.flows import FlowBatch
-from nfcore.flowtable import FlowState
-from nfcore.hookspecs import hookimpl
-from nfcore.marks import MarkState
-from nfcore.reasons import Reason, reason_word
-from nfcore.rules import Capabilities, Device, Outcome, Rule, SetMark, split_cookies
-from nfcore.worker import DeviceWorker
 
 from .engine_world import FOREIGN, GRACE, IDLE, LAG, QUARANTINE, Nic, Policy, Waiting, World
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from nfcore.flows import ReportKind
-from nfcore.flowtable import FlowState
-from nfcore.marks import MarkState
-from nfcore.reasons import Reason
+from nfcore.api.flows import ReportKind
+from nfcore.api.marks import MarkState
+from nfcore.api.reasons import Reason
+from nfcore.engine.flow_table import FlowState
 
 from .engine_world import GRACE, World
 

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nfcore.flowtable import FlowState
-from nfcore.heat import LEAST_PATIENCE
-from nfcore.hookspecs import hookimpl
-from nfcore.marks import MarkState
-from nfcore.reasons import Reason
-from nfcore.rules import Device, Rule, SetMark
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkState
+from nfcore.api.reasons import Reason
+from nfcore.api.rules import Device, Rule, SetMark
+from nfcore.engine.eviction import LEAST_PATIENCE
+from nfcore.engine.flow_table import FlowState
 
 from .engine_world import FOREIGN, GRACE, IDLE, LAG, QUARANTINE, Nic, Waiting, World
 

@@ -16,21 +16,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from numpy.typing import NDArray
 
-from nfcore.config import Config, InterfaceTable, MarkingTable, NfTable, OffloadTable
-from nfcore.engine import Engine
-from nfcore.floor import ACTIVE, IN_HARDWARE
-from nfcore.flows import FlowBatch, FlowMatch
-from nfcore.flowtable import FlowState
-from nfcore.heat import LEAST_PATIENCE
-from nfcore.hookspecs import hookimpl
-from nfcore.host import PluginHost
-from nfcore.links import LinkChange
-from nfcore.marks import CpuPools, MarkAllocator, MarkState
+from nfcore.api.config import Config, InterfaceTable, MarkingTable, NfTable, OffloadTable
+from nfcore.api.flows import FlowBatch, FlowMatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import CpuPools, MarkAllocator, MarkState
+from nfcore.api.reasons import Reason
+from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.api.state_file import State
+from nfcore.daemon.bootstrap import make_context
+from nfcore.engine.engine import Engine
+from nfcore.engine.eviction import LEAST_PATIENCE
+from nfcore.engine.flow_table import FlowState
+from nfcore.engine.state import ACTIVE, IN_HARDWARE
+from nfcore.hooks.manager import PluginHost
+from nfcore.kernel.link_monitor import LinkChange
 from nfcore.plugins.marking import MarkingPlugin
-from nfcore.reasons import Reason
-from nfcore.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
-from nfcore.session import make_context
-from nfcore.state import State
 
 from .engine_world import Waiting
 

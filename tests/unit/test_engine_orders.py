@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nfcore.flowtable import FlowState
-from nfcore.hookspecs import hookimpl
-from nfcore.links import LinkChange
-from nfcore.marks import MarkState
-from nfcore.reasons import Reason
-from nfcore.retirement import Ended
-from nfcore.rules import Capabilities, Device, Outcome, SetMark
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkState
+from nfcore.api.reasons import Reason
+from nfcore.api.rules import Capabilities, Device, Outcome, SetMark
+from nfcore.engine.flow_table import FlowState
+from nfcore.engine.reconcile import Ended
+from nfcore.kernel.link_monitor import LinkChange
 
 from .engine_world import GRACE, IDLE, QUARANTINE, Waiting, World
 

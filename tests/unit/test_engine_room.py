@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nfcore.dispatch import FIRST_BACKOFF, INTERVAL, MOST_ATTEMPTS
-from nfcore.flowtable import FlowState
-from nfcore.hookspecs import hookimpl
-from nfcore.marks import MarkState
-from nfcore.port import LONGEST_RETRY, PROBE_RULES, SHORTEST_RETRY
-from nfcore.reasons import Reason
-from nfcore.rules import INSTALLED_ROW, Device, Outcome, Outcomes, RuleBatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkState
+from nfcore.api.reasons import Reason
+from nfcore.api.rules import INSTALLED_ROW, Device, Outcome, Outcomes, RuleBatch
+from nfcore.devices.device_state import LONGEST_RETRY, PROBE_RULES, SHORTEST_RETRY
+from nfcore.engine.dispatch import FIRST_BACKOFF, INTERVAL, MOST_ATTEMPTS
+from nfcore.engine.flow_table import FlowState
 
 from .engine_world import GRACE, Waiting, World
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nfcore.flows import FlowBatch
-from nfcore.flowtable import FlowState
+from nfcore.api.flows import FlowBatch
+from nfcore.engine.flow_table import FlowState
 
 from .engine_world import IFINDEX, World
 

@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.eventlog import NO_BACKEND, NOTES_KEPT, TEXTS_KEPT, EventKind, EventLog
-from nfcore.flows import FLOW_ROW, WHOLE_FLOW
-from nfcore.reasons import Reason
+from nfcore.api.flows import FLOW_ROW, WHOLE_FLOW
+from nfcore.api.reasons import Reason
+from nfcore.engine.event_log import NO_BACKEND, NOTES_KEPT, TEXTS_KEPT, EventKind, EventLog
 
 
 def flows(numbers: list[int]) -> np.ndarray:

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from nfcore.config import load_config
+from nfcore.api.config import load_config
+from nfcore.api.metrics import Column, Histogram, LabelSets, MetricFamily, counter, gauge, histogram
 from nfcore.errors import ConfigError
-from nfcore.host import PluginHost
-from nfcore.metrics import Column, Histogram, LabelSets, MetricFamily, counter, gauge, histogram
-from nfcore.plugins.stats.exposition import Exposition
+from nfcore.hooks.manager import PluginHost
+from nfcore.plugins.stats.config import StatsTable, split_listen
+from nfcore.plugins.stats.prometheus.exposition import Exposition
 from nfcore.plugins.stats.registry import Registry
-from nfcore.plugins.stats.table import StatsTable, split_listen
 
 
 def read_back(*families: MetricFamily, exposition: Exposition | None = None) -> dict[str, dict[tuple[str, ...], float]]:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from pyroute2.netlink.rtnl import tcmsg as tc_module
 from pyroute2.netlink.rtnl.tcmsg import common_act
 
-from nfcore.plugins.tc_offload import flower
-from nfcore.plugins.tc_offload.act_pedit import ethernet_keys
 from nfcore.plugins.tc_offload.messages import tc_message
 from nfcore.plugins.tc_offload.netlink import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWTFILTER
 from nfcore.plugins.tc_offload.shapes import EGRESS, INGRESS, Place
+from nfcore.plugins.tc_offload.tcmsg import cls_flower
+from nfcore.plugins.tc_offload.tcmsg.act_pedit import ethernet_keys
 
 UAPI = Path("/usr/include/linux")
 TC_MESSAGES = json.loads((Path(__file__).parents[1] / "data" / "tc_messages.json").read_text())
@@ -32,7 +32,7 @@ COOKIE = st.binary(min_size=1, max_size=16)
 # What the commands of data/tc_messages.json say, in the words of get_parameters().
 SAME_AS_TC: list[dict[str, Any]] = [
     {
-        "protocol": flower.ETH_P_IP,
+        "protocol": cls_flower.ETH_P_IP,
         "skip_sw": True,
         "ip_proto": "tcp",
         "src_ip": "198.18.0.1",
@@ -42,7 +42,7 @@ SAME_AS_TC: list[dict[str, Any]] = [
         "action": {"kind": "skbedit", "mark": 7, "cookie": bytes.fromhex("0011223344556677")},
     },
     {
-        "protocol": flower.ETH_P_IP,
+        "protocol": cls_flower.ETH_P_IP,
         "ip_proto": "udp",
         "src_ip": "198.18.0.0/15",
         "dst_ip": "198.18.10.0/24",
@@ -51,7 +51,7 @@ SAME_AS_TC: list[dict[str, Any]] = [
         "action": DROP,
     },
     {
-        "protocol": flower.ETH_P_IPV6,
+        "protocol": cls_flower.ETH_P_IPV6,
         "skip_hw": True,
         "ip_proto": "tcp",
         "src_ip": "2001:db8::1",
@@ -69,7 +69,7 @@ SAME_AS_TC: list[dict[str, Any]] = [
         "action": [{"kind": "vlan", "v_action": "pop"}, {"kind": "skbedit", "mark": 2**24 - 1}],
     },
     {
-        "protocol": flower.ETH_P_IP,
+        "protocol": cls_flower.ETH_P_IP,
         "indev": "a0",
         "src_mac": "02:00:00:00:00:01",
         "dst_mac": "02:00:00:00:00:02",
@@ -82,15 +82,15 @@ SAME_AS_TC: list[dict[str, Any]] = [
 
 
 def encode(rule: dict[str, Any], prio: int = 6000, handle: int = 0, parent: int = INGRESS) -> bytes:
-    info = flower.filter_info(prio, rule["protocol"])
-    attrs = [["TCA_KIND", "flower"], ["TCA_OPTIONS", flower.get_parameters(rule)]]
+    info = cls_flower.filter_info(prio, rule["protocol"])
+    attrs = [["TCA_KIND", "flower"], ["TCA_OPTIONS", cls_flower.get_parameters(rule)]]
     place = Place(1, parent, prio)
     flags = NLM_F_CREATE | NLM_F_EXCL
     return bytes(tc_message(RTM_NEWTFILTER, flags, place, handle=handle, info=info, attrs=attrs).data)
 
 
 def decode(raw: bytes) -> Any:
-    message = flower.FilterMessage(bytearray(raw))
+    message = cls_flower.FilterMessage(bytearray(raw))
     message.decode()
     return message
 
@@ -133,7 +133,7 @@ def test_attributes_have_the_numbers_of_the_kernel_header() -> None:
     text = (UAPI / "pkt_cls.h").read_text()
     body = text[text.index("TCA_FLOWER_UNSPEC,") : text.index("__TCA_FLOWER_MAX")]
     names = re.findall(r"^\s*(TCA_FLOWER_\w+),", body, re.MULTILINE)
-    ours = [name for name, _ in flower.Options.nla_map]
+    ours = [name for name, _ in cls_flower.Options.nla_map]
     assert len(names) > 80
     assert ours[: len(names)] == names
 
@@ -156,7 +156,7 @@ def test_attributes_of_actions_have_the_numbers_of_the_kernel_header(kind: str, 
 
 
 def test_pyroute2_knows_flower_and_pedit() -> None:
-    assert tc_module.plugins["flower"].options is flower.Options
+    assert tc_module.plugins["flower"].options is cls_flower.Options
     assert {"gact", "pedit", "skbedit", "vlan"} <= common_act.plugins.keys()
 
 
@@ -167,7 +167,7 @@ def test_pyroute2_knows_flower_and_pedit() -> None:
     st.sampled_from(["tcp", "udp", "sctp"]),
     PORT,
     st.tuples(PORT, PORT),
-    st.sampled_from(sorted(flower.IP_FLAGS)),
+    st.sampled_from(sorted(cls_flower.IP_FLAGS)),
     st.booleans(),
 )
 def test_matches_are_read_back(
@@ -175,7 +175,7 @@ def test_matches_are_read_back(
 ) -> None:
     address, prefix = source
     rule = {
-        "protocol": flower.ETH_P_IP if address.version == 4 else flower.ETH_P_IPV6,
+        "protocol": cls_flower.ETH_P_IP if address.version == 4 else cls_flower.ETH_P_IPV6,
         "ip_proto": protocol,
         "src_ip": f"{address}/{prefix}",
         "src_port": sport,
@@ -193,15 +193,15 @@ def test_matches_are_read_back(
     assert options.get_attr(f"TCA_FLOWER_KEY_{upper}_SRC") == sport
     assert options.get_attr(f"TCA_FLOWER_KEY_{upper}_DST") == dport[0]
     assert options.get_attr(f"TCA_FLOWER_KEY_{upper}_DST_MASK") == dport[1]
-    assert options.get_attr("TCA_FLOWER_KEY_FLAGS") == flower.IP_FLAGS[frag][0]
-    assert options.get_attr("TCA_FLOWER_KEY_FLAGS_MASK") == flower.IP_FLAGS[frag][1]
-    assert options.get_attr("TCA_FLOWER_FLAGS") == flower.SKIP_SW * skip_sw
+    assert options.get_attr("TCA_FLOWER_KEY_FLAGS") == cls_flower.IP_FLAGS[frag][0]
+    assert options.get_attr("TCA_FLOWER_KEY_FLAGS_MASK") == cls_flower.IP_FLAGS[frag][1]
+    assert options.get_attr("TCA_FLOWER_FLAGS") == cls_flower.SKIP_SW * skip_sw
 
 
 @given(MARK, MARK, PORT, PORT, COOKIE)
 def test_skbedit_is_read_back(mark: int, mask: int, queue: int, queue_max: int, cookie: bytes) -> None:
     action = {"kind": "skbedit", "mark": mask & mark, "mask": mask, "queue": queue, "queue_max": queue_max}
-    raw = encode({"protocol": flower.ETH_P_IP, "action": {**action, "cookie": cookie, "ptype": "host"}})
+    raw = encode({"protocol": cls_flower.ETH_P_IP, "action": {**action, "cookie": cookie, "ptype": "host"}})
     act = decode(raw).get_nested("TCA_OPTIONS", "TCA_FLOWER_ACT", "TCA_ACT_PRIO_1")
     options = act.get_attr("TCA_ACT_OPTIONS")
     assert act.get_attr("TCA_ACT_KIND") == "skbedit"
@@ -221,7 +221,7 @@ def test_skbedit_is_read_back(mark: int, mask: int, queue: int, queue_max: int, 
 )
 def test_vlan_is_read_back(word: str, number: int, priority: int, protocol: str) -> None:
     action = {"kind": "vlan", "v_action": word, "id": number, "priority": priority, "protocol": protocol}
-    raw = encode({"protocol": flower.ETH_P_IP, "action": action})
+    raw = encode({"protocol": cls_flower.ETH_P_IP, "action": action})
     options = decode(raw).get_nested("TCA_OPTIONS", "TCA_FLOWER_ACT", "TCA_ACT_PRIO_1", "TCA_ACT_OPTIONS")
     assert options.get_attr("TCA_VLAN_PARMS")["v_action"] == {"push": 2, "modify": 3}[word]
     assert options.get_attr("TCA_VLAN_PUSH_VLAN_ID") == number
@@ -232,7 +232,7 @@ def test_vlan_is_read_back(word: str, number: int, priority: int, protocol: str)
 @given(MAC, MAC, PORT, st.binary(min_size=16, max_size=16))
 def test_pedit_keys_do_to_a_header_what_they_say(dst: str, src: str, kind: int, header: bytes) -> None:
     action = {"kind": "pedit", "eth": {"dst": dst, "src": src, "type": kind}}
-    raw = encode({"protocol": flower.ETH_P_IP, "action": action})
+    raw = encode({"protocol": cls_flower.ETH_P_IP, "action": action})
     options = decode(raw).get_nested("TCA_OPTIONS", "TCA_FLOWER_ACT", "TCA_ACT_PRIO_1", "TCA_ACT_OPTIONS")
     keys = options.get_attr("TCA_PEDIT_PARMS_EX")["keys"]
     extended = options.get_attr("TCA_PEDIT_KEYS_EX").get_attrs("TCA_PEDIT_KEY_EX")
@@ -246,14 +246,14 @@ def test_pedit_keys_do_to_a_header_what_they_say(dst: str, src: str, kind: int, 
 
 
 def test_wrong_values_are_named() -> None:
-    base = {"protocol": flower.ETH_P_IP}
+    base = {"protocol": cls_flower.ETH_P_IP}
     with pytest.raises(ValueError, match=r"kind 'skbedti'; known are .*skbedit"):
-        flower.get_parameters({**base, "action": {"kind": "skbedti"}})
+        cls_flower.get_parameters({**base, "action": {"kind": "skbedti"}})
     with pytest.raises(ValueError, match="17 bytes; should be 1 to 16"):
-        flower.get_parameters({**base, "action": {**DROP, "cookie": bytes(17)}})
+        cls_flower.get_parameters({**base, "action": {**DROP, "cookie": bytes(17)}})
     with pytest.raises(ValueError, match="ip_proto is 'tpc'; should be a number or one of tcp"):
-        flower.get_parameters({**base, "ip_proto": "tpc"})
+        cls_flower.get_parameters({**base, "ip_proto": "tpc"})
     with pytest.raises(ValueError, match="src_port needs ip_proto tcp, udp or sctp"):
-        flower.get_parameters({**base, "ip_proto": "icmp", "src_port": 1})
+        cls_flower.get_parameters({**base, "ip_proto": "icmp", "src_port": 1})
     with pytest.raises(ValueError, match="eth dst has 5 bytes; should be 6"):
         list(ethernet_keys("dst", bytes(5)))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nfcore.flowindex import PROCESS_HASH, FlowIndex, IdentityHash, SeededHash, first_appearances, same_flows
-from nfcore.flows import FLOW_ROW, IDENTITY_BYTES, FlowBatch
+from nfcore.api.flows import FLOW_ROW, IDENTITY_BYTES, FlowBatch
+from nfcore.engine.flow_index import PROCESS_HASH, FlowIndex, IdentityHash, SeededHash, first_appearances, same_flows
 
 
 def always(value: int) -> IdentityHash:

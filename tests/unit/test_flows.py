@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.flows import FLOW_KEY, IDENTITY_BYTES, FlowBatch, FlowMatch
+from nfcore.api.flows import FLOW_KEY, IDENTITY_BYTES, FlowBatch, FlowMatch
 
 PORTS = st.integers(0, 65_535)
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from numpy.typing import NDArray
 
-from nfcore.flowindex import PROCESS_HASH
-from nfcore.flows import FlowBatch
-from nfcore.flowtable import COLUMNS, FlowState, FlowTable
-from nfcore.rules import make_cookies
+from nfcore.api.flows import FlowBatch
+from nfcore.api.rules import make_cookies
+from nfcore.engine.flow_index import PROCESS_HASH
+from nfcore.engine.flow_table import COLUMNS, FlowState, FlowTable
 
 from .test_flowindex import HASHES, flows
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.heat import HYSTERESIS, LEAST_PATIENCE, TIGHT, hottest, patience, replaceable, waiting_rates
+from nfcore.engine.eviction import HYSTERESIS, LEAST_PATIENCE, TIGHT, hottest, patience, replaceable, waiting_rates
 
 RATES = st.lists(st.floats(0, 1e9), max_size=40)
 

@@ -13,19 +13,19 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from nfcore.config import Config, InterfaceTable, load_config
-from nfcore.context import Context
+from nfcore.api.config import Config, InterfaceTable, load_config
+from nfcore.api.context import Context
+from nfcore.api.findings import Status
+from nfcore.api.flows import FlowBatch, FlowMatch
+from nfcore.api.json_rows import plain
+from nfcore.api.marks import MarkState
+from nfcore.api.rules import Device, Outcome, Rule, RuleBatch, SetMark
+from nfcore.api.state_file import State
+from nfcore.daemon.bootstrap import make_context, make_engine, set_up
+from nfcore.devices.worker import Backends
 from nfcore.errors import ConfigError
-from nfcore.findings import Status
-from nfcore.flows import FlowBatch, FlowMatch
-from nfcore.host import PluginHost
-from nfcore.marks import MarkState
+from nfcore.hooks.manager import PluginHost
 from nfcore.plugins.stats.registry import Registry
-from nfcore.rows import plain
-from nfcore.rules import Device, Outcome, Rule, RuleBatch, SetMark
-from nfcore.session import make_context, make_engine, set_up
-from nfcore.state import State
-from nfcore.worker import Backends
 
 from .engine_world import World
 from .guide import run_example

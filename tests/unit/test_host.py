@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nfcore.config import Section, Table
+from nfcore.api.config import Section, Table
+from nfcore.api.flows import FlowBatch, FlowMatch
+from nfcore.api.hookspecs import API, ROLES, Asked, Hooks, hookimpl
+from nfcore.api.marks import MarkMeaning, StrategyInfo
+from nfcore.api.metrics import MetricFamily, MetricKind, gauge
+from nfcore.api.rules import Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.daemon.bootstrap import make_context, make_engine, set_up
 from nfcore.errors import NfcoreError
-from nfcore.flows import FlowBatch, FlowMatch
-from nfcore.hookspecs import API, ROLES, Asked, Hooks, hookimpl
-from nfcore.host import TRACE_VARIABLE, ExitError, Fault, MuteError, PluginHost
-from nfcore.marks import MarkMeaning, StrategyInfo
-from nfcore.metrics import MetricFamily, MetricKind, gauge
-from nfcore.rules import Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
-from nfcore.session import make_context, make_engine, set_up
+from nfcore.hooks.manager import TRACE_VARIABLE, ExitError, Fault, MuteError, PluginHost
 
 BATCH = FlowBatch.empty(2)
 
@@ -365,16 +365,16 @@ WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
         Outcomes(np.full(2, 5, np.uint8), counted=np.zeros((1, 2), np.uint64)),
         r"should be integers of shape \(2, 2\), or None",
     ),
-    "rows of objects": ("dump_offload", [], r"answered \[\]; should be rows of nfcore.rules.INSTALLED_ROW"),
+    "rows of objects": ("dump_offload", [], r"answered \[\]; should be rows of nfcore.api.rules.INSTALLED_ROW"),
     "a tuple of capabilities": ("probe_offload", (16, True), r"answered \(16, True\); should be .*Capabilities"),
     "a width as text": ("probe_offload", Capabilities("16"), r"mark_width = '16'; should be a number of bits"),
     "too wide a mark": ("probe_offload", Capabilities(64), r"mark_width = 64; should be a number of bits from 0 to 32"),
     "a negative table": ("probe_offload", Capabilities(16, table_size=-1), r"table_size = -1; should be a number of"),
     "notes as a text": ("probe_offload", Capabilities(16, notes="slow"), r"notes = 'slow'; should be a tuple of texts"),
     "yes for true": ("probe_offload", Capabilities(16, ipv6="yes"), r"ipv6 = 'yes'; should be True or False"),
-    "a table for a section": ("config_section", Table, r"should be a nfcore.config.Section"),
-    "a section of a dict": ("config_section", Section(dict), r"should be a nfcore.config.Section of a .*Table"),
-    "findings as a number": ("diagnose", [5], r"gave 5 among its answers; should be nfcore.findings.Finding"),
+    "a table for a section": ("config_section", Table, r"should be a nfcore.api.config.Section"),
+    "a section of a dict": ("config_section", Section(dict), r"should be a nfcore.api.config.Section of a .*Table"),
+    "findings as a number": ("diagnose", [5], r"gave 5 among its answers; should be nfcore.api.findings.Finding"),
     "a dict of figures": ("collect_stats", {"nfcore_x_total": 1}, r"gave 'nfcore_x_total' among its answers"),
     "a word as a strategy": ("marking_strategies", ["dest-id"], r"gave 'dest-id' .*StrategyInfo objects"),
 }
@@ -573,10 +573,10 @@ def test_every_call_is_logged_on_demand(monkeypatch: pytest.MonkeyPatch, caplog:
     host = PluginHost()
     host.register(Raises(), "raises")
     host.register(Answers(np.array([1, 1], np.uint8), None), "answers")
-    with caplog.at_level(logging.INFO, "nfcore.hooks"):
+    with caplog.at_level(logging.INFO, "nfcore.trace"):
         list(host.each("on_new_flow", batch=BATCH))
         host.first("allocate_mark", batch=BATCH)
-    lines = [record.getMessage() for record in caplog.records if record.name == "nfcore.hooks"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "nfcore.trace"]
     assert [re.sub(r"[0-9.]+ ms", "T", line) for line in lines] == [
         "raises: on_new_flow(2 flows) → it raised LookupError in T",
         "answers: on_new_flow(2 flows) → 2 answers in T",

@@ -81,8 +81,8 @@ def test_bcc_stands_behind_one_seam() -> None:
 
 def test_help_and_check_do_not_load_bcc() -> None:
     script = (
-        "import sys; from pathlib import Path; from nfcore.cli import app, _add_plugin_commands;"
-        "from nfcore.config import load_config; from nfcore.host import PluginHost;"
+        "import sys; from pathlib import Path; from nfcore.cli.main import app, _add_plugin_commands;"
+        "from nfcore.api.config import load_config; from nfcore.hooks.manager import PluginHost;"
         "_add_plugin_commands(); load_config(Path('examples/demo.toml'), PluginHost());"
         "print([name for name in sys.modules if name.partition('.')[0] == 'bcc'])"
     )
@@ -114,7 +114,9 @@ def folders() -> list[Path]:
         "nfcore/scaffold",
         "plugins",
         "bpf",
-        "bpf/carriers",
+        "bpf/lib",
+        "bpf/lib/carriers",
+        "bpf/balancer",
         "bpf/bench",
         "tests",
     )

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from nfcore.api.json_rows import Rows, plain
+from nfcore.api.reasons import Reason
+from nfcore.daemon.flow_queries import MOST_FLOWS, SORT_KEYS, explain, list_flows
+from nfcore.engine.reconcile import LONGEST_POLL
 from nfcore.errors import ConfigError
-from nfcore.inspection import MOST_FLOWS, SORT_KEYS, explain, list_flows
-from nfcore.reasons import Reason
-from nfcore.retirement import LONGEST_POLL
-from nfcore.rows import Rows, plain
 
 from .engine_world import GRACE, IDLE, LAG, Waiting, World
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nfcore.plugins.katran_accel.config import KatranTable
 from nfcore.plugins.katran_accel.hashing import ring_slot, ring_slots
 from nfcore.plugins.katran_accel.inventory import Inventory, Numbering, Numbers, NumbersExhaustedError, identity
 from nfcore.plugins.katran_accel.layouts import MAX_REALS, MAX_VIPS
-from nfcore.plugins.katran_accel.table import KatranTable
 
 REST = 1.2
 WANTED = st.lists(st.sampled_from("abcdefgh"), max_size=8)

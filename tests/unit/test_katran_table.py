@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from nfcore.plugins.katran_accel.config import KatranTable, VipTable, check_table
 from nfcore.plugins.katran_accel.layouts import MAX_PREFIX_VIPS, MAX_REALS, VipFlag
-from nfcore.plugins.katran_accel.table import KatranTable, VipTable, check_table
 
 REALS = [{"address": "198.18.20.11"}]
 

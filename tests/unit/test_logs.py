@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.host import Fault, trace_log
-from nfcore.ledger import Ledger
-from nfcore.logs import BURST, MOST_REMEMBERED, ORDERS, Format, LogHandler, Repeats, goes_to_journal, make_handler
+from nfcore.engine.counters import Ledger
+from nfcore.hooks.manager import Fault, trace_log
+from nfcore.logs import AUDIT, BURST, MOST_REMEMBERED, Format, LogHandler, Repeats, goes_to_journal, make_handler
 
 from .engine_world import World
 
@@ -98,12 +98,11 @@ def test_traces_without_limit() -> None:
     assert len(log.lines) == 100
 
 
-def test_orders_without_limit() -> None:
+def test_audit_without_limit() -> None:
     log = Log()
-    for name in (ORDERS, "nfcore.reload", "nfcore.daemon"):
-        log.logger.name = name
-        for _ in range(30):
-            log.logger.info("offloading is switched on")
+    log.logger.name = AUDIT
+    for _ in range(90):
+        log.logger.info("offloading is switched on")
     assert len(log.lines) == 90
 
 

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.config import Config
-from nfcore.context import Context
-from nfcore.flows import FlowBatch
-from nfcore.host import PluginHost
-from nfcore.marks import MarkAllocator, MarkMeaning, MarkState
+from nfcore.api.config import Config
+from nfcore.api.context import Context
+from nfcore.api.flows import FlowBatch
+from nfcore.api.marks import MarkAllocator, MarkMeaning, MarkState
+from nfcore.api.rules import Device
+from nfcore.daemon.bootstrap import chosen_strategy, make_context
+from nfcore.hooks.manager import PluginHost
 from nfcore.plugins.marking import DEST_ID, FLOW_ID, DestId, MarkingPlugin
-from nfcore.rules import Device
-from nfcore.session import chosen_strategy, make_context
 
 DEVICE = Device("eth1", 4, ("some_nic",))
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nfcore.marks import CpuPools, MarkAllocator, MarkState
+from nfcore.api.marks import CpuPools, MarkAllocator, MarkState
 
 QUARANTINE = 5.0
 WIDTH = 6
@@ -24,7 +24,7 @@ def marks_of(*numbers: int) -> np.ndarray:
 
 
 class Xdp:
-    """The other side of the pools: what `take_mark` and `give_back_mark` of bpf/report.h do."""
+    """The other side of the pools: what `take_mark` and `give_back_mark` of bpf/balancer/report.h do."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self._rows = rows

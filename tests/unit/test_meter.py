@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from nfcore.engine import COUNTED
-from nfcore.flows import ReportKind
-from nfcore.meter import Counts, Meter
-from nfcore.state import State
+from nfcore.api.flows import ReportKind
+from nfcore.api.state_file import State
+from nfcore.devices.rule_counters import Counts, Meter
+from nfcore.engine.engine import COUNTED
 
 from .engine_world import IDLE, IFINDEX, Nic, World
 

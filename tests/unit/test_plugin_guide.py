@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.flows import FLOW_ROW
-from nfcore.hookspecs import ROLES, Asked
-from nfcore.host import TRACE_VARIABLE, Fault, PluginHost
-from nfcore.rules import RULE_ROW, Capabilities
-from nfcore.signatures import HOOKS, describe
+from nfcore.api.flows import FLOW_ROW
+from nfcore.api.hookspecs import ROLES, Asked
+from nfcore.api.rules import RULE_ROW, Capabilities
+from nfcore.hooks.manager import TRACE_VARIABLE, Fault, PluginHost
+from nfcore.hooks.signatures import HOOKS, describe
 
 from .guide import TEXT, example, label, sections, signature
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.config import Config, Section, Table, load_config
+from nfcore.api.config import Config, Section, Table, load_config
+from nfcore.api.hookspecs import hookimpl
+from nfcore.daemon.bootstrap import make_context, make_engine
+from nfcore.daemon.reload import reload
 from nfcore.errors import ConfigError, Problem
-from nfcore.hookspecs import hookimpl
-from nfcore.host import PluginHost
-from nfcore.reload import reload
-from nfcore.session import make_context, make_engine
+from nfcore.hooks.manager import PluginHost
 
 
 class Takes:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.flows import FLOW_KEY, FlowMatch
-from nfcore.rules import Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark, make_cookies, split_cookies
+from nfcore.api.flows import FLOW_KEY, FlowMatch
+from nfcore.api.rules import Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark, make_cookies, split_cookies
 
 V4 = FlowMatch.parse("198.18.1.2:40000 > 198.18.10.1:80/tcp")
 V6 = FlowMatch.parse("[2001:db8::1]:40000 > [2001:db8::2]:80/udp")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.state import State
+from nfcore.api.state_file import State
 
 
 def test_the_next_run_knows(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nfcore.config import Config
+from nfcore.api.config import Config
+from nfcore.api.metrics import gauge
+from nfcore.daemon.bootstrap import make_context
 from nfcore.errors import HostError
-from nfcore.host import PluginHost
-from nfcore.metrics import gauge
+from nfcore.hooks.manager import PluginHost
 from nfcore.plugins.stats.collector import Collector
 from nfcore.plugins.stats.registry import Registry
-from nfcore.session import make_context
 
 
 class Loop:

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.config import Config
-from nfcore.hookspecs import hookimpl
-from nfcore.host import PluginHost
-from nfcore.metrics import (
+from nfcore.api.config import Config
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.json_rows import plain
+from nfcore.api.metrics import (
     Column,
     Distribution,
     Histogram,
@@ -30,10 +30,10 @@ from nfcore.metrics import (
     histogram,
     total,
 )
+from nfcore.daemon.bootstrap import make_context, make_engine, set_up
+from nfcore.hooks.manager import PluginHost
 from nfcore.plugins.stats import StatsPlugin
 from nfcore.plugins.stats.registry import Registry
-from nfcore.rows import plain
-from nfcore.session import make_context, make_engine, set_up
 
 
 def packets(value: int, name: str = "nfcore_packets_total", unit: str = "packets", **labels: str) -> MetricFamily:

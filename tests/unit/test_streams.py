@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.control import ControlServer
-from nfcore.printable import json_text, printable
+from nfcore.control.server import ControlServer
+from nfcore.text import json_text, printable
 
 NFCORE = Path(sys.executable).with_name("nfcore")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/demo.toml"
@@ -74,7 +74,7 @@ def test_an_output_that_does_not_wait_is_waited_for() -> None:
 
 
 def test_no_descriptor_is_left_free_for_a_socket() -> None:
-    script = "from nfcore.streams import prepare_streams; prepare_streams(); import os; os._exit(os.open('/', 0))"
+    script = "from nfcore.cli.stdio import prepare_streams; prepare_streams(); import os; os._exit(os.open('/', 0))"
     assert shell(f'{sys.executable} -c "{script}" <&- >&- 2>&-').returncode >= 3
 
 
@@ -84,7 +84,7 @@ def test_no_descriptor_is_left_free_for_a_socket() -> None:
     ids=["ascii", "C"],
 )
 def test_characters_that_the_terminal_has_not_are_replaced_one_for_one(environment: dict[str, str]) -> None:
-    script = "from nfcore.streams import prepare_streams; prepare_streams();"
+    script = "from nfcore.cli.stdio import prepare_streams; prepare_streams();"
     words = r"a \u2192 \u2588\u2587 \u2013 \xfc \ud800"
     done = shell(f'''{sys.executable} -c "{script} print('{words}')"''', **environment)
     assert (done.returncode, done.stdout) == (0, "a > ## - ? \\ud800\n")

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.flows import FlowMatch
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Action, Drop, Rule, RuleBatch, SetMark
 from nfcore.plugins.tc_offload.filters import FilterReader
-from nfcore.plugins.tc_offload.flower import FilterMessage
-from nfcore.plugins.tc_offload.index import RuleIndex, matches_of
 from nfcore.plugins.tc_offload.messages import delete_messages, encode_dump, encode_rule, payloads, template
 from nfcore.plugins.tc_offload.netlink import RTM_NEWTFILTER, NetlinkError, Run, TcSocket, _read_error, _runs
+from nfcore.plugins.tc_offload.rule_index import RuleIndex, matches_of
 from nfcore.plugins.tc_offload.shapes import INGRESS, Place, Shape, action_cookie, shapes_of
-from nfcore.rules import Action, Drop, Rule, RuleBatch, SetMark
+from nfcore.plugins.tc_offload.tcmsg.cls_flower import FilterMessage
 
 PLACE = Place(3, INGRESS, 6000)
 NOWHERE = Place(0x7FFF_FFFF, INGRESS, 6000)

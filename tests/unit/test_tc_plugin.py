@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.config import Config, load_config
+from nfcore.api.config import Config, load_config
+from nfcore.api.rules import Device
+from nfcore.daemon.bootstrap import make_context
 from nfcore.errors import ConfigError, HostError
-from nfcore.host import PluginHost
+from nfcore.hooks.manager import PluginHost
 from nfcore.plugins.tc_offload import TcOffloadTable, _settings
-from nfcore.rules import Device
-from nfcore.session import make_context
 
 HEAD = """
 [nf]

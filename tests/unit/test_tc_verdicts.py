@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from nfcore.flows import FlowMatch
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Action, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.plugins.tc_offload.backend import Settings, TcBackend, _Batch
-from nfcore.plugins.tc_offload.index import matches_of
 from nfcore.plugins.tc_offload.netlink import NetlinkError
 from nfcore.plugins.tc_offload.probe import Probe
+from nfcore.plugins.tc_offload.rule_index import matches_of
 from nfcore.plugins.tc_offload.shapes import Shape, shapes_of
-from nfcore.rules import Action, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfcore.errors import HostError
-from nfcore.plugins.stats.board import FLOW_KEYS, ROW_KEYS, History, Row, Sample, arrange, compare, growth
-from nfcore.plugins.stats.drawing import draw, draw_words, duration, gauge, names, percent, share_out, short, sparkline
-from nfcore.plugins.stats.keys import TABLES, KeyReader, View, press
-from nfcore.plugins.stats.top import Display, parameters_of
+from nfcore.plugins.stats.top.app import Display, parameters_of
+from nfcore.plugins.stats.top.keys import TABLES, KeyReader, View, press
+from nfcore.plugins.stats.top.model import FLOW_KEYS, ROW_KEYS, History, Row, Sample, arrange, compare, growth
+from nfcore.plugins.stats.top.view import draw, draw_words, duration, gauge, names, percent, share_out, short, sparkline
 
 Labelled = Mapping[str, float]
 

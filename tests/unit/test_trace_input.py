@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nfcore.cli.trace import LONGEST_FRAME, SHORTEST_FRAME, TraceInput, parse_line, read_frames
 from nfcore.errors import ConfigError
-from nfcore.trace import LONGEST_FRAME, SHORTEST_FRAME, TraceInput, parse_line, read_frames
 
 FRAME = bytes(range(60))
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from nfcore import watchdog
-from nfcore.flows import FlowBatch
-from nfcore.hookspecs import hookimpl
-from nfcore.host import Fault, PluginHost
-from nfcore.metrics import MetricFamily, gauge
-from nfcore.rules import Device, Outcome, Outcomes, RuleBatch
-from nfcore.watchdog import Watchdog
+from nfcore.api.flows import FlowBatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.metrics import MetricFamily, gauge
+from nfcore.api.rules import Device, Outcome, Outcomes, RuleBatch
+from nfcore.hooks import watchdog
+from nfcore.hooks.manager import Fault, PluginHost
+from nfcore.hooks.watchdog import Watchdog
 
 BATCH = FlowBatch.empty(1)
 LONG = 60.0

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nfcore.api.flows import FLOW_ROW
+from nfcore.cli.events import parse_since
+from nfcore.daemon.event_queries import MOST_EVENTS, follow, look
+from nfcore.engine.event_log import EventKind, EventLog
 from nfcore.errors import ConfigError
-from nfcore.eventlog import EventKind, EventLog
-from nfcore.events_view import parse_since
-from nfcore.flows import FLOW_ROW
-from nfcore.links import LinkChange
-from nfcore.watching import MOST_EVENTS, follow, look
+from nfcore.kernel.link_monitor import LinkChange
 
 from .engine_world import GRACE, IDLE, IFINDEX, LAG, World
 
@@ -79,7 +79,7 @@ def test_what_is_refused_deferred_and_replaced_says_why(make: Callable[..., Worl
 
 
 def test_what_fails_says_so_in_the_backends_words(make: Callable[..., World]) -> None:
-    from nfcore.rules import Outcome
+    from nfcore.api.rules import Outcome
 
     world = make("dest-id", nic=0)
     world.nic.refuses = Outcome.FAILED

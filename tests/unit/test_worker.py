@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nfcore.flows import FlowMatch
-from nfcore.hookspecs import hookimpl
-from nfcore.host import PluginHost
-from nfcore.null_backend import NULL_BACKEND, NullBackend
-from nfcore.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
-from nfcore.worker import Backends, DeviceWorker, InlineWorker
+from nfcore.api.flows import FlowMatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
+from nfcore.devices.worker import Backends, DeviceWorker, InlineWorker
+from nfcore.hooks.manager import PluginHost
 
 PATIENCE = 10.0
 """Seconds until a thread that hangs fails the test."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.hookspecs import hookimpl
-from nfcore.rules import Capabilities, Device, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.rules import Capabilities, Device, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
 
 from .engine_world import FOREIGN
 from .reference_nic import ReferenceNic

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.context import Context
-from nfcore.flows import FlowBatch
-from nfcore.hookspecs import hookimpl
-from nfcore.marks import MarkAllocator, MarkState, StrategyInfo
+from nfcore.api.context import Context
+from nfcore.api.flows import FlowBatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkAllocator, MarkState, StrategyInfo
+from nfcore.api.target_marks import Target
 from nfcore.plugins.marking import DEST_ID, FLOW_ID, DestId, FlowId, MarkingPlugin
-from nfcore.targetmarks import Target
 
 _Class = type[MarkingPlugin]
 _Strategy = Callable[[MarkAllocator], DestId | FlowId]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from driver import Driver
 
-from nfcore.config import Config, InterfaceTable, MarkingTable, NfTable, OffloadTable
-from nfcore.context import Context
-from nfcore.host import PluginHost
-from nfcore.rules import Device
-from nfcore.session import make_context
+from nfcore.api.config import Config, InterfaceTable, MarkingTable, NfTable, OffloadTable
+from nfcore.api.context import Context
+from nfcore.api.rules import Device
+from nfcore.daemon.bootstrap import make_context
+from nfcore.hooks.manager import PluginHost
 from nfcore_nic_ntuple import NAME, NicNtuplePlugin, NtupleTable
 
 DEVICE = Device("nic0", 7, (NAME,))

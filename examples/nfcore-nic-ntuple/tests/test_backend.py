@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from test_flowspec import frame
 
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Drop, Outcome, Rule, RuleBatch, SetMark, make_cookies
 from nfcore.errors import HostError
-from nfcore.flows import FlowMatch
-from nfcore.rules import Drop, Outcome, Rule, RuleBatch, SetMark, make_cookies
 from nfcore_nic_ntuple import NicNtuplePlugin, notes_path
 
 INSTALLED, FULL, UNSUPPORTED, FAILED, REMOVED, ABSENT = Outcome

@@ -10,7 +10,7 @@ import pytest
 from conftest import DEVICE, context_of
 from driver import Driver, foreign_entry
 
-from nfcore.rules import Capabilities
+from nfcore.api.rules import Capabilities
 from nfcore.testing import BackendConformance, NicUnderTest, Seen
 from nfcore_nic_ntuple import NicNtuplePlugin
 

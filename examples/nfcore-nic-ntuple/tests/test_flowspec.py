@@ -11,8 +11,8 @@ from driver import Driver
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.flows import FlowMatch
-from nfcore.rules import Drop, Rule, RuleBatch, SetMark
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Drop, Rule, RuleBatch, SetMark
 from nfcore_nic_ntuple.ethtool import Nic
 from nfcore_nic_ntuple.flowspec import decode, encode, match_of, same_rules
 from nfcore_nic_ntuple.layouts import FLOW_EXT, FLOW_RSS, FLOW_SPEC

@@ -17,10 +17,10 @@ import pytest
 from conftest import DEVICE
 from test_backend import rules
 
-from nfcore.config import Config, InterfaceTable, MarkingTable, NfTable, OffloadTable
-from nfcore.host import PluginHost
-from nfcore.rules import Device, Outcome
-from nfcore.session import make_context
+from nfcore.api.config import Config, InterfaceTable, MarkingTable, NfTable, OffloadTable
+from nfcore.api.rules import Device, Outcome
+from nfcore.daemon.bootstrap import make_context
+from nfcore.hooks.manager import PluginHost
 from nfcore_nic_ntuple import NAME, NicNtuplePlugin, NtupleTable
 from nfcore_nic_ntuple.backend import NtupleBackend, Settings
 from nfcore_nic_ntuple.ethtool import EthtoolSocket, Nic

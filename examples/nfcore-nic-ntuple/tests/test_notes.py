@@ -17,8 +17,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nfcore.flows import FlowMatch
-from nfcore.rules import Rule, RuleBatch, SetMark
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Rule, RuleBatch, SetMark
 from nfcore_nic_ntuple.notes import NOTE, UNKNOWN, Notes
 
 

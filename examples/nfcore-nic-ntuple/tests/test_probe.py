@@ -14,10 +14,10 @@ from driver import INS, TCP4, TCP6, UDP4, UDP6, Driver, foreign_entry
 from pydantic import ValidationError
 from test_backend import install, remove, rules
 
-from nfcore.config import MarkingTable
-from nfcore.host import PluginHost
-from nfcore.rules import Device, Outcome
-from nfcore.session import make_context
+from nfcore.api.config import MarkingTable
+from nfcore.api.rules import Device, Outcome
+from nfcore.daemon.bootstrap import make_context
+from nfcore.hooks.manager import PluginHost
 from nfcore_nic_ntuple import NicNtuplePlugin, NtupleTable, check_whole
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nfcore.flows import FlowMatch
+from nfcore.api.flows import FlowMatch
 from nfcore.testing import sample_frame
 
 from .test_command import EXAMPLE, nfcore

@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nfcore.flows import FlowBatch
-from nfcore.marks import MarkState
+from nfcore.api.flows import FlowBatch
+from nfcore.api.marks import MarkState
 from nfcore_strategy_tenant.table import NAME
 
 from .worlds import Run, load, toml

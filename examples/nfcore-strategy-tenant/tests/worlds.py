@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nfcore.config import Config, load_config
-from nfcore.context import Context
-from nfcore.host import PluginHost
-from nfcore.marks import MarkAllocator
-from nfcore.rules import Device
-from nfcore.session import make_context
+from nfcore.api.config import Config, load_config
+from nfcore.api.context import Context
+from nfcore.api.marks import MarkAllocator
+from nfcore.api.rules import Device
+from nfcore.daemon.bootstrap import make_context
+from nfcore.hooks.manager import PluginHost
 from nfcore_strategy_tenant.table import NAME
 
 OWNERS = """

@@ -21,14 +21,12 @@ from typing import Any
 
 import pytest
 
-import nfcore
 from demo.lab import VIP4, VIP6, Lab
 from nfcore.errors import HostError
-from nfcore.kernel import XdpMode, attach_xdp, compile_program, interface_index
+from nfcore.kernel import BPF_SOURCES, XdpMode, attach_xdp, compile_program, interface_index
 from tests.daemons import Daemons, eventually
 from tests.kernel.network import enter
 
-BPF = Path(nfcore.__file__).parent / "bpf"
 PATIENCE = 120.0
 """Seconds until something counts as not happening; the guest is slow."""
 REAL_FOR = {"v4": VIP4, "v6": VIP6}
@@ -131,7 +129,7 @@ def ask(client: socket.socket, word: str) -> str:
 
 @contextmanager
 def program_on(lab: Lab, role: str, interface: str, name: str) -> Iterator[None]:
-    with enter(lab.namespace(role)), compile_program(BPF / f"{name}.c", name, defines={}, maps={}) as program:
+    with enter(lab.namespace(role)), compile_program(BPF_SOURCES / f"{name}.c", name, defines={}, maps={}) as program:
         attach_xdp(interface_index(interface), program, mode=XdpMode.NATIVE)
         yield
 

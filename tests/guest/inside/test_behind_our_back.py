@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from nfcore.ethernet import feature_is_on, link_facts
+from nfcore.api.rules import Outcome, RuleBatch
+from nfcore.kernel.ethtool import feature_is_on, link_facts
 from nfcore.plugins.tc_offload.backend import Settings, TcBackend
-from nfcore.rules import Outcome, RuleBatch
 from tests.daemons import Daemons, eventually
 
 from .conftest import run

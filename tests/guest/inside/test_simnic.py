@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from nfcore.flows import FlowMatch
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Drop, Outcome, Rule, RuleBatch, SetMark
 from nfcore.kernel import Map, XdpMode, attach_xdp, detach_xdp
 from nfcore.plugins.tc_offload.backend import Settings, TcBackend
-from nfcore.rules import Drop, Outcome, Rule, RuleBatch, SetMark
 
 from .conftest import VethPair
 from .programs import count_and_drop, count_marks, new_counts, new_marks, new_target

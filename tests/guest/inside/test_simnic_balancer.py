@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nfcore.flows import FlowMatch
+from nfcore.api.flows import FlowMatch
 from tests.daemons import Daemons, eventually
 
 from .conftest import run

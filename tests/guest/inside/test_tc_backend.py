@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import RULE_ROW, Action, Drop, Outcome, Rule, RuleBatch, SetMark, make_cookies
 from nfcore.errors import HostError
-from nfcore.flows import FlowMatch
 from nfcore.plugins.tc_offload.backend import Settings, TcBackend
-from nfcore.plugins.tc_offload.flower import FilterMessage, get_parameters
 from nfcore.plugins.tc_offload.messages import encode_dump, encode_rule, tc_message
 from nfcore.plugins.tc_offload.netlink import RTM_NEWTFILTER, TcSocket
 from nfcore.plugins.tc_offload.shapes import EGRESS, Place, Shape
-from nfcore.rules import RULE_ROW, Action, Drop, Outcome, Rule, RuleBatch, SetMark, make_cookies
+from nfcore.plugins.tc_offload.tcmsg.cls_flower import FilterMessage, get_parameters
 
 from .conftest import VethPair
 
@@ -522,7 +522,7 @@ def test_large_numbers_keep_every_rule_apart(veth_pair: VethPair) -> None:
 def test_pyroute2s_own_socket_takes_flower(shell: Shell, veth_pair: VethPair) -> None:
     code = (
         "from pyroute2 import IPRoute\n"
-        "from nfcore.plugins.tc_offload.flower import register\n"
+        "from nfcore.plugins.tc_offload.tcmsg.cls_flower import register\n"
         "register()\n"
         "with IPRoute() as ip:\n"
         f"    index = ip.link_lookup(ifname={veth_pair.near!r})[0]\n"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nfcore.api.rules import Capabilities, Device
 from nfcore.kernel import XdpMode, attach_xdp, detach_xdp
 from nfcore.plugins.tc_offload import TcOffloadPlugin
-from nfcore.rules import Capabilities, Device
 from nfcore.testing import BackendConformance, NicUnderTest, Seen, context_for, sample_flow, sample_frame
 
 from .conftest import VethPair, run

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.flows import FlowMatch
+from nfcore.api.flows import FlowMatch
 from nfcore.testing import sample_frame
 
 from .build import module_path

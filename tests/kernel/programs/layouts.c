@@ -6,11 +6,7 @@
 #define EVENTS_RINGBUF 1
 #include <linux/bpf.h>
 
-#include "carriers/carrier.h"
-#include "counters.h"
-#include "packet.h"
-#include "fast_path.h"
-#include "slow_path.h"
+#include "balancer/slow_path.h"
 
 CHECK_LAYOUTS
 

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
-from nfcore.config import Config, Section, Table
-from nfcore.context import Context
-from nfcore.control import daemon_answers
+from nfcore.api.config import Config, Section, Table
+from nfcore.api.context import Context
+from nfcore.api.findings import Finding, Status
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.metrics import MetricFamily, MetricKind
+from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch
+from nfcore.control.server import daemon_answers
 from nfcore.errors import HostError, Problem
-from nfcore.findings import Finding, Status
-from nfcore.hookspecs import hookimpl
-from nfcore.metrics import MetricFamily, MetricKind
-from nfcore.rules import Capabilities, Device, Outcomes, RuleBatch
 
 from .backend import NtupleBackend, Settings
 from .ethtool import EthtoolSocket, Ioctl, Nic

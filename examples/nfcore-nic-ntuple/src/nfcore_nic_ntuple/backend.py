@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.rules import INSTALLED_ROW, RULE_ROW, Action, Capabilities, Outcome, Outcomes, RuleBatch
 from nfcore.errors import HostError
-from nfcore.rules import INSTALLED_ROW, RULE_ROW, Action, Capabilities, Outcome, Outcomes, RuleBatch
 
 from .ethtool import NOT_THERE, Ioctl, Nic, Table
 from .flowspec import FLOW_TYPES, Shape, decode, encode, match_of, same_rules

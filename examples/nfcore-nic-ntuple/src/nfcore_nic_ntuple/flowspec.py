@@ -8,8 +8,8 @@ import socket
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.flows import FLOW_KEY
-from nfcore.rules import RULE_ROW, Action
+from nfcore.api.flows import FLOW_KEY
+from nfcore.api.rules import RULE_ROW, Action
 
 from .layouts import (
     FLOW_EXT,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.rules import RULE_ROW
+from nfcore.api.rules import RULE_ROW
 
 from .flowspec import match_of
 from .layouts import RX_CLS_LOC_ANY

@@ -24,7 +24,7 @@ def show_blocks(
     """
     from rich.table import Table as RichTable  # noqa: PLC0415 - every start of nfcore imports this module
 
-    from nfcore.terminal import show  # noqa: PLC0415
+    from nfcore.cli.tables import show  # noqa: PLC0415
 
     rows = _rows(config)
     if as_json:
@@ -38,9 +38,9 @@ def show_blocks(
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    from nfcore.config import load_config  # noqa: PLC0415
+    from nfcore.api.config import load_config  # noqa: PLC0415
     from nfcore.errors import ConfigError, Problem  # noqa: PLC0415
-    from nfcore.host import PluginHost  # noqa: PLC0415
+    from nfcore.hooks.manager import PluginHost  # noqa: PLC0415
 
     from .blocks import DEFAULT_BLOCK  # noqa: PLC0415
     from .table import NAME, NOBODY, STRATEGY, TenantTable, blocks_of  # noqa: PLC0415

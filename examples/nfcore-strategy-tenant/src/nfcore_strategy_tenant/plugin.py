@@ -12,13 +12,13 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from nfcore.config import Section
-from nfcore.context import Context
-from nfcore.flows import FlowBatch
-from nfcore.hookspecs import hookimpl
-from nfcore.marks import MarkMeaning, StrategyInfo
-from nfcore.metrics import MetricFamily, MetricKind
-from nfcore.targetmarks import Target, TargetMarks
+from nfcore.api.config import Section
+from nfcore.api.context import Context
+from nfcore.api.flows import FlowBatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkMeaning, StrategyInfo
+from nfcore.api.metrics import MetricFamily, MetricKind
+from nfcore.api.target_marks import Target, TargetMarks
 
 from .blocks import DEFAULT_BLOCK
 from .command import show_blocks

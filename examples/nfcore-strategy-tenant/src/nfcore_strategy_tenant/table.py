@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from nfcore.config import Config, Table
+from nfcore.api.config import Config, Table
 from nfcore.errors import Problem
 
 from .blocks import DEFAULT_BLOCK, Blocks

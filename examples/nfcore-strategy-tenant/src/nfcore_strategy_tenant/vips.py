@@ -7,7 +7,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-from nfcore.config import Network
+from nfcore.api.config import Network
 
 _TEXT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<plain>[^\[\]]+?))(?P<end>:(?P<port>[0-9]{1,5})/(?P<protocol>tcp|udp))?")
 HINT = "should be an address, a prefix or one VIP: '198.18.10.1', '2001:db8::/48', '198.18.10.1:80/tcp'"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nfcore.flows import FlowMatch
-from nfcore.rules import Capabilities, Device, Rule, SetMark
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Capabilities, Device, Rule, SetMark
 from nfcore.testing import BackendConformance, NicUnderTest, Seen, context_for
 
 from nfcore_my_name import MyNamePlugin

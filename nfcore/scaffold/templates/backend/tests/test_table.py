@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from nfcore.config import load_config
+from nfcore.api.config import load_config
 from nfcore.errors import ConfigError
-from nfcore.host import PluginHost
+from nfcore.hooks.manager import PluginHost
 
 EXAMPLE = Path(__file__).parents[1] / "example.toml"
 

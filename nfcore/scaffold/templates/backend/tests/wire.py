@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from nfcore.flows import PROTOCOL_NAMES, FlowMatch
+from nfcore.api.flows import PROTOCOL_NAMES, FlowMatch
 
 IPV4, IPV6 = b"\x08\x00", b"\x86\xdd"
 

@@ -10,16 +10,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from nfcore.config import load_config
+from nfcore.api.config import load_config
+from nfcore.api.flows import FlowMatch
+from nfcore.api.rules import Device
+from nfcore.daemon.bootstrap import make_context, make_engine, set_up
+from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
+from nfcore.devices.worker import InlineWorker
+from nfcore.engine.flow_table import FlowState
 from nfcore.errors import ConfigError
-from nfcore.flows import FlowMatch
-from nfcore.flowtable import FlowState
-from nfcore.host import PluginHost
-from nfcore.null_backend import NULL_BACKEND, NullBackend
-from nfcore.rules import Device
-from nfcore.session import make_context, make_engine, set_up
+from nfcore.hooks.manager import PluginHost
 from nfcore.testing import sample_flow, sample_frame
-from nfcore.worker import InlineWorker
 
 from nfcore_my_name.meter import NAME, Meter
 

@@ -7,8 +7,8 @@ import threading
 import time
 from dataclasses import dataclass
 
-from nfcore.flows import PROTOCOL_NAMES, FlowMatch
-from nfcore.rules import COOKIE_TAG, Outcome, Rule, SetMark
+from nfcore.api.flows import PROTOCOL_NAMES, FlowMatch
+from nfcore.api.rules import COOKIE_TAG, Outcome, Rule, SetMark
 
 MARK_WIDTH = 16
 """Bits of a mark that arrive."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-from nfcore.config import Section, Table
-from nfcore.context import Context
-from nfcore.hookspecs import hookimpl
-from nfcore.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch
+from nfcore.api.config import Section, Table
+from nfcore.api.context import Context
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch
 from numpy.typing import NDArray
 from pydantic import Field
 

@@ -10,9 +10,9 @@
  */
 #include <linux/bpf.h>
 
-#include "carriers/carrier.h"
-#include "map_handle.h"
-#include "packet.h"
+#include "lib/carriers/carrier.h"
+#include "lib/map_handle.h"
+#include "lib/packet.h"
 
 /* What a mark means: a port, and where it is counted. Port 0: nothing. */
 struct meter_mark {

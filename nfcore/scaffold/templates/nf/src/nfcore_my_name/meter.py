@@ -8,25 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from importlib.resources import as_file, files
+from pathlib import Path
 from socket import if_nameindex
 
 import numpy as np
-from nfcore.carriers import Carrier, carrier_defines
-from nfcore.context import Context
-from nfcore.flows import FLOW_KEY, FlowBatch
-from nfcore.kernel import (
-    Map,
-    MapSpec,
-    MapType,
-    RingBufferReader,
-    XdpMode,
-    attach_xdp,
-    compile_program,
-    detach_xdp,
-)
-from nfcore.marks import CpuPools
-from nfcore.rules import Device
+from nfcore.api.carriers import Carrier, carrier_defines
+from nfcore.api.context import Context
+from nfcore.api.flows import FLOW_KEY, FlowBatch
+from nfcore.api.marks import CpuPools
+from nfcore.api.rules import Device
+from nfcore.kernel import Map, MapSpec, MapType, RingBufferReader, XdpMode, attach_xdp, compile_program, detach_xdp
 from numpy.typing import NDArray
 
 NAME = "my_name"
@@ -40,7 +31,7 @@ EVENT_BYTES = 1 << 18
 
 
 class Meter:
-    """What `nfcore.context.NetworkFunction` asks for."""
+    """What `nfcore.api.context.NetworkFunction` asks for."""
 
     name = NAME
     number = 0
@@ -70,10 +61,8 @@ class Meter:
                 "MIN_PACKETS": context.config.offload.min_packets,
                 **carrier_defines(carrier, tracing=context.tracing),
             }
-            with as_file(files(__package__) / "meter.c") as source, as_file(files("nfcore") / "bpf") as headers:
-                program = compile_program(
-                    source, "meter_ingress", defines=defines, maps=self.maps, include_dirs=[headers]
-                )
+            source = Path(__file__).with_name("meter.c")
+            program = compile_program(source, "meter_ingress", defines=defines, maps=self.maps)
             self.program = opened.enter_context(program)
             self._opened = opened.pop_all()
 

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import numpy as np
-from nfcore.config import Section, Table
-from nfcore.context import Context, PacketTrace
+from nfcore.api.config import Section, Table
+from nfcore.api.context import Context, PacketTrace
+from nfcore.api.flows import FlowBatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkMeaning
+from nfcore.api.metrics import MetricFamily, MetricKind
 from nfcore.errors import ConfigError, Problem
-from nfcore.flows import FlowBatch
-from nfcore.hookspecs import hookimpl
 from nfcore.kernel import detach_xdp
-from nfcore.marks import MarkMeaning
-from nfcore.metrics import MetricFamily, MetricKind
 from numpy.typing import NDArray
 from pydantic import Field
 

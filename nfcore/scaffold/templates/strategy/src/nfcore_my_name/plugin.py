@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from nfcore.config import Config, Section, Table
-from nfcore.context import Context
+from nfcore.api.config import Config, Section, Table
+from nfcore.api.context import Context
+from nfcore.api.flows import FlowBatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkMeaning, StrategyInfo
+from nfcore.api.metrics import MetricFamily, MetricKind
+from nfcore.api.target_marks import Target, TargetMarks
 from nfcore.errors import Problem
-from nfcore.flows import FlowBatch
-from nfcore.hookspecs import hookimpl
-from nfcore.marks import MarkMeaning, StrategyInfo
-from nfcore.metrics import MetricFamily, MetricKind
-from nfcore.targetmarks import Target, TargetMarks
 from numpy.typing import NDArray
 from pydantic import Field
 

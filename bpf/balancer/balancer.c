@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The L4 load balancer.
+ *
+ *   frame ──► fixed headers ──► mark? ──► entry ──► checks ──► encapsulate ──► XDP_TX
+ *                                 │         any mismatch │        ▲
+ *                                 └──────────────────────┴► VIP ──► LRU ──► ring
+ *
+ * Build-time choices: CARRIER_*, MARK_IS_FLOW | MARK_IS_TARGET, EVENTS_RINGBUF | EVENTS_PERF, MIN_PACKETS,
+ * POOL_SLOTS, and FD_<map> for every map.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+
+#include "lib/carriers/carrier.h"
+#include "counters.h"
+#include "lib/packet.h"
+#include "fast_path.h"
+#include "slow_path.h"
+
+/* `family` is a constant at both calls: the compiler makes a program for each. */
+static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_end, __u32 mark, int family)
+{
+	struct packet packet = {.frame_bytes = data_end - data};
+	int verdict = family == AF_INET ? read_ipv4(&packet, data, data_end) : read_ipv6(&packet, data, data_end);
+
+	if (verdict != XDP_TX) {
+		if (verdict == XDP_DROP)
+			count(ACCEL_MALFORMED);
+		return count_verdict(verdict, packet.frame_bytes);
+	}
+#if USES_MARKS
+	if (mark) {
+		if (is_tcp_edge(&packet) || packet.frame_bytes > MAX_FRAME_BYTES) {
+			count(ACCEL_INELIGIBLE);
+		} else {
+			verdict = fast_path(ctx, &packet, mark, family);
+			if (verdict != XDP_PASS)
+				return count_verdict(verdict, packet.frame_bytes);
+		}
+	}
+#endif
+	return count_verdict(slow_path(ctx, &packet, mark, family), packet.frame_bytes);
+}
+
+int balancer_ingress(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+	__u32 mark = carrier_mark(ctx);
+
+	if ((void *)(eth + 1) > data_end) {
+		count(ACCEL_MALFORMED);
+		return count_verdict(XDP_DROP, data_end - data);
+	}
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
+		return balance(ctx, data, data_end, mark, AF_INET);
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+		return balance(ctx, data, data_end, mark, AF_INET6);
+	return count_verdict(XDP_PASS, data_end - data);
+}

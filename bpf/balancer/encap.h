@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The real of a number, and IPIP towards it: an outer IPv4 header over IPv4, an outer IPv6 header over either. */
+#pragma once
+
+#include <linux/if_ether.h>
+
+#include "lib/carriers/carrier.h"
+#include "counters.h"
+#include "lib/map_handle.h"
+#include "lib/packet.h"
+
+#define OUTER_TTL 64
+#define OUTER_V4_SOURCE 0xac100000u /* 172.16.0.0/16; the rest spreads flows over the real's queues */
+#define OUTER_V6_SOURCE 0x01000000u /* 100::/64, the discard prefix */
+
+/* One's complement sum over an IPv4 header whose check field is zero. */
+static __always_inline __u16 ipv4_checksum(const struct iphdr *ip)
+{
+	const __u16 *words = (const void *)ip;
+	__u32 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < (int)(sizeof(*ip) / 2); i++)
+		sum += words[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum += sum >> 16;
+	return ~sum;
+}
+
+/*
+ * Moves the head by `outer_bytes` and writes the Ethernet header: destination is the gateway, source the
+ * address that the frame came to. Returns the place of the outer IP header, or NULL.
+ */
+static __always_inline void *open_headroom(struct xdp_md *ctx, const struct ctl_value *gateway, __be16 protocol,
+					   int outer_bytes)
+{
+	struct ethhdr *old, *new;
+	void *data, *data_end;
+
+	carrier_release(ctx);
+	if (bpf_xdp_adjust_head(ctx, -outer_bytes))
+		return NULL;
+	data = (void *)(long)ctx->data;
+	data_end = (void *)(long)ctx->data_end;
+	new = data;
+	old = data + outer_bytes;
+	if ((void *)(old + 1) > data_end)
+		return NULL;
+	__builtin_memcpy(new->h_source, old->h_dest, ETH_ALEN);
+	__builtin_memcpy(new->h_dest, gateway->mac, ETH_ALEN);
+	new->h_proto = protocol;
+	return new + 1;
+}
+
+static __always_inline int encap_ipv4(struct xdp_md *ctx, const struct packet *packet, const struct ctl_value *gateway,
+				      __be32 real)
+{
+	/* The port's bytes go in swapped: the published addresses are so. */
+	__u16 spread = __builtin_bswap16(bpf_ntohs(packet->flow.sport)) ^ (bpf_ntohl(packet->flow.src[0]) & 0xffff);
+	struct iphdr *ip = open_headroom(ctx, gateway, bpf_htons(ETH_P_IP), sizeof(*ip));
+
+	if (!ip) {
+		count_v1(STATS_ENCAP_FAIL);
+		return XDP_DROP;
+	}
+	*(__u8 *)ip = 0x45;
+	ip->tos = packet->tos;
+	ip->tot_len = bpf_htons(packet->ip_bytes + sizeof(*ip));
+	ip->id = 0;
+	ip->frag_off = 0;
+	ip->ttl = OUTER_TTL;
+	ip->protocol = IPPROTO_IPIP;
+	ip->check = 0;
+	ip->saddr = bpf_htonl(OUTER_V4_SOURCE | spread);
+	ip->daddr = real;
+	ip->check = ipv4_checksum(ip);
+	return XDP_TX;
+}
+
+static __always_inline int encap_ipv6(struct xdp_md *ctx, const struct packet *packet, const struct ctl_value *gateway,
+				      const struct real_definition *real, int family)
+{
+	__be32 spread = family == AF_INET ? packet->flow.src[0] : packet->flow.src[3];
+	__u16 inner = family == AF_INET ? packet->ip_bytes : packet->ip_bytes + sizeof(struct ipv6hdr);
+	struct ipv6hdr *ip = open_headroom(ctx, gateway, bpf_htons(ETH_P_IPV6), sizeof(*ip));
+
+	if (!ip) {
+		count_v2(STATS_ENCAP_FAIL);
+		return XDP_DROP;
+	}
+	*(__be32 *)ip = bpf_htonl(0x60000000u | (__u32)packet->tos << 20);
+	ip->payload_len = bpf_htons(inner);
+	ip->nexthdr = family == AF_INET ? IPPROTO_IPIP : IPPROTO_IPV6;
+	ip->hop_limit = OUTER_TTL;
+	ip->saddr.in6_u.u6_addr32[0] = bpf_htonl(OUTER_V6_SOURCE);
+	ip->saddr.in6_u.u6_addr32[1] = 0;
+	ip->saddr.in6_u.u6_addr32[2] = 0;
+	ip->saddr.in6_u.u6_addr32[3] = spread ^ packet->flow.sport;
+	__builtin_memcpy(&ip->daddr, real->addr, sizeof(ip->daddr));
+	return XDP_TX;
+}
+
+/* The real of this number, or NULL when there is none or it is gone. */
+static __always_inline struct real_definition *live_real(__u32 real_key)
+{
+	struct real_definition *real = bpf_map_lookup_elem(MAP(reals), &real_key);
+
+	return real && !(real->flags & REAL_GONE) ? real : NULL;
+}
+
+/* Counts the packet for its VIP and real and sends it to the real, which its number has led to already. */
+static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
+					const struct real_definition *real, int family)
+{
+	__u32 slot = CTL_GATEWAY_MAC;
+	struct ctl_value *gateway = bpf_map_lookup_elem(MAP(ctl_array), &slot);
+
+	if (!gateway) {
+		count_v1(STATS_RING_DROP);
+		return XDP_DROP;
+	}
+	count_bytes(vip_num, packet->ip_bytes);
+	count_real(real_key, packet->ip_bytes);
+	if (family == AF_INET && !(real->flags & REAL_IPV6))
+		return encap_ipv4(ctx, packet, gateway, real->addr[0]);
+	return encap_ipv6(ctx, packet, gateway, real, family);
+}

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What a Katran control plane and this data plane agree on: layouts, flags and numbers of the shared maps.
+ * Addresses and ports are in network byte order; an IPv4 address fills the first word, the rest is zero.
+ * The numpy side of every struct is plugins/katran_accel/layouts.py; a test compares the two.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#include "lib/flow_key.h"
+
+#define RING_SLOTS 65537u
+#define MAX_FRAME_BYTES 1514u
+#define STATS_VIPS 512u
+#define UDP_IDLE_LIMIT_NS 30000000000ull
+#define NEW_FLOW_WINDOW_NS 1000000000ull
+#define NEW_FLOWS_PER_WINDOW 125000u
+
+/* Seed of the flow hash, also the size of Katran's full ch_rings. */
+#define FLOW_HASH_SEED 33554944u
+#define FLOW_HASH_SEED_V6 512u
+
+enum vip_flag {
+	VIP_HASH_NO_SRC_PORT = 1u << 0,
+	VIP_LRU_BYPASS = 1u << 1,
+	VIP_HASH_DPORT_ONLY = 1u << 3,
+	VIP_HASH_SRC_DST_PORT = 1u << 7,
+};
+
+enum real_flag {
+	REAL_IPV6 = 1u << 0,
+	REAL_GONE = 1u << 7, /* ours, Katran never sets it: nothing is sent there any more */
+};
+
+enum ctl_slot {
+	CTL_GATEWAY_MAC = 0,
+};
+
+/* Offsets behind STATS_VIPS in `stats`; v1/v2 as named. */
+enum stats_slot {
+	STATS_LRU = STATS_VIPS + 0, /* packets / misses */
+	STATS_TCP_MISS = STATS_VIPS + 1, /* SYN / non-SYN */
+	STATS_NEW_FLOWS = STATS_VIPS + 2, /* in this window / start of the window, ns */
+	STATS_FALLBACK_LRU = STATS_VIPS + 3, /* packets / - */
+	STATS_TOO_BIG = STATS_VIPS + 4, /* v4 / v6 */
+	STATS_ENCAP_FAIL = STATS_VIPS + 7, /* v4 / v6 */
+	STATS_RING_DROP = STATS_VIPS + 9, /* no such real / real 0 */
+	STATS_XDP_TOTAL = STATS_VIPS + 16, /* packets / bytes of the frame */
+	STATS_XDP_TX = STATS_VIPS + 17,
+	STATS_XDP_DROP = STATS_VIPS + 18,
+	STATS_XDP_PASS = STATS_VIPS + 19,
+	STATS_RING = STATS_VIPS + 511, /* ours: routed by a ring / put into a connection table */
+};
+
+struct vip_definition {
+	__be32 addr[4];
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+struct vip_lpm_key {
+	__u32 prefixlen; /* 32 + the address's prefix: port and protocol always count */
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+	__be32 addr[4];
+};
+
+struct vip_meta {
+	__u32 flags;
+	__u32 vip_num;
+};
+
+struct real_definition {
+	__be32 addr[4];
+	__u8 flags;
+	__u8 pad[3];
+};
+
+/* `left` and `reports` use the ABI's padding word: Katran writes it as 0, which reads as "fresh". */
+struct real_pos_lru {
+	__u32 pos;
+	__u16 left;
+	__u16 reports;
+	__u64 atime;
+};
+
+struct lb_stats {
+	__u64 v1;
+	__u64 v2;
+};
+
+struct ctl_value {
+	__u8 mac[6];
+	__u8 pad[2];
+};

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Telling user space about a flow that has shown itself worth a rule: after MIN_PACKETS packets on the slow
+ * path and, since a report may be lost and a rule refused, again after twice as many, four times as many, …
+ * And about one whose rule has had its time.
+ */
+#pragma once
+
+#include "mark_entry.h"
+
+#define REPORT_BACKOFF_LIMIT 0x8000u
+
+enum report_kind {
+	REPORT_NONE,
+	REPORT_FLOW, /* deserves a rule */
+	REPORT_ENDED, /* has a rule, and its connection ends */
+	REPORT_MOVED, /* has a rule, and a new connection with its addresses goes elsewhere */
+};
+
+/* What is to be told of a packet's flow. */
+struct report {
+	enum report_kind kind;
+	__u16 reports; /* that were made of it before */
+};
+
+struct hw_accel_event {
+	struct flow_key flow;
+	__u32 vip_num;
+	__u32 real_key;
+	__u32 mark; /* 0: none was taken */
+	__u32 packets; /* that the flow has shown on this CPU's slow path, roughly */
+	__u32 ifindex;
+	__u16 cpu;
+	__u8 family; /* 4 or 6 */
+	__u8 kind; /* enum report_kind, less REPORT_FLOW */
+};
+
+/* How many packets until report number `reports` (from 0). */
+static __always_inline __u16 report_distance(__u16 reports)
+{
+	__u32 distance = (__u32)MIN_PACKETS << (reports & 15);
+
+	return distance < REPORT_BACKOFF_LIMIT ? distance : REPORT_BACKOFF_LIMIT;
+}
+
+/* Counts one packet on the flow's entry; true when it is time to report. */
+static __always_inline int report_is_due(struct real_pos_lru *entry)
+{
+	__u16 left = entry->left ? entry->left : report_distance(0);
+
+	if (left > 1) {
+		entry->left = left - 1;
+		return 0;
+	}
+	if (entry->reports < 15)
+		entry->reports += 1;
+	entry->left = report_distance(entry->reports);
+	return 1;
+}
+
+#ifdef MARK_IS_FLOW
+/*
+ * Marks leased to one CPU. Only XDP on that CPU moves `taken`, only user space moves `filled`; both count up and
+ * wrap. User space keeps at most POOL_SLOTS - 1 in stock, so that the slot just taken can be given back. When it
+ * reclaims marks, `filled` steps back and may come to stand behind `taken`.
+ */
+struct mark_pool {
+	__u32 taken;
+	__u32 pad_taken[15];
+	__u32 filled;
+	__u32 pad_filled[15];
+	__u32 slots[POOL_SLOTS];
+};
+
+static __always_inline __u32 take_mark(__u32 cpu)
+{
+	struct mark_pool *pool = bpf_map_lookup_elem(MAP(markid_pool_mapping), &cpu);
+	__u32 taken, mark;
+
+	if (!pool)
+		return 0;
+	taken = pool->taken;
+	if ((__s32)(*(volatile __u32 *)&pool->filled - taken) <= 0)
+		return 0;
+	mark = pool->slots[taken & (POOL_SLOTS - 1)];
+	pool->taken = taken + 1;
+	return mark;
+}
+
+static __always_inline void give_back_mark(__u32 cpu)
+{
+	struct mark_pool *pool = bpf_map_lookup_elem(MAP(markid_pool_mapping), &cpu);
+
+	if (pool)
+		pool->taken -= 1;
+}
+
+/*
+ * Writes what a free mark will mean. A forged mark may read the entry meanwhile: the generation is 0 until
+ * the rest stands.
+ */
+static __always_inline int write_entry(__u32 mark, const struct hw_accel_event *event)
+{
+	struct hw_accel_flow *entry = bpf_map_lookup_elem(MAP(hw_accel_mapping), &mark);
+	struct vip_by_id *vip = bpf_map_lookup_elem(MAP(vip_map_by_id), &event->vip_num);
+	__u32 *real_generation = bpf_map_lookup_elem(MAP(hw_accel_reals), &event->real_key);
+
+	if (!entry || !vip || !real_generation)
+		return 0;
+	*(volatile __u32 *)&entry->vip_generation = 0;
+	entry->vip_num = event->vip_num;
+	entry->real_key = event->real_key;
+	__builtin_memcpy(&entry->flow, &event->flow, sizeof(entry->flow));
+	entry->family = event->family;
+	entry->real_generation = *real_generation;
+	*(volatile __u32 *)&entry->vip_generation = vip->generation;
+	return 1;
+}
+
+static __always_inline __u32 mark_for(const struct hw_accel_event *event)
+{
+	__u32 mark = take_mark(event->cpu);
+
+	if (!mark) {
+		count(ACCEL_POOL_EMPTY);
+		return 0;
+	}
+	if (!write_entry(mark, event)) {
+		give_back_mark(event->cpu);
+		return 0;
+	}
+	return mark;
+}
+#else
+static __always_inline __u32 mark_for(const struct hw_accel_event *event)
+{
+	return 0;
+}
+
+static __always_inline void give_back_mark(__u32 cpu)
+{
+}
+#endif
+
+#if USES_MARKS
+static __always_inline void fill_event(struct hw_accel_event *event, struct xdp_md *ctx, const struct packet *packet,
+				       __u32 vip_num, __u32 real_key, const struct report *report, int family)
+{
+	__builtin_memcpy(&event->flow, &packet->flow, sizeof(event->flow));
+	event->vip_num = vip_num;
+	event->real_key = real_key;
+	event->packets = (__u32)MIN_PACKETS * ((2u << (report->reports & 15)) - 1);
+	event->ifindex = ctx->ingress_ifindex;
+	event->cpu = bpf_get_smp_processor_id();
+	event->family = family == AF_INET ? 4 : 6;
+	event->kind = report->kind - REPORT_FLOW;
+	event->mark = report->kind == REPORT_FLOW ? mark_for(event) : 0;
+}
+
+/*
+ * The event's room comes first: without it no mark is taken. User space polls, so nobody is woken, but for a rule that
+ * now leads a new connection astray.
+ */
+static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
+					const struct report *report, int family)
+{
+#ifdef EVENTS_RINGBUF
+	struct hw_accel_event *event = bpf_ringbuf_reserve(MAP(hw_accel_events), sizeof(*event), 0);
+
+	if (!event) {
+		count(ACCEL_REPORT_LOST);
+		return;
+	}
+	fill_event(event, ctx, packet, vip_num, real_key, report, family);
+	bpf_ringbuf_submit(event, report->kind == REPORT_MOVED ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+#else
+	struct hw_accel_event event;
+
+	fill_event(&event, ctx, packet, vip_num, real_key, report, family);
+	if (bpf_perf_event_output(ctx, MAP(hw_accel_events), BPF_F_CURRENT_CPU, &event, sizeof(event))) {
+		if (event.mark)
+			give_back_mark(event.cpu);
+		count(ACCEL_REPORT_LOST);
+		return;
+	}
+#endif
+	count(ACCEL_REPORTED);
+}
+#else
+static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
+					const struct report *report, int family)
+{
+}
+#endif

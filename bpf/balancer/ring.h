@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Maglev: from a flow's hash to a real number. */
+#pragma once
+
+#include "counters.h"
+#include "jhash.h"
+#include "lib/map_handle.h"
+#include "lib/packet.h"
+
+/*
+ * Hash of source and ports; neither destination nor protocol counts. `family` is a constant at every call.
+ * HASH_DPORT_ONLY: the destination port stands in for the source port too.
+ */
+static __always_inline __u32 flow_hash(const __be32 src[4], __be16 sport, __be16 dport, __u32 vip_flags, int family)
+{
+	__u32 source = family == AF_INET ? src[0] : jhash_16bytes(src, FLOW_HASH_SEED_V6);
+
+	if (vip_flags & VIP_HASH_DPORT_ONLY)
+		sport = dport;
+	return jhash_2words(source, (__u32)sport | (__u32)dport << 16, FLOW_HASH_SEED);
+}
+
+/* The real's number, or 0 when the VIP has none at this slot. The ports are the connection table's. */
+static __always_inline __u32 ring_real(const __be32 src[4], const struct flow_key *key, const struct vip_meta *vip,
+				       int family)
+{
+	__u32 hash = flow_hash(src, key->sport, key->dport, vip->flags, family);
+	__u32 slot = vip->vip_num * RING_SLOTS + hash % RING_SLOTS;
+	__u32 *real = bpf_map_lookup_elem(MAP(ch_rings), &slot);
+
+	if (!real) {
+		count_v1(STATS_RING_DROP);
+		return 0;
+	}
+	if (!*real)
+		count_v2(STATS_RING_DROP);
+	return *real;
+}

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows as the hooks see them: batches of rows, one row per flow.
+
+A row is one element of :data:`FLOW_ROW`. Keys are in network byte order, exactly as the packet and the kernel's
+maps carry them; everything else is in host order.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+FLOW_KEY = np.dtype(
+    [
+        ("src", "u1", (16,)),
+        ("dst", "u1", (16,)),
+        ("sport", ">u2"),
+        ("dport", ">u2"),
+        ("proto", "u1"),
+        ("pad", "u1", (3,)),
+    ]
+)
+"""A 5-tuple, 40 bytes, `struct flow_key` of bpf/lib/flow_key.h. IPv4 fills the first four bytes of an address."""
+
+FLOW_ROW = np.dtype(
+    [
+        ("key", FLOW_KEY),
+        ("nf", "<u4"),
+        ("ifindex", "<u4"),
+        ("family", "<u4"),
+        ("cpu", "<u2"),
+        ("kind", "<u2"),
+        ("target", "<u8"),
+        ("mark", "<u4"),
+        ("rate", "<f4"),
+        ("packets", "<u8"),
+    ]
+)
+"""One flow of a batch.
+
+key: the 5-tuple. nf: number of the network function. ifindex: device that it arrived on. family: 4 or 6 (the key
+alone cannot tell ``c612:a01::`` from 198.18.10.1). cpu: that reported it. kind: :class:`ReportKind`. target: what
+the NF does with it, opaque to everyone else. mark: taken for it by XDP, or 0. rate: packets a second between its last
+two reports, 0 until there are two. packets: that it had shown when it was reported.
+"""
+
+
+class ReportKind(IntEnum):
+    """What a network function tells of a flow."""
+
+    SHOWN = 0
+    """It has shown itself worth a rule."""
+    ENDED = 1
+    """It has a rule, and its connection ends."""
+    MOVED = 2
+    """It has a rule, and a new connection with the same addresses goes to another target, the row's."""
+
+
+WHOLE_FLOW = f"V{FLOW_ROW.itemsize}"
+"""A row as opaque bytes."""
+
+ANY_CPU = 0xFFFF
+"""In a row's `cpu`: not known, such as of a flow that an earlier run had reported."""
+
+IDENTITY_BYTES = 52
+"""Leading bytes of a row (key, nf, ifindex, family) that tell one flow from another."""
+
+PROTOCOL_NAMES = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
+PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
+
+
+def pack_address(address: Address) -> NDArray[np.uint8]:
+    """Give an address as the 16 bytes of a flow key."""
+    return np.frombuffer(address.packed.ljust(16, b"\0"), dtype=np.uint8)
+
+
+def unpack_address(raw: NDArray[np.uint8] | bytes, family: int) -> Address:
+    """Give the address behind the 16 bytes of a key; `family` is 4 or 6."""
+    data = bytes(raw)
+    return ipaddress.IPv4Address(data[:4]) if family == 4 else ipaddress.IPv6Address(data)
+
+
+@dataclass(frozen=True)
+class FlowMatch:
+    """A 5-tuple as a person writes it."""
+
+    src: Address
+    dst: Address
+    proto: int
+    sport: int
+    dport: int
+
+    _TEXT = re.compile(
+        r"\s*(\[[0-9A-Fa-f:.]+\]|[0-9.]+):([0-9]{1,5})\s*>\s*"
+        r"(\[[0-9A-Fa-f:.]+\]|[0-9.]+):([0-9]{1,5})/(tcp|udp|[0-9]{1,3})\s*"
+    )
+
+    def __str__(self) -> str:
+        def end(address: Address, port: int) -> str:
+            return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+        proto = PROTOCOL_NAMES.get(self.proto, str(self.proto))
+        return f"{end(self.src, self.sport)} > {end(self.dst, self.dport)}/{proto}"
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return self.src.version
+
+    @classmethod
+    def parse(cls, text: str) -> FlowMatch:
+        """Read what ``str`` wrote, such as ``198.18.1.2:40000 > 198.18.10.1:80/tcp``; ValueError otherwise."""
+        found = cls._TEXT.fullmatch(text)
+        if not found:
+            raise ValueError(f"{text!r} is not a flow; write it as '198.18.1.2:40000 > 198.18.10.1:80/tcp'")
+        src, sport, dst, dport, proto = found.groups()
+        ends = [ipaddress.ip_address(end.strip("[]")) for end in (src, dst)]
+        if ends[0].version != ends[1].version:
+            raise ValueError(f"{text!r} mixes IPv4 and IPv6")
+        if max(int(sport), int(dport)) > 0xFFFF:
+            raise ValueError(f"{text!r}: a port is a number from 0 to 65535")
+        number = PROTOCOL_NUMBERS[proto] if proto in PROTOCOL_NUMBERS else int(proto)
+        if number > 0xFF:
+            raise ValueError(f"{text!r}: a protocol is tcp, udp or a number from 0 to 255")
+        return cls(ends[0], ends[1], number, int(sport), int(dport))
+
+    @classmethod
+    def from_key(cls, key: np.void, family: int) -> FlowMatch:
+        """Read one :data:`FLOW_KEY`."""
+        return cls(
+            unpack_address(key["src"], family),
+            unpack_address(key["dst"], family),
+            int(key["proto"]),
+            int(key["sport"]),
+            int(key["dport"]),
+        )
+
+    def to_key(self) -> np.void:
+        """Give the flow as one :data:`FLOW_KEY`."""
+        keys = np.zeros(1, dtype=FLOW_KEY)
+        keys["src"], keys["dst"] = pack_address(self.src), pack_address(self.dst)
+        keys["sport"], keys["dport"], keys["proto"] = self.sport, self.dport, self.proto
+        key: np.void = keys[0]
+        return key
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One row of a batch as an object, for plugins that prefer clarity to speed."""
+
+    match: FlowMatch
+    nf: int
+    ifindex: int
+    cpu: int
+    target: int
+    mark: int
+    packets: int
+
+
+class FlowBatch:
+    """Flows of one network function. ``rows`` is the array, iteration gives :class:`Flow` objects."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: NDArray[np.void]) -> None:
+        if rows.dtype != FLOW_ROW:
+            raise TypeError(f"a flow batch has rows of {FLOW_ROW}, not {rows.dtype}")
+        self.rows = rows
+
+    @classmethod
+    def empty(cls, length: int = 0) -> FlowBatch:
+        """Give a batch of `length` zeroed rows."""
+        return cls(np.zeros(length, dtype=FLOW_ROW))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Flow]:
+        for row in self.rows:
+            yield _as_flow(row)
+
+    @overload
+    def __getitem__(self, which: int) -> Flow: ...
+    @overload
+    def __getitem__(self, which: slice | NDArray[Any]) -> FlowBatch: ...
+    def __getitem__(self, which: int | slice | NDArray[Any]) -> Flow | FlowBatch:
+        if isinstance(which, int):
+            return _as_flow(self.rows[which])
+        # As opaque bytes: numpy copies a structured row field by field, many times slower.
+        return FlowBatch(self.rows.view(WHOLE_FLOW)[which].view(FLOW_ROW))
+
+    def identities(self) -> list[bytes]:
+        """What tells each flow from the others, :data:`IDENTITY_BYTES` bytes per row."""
+        raw = np.ascontiguousarray(self.rows).view(np.uint8).reshape(len(self.rows), FLOW_ROW.itemsize)
+        head = np.ascontiguousarray(raw[:, :IDENTITY_BYTES])
+        return head.view(f"V{IDENTITY_BYTES}").ravel().tolist()
+
+
+def _as_flow(row: np.void) -> Flow:
+    return Flow(
+        FlowMatch.from_key(row["key"], int(row["family"])),
+        int(row["nf"]),
+        int(row["ifindex"]),
+        int(row["cpu"]),
+        int(row["target"]),
+        int(row["mark"]),
+        int(row["packets"]),
+    )

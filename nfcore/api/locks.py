@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who drives what: a lock per interface (and whatever else a plugin names), held while a process lives.
+
+The socket tells one daemon from another only as long as both use the same; the lock does whatever their TOMLs say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ..errors import HostError
+
+FOLDER = Path("/run/nfcore/claims")
+ATTEMPTS = 5
+PAUSE = 0.01
+"""Seconds between two attempts."""
+
+
+class Claims:
+    """Locks held by this process; given back on leaving the context, or when the process dies."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._folder = folder
+        self._held: dict[Path, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for path, fd in self._held.items():
+            path.unlink(missing_ok=True)
+            os.close(fd)
+        self._held.clear()
+        with contextlib.suppress(OSError):  # others hold claims there, or nobody ever did
+            self._folder.rmdir()
+
+    def interface(self, name: str, ifindex: int) -> None:
+        """Claim an interface of this network namespace; HostError when another process drives it."""
+        namespace = Path("/proc/self/ns/net").stat().st_ino
+        self.claim(f"net-{namespace}-{ifindex}", f"interface {name}")
+
+    def folder(self, path: Path) -> None:
+        """Claim a folder, such as one of pins; HostError when another process uses it."""
+        digest = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=8).hexdigest()
+        self.claim(f"folder-{digest}", f"folder {path}")
+
+    def claim(self, key: str, what: str) -> None:
+        """Claim anything by a key that is a file name."""
+        path = self._folder / key
+        if path in self._held:
+            return
+        self._sweep()
+        try:
+            fd = self._lock(path)
+        except OSError as error:
+            raise HostError(f"cannot lock {what} by {path}: {error.strerror}") from None
+        if fd is None:
+            owner = path.read_text(errors="replace").strip() if path.exists() else ""
+            raise HostError(f"{what} is in use by another nfcore, process {owner or '?'}: stop that one first")
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._held[path] = fd
+
+    def _lock(self, path: Path) -> int | None:
+        """Open and lock a file that stays where it is; None while another process holds it."""
+        for attempt in range(ATTEMPTS):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                continue  # the last holder of a claim may remove the folder in between
+            if _locked(fd) and _is_at(fd, path):
+                return fd
+            os.close(fd)
+            # Somebody has it, or is only sweeping, or has removed it since.
+            time.sleep(PAUSE)
+        return None
+
+    def _sweep(self) -> None:
+        """Remove the files of processes that were killed."""
+        left: list[Path] = []
+        with contextlib.suppress(OSError):
+            left = [path for path in self._folder.iterdir() if path not in self._held]
+        for path in left:
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    if _locked(fd) and _is_at(fd, path):
+                        path.unlink()
+                finally:
+                    os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether an open file is still the one at `path`: a lock on a removed one keeps nobody out."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)

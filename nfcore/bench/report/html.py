@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: one HTML file that needs nothing else, light or dark as its reader's screen is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from ..datapath import Row
+from ..results import Results
+from .svg import COLOURS, Bars, lines, stacked_bars
+from .tables import TextTable, machine_lines, tables
+
+LIGHT = ("#4269a8", "#d9822b", "#3b8f5a", "#b03a48", "#7a5aa6", "#6b7280")
+DARK = ("#7fa6e8", "#f0a95c", "#6cc48d", "#e5727f", "#b79ae0", "#a3abb8")
+STYLE = """
+:root { color-scheme: light dark; --back: #fff; --text: #1c2026; --soft: #5d6673; --line: #dfe3e8; --panel: #f6f7f9;
+  --good: #2c7a4b; --bad: #b3261e; @LIGHT@ }
+@media (prefers-color-scheme: dark) { :root { --back: #14171c; --text: #e6e9ee; --soft: #9aa4b2; --line: #303640;
+  --panel: #1c2027; --good: #6cc48d; --bad: #ff8a80; @DARK@ } }
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 64rem; background: var(--back); color: var(--text);
+  font: 15px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem }
+p.soft, .axis, .legend { color: var(--soft); margin: .25rem 0 } .axis { font-size: 12px }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { color: var(--soft); font-weight: 600 } .left { text-align: left; white-space: normal }
+.met { color: var(--good); font-weight: 600 } .missed { color: var(--bad); font-weight: 600 }
+pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: 12.5px; border-radius: 6px }
+svg { width: 100%; height: auto; display: block } svg text { fill: var(--text); font: 12px system-ui, sans-serif }
+.grid { stroke: var(--line) } .legend span { margin-right: 1.2rem; white-space: nowrap }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px }
+details { margin: 1rem 0 } summary { cursor: pointer; color: var(--soft) }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; background: var(--panel);
+  padding: .8rem 1rem; border-radius: 6px; font-size: 13.5px } dt { color: var(--soft) } dd { margin: 0 }
+polyline { fill: none; stroke-width: 2.5 }
+"""
+
+
+def render(results: Results) -> str:
+    """Give the whole page."""
+    title = f"nfcore bench: {results.nf}"
+    body = "".join(_body(results, title))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_style()}</style></head><body>\n{body}</body></html>\n"
+    )
+
+
+def _style() -> str:
+    def palette(colours: Sequence[str]) -> str:
+        return " ".join(f"--c{number}: {colour};" for number, colour in enumerate(colours))
+
+    rules = "".join(
+        f".f{n} {{ fill: var(--c{n}) }} .s{n} {{ stroke: var(--c{n}) }} .k{n} {{ background: var(--c{n}) }}\n"
+        for n in range(COLOURS)
+    )
+    return STYLE.replace("@LIGHT@", palette(LIGHT)).replace("@DARK@", palette(DARK)) + rules
+
+
+def _body(results: Results, title: str) -> Iterator[str]:
+    machine = results.machine
+    yield f"<h1>{escape(title)}</h1>\n"
+    words = f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel'].split(' #')[0]}; {machine['time']}; "
+    yield f'<p class="soft">{escape(words)}{results.size} run, {results.seconds:g} s</p>\n'
+    for table in tables(results):
+        yield f"<h2>{escape(table.title)}</h2>\n"
+        yield from _plots(results, table.title.split(":")[0])
+        yield _table(table)
+        if table.title == "Bars":
+            yield from _profiles(results)
+    yield "<h2>Machine</h2>\n<dl>"
+    yield from (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in machine_lines(results))
+    yield "</dl>\n<h2>Notes</h2>\n<ul>"
+    yield from (f"<li>{escape(note)}</li>" for note in results.notes)
+    yield "</ul>\n"
+    text = escape(json.dumps(results.as_json(), indent=1), quote=False)
+    yield f"<details><summary>All of it as JSON</summary><pre>{text}</pre></details>\n"
+
+
+def _profiles(results: Results) -> Iterator[str]:
+    for bar in results.bars:
+        if not bar.met and bar.profile:
+            head = f"{escape(bar.name)}: where the time goes"
+            yield f"<details open><summary>{head}</summary><pre>{escape(bar.profile)}</pre></details>\n"
+
+
+def _table(table: TextTable) -> str:
+    def cell(tag: str, column: int, words: str) -> str:
+        kind = {"met": "met", "not met": "missed"}.get(words, "left" if column in table.words else "")
+        return f'<{tag} class="{kind}">{escape(words)}</{tag}>' if kind else f"<{tag}>{escape(words)}</{tag}>"
+
+    heads = "".join(cell("th", column, words) for column, words in enumerate(table.heads))
+    rows = "".join(
+        "<tr>" + "".join(cell("td", column, words) for column, words in enumerate(row)) + "</tr>\n"
+        for row in table.rows
+    )
+    return f'<div class="wide"><table><tr>{heads}</tr>\n{rows}</table></div>\n'
+
+
+def _plots(results: Results, table: str) -> Iterator[str]:
+    if table == "Datapath":
+        for family in sorted({row.family for row in results.datapath}):
+            rows = [row for row in results.datapath if row.family == family]
+            yield f'<p class="soft">IPv{family}: above its floor, by the number of flows</p>'
+            yield lines(_by_flows(rows), "flows", "ns per packet, net", log_x=True)
+            yield f'<p class="soft">IPv{family}: gross, of which floor</p>'
+            bars = [Bars(f"{row.row}, {row.flows:,}", (row.floor_ns, row.net_ns)) for row in rows if row.floor_ns]
+            yield stacked_bars(bars, ("floor", "net"), "ns")
+    elif table == "Several cores at once":
+        for family in sorted({row.family for row in results.cores}):
+            series: dict[str, list[tuple[float, float]]] = {}
+            flows = [row.flows for row in results.cores if row.family == family]
+            for row in results.cores:
+                # As many as there are colours: the fewest flows and the most.
+                if row.family == family and row.flows in (min(flows), max(flows)):
+                    series.setdefault(f"{row.row}, {row.flows:,}", []).append((row.cores, row.mpps))
+            yield f'<p class="soft">IPv{family}</p>'
+            yield lines(series, "cores", "million packets a second")
+    elif table == "Live":
+        yield stacked_bars([Bars(f"IPv{r.family}, {r.path}", (r.pps / 1e3,)) for r in results.live], ("kpps",), "kpps")
+
+
+def _by_flows(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+    """Points of the rows that were measured with several numbers of flows, and have a floor."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.floor_ns:
+            series.setdefault(row.row, []).append((row.flows, row.net_ns))
+    return {name: sorted(points) for name, points in series.items() if len(points) > 1}

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`nfcore doctor`: why nothing is forwarded, or would not be. Each line is fine, or says why not and what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..api.carriers import Carrier, examine_carrier
+from ..api.config import Config
+from ..api.findings import Finding, Status
+from ..api.health import make_way
+from ..api.rules import Capabilities, Device
+from ..control.server import daemon_answers, request
+from ..daemon.bootstrap import find_devices, make_context, set_up_plugin
+from ..errors import HostError, NfcoreError, UnsupportedError
+from ..hooks.manager import PluginHost
+from ..hooks.results import AnswerError, accept
+from ..kernel import BPF_SOURCES, XdpMode, attach_xdp, attached_xdp, compile_program, detach_xdp, find_headers
+from ..kernel.btf import kernel_btf
+from ..kernel.ethtool import LinkFacts, link_facts
+
+OK, WARNING, FAULT = Status.OK, Status.WARNING, Status.FAULT
+SMALLEST_MTU = 1500
+
+
+def examine_machine() -> Iterator[Finding]:
+    """Look at what every configuration needs."""
+    yield Finding("kernel", OK, f"{platform.release()} on {platform.machine()}")
+    root = os.geteuid() == 0
+    yield Finding("privileges", OK if root else FAULT, "root" if root else "not root", "" if root else "use sudo")
+    try:
+        headers = find_headers()
+        yield Finding("headers", OK, headers.origin)
+    except HostError as error:
+        yield Finding("headers", FAULT, str(error), "install linux-libc-dev")
+    if importlib.util.find_spec("bcc") is None:
+        why = f"{sys.executable} cannot import bcc"
+        yield Finding("bcc", FAULT, why, "install python3-bpfcc; a venv needs --system-site-packages")
+    else:
+        yield Finding("bcc", OK, "can be imported")
+    try:
+        kernel_btf()
+        yield Finding("type information", OK, "the kernel carries BTF")
+    except UnsupportedError as error:
+        yield Finding("type information", WARNING, str(error), "needed by the carrier skb-mark only")
+
+
+def examine(config: Config, host: PluginHost) -> Iterator[Finding]:
+    """Look at the interfaces, backends and network functions of a configuration."""
+    of_daemon, programs = _examine_daemon(Path(config.nf.socket))
+    yield of_daemon
+    try:
+        devices = find_devices(config)
+    except HostError as error:
+        for line in str(error).splitlines():
+            yield Finding("interface", FAULT, line, "nfcore must run in the interface's network namespace")
+        return
+    if not devices:
+        yield Finding("interface", FAULT, "the configuration names none", "add a table [[interfaces]]")
+    for device, interface in zip(devices, config.interfaces, strict=True):
+        yield from _examine_link(device, XdpMode(interface.xdp_mode), programs.get(device.name))
+        yield from _examine_backends(config, host, device)
+        if any(each.backends for each in devices):
+            finding = examine_carrier(Carrier(config.marking.carrier), device)
+            yield from [finding] if finding is not None else []
+    context = make_context(config, host, devices, tracing=True)
+    for _, findings in host.each("diagnose", context=context):
+        yield from findings or ()
+
+
+def _examine_daemon(socket: Path) -> tuple[Finding, Mapping[str, int]]:
+    """Ask a daemon that runs how it is; interface → the kernel's number of the program that it has attached there."""
+    if not daemon_answers(socket):
+        return Finding("daemon", OK, "not running", "nfcore run"), {}
+    try:
+        told = request(socket, "health")
+    except HostError as error:
+        return Finding("daemon", FAULT, f"runs, but does not tell how it is: {error}", "look at its log"), {}
+    troubles = "; ".join(told["troubles"])
+    finding = Finding("daemon", FAULT if troubles else OK, f"running: {troubles}" if troubles else "running")
+    return finding, {interface: program["id"] for interface, program in told["programs"].items()}
+
+
+def _examine_link(device: Device, mode: XdpMode, ours: int | None) -> Iterator[Finding]:
+    """`ours`: number of the program that a running daemon has attached."""
+    name = device.name
+    facts = link_facts(device.ifindex, name)
+    yield Finding(
+        f"{name}: link",
+        OK if facts.up else FAULT,
+        f"{'up' if facts.up else 'down'}, driver {facts.driver or 'unknown'}, MTU {facts.mtu}",
+        "" if facts.up else f"ip link set {name} up",
+    )
+    if facts.mtu < SMALLEST_MTU:
+        advice = f"ip link set {name} mtu {SMALLEST_MTU}"
+        yield Finding(f"{name}: MTU", WARNING, f"{facts.mtu}: full-sized packets do not arrive", advice)
+    yield _examine_xdp(device, mode, ours)
+    yield from _examine_features(name, facts)
+
+
+def _examine_features(name: str, facts: LinkFacts) -> Iterator[Finding]:
+    lro = facts.features.get("rx-lro")
+    if lro:
+        why = "on: packets are merged before XDP sees them"
+        yield Finding(f"{name}: LRO", FAULT, why, f"ethtool -K {name} lro off")
+    elif lro is not None:
+        yield Finding(f"{name}: LRO", OK, "off")
+    gro = facts.features.get("rx-gro")
+    if gro is not None:
+        yield Finding(f"{name}: GRO", OK, "on" if gro else "off")
+    offload = facts.features.get("hw-tc-offload")
+    if offload is not None:
+        can = "hw-tc-offload" not in facts.fixed
+        found = "on" if offload else f"off{'' if can else ' and fixed'}: TC filters stay in software"
+        advice = f"ethtool -K {name} hw-tc-offload on" if can and not offload else ""
+        yield Finding(f"{name}: hw-tc-offload", OK, found, advice)
+
+
+def _examine_xdp(device: Device, mode: XdpMode, ours: int | None) -> Finding:
+    """See what is attached, or whether a program can be: by attaching one that passes everything, for a moment."""
+    what = f"{device.name}: XDP"
+    there = attached_xdp(device.ifindex)
+    if ours is not None and (there is None or there.id != ours):
+        found = f"the daemon's program {ours} is no longer attached, so no packet reaches it"
+        if there is None:
+            return Finding(what, FAULT, found, "restart nfcore")
+        in_its_place = f"{found}: program {there.id} is in its place"
+        return Finding(what, FAULT, in_its_place, f"{make_way(device.name)}; then restart nfcore")
+    if there is not None:
+        status = OK if there.mode is XdpMode.NATIVE or mode is not XdpMode.NATIVE else WARNING
+        return Finding(what, status, f"program {there.id} attached in {there.mode} mode")
+    try:
+        with compile_program(BPF_SOURCES / "pass.c", "pass", defines={}, maps={}) as program:
+            used = attach_xdp(device.ifindex, program, mode=mode)
+            detach_xdp(device.ifindex, expected=program.id)
+    except NfcoreError as error:
+        return Finding(what, FAULT, str(error), 'set xdp_mode = "generic" to go on, slowly')
+    if used is XdpMode.GENERIC and mode is not XdpMode.GENERIC:
+        return Finding(what, WARNING, "only generic mode works: slow, and most carriers are lost")
+    return Finding(what, OK, f"a program can be attached in {used} mode")
+
+
+def _examine_backends(config: Config, host: PluginHost, device: Device) -> Iterator[Finding]:
+    if not device.backends:
+        yield Finding(f"{device.name}: offload", WARNING, "no backend is named: unaccelerated", "interfaces[].offload")
+    for backend in device.backends:
+        what = f"{device.name}: {backend}"
+        context = make_context(config, host, [device])
+        try:
+            with ExitStack() as leaving:
+                set_up_plugin(backend, context, host, leaving)
+                able = accept("probe_offload", {}, host.call(backend, "probe_offload", device=device))
+        except AnswerError as error:
+            yield Finding(what, FAULT, f"plugin {backend}: probe_offload {error}")
+            continue
+        except NfcoreError as error:
+            yield Finding(what, FAULT, str(error))
+            continue
+        if able is None:
+            yield Finding(what, WARNING, "does not tell what it can do")
+        else:
+            yield _judge(what, able, config.marking.width)
+
+
+def _judge(what: str, able: Capabilities, width: int) -> Finding:
+    found = able.describe()
+    if able.mark_width == 0:
+        return Finding(what, WARNING, f"{found}: flows stay on the slow path")
+    if able.mark_width < width:
+        return Finding(what, FAULT, found, f"set marking.width to {able.mark_width} or less")
+    return Finding(what, OK, found)

@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Exit status: 0 done, 1 the machine is not as needed, 2 the configuration or the call is wrong."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import NfcoreError
+from ..logs import Format, Level, say, set_up_logging
+from ..scaffold import Kind, make_skeleton, write_skeleton
+from ..text import json_text
+from ..version import __version__
+from .daemon_commands import JsonOption
+from .daemon_commands import app as daemon_commands
+from .stdio import prepare_streams
+from .tables import Table, show
+
+app = typer.Typer(
+    help="Network functions whose XDP fast path is driven by marks that the NIC sets in hardware.",
+    epilog="Examples: nfcore check lb.toml; nfcore run lb.toml; nfcore stats lb.toml; nfcore COMMAND --help",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+log = logging.getLogger(__name__)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as marking.strategy=flow-id. Repeatable."),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"nfcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log more, with tracebacks of faults: --log-level debug.")
+    ] = False,
+    log_level: Annotated[
+        Level, typer.Option("--log-level", envvar="NFCORE_LOG_LEVEL", help="What is worth a line on standard error.")
+    ] = Level.INFO,
+    log_format: Annotated[
+        Format, typer.Option("--log-format", envvar="NFCORE_LOG_FORMAT", help="json: one object a line.")
+    ] = Format.TEXT,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Set up logging for every command."""
+    set_up_logging(Level.DEBUG if verbose else log_level, log_format)
+
+
+@app.command()
+def run(config: ConfigArgument, overrides: SetOption = None) -> None:
+    """Run the network functions of CONFIG until SIGINT or SIGTERM.
+
+    Prints a line with "ready" on standard error once packets are taken. On the way out the program is detached, the
+    rules are removed and the maps are gone, unless the configuration pins them.
+
+    With katran_accel.pin_dir the program is pinned there as balancer_ingress and the maps under their own names
+    (vip_map, ch_rings, reals, lru_0, stats, hw_accel_stats, …), so that any harness can time what is deployed.
+
+    Examples:
+
+      nfcore run /etc/nfcore.toml
+
+      nfcore run examples/demo.toml --set marking.strategy=flow-id
+    """
+    from ..daemon.bootstrap import require_root  # noqa: PLC0415
+    from ..daemon.run import run as run_daemon  # noqa: PLC0415 - `--help` must not load numpy and netlink
+
+    loaded, host = _load(config, overrides)
+    require_root("run")
+    run_daemon(loaded, host, lambda line: say(logging.INFO, line))
+
+
+@app.command()
+def check(
+    config: ConfigArgument,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print all that is in effect, as TOML.")] = False,
+    as_json: JsonOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Check CONFIG without touching the machine.
+
+    Every mistake is named by its full key, with its value and what would be right; exit status 2.
+
+    Examples:
+
+      nfcore check /etc/nfcore.toml
+
+      nfcore check examples/demo.toml --resolved --set offload.min_packets=1
+    """
+    loaded, _ = _load(config, overrides)
+    if as_json:
+        print(json_text(loaded.resolved()))
+    elif resolved:
+        from ..api.config import write_toml  # noqa: PLC0415
+
+        print(write_toml(loaded.resolved()), end="")
+    else:
+        print(f"{config}: no mistakes found")
+
+
+@app.command()
+def plugins(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="With --verbose: order the calls as this TOML does.")
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also list each hook: whom it is called on, in order, and where.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the installed plugins with version, source and the hooks that they answer.
+
+    Examples:
+
+      nfcore plugins --json
+
+      nfcore plugins -v lb.toml
+    """
+    from .plugin_list import calling_order, installed  # noqa: PLC0415
+
+    loaded, host = _load(config, None) if config else (None, _everything_installed())
+    rows = list(installed())
+    hooks = list(calling_order(host, loaded)) if verbose else []
+    if as_json:
+        calls = {"hooks": [asdict(hook) for hook in hooks]} if verbose else {}
+        print(json_text({"plugins": [asdict(row) for row in rows]} | calls))
+        return
+    table = Table("plugin", "version", "distribution", "source", "hooks")
+    for row in rows:
+        answered = ", ".join(row.hooks) if row.error is None else f"cannot be loaded: {row.error}"
+        table.add_row(row.name, row.version, row.distribution, row.source, answered)
+    show(table)
+    for row in rows:
+        for remark in row.remarks:
+            print(remark)
+    if verbose:
+        table = Table("hook", "called on", "runs on", "order")
+        for hook in hooks:
+            table.add_row(hook.hook, hook.asked, hook.runs, "\n".join(hook.order) or "nobody")
+        show(table)
+
+
+@app.command()
+def cleanup(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Remove everything of ours that a killed daemon of CONFIG left: programs, rules, pins, socket.
+
+    Nothing that others made is touched. Refuses while the daemon runs.
+
+    Example: nfcore cleanup /etc/nfcore.toml
+    """
+    from ..daemon.bootstrap import require_root  # noqa: PLC0415
+    from .cleanup import cleanup as clean  # noqa: PLC0415
+
+    loaded, host = _load(config, overrides)
+    require_root("cleanup")
+    lines = clean(loaded, host)
+    if as_json:
+        print(json_text({"removed": lines}))
+        return
+    for line in lines:
+        print(line)
+    if not lines:
+        print("nothing was left")
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Examine what this TOML names.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say why nothing is forwarded, or would not be: each line is ok, or why not and what to do.
+
+    Looks at kernel, headers and bcc; with CONFIG also at its interfaces (XDP mode, MTU, LRO, hw-tc-offload), at what
+    the offload backends can do, tried on the device, and at what the network functions need, such as the gateway's
+    address. An interface without an XDP program gets one for a moment. Exit status 1 when there is a fault.
+
+    Examples:
+
+      nfcore doctor
+
+      nfcore doctor /etc/nfcore.toml --json
+    """
+    from ..api.findings import Finding, Status  # noqa: PLC0415
+    from ..daemon.bootstrap import require_root  # noqa: PLC0415
+    from .doctor import examine, examine_machine  # noqa: PLC0415
+
+    findings: list[Finding] = []
+    if config is None:
+        findings += examine_machine()
+    else:
+        loaded, host = _load(config, None)
+        require_root("doctor")
+        findings += [*examine_machine(), *examine(loaded, host)]
+    faulty = any(finding.status is Status.FAULT for finding in findings)
+    if as_json:
+        print(json_text({"findings": [asdict(finding) for finding in findings]}))
+    else:
+        table = Table("", "what", "found", "what to do")
+        for finding in findings:
+            table.add_row(str(finding.status), finding.what, finding.found, finding.advice)
+        show(table)
+    raise typer.Exit(1 if faulty else 0)
+
+
+@app.command()
+def trace(
+    config: ConfigArgument,
+    frames: Annotated[
+        list[str] | None, typer.Option("--hex", metavar="FRAME", help="A frame as hex. Repeatable.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A frame a line as hex, optionally followed by mark=N.")] = None,
+    as_json: JsonOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Show where packets go, and why, without attaching anything.
+
+    Loads the configured program with fresh maps and runs the frames through it in order, on one CPU. Flows are
+    reported by their first packet that can be, and get a mark as in the daemon, but no rule: give mark=N to see what
+    a marked packet does. dest-id marks are numbered from 1 in the order of the TOML's VIPs and reals.
+
+    Examples:
+
+      nfcore trace examples/demo.toml --hex 020000000001…
+
+      nfcore trace examples/demo.toml --file frames.txt --json
+    """
+    from ..daemon.bootstrap import require_root  # noqa: PLC0415
+    from .trace import parse_line, read_frames  # noqa: PLC0415
+    from .trace import trace as run_trace  # noqa: PLC0415
+
+    loaded, host = _load(config, overrides)
+    packets = [parse_line(text, f"--hex {number}") for number, text in enumerate(frames or (), 1)]
+    packets += read_frames(file) if file else []
+    if not packets:
+        raise typer.BadParameter("give at least one frame, with --hex FRAME or --file F")
+    require_root("trace")
+    traced = run_trace(loaded, host, packets)
+    if as_json:
+        print(json_text({"packets": [packet.as_json() for packet in traced]}))
+        return
+    table = Table("#", "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out", "why")
+    for number, (given, packet) in enumerate(zip(packets, traced, strict=True), 1):
+        result = packet.trace
+        cells = (result.vip, result.real, given.mark or None, packet.mark_allocated)
+        shown = ["–" if cell is None else str(cell) for cell in cells]
+        table.add_row(str(number), result.verdict, result.path, *shown, str(len(result.output)), result.why)
+    show(table)
+
+
+@app.command()
+def bench(
+    parts: Annotated[
+        str, typer.Option(metavar="PART,…", help="What to measure, of: datapath, cores, live, control, rules.")
+    ] = "datapath,cores,live,control,rules",
+    quick: Annotated[bool, typer.Option("--quick", help="Below 3 minutes instead of 20.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Only see that everything works: the figures mean nothing.")
+    ] = False,
+    report: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the HTML page.")] = Path(
+        "nfcore-bench.html"
+    ),
+    nf: Annotated[
+        str | None,
+        typer.Option(metavar="PLUGIN", help="The network function; default: the first that can be measured."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a packet, a flow, a rule and a start cost on this machine.
+
+    Needs no configuration and no NIC, and touches no interface: networks and daemons are its own, and gone at the end.
+    Prints tables, and writes a page with plots that needs nothing but a browser. Each figure that the project promises
+    stands beside what it should be; the exit status is 0 whether it is met or not. docs/benchmark.md has the method.
+
+    Examples:
+
+      nfcore bench --quick
+
+      nfcore bench --parts datapath,cores --json --report /tmp/datapath.html
+    """
+    from ..bench.sizes import Sizes  # noqa: PLC0415
+    from ..daemon.bootstrap import require_root  # noqa: PLC0415
+    from .bench import read_parts, run_bench  # noqa: PLC0415
+
+    chosen = read_parts(parts)
+    require_root("bench")
+    sizes = Sizes.smoke() if smoke else Sizes.quick() if quick else Sizes()
+    run_bench(chosen, sizes, nf, report, as_json=as_json)
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The plugin's name, such as acme_nic.")],
+    kind: Annotated[Kind, typer.Option(help="What it is to be: an offload backend, a marking strategy, an NF.")],
+    into: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write it; default: nfcore-NAME, here.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there already.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a plugin that works, as a distribution of its own, for you to change.
+
+    It has a table in the TOML, its hooks, a README, an example TOML, and tests that pass at once: for a backend and a
+    strategy the conformance suite of nfcore.testing. NAME is the plugin's name in nf.plugins and that of its table.
+
+    Examples:
+
+      nfcore new-plugin acme_nic --kind backend
+
+      nfcore new-plugin by_rack --kind strategy --into ~/src/nfcore-by-rack --json
+    """
+    skeleton = make_skeleton(name, kind, force=force)
+    folder = into or Path(skeleton.distribution)
+    written = write_skeleton(skeleton, folder, force=force)
+    if as_json:
+        row = {"name": skeleton.name, "kind": kind.value, "distribution": skeleton.distribution}
+        row |= {"module": skeleton.module, "folder": str(folder.resolve())}
+        print(json_text(row | {"files": [str(path.relative_to(folder.resolve())) for path in written]}))
+        return
+    for path in written:
+        print(str(folder / path.relative_to(folder.resolve())))
+    print(f"\nNext: cd {folder} && pip install -e '.[test]' && pytest && nfcore check example.toml")
+
+
+app.registered_commands += daemon_commands.registered_commands
+
+
+def _load(config: Path, overrides: list[str] | None) -> Any:
+    from ..api.config import load_config  # noqa: PLC0415
+    from ..hooks.manager import PluginHost  # noqa: PLC0415
+
+    host = PluginHost()
+    return load_config(config, host, overrides or ()), host
+
+
+def _everything_installed() -> Any:
+    """A host with every installed plugin. One that cannot be loaded is `nfcore plugins`' to report."""
+    from ..hooks.manager import PluginHost  # noqa: PLC0415
+
+    host = PluginHost()
+    for name in PluginHost.installed():
+        try:
+            host.load(name)
+        except Exception as error:  # noqa: BLE001
+            log.debug("plugin %s cannot be loaded: %s", name, error)
+    return host
+
+
+def _add_plugin_commands() -> None:
+    """Let installed plugins add commands."""
+    host = _everything_installed()
+    for plugin in host.implementing("register_commands"):
+        commands, groups = list(app.registered_commands), list(app.registered_groups)
+        host.attempt(plugin, "register_commands", app=app)
+        taken = {_command_name(each) for each in (*commands, *groups)}
+        fresh = [*app.registered_commands[len(commands) :], *app.registered_groups[len(groups) :]]
+        if twice := sorted({_command_name(each) for each in fresh} & taken):
+            log.warning("plugin %s: its commands are left out: there is a %s already", plugin, ", ".join(twice))
+            app.registered_commands, app.registered_groups = commands, groups
+
+
+def _command_name(registered: Any) -> str:
+    """As it is typed, of a command or of a group of commands."""
+    callback = getattr(registered, "callback", None)
+    return str(registered.name or (callback.__name__.replace("_", "-") if callback else ""))
+
+
+def main() -> None:
+    """Entry point: errors become text and an exit status."""
+    try:
+        prepare_streams()
+        try:
+            _add_plugin_commands()
+            app()
+        finally:
+            sys.stdout.flush()
+    except NfcoreError as error:
+        say(logging.ERROR, f"error: {error}")
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What plugins are installed, and in which order their hooks are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..api.config import NO_BACKEND, Config
+from ..api.hookspecs import PROJECT, ROLES, Asked
+from ..engine.admission import NAME as ADMISSION
+from ..errors import words_of
+from ..hooks.manager import PluginHost
+
+
+@dataclass(frozen=True)
+class PluginRow:
+    """An installed plugin."""
+
+    name: str
+    version: str
+    distribution: str
+    source: str
+    """Module and attribute of its entry point."""
+    hooks: list[str]
+    api: int | None
+    """Version of the hooks that it states it was written for; None: it states none."""
+    error: str | None
+    """Why it cannot be loaded."""
+    remarks: list[str]
+    """What is no error, but hardly meant."""
+
+
+@dataclass(frozen=True)
+class HookRow:
+    """A hook, and who answers it."""
+
+    hook: str
+    asked: str
+    runs: str
+    order: list[str]
+    """Plugins in the order in which they are called; for backends and network functions ``interface: name, name``."""
+
+
+def installed() -> Iterator[PluginRow]:
+    """Load every installed plugin by itself, and describe it; one that cannot be loaded says why."""
+    for name in PluginHost.installed():
+        info = PluginHost.describe(name)
+        hooks, api, error = [], None, None
+        rivals = PluginHost.rivals(name)
+        host = PluginHost()
+        try:
+            host.load(name)
+            hooks, api = host.hooks_of(name), getattr(host.plugin(name), f"{PROJECT}_api", None)
+        except Exception as fault:  # noqa: BLE001 - a broken plugin is listed as such
+            error = words_of(fault)
+        remarks = list(host.remarks)
+        if rivals:
+            remarks.append(f"plugin {name} is in several distributions: {', '.join(rivals)}")
+        yield PluginRow(name, info.version, info.distribution, info.source, hooks, api, error, remarks)
+
+
+def calling_order(host: PluginHost, config: Config | None) -> Iterator[HookRow]:
+    """Tell for each hook whom it is called on, in order, of the plugins that are loaded into `host`."""
+    for hook, role in ROLES.items():
+        order = host.implementing(hook)
+        if role.asked is Asked.REVERSED:
+            order.reverse()
+        if role.asked in (Asked.BACKEND, Asked.FUNCTION) and config is not None:
+            order = list(_by_interface(config, role.asked, order))
+        if hook == "on_new_flow":
+            order.append(f"{ADMISSION} (the core's [offload])")
+        yield HookRow(hook, str(role.asked), str(role.runs), order)
+
+
+def _by_interface(config: Config, asked: Asked, answering: list[str]) -> Iterator[str]:
+    for interface in config.interfaces:
+        named = interface.offload if asked is Asked.BACKEND else interface.chain
+        order = [name for name in named if name in answering or name == NO_BACKEND]
+        yield f"{interface.name}: {', '.join(order)}"

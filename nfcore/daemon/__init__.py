@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of `nfcore run`: start, signals, reload, and what it answers on its socket."""

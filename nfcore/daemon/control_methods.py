@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the running daemon can be asked and told over its socket, beside its figures.
+
+Questions are for everybody who may open the socket, orders for root and the daemon's own user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..engine.engine import Engine
+from ..errors import ConfigError, Problem
+from ..hooks.manager import PluginHost
+from .event_queries import follow
+from .flow_queries import explain, list_flows
+from .reload import reload
+
+FLOWS_PARAMETERS = {"states", "match", "sort", "reverse", "limit"}
+
+
+def register_orders(engine: Engine, host: PluginHost) -> None:
+    """Answer ``flows``, ``explain``, ``events`` and ``health``; obey ``offload`` and ``reload``."""
+
+    def flows(parameters: Mapping[str, Any]) -> Any:
+        unknown = parameters.keys() - FLOWS_PARAMETERS
+        if unknown:
+            known = ", ".join(sorted(FLOWS_PARAMETERS))
+            raise ConfigError("flows", [Problem(sorted(unknown)[0], f"is no parameter; those are: {known}")])
+        return list_flows(engine.floor, **parameters)
+
+    def explain_flow(parameters: Mapping[str, Any]) -> Any:
+        return explain(engine.floor, str(parameters.get("flow", "")))
+
+    def health(parameters: Mapping[str, Any]) -> Any:
+        alive = engine.context.health
+        programs = {name: asdict(attachment) for name, attachment in alive.attached.items()}
+        return {"programs": programs, "troubles": list(alive.troubles())}
+
+    def offload(parameters: Mapping[str, Any]) -> Any:
+        on = parameters.get("on")
+        if on is not None and not isinstance(on, bool):
+            raise ConfigError("offload", [Problem("on", f"is {on!r}; should be true or false")])
+        ended = 0 if on is None else engine.switch(on=on)
+        return {"on": engine.floor.switched_on, "rules_removed": ended}
+
+    def read_again(parameters: Mapping[str, Any]) -> Any:
+        return asdict(reload(engine, host))
+
+    def events(parameters: Mapping[str, Any]) -> Any:
+        return follow(engine.floor, parameters)
+
+    for name, question in {"flows": flows, "explain": explain_flow, "events": events, "health": health}.items():
+        engine.context.register_method(name, question, reads=True)
+    for name, order in {"offload": offload, "reload": read_again}.items():
+        engine.context.register_method(name, order)

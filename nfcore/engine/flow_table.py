@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one flow table: a numpy column per property of a flow, and an index from a flow's identity to its slot.
+
+Everything takes and gives arrays; no Python object exists per flow.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..api.flows import FLOW_ROW, WHOLE_FLOW, FlowBatch
+from ..devices.rule_counters import Counts
+from .flow_index import PROCESS_HASH, FlowIndex, IdentityHash
+
+_FIRST_SLOTS = 1024
+
+
+class FlowState(IntEnum):
+    """Where a flow's rule is in its life."""
+
+    FREE = 0
+    """No flow is in the slot."""
+    PENDING = 1
+    """Admitted; the rule is on its way to the NIC."""
+    INSTALLED = 2
+    DRAINING = 3
+    """The rule is being removed, or gone with the grace period still running."""
+    WAITING = 4
+    """Admitted and its mark published; waits for room on the NIC, for budget or for a retry."""
+    REFUSED = 5
+    """Gets no rule; remembered with the reason."""
+
+
+COLUMNS = {
+    "flow": FLOW_ROW,
+    "mark": np.dtype("<u4"),
+    "state": np.dtype("u1"),
+    "backend": np.dtype("u1"),
+    "generation": np.dtype("<u2"),
+    "reason": np.dtype("u1"),
+    "attempts": np.dtype("u1"),
+    "packets": np.dtype("<u8"),
+    "bytes": np.dtype("<u8"),
+    "past_packets": np.dtype("<u8"),
+    "past_bytes": np.dtype("<u8"),
+    "rate": np.dtype("<f4"),
+    "seen": np.dtype("<f8"),
+    "since": np.dtype("<f8"),
+    "due": np.dtype("<f8"),
+}
+"""The table's columns and their types, by the name of their attribute."""
+
+_ZEROED = ("mark", "backend", "reason", "attempts", "packets", "bytes", "past_packets", "past_bytes", "rate", "due")
+
+
+class FlowTable:
+    """Flows with a rule, on the way to one or refused one: at most `capacity` of them.
+
+    Columns are indexed by slot and all equally long. They are replaced when the table grows, so ask the table for a
+    column each time. `state` and the identity in `flow` change through the methods alone. `capacity` may be assigned:
+    below the number of flows nothing is evicted, and nothing is inserted either. `hash_of` is the index's.
+    """
+
+    flow: NDArray[np.void]
+    """:data:`~nfcore.api.flows.FLOW_ROW`: the flow as it was reported."""
+    mark: NDArray[np.uint32]
+    """In use for the flow."""
+    state: NDArray[np.uint8]
+    """:class:`FlowState`."""
+    backend: NDArray[np.uint8]
+    """Index into the list of its device."""
+    generation: NDArray[np.uint16]
+    """How often the slot has been used, modulo 65536."""
+    reason: NDArray[np.uint8]
+    """:class:`~nfcore.api.reasons.Reason` why it has no rule, or 0."""
+    attempts: NDArray[np.uint8]
+    """How often a rule was tried."""
+    packets: NDArray[np.uint64]
+    """Counted by the NIC for the rule that is there."""
+    bytes: NDArray[np.uint64]
+    """Counted by the NIC for the rule that is there."""
+    past_packets: NDArray[np.uint64]
+    """Counted for rules that the flow had before."""
+    past_bytes: NDArray[np.uint64]
+    """Counted for rules that the flow had before."""
+    rate: NDArray[np.float32]
+    """Packets a second."""
+    seen: NDArray[np.float64]
+    """When the NIC last counted a packet, or the last report; seconds by the engine's clock, as are those below."""
+    since: NDArray[np.float64]
+    """When the flow entered its state."""
+    due: NDArray[np.float64]
+    """Not to be tried before."""
+
+    def __init__(self, capacity: int, hash_of: IdentityHash = PROCESS_HASH) -> None:
+        self.capacity = capacity
+        for name, dtype in COLUMNS.items():
+            setattr(self, name, np.zeros(0, dtype=dtype))
+        self._index = FlowIndex(lambda: self.flow, hash_of)
+        self._counts: NDArray[np.int64] = np.zeros(len(FlowState), dtype=np.int64)
+        # A stack whose top is at _counts[FREE]; what is above has no meaning.
+        self._free: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+        self._grow(min(capacity, _FIRST_SLOTS))
+
+    def __len__(self) -> int:
+        return len(self.state) - self.count(FlowState.FREE)
+
+    @property
+    def room(self) -> int:
+        """How many more flows fit; negative when the capacity was lowered below the number of flows."""
+        return self.capacity - len(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of columns, index and free slots in bytes."""
+        columns = sum(getattr(self, name).nbytes for name in COLUMNS)
+        return int(columns) + self._index.nbytes + self._free.nbytes
+
+    def count(self, *states: FlowState) -> int:
+        """How many flows are in any of `states`. Takes the same time for any number of flows."""
+        return sum(int(self._counts[state]) for state in states)
+
+    def slots_in(self, *states: FlowState) -> NDArray[np.int64]:
+        """Slots of the flows in any of `states`, ascending."""
+        chosen = np.zeros(len(self.state), dtype=np.bool_)
+        for state in states:
+            if self.count(state):
+                chosen |= self.state == state
+        return np.flatnonzero(chosen)
+
+    def find(self, batch: FlowBatch) -> NDArray[np.int64]:
+        """Slot of each flow, -1 where it is not tracked."""
+        return self._index.find(batch.rows)
+
+    def insert(self, batch: FlowBatch, state: FlowState, now: float) -> NDArray[np.int64]:
+        """Track the batch, whose flows are distinct and new, in `state` since `now`; their slots.
+
+        The other columns begin at 0, but for `seen`, which is `now`, and `generation`, which is one more than that of
+        the slot's last flow. ValueError: no room.
+        """
+        if len(batch) > max(self.room, 0):
+            raise ValueError(f"{len(batch)} flows do not fit: there is room for {self.room}")
+        if self.count(FlowState.FREE) < len(batch):
+            self._grow(min(max(2 * len(self.state), len(self) + len(batch)), self.capacity))
+        top = self.count(FlowState.FREE)
+        slots = self._free[top - len(batch) : top][::-1].astype(np.int64)
+        self._enter(batch, slots, self.generation[slots] + np.uint16(1), state, now)
+        return slots
+
+    def adopt(
+        self,
+        batch: FlowBatch,
+        slots: NDArray[np.int64],
+        generations: NDArray[np.uint16],
+        state: FlowState,
+        now: float,
+    ) -> None:
+        """Track flows of an earlier run in the slots, and with the generations, that their rules' cookies name.
+
+        Flows are new, and distinct as the slots are; other columns as after :meth:`insert`. ValueError: a slot is
+        beyond the capacity or in use.
+        """
+        if not len(slots):
+            return
+        top = int(slots.max())
+        if int(slots.min()) < 0 or top >= self.capacity:
+            raise ValueError(f"slot {top} is beyond the table's {self.capacity}")
+        if (self.state[slots[slots < len(self.state)]] != FlowState.FREE).any():
+            raise ValueError("a slot to adopt is in use")
+        if top >= len(self.state):
+            self._grow(min(max(2 * len(self.state), top + 1), self.capacity))
+        self._enter(batch, slots, generations, state, now)
+        free = self._free[: self.count(FlowState.FREE) + len(slots)]
+        left = free[self.state[free] == FlowState.FREE]
+        self._free[: len(left)] = left
+
+    def move(self, slots: NDArray[np.int64], state: FlowState, now: float) -> None:
+        """Put tracked flows, distinct, into `state` as of `now`. ValueError: a slot is free, or `state` is FREE."""
+        if state == FlowState.FREE:
+            raise ValueError("a flow becomes free by being removed")
+        self._recount(slots, state)
+        self.state[slots] = state
+        self.since[slots] = now
+
+    def remove(self, slots: NDArray[np.int64]) -> None:
+        """Forget the flows, distinct, in `slots`. ValueError: a slot is free already."""
+        top = self.count(FlowState.FREE)
+        self._recount(slots, FlowState.FREE)
+        self._index.remove(slots)
+        self.state[slots] = FlowState.FREE
+        self._free[top : top + len(slots)] = slots
+
+    def batch(self, slots: NDArray[np.int64]) -> FlowBatch:
+        """Give a copy of the flows in `slots` as a batch, contiguous."""
+        return FlowBatch(self.flow.view(WHOLE_FLOW).take(slots).view(FLOW_ROW))
+
+    def counts(self, slots: NDArray[np.int64]) -> Counts:
+        """Packets and bytes that the NIC has counted for the flows' rules."""
+        return np.stack([self.packets[slots], self.bytes[slots]], axis=1)
+
+    def end_counts(self, slots: NDArray[np.int64]) -> None:
+        """Count what the flows' rules have counted, which are gone, among what they had before."""
+        self.past_packets[slots] += self.packets[slots]
+        self.past_bytes[slots] += self.bytes[slots]
+        self.packets[slots] = self.bytes[slots] = 0
+
+    def _enter(
+        self,
+        batch: FlowBatch,
+        slots: NDArray[np.int64],
+        generations: NDArray[np.uint16],
+        state: FlowState,
+        now: float,
+    ) -> None:
+        """Fill free slots. Leaves the stack of free slots to the caller."""
+        rows = np.ascontiguousarray(batch.rows)
+        for name in _ZEROED:
+            getattr(self, name)[slots] = 0
+        self.flow.view(WHOLE_FLOW)[slots] = rows.view(WHOLE_FLOW)
+        self.generation[slots] = generations
+        self.state[slots] = state
+        self.seen[slots] = now
+        self.since[slots] = now
+        self._index.insert(rows, slots)
+        self._counts[FlowState.FREE] -= len(slots)
+        self._counts[state] += len(slots)
+
+    def _recount(self, slots: NDArray[np.int64], state: FlowState) -> None:
+        """Count tracked flows out of their states and into `state`. ValueError: a slot is free."""
+        leaving = np.bincount(self.state[slots], minlength=len(FlowState))
+        if leaving[FlowState.FREE]:
+            free = slots[self.state[slots] == FlowState.FREE]
+            raise ValueError(f"no flow is in slot {int(free[0])}")
+        self._counts -= leaving
+        self._counts[state] += len(slots)
+
+    def _grow(self, size: int) -> None:
+        """Lengthen the columns to `size`. Slots used before are used again before new ones."""
+        old, free = len(self.state), self.count(FlowState.FREE)
+        for name, dtype in COLUMNS.items():
+            column = np.zeros(size, dtype=dtype)
+            column[:old].view(np.uint8)[:] = getattr(self, name).view(np.uint8)
+            setattr(self, name, column)
+        stack = np.empty(size, dtype=np.int32)
+        stack[: size - old] = np.arange(size - 1, old - 1, -1, dtype=np.int32)
+        stack[size - old : size - old + free] = self._free[:free]
+        self._free = stack
+        self._counts[FlowState.FREE] += size - old

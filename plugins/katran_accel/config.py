@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TOML's `[katran_accel]`."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+from nfcore.api.config import Network, Table, parse_network
+from nfcore.api.flows import PROTOCOL_NUMBERS, Address
+from nfcore.errors import Problem
+
+from .layouts import MAX_PREFIX_VIPS, MAX_REALS, MAX_VIPS, VipFlag
+
+FLAG_NAMES = {flag.name.lower(): flag for flag in VipFlag if flag.name}
+
+
+def _address(value: object) -> Address:
+    try:
+        # A zone ("fe80::1%eth0") means something on one link only, and a packet cannot carry it.
+        return _parse_address(value if isinstance(value, str) and "%" not in value else "")
+    except ValueError:
+        raise ValueError("should be an IPv4 or IPv6 address such as '198.18.20.11'") from None
+
+
+# A real is written once for each VIP that it serves, and read twice.
+_parse_address = lru_cache(2 * MAX_REALS)(ipaddress.ip_address)
+
+
+def _station(value: object) -> Address:
+    address = _address(value)
+    if address.is_multicast or address.is_unspecified:
+        raise ValueError("should be the address of one server, neither multicast nor unspecified")
+    return address
+
+
+def _mac(value: object) -> str:
+    if value == "auto":
+        return "auto"
+    # The lowest bit of the first byte marks a group, which no gateway is.
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}", value):
+        return value.lower()
+    raise ValueError("should be 'auto' or the MAC address of one station, such as '02:00:5e:10:00:01'")
+
+
+def _absolute(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value.startswith("/") and "\0" not in value):
+        return value
+    raise ValueError("should be the absolute path of a folder, such as '/run/nfcore/bpf/lb'")
+
+
+def _cpus(value: object) -> list[int] | None:
+    if value == "all":
+        return None
+    numbers = isinstance(value, list) and all(type(cpu) is int and 0 <= cpu < 128 for cpu in value)
+    if isinstance(value, list) and numbers and len(set(value)) == len(value):
+        return value
+    raise ValueError("should be 'all' or a list of different CPU numbers below 128, such as [0, 1]")
+
+
+def _format_cpus(cpus: list[int] | None) -> list[int] | str:
+    return "all" if cpus is None else cpus
+
+
+def _flag(value: object) -> str:
+    if isinstance(value, str) and value in FLAG_NAMES:
+        return value
+    raise ValueError(f"should be one of {', '.join(FLAG_NAMES)}")
+
+
+def format_network(network: Network) -> str:
+    """Write a VIP's address as the TOML has it: without the prefix length of a single address."""
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+
+
+class RealTable(Table):
+    """One real of a VIP."""
+
+    address: Annotated[Address, BeforeValidator(_station), PlainSerializer(str)]
+    weight: int = Field(default=1, ge=0, le=65_535)
+    """Share of the ring against the VIP's other reals; 0 drains."""
+
+
+class VipTable(Table):
+    """One VIP."""
+
+    address: Annotated[Network, BeforeValidator(parse_network), PlainSerializer(format_network)]
+    port: int = Field(ge=0, le=65_535)
+    """0 takes every port."""
+    protocol: Literal["tcp", "udp"]
+    flags: list[Annotated[str, BeforeValidator(_flag)]] = Field(default=[])
+    reals: list[RealTable] = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        """The VIP as people and metrics write it, such as ``198.18.10.1:80/tcp``."""
+        address = format_network(self.address)
+        return (
+            f"[{address}]:{self.port}/{self.protocol}" if ":" in address else f"{address}:{self.port}/{self.protocol}"
+        )
+
+    @property
+    def proto(self) -> int:
+        """IP protocol number."""
+        return PROTOCOL_NUMBERS[self.protocol]
+
+    @property
+    def flag_bits(self) -> int:
+        """Flags as the maps have them."""
+        return sum(FLAG_NAMES[flag] for flag in set(self.flags))
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether it takes more than one address."""
+        return self.address.prefixlen < self.address.max_prefixlen
+
+    def loses_to(self, other: VipTable) -> bool:
+        """Whether some packet that matches this VIP belongs to `other`: a port goes before any port, then length."""
+        if self.proto != other.proto or self.address.version != other.address.version:
+            return False
+        same_port = 0 in (self.port, other.port) or self.port == other.port
+        if not (same_port and self.address.overlaps(other.address)):
+            return False
+        return (other.port != 0, other.address.prefixlen) > (self.port != 0, self.address.prefixlen)
+
+
+class KatranTable(Table):
+    """`[katran_accel]`."""
+
+    gateway_mac: Annotated[str, BeforeValidator(_mac)] = "auto"
+    """Where encapsulated packets go; `auto` asks the default route of the first interface for its neighbour."""
+    forwarding_cpus: Annotated[list[int] | None, BeforeValidator(_cpus), PlainSerializer(_format_cpus)] = "all"  # type: ignore[assignment]
+    """CPUs with a connection table and marks of their own; the others share the fallback table."""
+    lru_size: int = Field(default=262_144, ge=128, le=64_000_000)
+    """Flows in the connection table of one CPU."""
+    maglev: Literal[1, 2] = 2
+    """2 shares the ring by weight; 1 is the ring of older Katran set-ups, which hardly does."""
+    pin_dir: Annotated[str | None, BeforeValidator(_absolute)] = None
+    """Folder of a bpf file system where program and maps are pinned and outlive the daemon."""
+    vips: list[VipTable] = Field(min_length=1, max_length=MAX_VIPS)
+
+
+def count_pairs(table: KatranTable) -> int:
+    """How many (VIP, real) pairs there are: the balancer's targets."""
+    return sum(len(vip.reals) for vip in table.vips)
+
+
+def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
+    """Find duplicates and impossible pairs, as far as the values can be read at all."""
+    vips = raw.get("vips")
+    seen: dict[tuple[object, ...], int] = {}
+    reals: set[Address] = set()
+    prefixes = 0
+    for number, vip in enumerate(vips if isinstance(vips, list) else ()):
+        if not isinstance(vip, dict):
+            continue
+        where = f"{path}.vips[{number}]"
+        network = _try(parse_network, vip.get("address"))
+        prefixes += network is not None and network.prefixlen < network.max_prefixlen
+        identity = (network, str(vip.get("port")), str(vip.get("protocol")))
+        if network is not None and seen.setdefault(identity, number) != number:
+            text = f"{format_network(network)}:{vip.get('port')}/{vip.get('protocol')}"
+            yield Problem(where, f"VIP {text} is already {path}.vips[{seen[identity]}]; each VIP stands once")
+        yield from _check_reals(vip.get("reals"), network, where, reals)
+    if prefixes > MAX_PREFIX_VIPS:
+        yield Problem(f"{path}.vips", f"name {prefixes} prefixes; at most {MAX_PREFIX_VIPS} fit")
+    if len(reals) >= MAX_REALS:
+        yield Problem(f"{path}.vips", f"name {len(reals)} different reals; at most {MAX_REALS - 1} fit")
+
+
+def _check_reals(raw: object, vip: Network | None, where: str, reals: set[Address]) -> Iterator[Problem]:
+    mine: dict[Address, int] = {}
+    for number, real in enumerate(raw if isinstance(raw, list) else ()):
+        address = _try(_address, real.get("address")) if isinstance(real, dict) else None
+        if address is None:
+            continue
+        reals.add(address)
+        here = f"{where}.reals[{number}].address"
+        if mine.setdefault(address, number) != number:
+            yield Problem(here, f"{str(address)!r} is already reals[{mine[address]}] of this VIP")
+        if vip is not None and vip.version == 6 and address.version == 4:
+            yield Problem(here, f"{str(address)!r} cannot serve an IPv6 VIP: IPv6 is encapsulated in IPv6 only")
+
+
+def _try(parse: Any, value: object) -> Any:
+    try:
+        return parse(value)
+    except ValueError:
+        return None

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connection tables from user space: which VIP an entry belongs to, what must go, what is put back.
+
+Everything is an array: a batch of N flows has keys of shape (N,), dtype :data:`nfcore.api.flows.FLOW_KEY`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from socket import IPPROTO_UDP
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.api.flows import ANY_CPU, FLOW_KEY, FlowBatch, pack_address
+from nfcore.errors import HostError
+from nfcore.kernel import Map
+
+from . import layouts as lay
+from .config import VipTable
+from .hashing import ring_slots
+from .inventory import Inventory
+from .maps import BalancerMaps
+
+NO_VIP = -1
+_PER_PORT = lay.VipFlag.HASH_DPORT_ONLY | lay.VipFlag.HASH_SRC_DST_PORT
+_EXACT = 129
+"""Rank of a VIP of one address: before any prefix, as `vip_map` is asked before `vip_lpm_map`."""
+
+
+class VipFinder:
+    """What vip.h and slow_path.h in bpf/balancer/ do to find VIP and connection, over arrays, for one inventory."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._flags = np.zeros(lay.MAX_VIPS, np.int64)
+        self._any_port = np.zeros(lay.MAX_VIPS, bool)
+        for number, vip in inventory.vips.items():
+            self._flags[number], self._any_port[number] = vip.flag_bits, vip.port == 0
+        ranked = sorted(inventory.vips.items(), key=lambda numbered: _rank(numbered[1]))
+        self._patterns = [(number, vip.port, vip.proto, *_pattern(vip)) for number, vip in ranked]
+
+    def owners(self, keys: NDArray[np.void]) -> NDArray[np.int64]:
+        """Number of the VIP that packets of these keys belong to, :data:`NO_VIP` without one.
+
+        Like the program's maps it takes addresses for 16 bytes, whatever the family.
+        """
+        raw = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), FLOW_KEY.itemsize)
+        # dst, dport and proto; sport, which lies between them, does not count.
+        ends = np.delete(raw[:, 16:37], (16, 17), axis=1)
+        _, firsts, back = np.unique(np.ascontiguousarray(ends).view("V19"), return_index=True, return_inverse=True)
+        few = keys[firsts]
+        words = np.ascontiguousarray(few["dst"]).view(np.uint64).reshape(len(few), 2)
+        found = np.full(len(few), NO_VIP, np.int64)
+        for number, port, proto, address, mask in self._patterns:
+            match = (few["proto"] == proto) & ((few["dport"] == port) | (port == 0))
+            found[match & (((words ^ address) & mask) == 0).all(axis=1)] = number
+        owners: NDArray[np.int64] = found[back.reshape(-1)]
+        return owners
+
+    def owners_of_entries(self, keys: NDArray[np.void]) -> NDArray[np.int64]:
+        """Number of the VIP whose packets find these connection entries; :data:`NO_VIP` when none does."""
+        owners = self.owners(keys)
+        flags, any_port = self._flags[owners], self._any_port[owners]
+        # What the VIP's packets leave out of the key is zero in every key that they are looked up by.
+        odd = ((flags & lay.VipFlag.HASH_NO_SRC_PORT) != 0) & (keys["sport"] != 0)
+        odd |= any_port & ((flags & _PER_PORT) == 0) & (keys["dport"] != 0)
+        return np.where(odd, NO_VIP, owners)
+
+    def entry_keys(self, keys: NDArray[np.void], vips: NDArray[np.int64]) -> NDArray[np.void]:
+        """Keys of flows of these VIPs in the connection table: what the VIP's flags ignore is zero there."""
+        entries = keys.copy()
+        flags = self._flags[vips]
+        entries["sport"][(flags & lay.VipFlag.HASH_NO_SRC_PORT) != 0] = 0
+        entries["dport"][self._any_port[vips] & ((flags & _PER_PORT) == 0)] = 0
+        return entries
+
+    def slots(
+        self, entries: NDArray[np.void], vips: NDArray[np.int64], families: NDArray[np.uint32]
+    ) -> NDArray[np.int64]:
+        """Slot of each flow in its VIP's ring, 0..65,536, from its key in the connection table."""
+        hashed = entries.copy()
+        only_dport = (self._flags[vips] & lay.VipFlag.HASH_DPORT_ONLY) != 0
+        hashed["src"][only_dport] = 0
+        hashed["sport"][only_dport] = hashed["dport"][only_dport]
+        return ring_slots(hashed, families)
+
+
+def _rank(vip: VipTable) -> tuple[bool, int]:
+    """Later in this order is found first: a port goes before any port, then one address, then the longer prefix."""
+    return vip.port != 0, vip.address.prefixlen if vip.is_prefix else _EXACT
+
+
+def _pattern(vip: VipTable) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Address and mask as two words each, in the order of the packet's bytes."""
+    mask = np.full(16, 0xFF, np.uint8)
+    if vip.is_prefix:
+        mask = pack_address(vip.address.netmask)
+    return pack_address(vip.address.network_address).view(np.uint64), mask.view(np.uint64)
+
+
+class Connections:
+    """The connection tables of all CPUs, and the fallback of those that have none."""
+
+    def __init__(self, maps: BalancerMaps) -> None:
+        self._maps = maps
+
+    def tables(self) -> Iterable[tuple[int | None, Map]]:
+        """Each table with its CPU; None: the fallback."""
+        return [*self._maps.lrus.items(), (None, self._maps["fallback_cache"])]
+
+    def clear(self) -> None:
+        """Forget every connection."""
+        for _, table in self.tables():
+            _delete(table, table.lookup_all()[0])
+
+    def purge(self, inventory: Inventory, finder: VipFinder) -> int:
+        """Forget connections whose VIP is gone or does not have their real; how many there were."""
+        targets, purged = inventory.targets(), 0
+        for _, table in self.tables():
+            keys, values = table.lookup_all()
+            owners = finder.owners_of_entries(keys)
+            good = (owners != NO_VIP) & np.isin(_targets(owners, values["pos"]), targets)
+            purged += _delete(table, keys[~good])
+        return purged
+
+    def restore(self, batch: FlowBatch, inventory: Inventory, finder: VipFinder) -> None:
+        """Put flows back: into the table of the CPU that reported them, or into all.
+
+        All are meant when the CPU is unknown, and when the ring has changed since: RSS may have moved the flow, and
+        elsewhere the ring would choose another real. Entries that are there keep their real; those of UDP flows are
+        made fresh, since marked packets did not. What has the same real is reported anew, as a new flow would be.
+        Flows whose target is gone, or that are another VIP's by now, are left out.
+        """
+        owners = finder.owners(batch.rows["key"])
+        rows = batch.rows[(owners == _vips(batch)) & np.isin(batch.rows["target"], inventory.targets())]
+        vips = _vips(FlowBatch(rows))
+        keys = finder.entry_keys(rows["key"], vips)
+        values = np.zeros(len(rows), dtype=lay.REAL_POS_LRU)
+        values["pos"] = (rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.uint32)
+        values["atime"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        everywhere = rows["cpu"] == ANY_CPU
+        everywhere |= self._ring_reals(vips, finder.slots(keys, vips, rows["family"])) != values["pos"]
+        for cpu, table in self.tables():
+            mine = everywhere | (~np.isin(rows["cpu"], list(self._maps.lrus)) if cpu is None else rows["cpu"] == cpu)
+            if mine.any():
+                _restore_into(table, keys[mine], values[mine])
+
+    def _ring_reals(self, vips: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """What the rings hold now."""
+        reals = np.zeros(len(vips), dtype=np.uint32)
+        for vip in np.unique(vips).tolist():
+            mine = vips == vip
+            # Slots of one ring lie close together: many of them are read by one system call.
+            _, reals[mine] = self._maps["ch_rings"].lookup_batch_keys(
+                (vip * lay.RING_SLOTS + slots[mine]).astype(np.uint32)
+            )
+        return reals
+
+
+def _restore_into(table: Map, keys: NDArray[np.void], values: NDArray[np.void]) -> None:
+    there, held = table.lookup_batch_keys(keys)
+    due = ~there | (keys["proto"] == IPPROTO_UDP) | (held["pos"] == values["pos"])
+    table.update_batch(keys[due], values[due])
+
+
+def _delete(table: Map, keys: NDArray[np.void]) -> int:
+    result = table.delete_batch(keys)
+    if result.errno:
+        raise HostError(f"the connection table {table.spec.name} cannot be purged: error {result.errno}")
+    return result.done
+
+
+def _vips(batch: FlowBatch) -> NDArray[np.int64]:
+    return (batch.rows["target"] >> np.uint64(32)).astype(np.int64)
+
+
+def _targets(vips: NDArray[np.int64], reals: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    return vips.astype(np.uint64) << np.uint64(32) | reals.astype(np.uint64)

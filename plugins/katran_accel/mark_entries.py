@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What marks mean, in memory that XDP shares: bpf/balancer/mark_entry.h from user space.
+
+An entry of a mark is live while its generations equal those of its VIP and its real; generation 0 is never live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.api.flows import FlowBatch
+from nfcore.api.marks import CpuPools, MarkMeaning
+
+from .connection_table import VipFinder
+from .inventory import Inventory
+from .maps import BalancerMaps
+
+
+class MarkEntries:
+    """`vip_map_by_id`, `hw_accel_reals` and the entries of the marks."""
+
+    def __init__(self, maps: BalancerMaps, meaning: MarkMeaning, cpus: list[int]) -> None:
+        self.meaning = meaning
+        self._vips, self._reals = maps["vip_map_by_id"].mmap(), maps["hw_accel_reals"].mmap()
+        self.pools: CpuPools | None = None
+        if meaning is MarkMeaning.FLOW:
+            self._entries = maps["hw_accel_mapping"].mmap()
+            self.pools = CpuPools(maps["markid_pool_mapping"].mmap(), cpus)
+        else:
+            self._entries = maps["hw_accel_targets"].mmap()
+
+    # VIPs and reals
+
+    @property
+    def newest_generation(self) -> int:
+        """The largest generation in use."""
+        return max(int(self._vips["generation"].max()), int(self._reals.max()))
+
+    def forget(self) -> None:
+        """Void every entry, every VIP and every real."""
+        for shared in (self._entries, self._vips, self._reals):
+            shared[:] = np.zeros((), dtype=shared.dtype)
+
+    def bring_to_life(self, inventory: Inventory, generation: int) -> None:
+        """Give VIPs and reals that have no generation this one, which no entry of theirs can have."""
+        for number in inventory.vips:
+            if not self._vips["generation"][number]:
+                self._vips[number] = inventory.vip_by_id(number, 0)
+                self._vips["generation"][number] = generation
+        for number in inventory.reals.values():
+            if not self._reals[number]:
+                self._reals[number] = generation
+
+    def end(self, vips: Iterable[int], reals: Iterable[int]) -> None:
+        """Let no mark lead to these VIPs and reals any more."""
+        for number in vips:
+            self._vips["generation"][number] = 0
+        for number in reals:
+            self._reals[number] = 0
+
+    def void_foreign(self, targets: NDArray[np.uint64], finder: VipFinder) -> int:
+        """Void entries of other targets than these, and of flows that are another VIP's by now; how many."""
+        live = np.flatnonzero(self._entries["vip_generation"])
+        entries = self._entries[live]
+        vips = entries["vip_num"].astype(np.uint64)
+        good = np.isin(vips << np.uint64(32) | entries["real_key"].astype(np.uint64), targets)
+        if self.meaning is MarkMeaning.FLOW:
+            good &= finder.owners(entries["flow"]) == vips.astype(np.int64)
+        self._entries["vip_generation"][live[~good]] = 0
+        return int(np.count_nonzero(~good))
+
+    # Marks
+
+    def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Read the targets of a former run's marks: dest-id's are numbered alike, flow-id's need pinned maps."""
+        known: NDArray[np.bool_] = marks < len(self._entries)
+        entries = self._entries[np.where(known, marks, 0)]
+        vips, reals = entries["vip_num"].astype(np.int64), entries["real_key"].astype(np.int64)
+        known &= (entries["vip_generation"] != 0) & (entries["vip_generation"] == self._vips["generation"][vips])
+        known &= entries["real_generation"] == self._reals[reals]
+        batch.rows["target"] = vips.astype(np.uint64) << np.uint64(32) | reals.astype(np.uint64)
+        if self.meaning is MarkMeaning.FLOW:
+            known &= entries["flow"] == batch.rows["key"]
+            known &= entries["family"] == batch.rows["family"]
+        return known
+
+    def publish(self, batch: FlowBatch, marks: NDArray[np.uint32], targets: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Write what the marks mean, or check what XDP wrote; True where the entry stands and is live."""
+        vips = (batch.rows["target"] >> np.uint64(32)).astype(np.int64)
+        reals = (batch.rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.int64)
+        live: NDArray[np.bool_] = np.isin(batch.rows["target"], targets)
+        if self.meaning is MarkMeaning.FLOW:
+            entries = self._entries[marks]
+            live &= (entries["flow"] == batch.rows["key"]) & (entries["vip_generation"] != 0)
+            live &= entries["vip_generation"] == self._vips["generation"][vips]
+            live &= entries["real_generation"] == self._reals[reals]
+            return live
+        for row in _first_per_mark(marks, live):
+            self._write_target(int(marks[row]), int(vips[row]), int(reals[row]))
+        return live
+
+    def _write_target(self, mark: int, vip_num: int, real: int) -> None:
+        entry = self._entries[mark : mark + 1]
+        generation, real_generation = self._vips["generation"][vip_num], self._reals[real]
+        wanted = (vip_num, real, generation, real_generation)
+        if tuple(entry[0]) == wanted:
+            return
+        # The generation goes first and comes last: a packet meanwhile takes the slow path.
+        entry["vip_generation"] = 0
+        entry["vip_num"], entry["real_key"], entry["real_generation"] = vip_num, real, real_generation
+        entry["vip_generation"] = generation
+
+    def retire(self, marks: NDArray[np.uint32]) -> None:
+        """Erase what the marks meant."""
+        self._entries["vip_generation"][marks] = 0
+
+
+def _first_per_mark(marks: NDArray[np.uint32], wanted: NDArray[np.bool_]) -> list[int]:
+    rows = np.flatnonzero(wanted)
+    return [int(rows[first]) for first in np.unique(marks[rows], return_index=True)[1]]

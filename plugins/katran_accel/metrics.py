@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The balancer's counters as metric families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.api.metrics import Column, LabelSets, MetricFamily, Ratchet, counter, gauge
+
+from . import layouts as lay
+from .balancer import Balancer
+from .inventory import Inventory
+
+Counts = NDArray[np.uint64]
+IPV6_HEADER = 40
+_SLOT, _ACCEL = lay.StatsSlot, lay.AccelCounter
+
+
+def accel_counters(balancer: Balancer) -> Counts:
+    """`hw_accel_stats` by :class:`layouts.AccelCounter`, summed over the CPUs."""
+    total: Counts = balancer.maps["hw_accel_stats"].read_array().sum(axis=1).astype(np.uint64)
+    return total
+
+
+def _summed(balancer: Balancer, name: str, entries: int) -> NDArray[np.void]:
+    """A per-CPU map of `struct lb_stats`, summed over the CPUs; only the first entries are read, the others are 0."""
+    per_cpu = balancer.maps[name].read_slice(0, entries)
+    total = np.zeros(balancer.maps[name].spec.max_entries, dtype=lay.LB_STATS)
+    for field in ("v1", "v2"):
+        total[field][:entries] = per_cpu[field].sum(axis=1)
+    return total
+
+
+@dataclass
+class _Readings:
+    """All counters, in the order in which they are read: wholes first, then the parts to be taken from them.
+
+    A packet raises the part before the whole (bpf/balancer/counters.h). So a part that is read after its whole holds
+    every packet of that whole, and the difference is never too large. What it lacks comes with the next reading; what
+    is too much would stay for ever, since a counter must not go back.
+    """
+
+    stats: NDArray[np.void]
+    reals: NDArray[np.void]
+    slow: NDArray[np.void]
+    """`vip_slow_stats`, parts of the VIPs' packets in `stats`."""
+    reals_slow: NDArray[np.void]
+    """`real_slow_stats`, parts of `reals`."""
+    accel: Counts
+    """Of it `FAST` and `SLOW` are parts of all frames in `stats`."""
+    misses: int
+    """Part of the look-ups in `stats`, where its place is beside them: read once more."""
+
+    @classmethod
+    def take(cls, balancer: Balancer) -> _Readings:
+        reals = max(balancer.inventory.reals.values(), default=0) + 1
+        # Python evaluates them in this order.
+        return cls(
+            stats=_summed(balancer, "stats", 2 * lay.MAX_VIPS),
+            reals=_summed(balancer, "reals_stats", reals),
+            slow=_summed(balancer, "vip_slow_stats", lay.MAX_VIPS),
+            reals_slow=_summed(balancer, "real_slow_stats", reals),
+            accel=accel_counters(balancer),
+            misses=int(balancer.maps["stats"].read_slice(_SLOT.LRU, 1)["v2"].sum()),
+        )
+
+    def v1(self, slot: lay.StatsSlot) -> int:
+        return int(self.stats["v1"][slot])
+
+    def v2(self, slot: lay.StatsSlot) -> int:
+        return int(self.stats["v2"][slot])
+
+    def both(self, slot: lay.StatsSlot) -> int:
+        return self.v1(slot) + self.v2(slot)
+
+    def of(self, which: lay.AccelCounter) -> int:
+        return int(self.accel[which])
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Labels of VIPs and reals, with their numbers, row by row."""
+
+    inventory: Inventory
+    vips: LabelSets
+    vip_paths: LabelSets
+    """All VIPs by the fast path, then all by the slow one."""
+    vip_numbers: NDArray[np.int64]
+    uncounted: NDArray[np.uint64]
+    """Bytes of the IP header that the maps leave out, as Katran's do: those of IPv6."""
+    reals: LabelSets
+    real_paths: LabelSets
+    real_numbers: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, inventory: Inventory) -> _Names:
+        vips = [vip.name for vip in inventory.vips.values()]
+        reals = [str(address) for address in inventory.reals]
+        return cls(
+            inventory,
+            LabelSets(["vip"], [[vip] for vip in vips]),
+            LabelSets(["vip", "path"], [[vip, path] for path in ("fast", "slow") for vip in vips]),
+            np.array(list(inventory.vips), dtype=np.int64),
+            np.array(
+                [IPV6_HEADER if vip.address.version == 6 else 0 for vip in inventory.vips.values()], dtype=np.uint64
+            ),
+            LabelSets(["real"], [[real] for real in reals]),
+            LabelSets(["real", "path"], [[real, path] for path in ("fast", "slow") for real in reals]),
+            np.array(list(inventory.reals.values()), dtype=np.int64),
+        )
+
+
+class BalancerFigures:
+    """Reads a balancer's counters. Remembers derived ones, which must not go back."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        self._balancer = balancer
+        self._ratchet = Ratchet()
+        self._names = _Names.of(balancer.inventory)
+        """Of the VIPs and reals that there are."""
+
+    def follow(self) -> None:
+        """Go on with the VIPs and reals that a reload has left. A number that was given anew counts from 0."""
+        before, now = self._names.inventory, self._balancer.inventory
+        self._ratchet.forget("vip", list(now.vips.keys() - before.vips.keys()))
+        self._ratchet.forget("real", list(set(now.reals.values()) - set(before.reals.values())))
+        self._names = _Names.of(now)
+
+    def families(self) -> Iterator[MetricFamily]:
+        """Give all figures of the balancer."""
+        now = _Readings.take(self._balancer)
+        yield self._paths(now)
+        yield from self._per_vip(now)
+        yield from self._per_real(now)
+        yield from self._tables(now)
+        yield from _verdicts(now)
+        yield from _reports(now)
+
+    def _paths(self, now: _Readings) -> MetricFamily:
+        fast, slow, total = now.of(_ACCEL.FAST), now.of(_ACCEL.SLOW), now.v1(_SLOT.XDP_TOTAL)
+        family = counter("nfcore_packets_total", "Packets by how their way was found.", "packets", "path")
+        family.add(fast, path="fast")
+        family.add(slow, path="slow")
+        family.add(self._left_over("none", total, fast, slow), path="none")
+        return family
+
+    def _left_over(self, key: str, total: int, *others: int) -> int:
+        return int(self._ratchet.hold(key, np.array(total), *map(np.array, others)))
+
+    def _per_vip(self, now: _Readings) -> Iterator[MetricFamily]:
+        names = self._names
+        packets = now.stats["v1"][: lay.MAX_VIPS]
+        sent = packets[names.vip_numbers]
+        ip_bytes = now.stats["v2"][names.vip_numbers] + sent * names.uncounted
+        for what, unit, text, values in (
+            ("packets", "packets", "Packets sent for a VIP.", sent),
+            ("bytes", "bytes", "Bytes sent for a VIP, of its IP packets.", ip_bytes),
+            ("new_flows", "flows", "Flows of a VIP that its ring has routed.", now.slow["v2"][names.vip_numbers]),
+        ):
+            family = counter(f"nfcore_vip_{what}_total", text, unit, "vip")
+            family.columns.append(Column(names.vips, values))
+            yield family
+        paths = counter("nfcore_vip_path_packets_total", "Packets sent for a VIP, by path.", "packets", "vip", "path")
+        by_path = self._by_path("vip", packets, now.slow["v1"], names.vip_numbers)
+        paths.columns.append(Column(names.vip_paths, by_path))
+        yield paths
+
+    def _per_real(self, now: _Readings) -> Iterator[MetricFamily]:
+        names = self._names
+        for what, unit, text, values in (
+            ("packets", "packets", "Packets sent to a real.", now.reals["v1"]),
+            ("bytes", "bytes", "Bytes sent to a real, of its IP packets without IPv6 headers.", now.reals["v2"]),
+            ("new_flows", "flows", "Flows that a ring has routed to a real.", now.reals_slow["v2"]),
+        ):
+            family = counter(f"nfcore_real_{what}_total", text, unit, "real")
+            family.columns.append(Column(names.reals, values[names.real_numbers]))
+            yield family
+        paths = counter("nfcore_real_path_packets_total", "Packets sent to a real, by path.", "packets", "real", "path")
+        by_path = self._by_path("real", now.reals["v1"], now.reals_slow["v1"], names.real_numbers)
+        paths.columns.append(Column(names.real_paths, by_path))
+        yield paths
+
+    def _by_path(self, key: str, packets: Counts, slow: Counts, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Packets of VIPs or reals by the fast path, then by the slow one, which counts nothing without marks."""
+        slow = packets if self._balancer.meaning is None else slow
+        by_mark = self._ratchet.hold(key, packets, slow)
+        return np.concatenate([by_mark[numbers], slow[numbers].astype(np.int64)])
+
+    def _tables(self, now: _Readings) -> Iterator[MetricFamily]:
+        """Connection tables and rings."""
+        lookups = counter("nfcore_lru_lookups_total", "Look-ups in the connection tables.", "packets", "result")
+        lookups.add(self._left_over("hits", now.v1(_SLOT.LRU), now.misses), result="hit")
+        lookups.add(now.misses, result="miss")
+        kinds = counter("nfcore_lru_tcp_misses_total", "TCP packets of flows that were in no table.", "packets", "kind")
+        kinds.add(now.v1(_SLOT.TCP_MISS), kind="syn")
+        kinds.add(now.v2(_SLOT.TCP_MISS), kind="established")
+        inserted = counter("nfcore_lru_inserts_total", "Flows put into a connection table.", "flows")
+        inserted.add(now.v2(_SLOT.RING))
+        fallback = counter("nfcore_lru_fallback_total", "Packets on CPUs without a table of their own.", "packets")
+        fallback.add(now.v1(_SLOT.FALLBACK_LRU))
+        room = gauge("nfcore_lru_capacity_flows", "Flows that fit into the connection table of a CPU.", "flows", "cpu")
+        for cpu in self._balancer.cpus:
+            room.add(self._balancer.table.lru_size, cpu=str(cpu))
+        routed = counter("nfcore_ring_routed_total", "Packets whose real a ring chose: the first of flows.", "packets")
+        routed.add(now.v1(_SLOT.RING))
+        gone = counter(
+            "nfcore_real_gone_total", "Packets of known flows whose real was gone: the ring chose.", "packets"
+        )
+        gone.add(now.of(_ACCEL.REAL_GONE))
+        yield from (lookups, kinds, inserted, fallback, room, routed, gone)
+
+
+def _verdicts(now: _Readings) -> Iterator[MetricFamily]:
+    verdicts = counter("nfcore_verdicts_total", "Frames by the program's verdict.", "packets", "verdict")
+    for verdict, slot in (("tx", _SLOT.XDP_TX), ("drop", _SLOT.XDP_DROP), ("pass", _SLOT.XDP_PASS)):
+        verdicts.add(now.v1(slot), verdict=verdict)
+    yield verdicts
+    rejected = counter(
+        "nfcore_marks_rejected_total", "Marked packets not sent by their mark, by kind.", "packets", "kind"
+    )
+    for kind in (_ACCEL.INELIGIBLE, _ACCEL.UNKNOWN_MARK, _ACCEL.OTHER_FLOW, _ACCEL.STALE):
+        rejected.add(now.of(kind), kind=kind.name.lower())
+    yield rejected
+    drops = counter("nfcore_drops_total", "Frames dropped, by reason.", "packets", "reason")
+    drops.add(now.of(_ACCEL.MALFORMED), reason="malformed")
+    drops.add(now.both(_SLOT.TOO_BIG), reason="too_big")
+    drops.add(now.both(_SLOT.RING_DROP), reason="no_real")
+    drops.add(now.both(_SLOT.ENCAP_FAIL), reason="no_headroom")
+    yield drops
+
+
+def _reports(now: _Readings) -> Iterator[MetricFamily]:
+    for name, text, value in (
+        ("nfcore_reports_total", "Reports of flows made by the datapath.", now.of(_ACCEL.REPORTED)),
+        # What the kernel says it has lost of a perf buffer, the program knew already.
+        ("nfcore_reports_lost_total", "Reports of flows without room in the buffer.", now.of(_ACCEL.REPORT_LOST)),
+        (
+            "nfcore_mark_pool_empty_total",
+            "Reports made without a mark: the CPU's pool was empty.",
+            now.of(_ACCEL.POOL_EMPTY),
+        ),
+    ):
+        family = counter(name, text, "flows")
+        family.add(value)
+        yield family

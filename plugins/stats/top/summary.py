@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `nfcore top` needs of the daemon, in one answer: counters as they stand, the hottest flows, who serves a VIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from nfcore.api.context import Context
+from nfcore.api.json_rows import Rows
+from nfcore.api.metrics import MetricFamily
+from nfcore.errors import ConfigError, Problem
+
+from ..registry import Registry
+
+FAMILIES = (
+    "nfcore_packets_total",
+    "nfcore_vip_packets_total",
+    "nfcore_vip_bytes_total",
+    "nfcore_real_packets_total",
+    "nfcore_real_bytes_total",
+    "nfcore_vip_path_packets_total",
+    "nfcore_real_path_packets_total",
+    "nfcore_vip_new_flows_total",
+    "nfcore_reports_lost_total",
+    "nfcore_not_offloaded_total",
+    "nfcore_drops_total",
+    "nfcore_hook_errors_total",
+    "nfcore_marks_in_use",
+    "nfcore_rules",
+    "nfcore_rules_capacity",
+    "nfcore_nic_full",
+    "nfcore_counters_age_seconds",
+    "nfcore_program_attached",
+)
+"""A family that the daemon does not have is shown as not known."""
+_TYPES = {"match": str, "sort": str, "vip": str, "limit": int, "reverse": bool}
+MOST_FLOWS = 200
+
+
+def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer ``top``. match, sort, reverse, limit: as of ``flows``; vip: name of one whose reals and flows are wanted.
+
+    ConfigError names a parameter that is wrong.
+    """
+    for name, value in parameters.items():
+        if name not in _TYPES or not isinstance(value, _TYPES[name]):
+            known = "match, sort, vip (texts), limit (a number), reverse (true or false)"
+            raise ConfigError("top", [Problem(name, f"is {value!r}; parameters are {known}")])
+    vip = parameters.get("vip", "")
+    match = f"{parameters.get('match', '')} {vip}".strip()
+    limit = min(int(parameters.get("limit", 50)), MOST_FLOWS)
+    wanted = {"match": match, "sort": parameters.get("sort") or "rate", "limit": limit}
+    flows = context.methods["flows"](wanted | {"reverse": parameters.get("reverse", False)})
+    return {
+        "values": {family.name: Rows(partial(_samples, family)) for family in registry.of(FAMILIES)},
+        "flows": Rows(lambda: (row for row in flows["flows"] if not vip or row.get("vip") == vip)),
+        "states": flows["states"],
+        "offload": flows["offload"],
+        "max_rules": context.config.offload.max_rules,
+        "strategy": context.strategy.name if context.strategy else None,
+        "troubles": list(context.health.troubles()),
+        "interfaces": {device.name: list(device.backends) for device in context.devices},
+        "vip": vip,
+        "reals": _reals_of(context, vip) if vip else [],
+    }
+
+
+def _samples(family: MetricFamily) -> Iterator[list[Any]]:
+    yield from ([dict(sample.labels), sample.value] for sample in family.everything())
+
+
+def _reals_of(context: Context, vip: str) -> list[str]:
+    """Names of the reals that a VIP has in the configuration that is in effect."""
+    names = [dict(nf.describe(target)) for nf in context.nfs for target in nf.targets().rows["target"].tolist()]
+    return sorted({name["real"] for name in names if name.get("vip") == vip and "real" in name})

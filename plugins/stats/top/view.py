@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The board as lines of text, as many and as wide as there is room. Pure: what is drawn depends on the arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.text import Text
+
+from nfcore.text import printable
+
+from .keys import View
+from .model import Board, History, Row, arrange
+
+MOST_TROUBLES = 3
+_BARS = "▁▂▃▄▅▆▇█"
+_TITLES = {"vips": "VIP", "reals": "REAL", "flows": "FLOW"}
+KEYS = "↑↓ enter look in  esc back  tab table  s sort  / filter  p pause  h help  q quit"
+FEWER_KEYS = "h help  q quit"
+HELP = (
+    ("↑ ↓, k j", "select a row of the focused table (bright title)"),
+    ("tab", "focus the next table"),
+    ("enter", "look into the selected VIP: its reals and flows"),
+    ("esc, backspace", "drop the filter; then leave the VIP"),
+    ("s S, → ←", "sort by the next, or previous, column (▼)"),
+    ("r", "turn the order round (▲)"),
+    ("/", "filter the focused table and the flows: part of a name, address, prefix"),
+    ("p, space", "pause, and go on"),
+    ("q, Ctrl-C", "quit"),
+)
+
+
+def short(value: float | None) -> str:
+    """Write a number in at most five characters: ``–`` when it is not known, ``12.3M``."""
+    if value is None:
+        return "–"
+    for limit, size, unit in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (1e12, 1e9, "G"), (1e15, 1e12, "T")):
+        if abs(value) < limit * 0.9995:
+            scaled = value / size
+            digits = 0 if (not unit and scaled == int(scaled)) or scaled >= 99.95 else 1 if scaled >= 9.995 else 2
+            return f"{scaled:.{digits}f}{unit}"
+    return f"{value:.0e}"
+
+
+def percent(share: float | None) -> str:
+    """Write a share of 0 to 1."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def sparkline(shares: Sequence[float | None], width: int) -> str:
+    """Draw the last `width` shares of 0 to 1, a character each; a gap where none is known."""
+    last = shares[-width:] if width > 0 else []
+    return "".join(" " if s is None else _BARS[min(len(_BARS) - 1, max(0, int(s * len(_BARS))))] for s in last)
+
+
+def gauge(share: float, width: int) -> str:
+    """Draw how full something is."""
+    filled = min(width, max(0, round(share * width)))
+    return "█" * filled + "░" * (width - filled)
+
+
+def duration(seconds: float) -> str:
+    """Write a time as ``3d 04:05:06``."""
+    whole = int(seconds)
+    days, rest = divmod(whole, 86_400)
+    clock = f"{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
+    return f"{days}d {clock}" if days else clock
+
+
+@dataclass(frozen=True)
+class _Column:
+    """key: what the table is sorted by to sort it by this column."""
+
+    title: str
+    key: str
+    width: int
+
+
+_ROWS = (
+    _Column("packets/s", "packets", 10),
+    _Column("bit/s", "bits", 8),
+    _Column("share", "share", 7),
+    _Column("fast", "fast", 7),
+    _Column("packets", "total", 9),
+)
+_FLOWS = (
+    _Column("state", "", 10),
+    _Column("packets/s", "rate", 10),
+    _Column("packets", "packets", 9),
+    _Column("mark", "mark", 6),
+)
+
+
+def shown(board: Board, view: View, table: str) -> list[Row] | list[Mapping[str, Any]]:
+    """Give the rows of a table in their order. The filter is for the focused table and for the flows, which the daemon
+    has chosen, sorted and filtered.
+    """
+    if table == "flows":
+        return list(board.flows)
+    rows = board.vips if table == "vips" else board.reals
+    backwards = view.backwards and view.focus == table
+    text = view.text if table == view.focus else ""
+    return arrange(rows, view.sort_of(table), text, backwards=backwards)
+
+
+def names(board: Board, view: View) -> list[str]:
+    """Give the names of the focused table's rows, as shown."""
+    return [row.name if isinstance(row, Row) else str(row["flow"]) for row in shown(board, view, view.focus)]
+
+
+def draw(board: Board, view: View, history: History, width: int, height: int) -> list[Text]:
+    """Draw everything into exactly `height` lines of at most `width` characters."""
+    lines = [*_head(board, view, history, width)]
+    if view.helping:
+        lines += [Text(f"  {keys:<16} {what}") for keys, what in HELP]
+    else:
+        lines += _tables(board, view, width, height - len(lines) - 1)
+    lines = lines[: max(0, height - 1)]
+    lines += [Text()] * (height - 1 - len(lines))
+    return [_cut(line, width) for line in [*lines, _foot(view, width)][-height:]]
+
+
+def draw_words(words: str, width: int, height: int) -> list[Text]:
+    """Draw what there is to say instead of a board."""
+    lines = [
+        Text("nfcore top", style="bold"),
+        Text(),
+        Text(printable(words), style="yellow"),
+        Text("trying again …"),
+        Text(),
+    ]
+    folded = [part for line in lines for part in _fold(line, width)][: max(0, height - 1)]
+    return [*folded, *[Text()] * (height - 1 - len(folded)), _cut(Text("q quit", style="dim"), width)][-height:]
+
+
+def _fold(line: Text, width: int) -> list[Text]:
+    plain = line.plain
+    return [Text(plain[at : at + width], style=line.style) for at in range(0, max(1, len(plain)), max(1, width))]
+
+
+def _cut(line: Text, width: int) -> Text:
+    if not line.plain.isprintable():
+        line = Text(printable(line.plain), style=line.style)
+    line.truncate(max(0, width), overflow="ellipsis")
+    return line
+
+
+def _head(board: Board, view: View, history: History, width: int) -> list[Text]:
+    nics = ", ".join(f"{nic.name}: {' '.join(nic.backends) or 'no backend'}" for nic in board.nics)
+    marks = f"{board.strategy} marks" if board.strategy else "unaccelerated"
+    first = Text.assemble(("nfcore top", "bold"), f"  {nics}  {marks}  up {duration(board.up_seconds)}")
+    if view.paused:
+        first.append("  PAUSED", style="bold yellow")
+    if not board.offload:
+        first.append("  offload off", style="bold yellow")
+    traffic = f"packets {short(board.packets)}/s   {short(board.bits)} bit/s   new flows {short(board.new_flows)}/s"
+    share = Text.assemble("fast path ", (f"{percent(board.fast_share):>7}", "bold green"), " ")
+    share.append(sparkline(history.shares, width - 20), style="green")
+    fill = board.rules / board.max_rules if board.max_rules else 0.0
+    table = Text.assemble(
+        f"rules {board.rules:,} of {board.max_rules:,} ({100 * fill:.1f} %) ",
+        (gauge(fill, 16), "red" if fill > 0.9 else "cyan"),
+        f"  waiting {board.states.get('waiting', 0):,}  without {board.states.get('refused', 0):,}",
+    )
+    for nic in board.nics:
+        if nic.full:
+            table.append(f"  {nic.name} FULL", style="bold red")
+    books = Text(f"marks {_count(board.marks)}   not offloaded {short(board.not_offloaded)}/s   ")
+    books.append(f"drops {short(board.drops)}/s   ", style="red" if board.drops else "")
+    books.append(f"reports lost {_count(board.lost)}   ", style="red" if board.lost else "")
+    books.append(f"plugin errors {board.errors:,}", style="red" if board.errors else "")
+    troubles = [Text(f"! {words}", style="bold red") for words in board.troubles[:MOST_TROUBLES]]
+    return [first, *troubles, Text(traffic), share, table, books, _filter(board, view)]
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _filter(board: Board, view: View) -> Text:
+    """Draw what is looked at: the VIP, and the filter as it is typed."""
+    line = Text()
+    if view.vip:
+        mine = next((row for row in board.vips if row.name == view.vip), None)
+        figures = f"  {short(mine.packets)}/s  {short(mine.bits)} bit/s" if mine else "  is gone"
+        line.append(f"VIP {view.vip}", style="bold").append(figures + "   ")
+    if view.typed is not None:
+        line.append(f"filter: {view.typed}█", style="bold")
+    elif view.text:
+        line.append(f"filter: {view.text}", style="bold")
+    return line
+
+
+def _foot(view: View, width: int) -> Text:
+    if view.typed is not None:
+        return Text("enter take  esc leave as it was", style="dim")
+    if view.helping:
+        return Text("any key: back", style="dim")
+    return Text(KEYS if len(KEYS) <= width else FEWER_KEYS, style="dim")
+
+
+def _tables(board: Board, view: View, width: int, height: int) -> list[Text]:
+    rows = {table: shown(board, view, table) for table in view.tables}
+    room = share_out({table: len(rows[table]) for table in view.tables}, view.focus, height - len(rows))
+    lines: list[Text] = []
+    for table in view.tables:
+        lines += _table(table, rows[table], view, width, room[table])
+    return lines
+
+
+def share_out(wanted: Mapping[str, int], focus: str, room: int) -> dict[str, int]:
+    """Give each table some lines: the focused one what it wants as long as the others have a fifth each."""
+    given = dict.fromkeys(wanted, 0)
+    room = max(0, room)
+    for table in wanted:
+        given[table] = min(wanted[table], room // 5)
+    for table in (focus, *(table for table in wanted if table != focus)):
+        more = min(wanted[table] - given[table], room - sum(given.values()))
+        given[table] += max(0, more)
+    return given
+
+
+def _table(table: str, rows: Sequence[Any], view: View, width: int, room: int) -> list[Text]:
+    focused, columns = table == view.focus, _FLOWS if table == "flows" else _ROWS
+    name_width = max(8, width - sum(column.width + 1 for column in columns))
+    sort, mark = view.sort_of(table), "▲" if view.backwards and focused else "▼"
+    title = _TITLES[table]
+    if table == "reals" and view.vip:
+        # The datapath counts per VIP and per real, not per pair.
+        title += " (figures of all its VIPs)"
+    title += mark if sort == "name" else ""
+    if table == "flows" and sort not in {column.key for column in columns}:
+        title += f" by {sort} {mark}"
+    head = title.ljust(name_width)[:name_width]
+    for column in columns:
+        text = column.title + (mark if column.key == sort else "")
+        head += " " + text.rjust(column.width)
+    lines = [Text(head, style="bold reverse" if focused else "reverse dim")]
+    selected = min(view.selected, max(0, len(rows) - 1)) if focused else -1
+    begin = max(0, min(selected - room + 1, len(rows) - room)) if selected >= room else 0
+    for number, row in enumerate(rows[begin : begin + room], begin):
+        name, cells = _cells(row, name_width)
+        name = printable(name)
+        text = name if len(name) <= name_width else name[: name_width - 1] + "…"
+        line = text.ljust(name_width) + "".join(
+            f" {c[: k.width]:>{k.width}}" for c, k in zip(cells, columns, strict=True)
+        )
+        lines.append(Text(line, style="bold" if number == selected else ""))
+    return lines
+
+
+def _cells(row: Row | Mapping[str, Any], width: int) -> tuple[str, list[str]]:
+    """Give a row's name, with a flow's real where there is room for it, and what stands in its columns."""
+    if isinstance(row, Row):
+        shares = [percent(row.share), percent(row.fast)]
+        return row.name, [short(row.packets), short(row.bits), *shares, short(row.total)]
+    name = f"{row['flow']} → {row['real']}" if row.get("real") else ""
+    name = name if 0 < len(name) <= width else str(row["flow"])
+    return name, [str(row["state"]), short(row["rate"]), short(row["hardware_packets"]), str(row["mark"] or "–")]
