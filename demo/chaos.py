@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nfcore.control.server import request
+from nfcore.control.client import request
 from nfcore.errors import NfcoreError
 from nfcore.kernel import online_cpus
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nfcore.control.server import request
+from nfcore.control.client import request
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
-def words_of(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What an exception is and says; an exception of a plugin's own may not even be able to say anything."""
     try:
         return f"{type(error).__name__}: {error}"

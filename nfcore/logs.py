@@ -56,26 +56,26 @@ class Format(StrEnum):
 
 
 @dataclass
-class _Said:
+class _Repeat:
     since: float
     times: int = 1
     unsaid: int = 0
     example: object = None
 
 
-class Repeats:
+class RepeatFilter:
     """Tells what is said too often. Thread-safe when its user is."""
 
     def __init__(self, interval: float, burst: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         """Let a thing be said `burst` times an interval."""
         self._interval, self._burst, self._clock = interval, burst, clock
-        self._said: OrderedDict[Hashable, _Said] = OrderedDict()
+        self._said: OrderedDict[Hashable, _Repeat] = OrderedDict()
 
     def admit(self, key: Hashable, example: object = None) -> int | None:
         """None when `key` must not be said now; otherwise how often it was not said since the last time."""
         now, known = self._clock(), self._said.get(key)
         if known is None or now - known.since >= self._interval:
-            self._said[key] = _Said(now)
+            self._said[key] = _Repeat(now)
             self._said.move_to_end(key)
             if len(self._said) > MOST_REMEMBERED:
                 self._said.popitem(last=False)
@@ -116,8 +116,8 @@ class LogHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self.form, self.journal = Format.TEXT, False
         self._interval = interval
-        self._lines = Repeats(interval, clock=clock)
-        self._places = Repeats(interval, BURST, clock)
+        self._lines = RepeatFilter(interval, clock=clock)
+        self._places = RepeatFilter(interval, BURST, clock)
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -126,7 +126,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
             super().emit(record)
             return
         words = record.getMessage()
-        times = self._lines.admit((record.name, record.levelno, words), record)
+        times = self._lines.admit(getattr(record, "repeat_key", (record.name, record.levelno, words)), record)
         if times is None:
             self._wake_later()
         elif times:
@@ -138,7 +138,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
                 super().emit(_counted(record, _others(record, others)))
             super().emit(record)
 
-    def say(self, level: int, words: str) -> None:
+    def print_user(self, level: int, words: str) -> None:
         """Write what is no line of the log; where the log is JSON, or the journal's, it has to look like one."""
         self.acquire()
         try:
@@ -271,11 +271,11 @@ def set_up_logging(level: Level, form: Format) -> None:
     root.setLevel(level.upper())
 
 
-def say(level: int, words: str) -> None:
+def print_user(level: int, words: str) -> None:
     """Tell the user something on standard error, whatever the level and however often it was said before."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, LogHandler)]
     for handler in handlers:
-        handler.say(level, words)
+        handler.print_user(level, words)
     if not handlers:
         _write(sys.stderr, printable(words, "\n"))
 

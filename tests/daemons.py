@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nfcore.api.metrics import total
-from nfcore.control.server import request
+from nfcore.control.client import request
 
 
 @dataclass

@@ -14,23 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pluggy
 import typer
 from numpy.typing import NDArray
 
+from .config import Config, Section
+from .context import Context
 from .findings import Finding
 from .flows import FlowBatch
 from .marks import StrategyInfo
 from .metrics import MetricFamily
+from .network_function import PacketTrace
 from .rules import Capabilities, Device, Outcomes, RuleBatch
-
-if TYPE_CHECKING:
-    from ..bench import Workload
-    from .config import Config, Section
-    from .context import Context, PacketTrace
 
 PROJECT = "nfcore"
 API = 1
@@ -139,8 +136,8 @@ class Hooks:
         """Run one frame through the NF's loaded program; what it did and why."""
 
     @hookspec
-    def benchmark(self) -> Workload | None:
-        """Give what `nfcore bench` is to measure of the plugin's NF: programs, worlds, bars (`nfcore.bench`)."""
+    def benchmark(self) -> object | None:
+        """Give the `nfcore.bench.workload.Workload` of the plugin's NF: what `nfcore bench` is to measure."""
 
 
 class Asked(StrEnum):

@@ -11,7 +11,7 @@ TOGETHER = 32
 """Rows written at once."""
 
 
-class Rows:
+class JsonRows:
     """A list of JSON values of which each is made when its turn comes, be it in an answer or for whoever iterates.
 
     What they are made from must not change meanwhile: take a copy of what does.
@@ -25,22 +25,22 @@ class Rows:
         return iter(self._make())
 
 
-def written(value: Any) -> Iterator[str]:
-    """Give a JSON value in pieces, row by row where there are :class:`Rows`. TypeError, ValueError: it is none."""
-    if isinstance(value, Rows):
+def encode(value: Any) -> Iterator[str]:
+    """Give a JSON value in pieces, row by row where there are :class:`JsonRows`. TypeError, ValueError: it is none."""
+    if isinstance(value, JsonRows):
         yield from _list(value)
     elif _has_rows(value):
         between = "{"
         for key, each in value.items():
             yield f"{between}{json.dumps(str(key))}: "
-            yield from written(each)
+            yield from encode(each)
             between = ", "
         yield "}"
     else:
         yield json.dumps(value)
 
 
-def _list(rows: Rows) -> Iterator[str]:
+def _list(rows: JsonRows) -> Iterator[str]:
     between, batch = "[", []
     for row in rows:
         if not _has_rows(row):
@@ -52,7 +52,7 @@ def _list(rows: Rows) -> Iterator[str]:
             between, batch = ", ", []
         if _has_rows(row):
             yield between
-            yield from written(row)
+            yield from encode(row)
             between = ", "
     if batch:
         yield f"{between}{json.dumps(batch)[1:-1]}"
@@ -60,14 +60,14 @@ def _list(rows: Rows) -> Iterator[str]:
     yield "[]" if between == "[" else "]"
 
 
-def plain(value: Any) -> Any:
-    """Give a value with lists in place of :class:`Rows`."""
-    if isinstance(value, Rows):
-        return [plain(row) for row in value]
-    return {key: plain(each) for key, each in value.items()} if isinstance(value, dict) else value
+def materialize(value: Any) -> Any:
+    """Give a value with lists in place of :class:`JsonRows`."""
+    if isinstance(value, JsonRows):
+        return [materialize(row) for row in value]
+    return {key: materialize(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _has_rows(value: Any) -> bool:
     if isinstance(value, dict):
         return any(_has_rows(each) for each in value.values())
-    return isinstance(value, Rows)
+    return isinstance(value, JsonRows)

@@ -23,7 +23,7 @@ PAUSE = 0.01
 """Seconds between two attempts."""
 
 
-class Claims:
+class Locks:
     """Locks held by this process; given back on leaving the context, or when the process dies."""
 
     def __init__(self, folder: Path = FOLDER) -> None:

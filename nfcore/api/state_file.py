@@ -15,7 +15,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
-class State:
+class StateFile:
     """Numbers and texts by name. Without a path nothing is kept."""
 
     def __init__(self, path: Path | None = None) -> None:

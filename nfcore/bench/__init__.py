@@ -17,14 +17,13 @@ from .datapath import BenchError, Row, Series, Subject, Tally, measure, rows_of
 from .packet_source import FlowSource, SameFrame
 from .processes import in_processes
 from .profile import profile
-from .results import Bar, CoreRow, Figure, Gain, Results
+from .results import CoreRow, Figure, Gain, Results, Target
 from .sizes import Sizes
 from .traffic import SERVICE, Family, flow_keys, make_services
 from .workload import BenchRequest, Workload
 
 __all__ = [
     "SERVICE",
-    "Bar",
     "BenchError",
     "BenchRequest",
     "CoreRow",
@@ -40,6 +39,7 @@ __all__ = [
     "Sizes",
     "Subject",
     "Tally",
+    "Target",
     "Workload",
     "flow_keys",
     "in_processes",

@@ -14,21 +14,21 @@ from pathlib import Path
 
 import numpy as np
 
-from ..api.config import load_config
 from ..api.context import Context
 from ..api.rules import Device
+from ..config.loader import load_config
 from ..daemon.bootstrap import make_context, make_engine, set_up
 from ..devices.null_backend import NULL_BACKEND, NullBackend
 from ..devices.worker import InlineWorker
 from ..engine.engine import Engine
 from ..engine.flow_table import FlowState
 from ..errors import HostError
-from ..hooks.manager import PluginHost
+from ..hooks.manager import PluginManager
 from .live import time_first_marks
 from .packet_source import FlowSource
 from .processes import Say
 from .profile import profile
-from .results import Bar, Figure
+from .results import Figure, Target
 from .sizes import Sizes
 from .testbed import cold_cache, open_site
 from .workload import Workload
@@ -80,17 +80,17 @@ def open_engine(nf: str, nf_toml: str) -> Iterator[EngineWorld]:
     with tempfile.TemporaryDirectory(prefix="nfcore-bench-") as folder:
         path = Path(folder, "engine.toml")
         path.write_text(ENGINE_CONFIG.format(nf=nf, nf_toml=nf_toml, most_rules=MOST_RULES), encoding="utf-8")
-        host = PluginHost()
-        config = load_config(path, host)
-        host.register(NullBackend(), NULL_BACKEND)
-        context = make_context(config, host, [Device("bench", 1, (NULL_BACKEND,))], tracing=True)
-        with set_up(context, host):
-            engine = make_engine(context, host, {1: InlineWorker()})
+        plugins = PluginManager()
+        config = load_config(path, plugins)
+        plugins.register(NullBackend(), NULL_BACKEND)
+        context = make_context(config, plugins, [Device("bench", 1, (NULL_BACKEND,))], tracing=True)
+        with set_up(context, plugins):
+            engine = make_engine(context, plugins, {1: InlineWorker()})
             engine.start()
             yield EngineWorld(context, engine)
 
 
-def measure_engine(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Bar]]:
+def measure_engine(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
     """Fill the ring buffer, time the engine emptying it, again and again. In a process of its own, on one CPU."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with open_engine(nf, workload.toml(VIPS, REALS)) as world, ExitStack() as leaving:
@@ -122,7 +122,7 @@ def measure_engine(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple
             Figure("of the fastest burst", max(rates), "1/s"),
             Figure("engine's memory of a flow", size / known, "B", f"table and index, {known:,} flows"),
         ],
-        [Bar("new flows through the engine", rate, EVENTS_WANTED, "1/s", at_least=True, profile=words)],
+        [Target("new flows through the engine", rate, EVENTS_WANTED, "1/s", at_least=True, profile=words)],
     )
 
 
@@ -134,7 +134,7 @@ def _drain_all(world: EngineWorld, count: int, *, installed: bool = True) -> Non
         raise HostError(f"of {count} new flows {taken} came through the ring buffer and {got} got a rule")
 
 
-def measure_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Bar]]:
+def measure_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
     """Time flows from their first packet to their first marked one. In a process of its own."""
     times = np.array(time_first_marks(nf, workload, sizes, say)) * 1e3
     if not len(times):
@@ -147,7 +147,7 @@ def measure_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> 
     ], []
 
 
-def measure_starts(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Bar]]:
+def measure_starts(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
     """Time the daemon until it is ready. In a process of its own."""
     vips, reals = sizes.config
     with open_site() as site:
@@ -172,7 +172,7 @@ def measure_starts(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple
         Figure(name, round(ready, 3), "s", note),
     ]
     words = profile(lambda: _open_and_close(nf, workload.toml(vips, reals))) if ready >= READY_WANTED else ""
-    return figures, [Bar(name, round(ready, 3), READY_WANTED, "s", profile=words)]
+    return figures, [Target(name, round(ready, 3), READY_WANTED, "s", profile=words)]
 
 
 def _open_and_close(nf: str, nf_toml: str) -> None:

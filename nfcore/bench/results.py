@@ -10,7 +10,7 @@ from .datapath import Row
 
 
 @dataclass(frozen=True)
-class Bar:
+class Target:
     """A figure beside what it should be at most, or at least."""
 
     name: str
@@ -129,7 +129,7 @@ class Results:
     live: list[LiveRow] = field(default_factory=list)
     control: list[Figure] = field(default_factory=list)
     rules: list[RuleRate] = field(default_factory=list)
-    bars: list[Bar] = field(default_factory=list)
+    bars: list[Target] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -7,11 +7,12 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from ..api.config import load_config
 from ..api.rules import RULE_ROW, Action, Device, Outcome, Outcomes, RuleBatch, make_cookies
+from ..config.loader import load_config
 from ..daemon.bootstrap import find_devices, make_context, set_up
 from ..errors import HostError, NfcoreError
-from ..hooks.manager import PluginHost
+from ..hooks import discovery
+from ..hooks.manager import PluginManager
 from .processes import Say
 from .results import RuleRate, Skipped
 from .sizes import Sizes
@@ -37,10 +38,10 @@ def make_rules(count: int, workload: Workload) -> RuleBatch:
 
 def backends() -> list[str]:
     """Names of the installed plugins that install rules."""
-    host = PluginHost()
-    for name in host.installed():
-        host.load(name)
-    return host.implementing("install_offload")
+    plugins = PluginManager()
+    for name in discovery.installed():
+        plugins.load(name)
+    return plugins.implementing("install_offload")
 
 
 def measure_rules(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[RuleRate], list[Skipped]]:
@@ -60,19 +61,19 @@ def measure_rules(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[
 
 def _measure(site: Site, nf: str, workload: Workload, backend: str, sizes: Sizes) -> list[RuleRate]:
     """HostError says why the backend cannot set marks here."""
-    host = PluginHost()
-    config = load_config(site.config(nf, workload.toml(1, 1), backend=backend), host)
-    context = make_context(config, host, find_devices(config))
+    plugins = PluginManager()
+    config = load_config(site.config(nf, workload.toml(1, 1), backend=backend), plugins)
+    context = make_context(config, plugins, find_devices(config))
     (device,) = context.devices
     rates: list[RuleRate] = []
-    with context.claims, ExitStack() as leaving:
-        leaving.enter_context(set_up(context, host))
-        able = host.call(backend, "probe_offload", device=device)
+    with context.locks, ExitStack() as leaving:
+        leaving.enter_context(set_up(context, plugins))
+        able = plugins.call(backend, "probe_offload", device=device)
         if able is None or able.mark_width == 0:
             raise HostError("cannot set marks here: " + ("; ".join(able.notes) if able else "it does not say why"))
         for count in sizes.rules:
             rules = make_rules(count, workload)
-            seconds = _operate(host, backend, device, rules)
+            seconds = _operate(plugins, backend, device, rules)
             batch = measure_tc(rules, NETWORK)["insert"] if backend == YARDSTICK else None
             rates += [
                 RuleRate(backend, op, count, count / took, None if batch is None else batch / took)
@@ -81,19 +82,19 @@ def _measure(site: Site, nf: str, workload: Workload, backend: str, sizes: Sizes
     return rates
 
 
-def _operate(host: PluginHost, backend: str, device: Device, rules: RuleBatch) -> dict[str, float]:
+def _operate(plugins: PluginManager, backend: str, device: Device, rules: RuleBatch) -> dict[str, float]:
     """Seconds by operation; HostError when an answer is not the expected one."""
     # What is made once is made before, as in a daemon that runs.
     first = RuleBatch(rules.rows[:2].copy())
-    host.call(backend, "install_offload", device=device, rules=first)
-    host.call(backend, "dump_offload", device=device)
-    host.call(backend, "remove_offload", device=device, rules=first)
+    plugins.call(backend, "install_offload", device=device, rules=first)
+    plugins.call(backend, "dump_offload", device=device)
+    plugins.call(backend, "remove_offload", device=device, rules=first)
     answers: list[Outcomes] = []
     dumped: list[int] = []
     seconds = {
-        "insert": clock(lambda: answers.append(host.call(backend, "install_offload", device=device, rules=rules))),
-        "dump": clock(lambda: dumped.append(len(host.call(backend, "dump_offload", device=device)))),
-        "delete": clock(lambda: answers.append(host.call(backend, "remove_offload", device=device, rules=rules))),
+        "insert": clock(lambda: answers.append(plugins.call(backend, "install_offload", device=device, rules=rules))),
+        "dump": clock(lambda: dumped.append(len(plugins.call(backend, "dump_offload", device=device)))),
+        "delete": clock(lambda: answers.append(plugins.call(backend, "remove_offload", device=device, rules=rules))),
     }
     done = [int((answer.status == wanted).sum()) for answer, wanted in zip(answers, _EXPECTED, strict=True)]
     if [done[0], dumped[0], done[1]] != [len(rules)] * 3:

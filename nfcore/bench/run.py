@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import partial
 
 from ..errors import HostError, NfcoreError
-from ..hooks.manager import PluginHost
+from ..hooks import discovery
+from ..hooks.manager import PluginManager
 from .control import measure_engine, measure_first_marks, measure_starts
 from .cores import measure_cores
 from .datapath import Series, measure, rows_of
@@ -20,7 +21,7 @@ from .live import measure_live
 from .machine import describe_machine
 from .processes import Say, in_process, stop_once
 from .profile import kernel_profile
-from .results import Bar, Figure, Results, Skipped
+from .results import Figure, Results, Skipped, Target
 from .rules import measure_rules
 from .scraping import measure_collecting
 from .sizes import Sizes
@@ -37,10 +38,10 @@ NOTES = (
 
 def workloads() -> dict[str, Workload]:
     """Give what there is to measure, by the name of the network function's plugin."""
-    host = PluginHost()
-    for name in host.installed():
-        host.load(name)
-    return {plugin: workload for plugin, workload in host.each("benchmark") if workload is not None}
+    plugins = PluginManager()
+    for name in discovery.installed():
+        plugins.load(name)
+    return {plugin: workload for plugin, workload in plugins.call_each("benchmark") if workload is not None}
 
 
 def choose_workload(nf: str | None) -> tuple[str, Workload]:
@@ -114,7 +115,7 @@ class Bench:
         self.results.seconds = round(time.monotonic() - begin, 1)
         return self.results
 
-    def _explained(self, bars: Sequence[Bar], next_step: Callable[[str, int, int], None]) -> list[Bar]:
+    def _explained(self, bars: Sequence[Target], next_step: Callable[[str, int, int], None]) -> list[Target]:
         """Let a profiler look at rows that are not as they should be."""
         missed = [bar for bar in bars if not bar.met and bar.about][: self._sizes.profiles]
         profiles: dict[str, str] = {}
@@ -143,7 +144,7 @@ class Bench:
         self.results.live = in_process(partial(measure_live, self._nf, self._workload, self._sizes), say)
 
     def _control(
-        self, function: Callable[[str, Workload, Sizes, Say], tuple[list[Figure], list[Bar]]]
+        self, function: Callable[[str, Workload, Sizes, Say], tuple[list[Figure], list[Target]]]
     ) -> Callable[[Say], None]:
         def step(say: Say) -> None:
             figures, bars = in_process(partial(function, self._nf, self._workload, self._sizes), say)
@@ -182,7 +183,7 @@ def measure_datapath(workload: Workload, sizes: Sizes, say: Say) -> list[Series]
         os.sched_setaffinity(0, allowed)
 
 
-def profile_row(workload: Workload, sizes: Sizes, bar: Bar, say: Say) -> str:
+def profile_row(workload: Workload, sizes: Sizes, bar: Target, say: Say) -> str:
     """Let perf look at the row of the datapath that a bar is about, on one CPU. In a process of its own."""
     assert bar.about is not None  # the caller chose those
     row, _, flows = bar.about

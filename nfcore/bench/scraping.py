@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import HostError
 from .processes import Say
-from .results import Bar, Figure
+from .results import Figure, Target
 from .sender import Sender
 from .sizes import Sizes
 from .testbed import NETWORK, open_site, wait_for
@@ -28,7 +28,7 @@ SETTLE = 5.0
 """Seconds after which the daemon has nothing to do with the flows any more."""
 
 
-def measure_collecting(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Bar]]:
+def measure_collecting(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
     """Take the daemon's CPU time while nobody asks, and while somebody does. In a process of its own."""
     vips, reals = sizes.collect
     rules, seconds = sizes.collect_rules, sizes.collect_seconds
@@ -66,7 +66,7 @@ def measure_collecting(nf: str, workload: Workload, sizes: Sizes, say: Say) -> t
             "at a time, on average: a plugin after the other",
         ),
         Figure("scrape, question to last byte", round(lengths[len(lengths) // 2] * 1e3, 1), "ms", "median"),
-    ], [Bar(name, cost, WANTED, "% of a core")]
+    ], [Target(name, cost, WANTED, "% of a core")]
 
 
 def _scrape_for(seconds: float) -> list[_Scrape]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api.metrics import total
-from ..control.server import request
+from ..control.client import request
 from ..errors import HostError
 
 HOST, WIRE, PORT, NETWORK = "eth1", "wire0", "port0", "net0"

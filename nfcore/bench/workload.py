@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.context import NetworkFunction
+from ..api.network_function import NetworkFunction
 from ..kernel import Program
 from .datapath import Row, Subject
-from .results import Bar, CoreRow, Figure, Gain
+from .results import CoreRow, Figure, Gain, Target
 from .sizes import Sizes
 from .traffic import Family
 
@@ -60,10 +60,10 @@ class Workload(Protocol):
     def program(self, nf: NetworkFunction) -> Program:
         """Give the program that packets enter."""
 
-    def figures(self, sizes: Sizes) -> Iterator[tuple[Figure, Bar | None]]:
+    def figures(self, sizes: Sizes) -> Iterator[tuple[Figure, Target | None]]:
         """Measure what is the plugin's alone."""
 
-    def judge(self, rows: Sequence[Row]) -> Sequence[Bar]:
+    def judge(self, rows: Sequence[Row]) -> Sequence[Target]:
         """Compare the datapath's figures with what they should be; of one that is not as it should be say `about`."""
 
     def gains(self, rows: Sequence[Row], cores: Sequence[CoreRow]) -> Sequence[Gain]:

@@ -6,27 +6,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..api.config import Config
-from ..control.server import daemon_answers
+from ..control.client import daemon_answers
 from ..daemon.bootstrap import find_devices, make_context, state_path
 from ..errors import HostError
-from ..hooks.manager import PluginHost
+from ..hooks.manager import PluginManager
 
 
-def cleanup(config: Config, host: PluginHost) -> list[str]:
+def cleanup(config: Config, plugins: PluginManager) -> list[str]:
     """Remove programs, rules, pins and the socket of a daemon that is gone; a line for each thing removed."""
     socket = Path(config.nf.socket)
     if daemon_answers(socket):
         raise HostError(f"the daemon is running: its socket {socket} answers; stop it instead (SIGTERM)")
     # What hung on an interface that is gone went with it.
-    context = make_context(config, host, find_devices(config, all_of_them=False))
+    context = make_context(config, plugins, find_devices(config, all_of_them=False))
     lines: list[str] = []
     faults: list[str] = []
-    with context.claims:
+    with context.locks:
         for device in context.devices:
-            context.claims.interface(device.name, device.ifindex)
-        for plugin in host.implementing("cleanup"):
+            context.locks.interface(device.name, device.ifindex)
+        for plugin in plugins.implementing("cleanup"):
             try:
-                lines += host.call(plugin, "cleanup", context=context) or ()
+                lines += plugins.call(plugin, "cleanup", context=context) or ()
             except Exception as error:  # noqa: BLE001 - the others clean up all the same, and all faults are told
                 faults.append(f"{plugin}: {error}")
     if faults:

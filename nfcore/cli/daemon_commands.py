@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..text import json_text, printable
-from .tables import Table, show
+from .tables import TextTable, show
 
 DEFAULT_SOCKET = "/run/nfcore/nfcore.sock"
 
@@ -76,7 +76,7 @@ class Switch(StrEnum):
 
 
 def _ask(config: Path | None, socket: Path | None, method: str, **parameters: Any) -> Any:
-    from ..control.server import request  # noqa: PLC0415 - `--help` must not load asyncio and numpy
+    from ..control.client import request  # noqa: PLC0415 - `--help` must not load asyncio and numpy
 
     return request(find_socket(config, socket), method, timeout=30.0, **parameters)
 
@@ -101,10 +101,10 @@ def find_socket(config: Path | None, socket: Path | None) -> Path:
 
 
 def _socket_of(config: Path) -> str:
-    from ..api.config import load_config  # noqa: PLC0415
-    from ..hooks.manager import PluginHost  # noqa: PLC0415
+    from ..config.loader import load_config  # noqa: PLC0415
+    from ..hooks.manager import PluginManager  # noqa: PLC0415
 
-    return load_config(config, PluginHost()).nf.socket
+    return load_config(config, PluginManager()).nf.socket
 
 
 @app.command()
@@ -133,7 +133,7 @@ def stats(
     if as_json:
         print(json_text({"metrics": metrics}))
         return
-    table = Table("figure", "labels", "value", "unit")
+    table = TextTable("figure", "labels", "value", "unit")
     for metric in metrics:
         for sample in metric["samples"]:
             table.add_row(metric["name"], printable(_labels(sample)), _figure(sample), metric["unit"])
@@ -210,7 +210,7 @@ def flows(
     if as_json:
         print(json_text(answer))
         return
-    table = Table("flow", "state", "why", "real", "mark", "packets/s", "in hardware", "since")
+    table = TextTable("flow", "state", "why", "real", "mark", "packets/s", "in hardware", "since")
     for row in answer["flows"]:
         known = [row["flow"], row["state"], row["reason"] or "", row.get("real", ""), row["mark"] or "–"]
         figures = [f"{row['rate']:,.1f}", f"{row['hardware_packets']:,}", f"{row['since_seconds']:,.1f} s"]

@@ -16,11 +16,11 @@ from ..api.config import Config
 from ..api.findings import Finding, Status
 from ..api.health import make_way
 from ..api.rules import Capabilities, Device
-from ..control.server import daemon_answers, request
+from ..control.client import daemon_answers, request
 from ..daemon.bootstrap import find_devices, make_context, set_up_plugin
 from ..errors import HostError, NfcoreError, UnsupportedError
-from ..hooks.manager import PluginHost
-from ..hooks.results import AnswerError, accept
+from ..hooks.manager import PluginManager
+from ..hooks.results import AnswerError, check_result
 from ..kernel import BPF_SOURCES, XdpMode, attach_xdp, attached_xdp, compile_program, detach_xdp, find_headers
 from ..kernel.btf import kernel_btf
 from ..kernel.ethtool import LinkFacts, link_facts
@@ -51,7 +51,7 @@ def examine_machine() -> Iterator[Finding]:
         yield Finding("type information", WARNING, str(error), "needed by the carrier skb-mark only")
 
 
-def examine(config: Config, host: PluginHost) -> Iterator[Finding]:
+def examine(config: Config, plugins: PluginManager) -> Iterator[Finding]:
     """Look at the interfaces, backends and network functions of a configuration."""
     of_daemon, programs = _examine_daemon(Path(config.nf.socket))
     yield of_daemon
@@ -65,12 +65,12 @@ def examine(config: Config, host: PluginHost) -> Iterator[Finding]:
         yield Finding("interface", FAULT, "the configuration names none", "add a table [[interfaces]]")
     for device, interface in zip(devices, config.interfaces, strict=True):
         yield from _examine_link(device, XdpMode(interface.xdp_mode), programs.get(device.name))
-        yield from _examine_backends(config, host, device)
+        yield from _examine_backends(config, plugins, device)
         if any(each.backends for each in devices):
             finding = examine_carrier(Carrier(config.marking.carrier), device)
             yield from [finding] if finding is not None else []
-    context = make_context(config, host, devices, tracing=True)
-    for _, findings in host.each("diagnose", context=context):
+    context = make_context(config, plugins, devices, tracing=True)
+    for _, findings in plugins.call_each("diagnose", context=context):
         yield from findings or ()
 
 
@@ -146,16 +146,16 @@ def _examine_xdp(device: Device, mode: XdpMode, ours: int | None) -> Finding:
     return Finding(what, OK, f"a program can be attached in {used} mode")
 
 
-def _examine_backends(config: Config, host: PluginHost, device: Device) -> Iterator[Finding]:
+def _examine_backends(config: Config, plugins: PluginManager, device: Device) -> Iterator[Finding]:
     if not device.backends:
         yield Finding(f"{device.name}: offload", WARNING, "no backend is named: unaccelerated", "interfaces[].offload")
     for backend in device.backends:
         what = f"{device.name}: {backend}"
-        context = make_context(config, host, [device])
+        context = make_context(config, plugins, [device])
         try:
             with ExitStack() as leaving:
-                set_up_plugin(backend, context, host, leaving)
-                able = accept("probe_offload", {}, host.call(backend, "probe_offload", device=device))
+                set_up_plugin(backend, context, plugins, leaving)
+                able = check_result("probe_offload", {}, plugins.call(backend, "probe_offload", device=device))
         except AnswerError as error:
             yield Finding(what, FAULT, f"plugin {backend}: probe_offload {error}")
             continue

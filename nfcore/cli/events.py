@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api.config import parse_duration
-from ..control.server import Client, EndedError
+from ..control.client import Client, EndedError
 from ..errors import ConfigError, Problem
 from ..text import json_text, printable
 

@@ -12,14 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import NfcoreError
-from ..logs import Format, Level, say, set_up_logging
+from ..hooks import discovery
+from ..logs import Format, Level, print_user, set_up_logging
 from ..scaffold import Kind, make_skeleton, write_skeleton
 from ..text import json_text
 from ..version import __version__
 from .daemon_commands import JsonOption
 from .daemon_commands import app as daemon_commands
 from .stdio import prepare_streams
-from .tables import Table, show
+from .tables import TextTable, show
 
 app = typer.Typer(
     help="Network functions whose XDP fast path is driven by marks that the NIC sets in hardware.",
@@ -82,9 +83,9 @@ def run(config: ConfigArgument, overrides: SetOption = None) -> None:
     from ..daemon.bootstrap import require_root  # noqa: PLC0415
     from ..daemon.run import run as run_daemon  # noqa: PLC0415 - `--help` must not load numpy and netlink
 
-    loaded, host = _load(config, overrides)
+    loaded, plugins = _load(config, overrides)
     require_root("run")
-    run_daemon(loaded, host, lambda line: say(logging.INFO, line))
+    run_daemon(loaded, plugins, lambda line: print_user(logging.INFO, line))
 
 
 @app.command()
@@ -108,7 +109,7 @@ def check(
     if as_json:
         print(json_text(loaded.resolved()))
     elif resolved:
-        from ..api.config import write_toml  # noqa: PLC0415
+        from ..config.reader import write_toml  # noqa: PLC0415
 
         print(write_toml(loaded.resolved()), end="")
     else:
@@ -135,14 +136,14 @@ def plugins(
     """
     from .plugin_list import calling_order, installed  # noqa: PLC0415
 
-    loaded, host = _load(config, None) if config else (None, _everything_installed())
+    loaded, plugins = _load(config, None) if config else (None, _everything_installed())
     rows = list(installed())
-    hooks = list(calling_order(host, loaded)) if verbose else []
+    hooks = list(calling_order(plugins, loaded)) if verbose else []
     if as_json:
         calls = {"hooks": [asdict(hook) for hook in hooks]} if verbose else {}
         print(json_text({"plugins": [asdict(row) for row in rows]} | calls))
         return
-    table = Table("plugin", "version", "distribution", "source", "hooks")
+    table = TextTable("plugin", "version", "distribution", "source", "hooks")
     for row in rows:
         answered = ", ".join(row.hooks) if row.error is None else f"cannot be loaded: {row.error}"
         table.add_row(row.name, row.version, row.distribution, row.source, answered)
@@ -151,7 +152,7 @@ def plugins(
         for remark in row.remarks:
             print(remark)
     if verbose:
-        table = Table("hook", "called on", "runs on", "order")
+        table = TextTable("hook", "called on", "runs on", "order")
         for hook in hooks:
             table.add_row(hook.hook, hook.asked, hook.runs, "\n".join(hook.order) or "nobody")
         show(table)
@@ -168,9 +169,9 @@ def cleanup(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOp
     from ..daemon.bootstrap import require_root  # noqa: PLC0415
     from .cleanup import cleanup as clean  # noqa: PLC0415
 
-    loaded, host = _load(config, overrides)
+    loaded, plugins = _load(config, overrides)
     require_root("cleanup")
-    lines = clean(loaded, host)
+    lines = clean(loaded, plugins)
     if as_json:
         print(json_text({"removed": lines}))
         return
@@ -205,14 +206,14 @@ def doctor(
     if config is None:
         findings += examine_machine()
     else:
-        loaded, host = _load(config, None)
+        loaded, plugins = _load(config, None)
         require_root("doctor")
-        findings += [*examine_machine(), *examine(loaded, host)]
+        findings += [*examine_machine(), *examine(loaded, plugins)]
     faulty = any(finding.status is Status.FAULT for finding in findings)
     if as_json:
         print(json_text({"findings": [asdict(finding) for finding in findings]}))
     else:
-        table = Table("", "what", "found", "what to do")
+        table = TextTable("", "what", "found", "what to do")
         for finding in findings:
             table.add_row(str(finding.status), finding.what, finding.found, finding.advice)
         show(table)
@@ -245,17 +246,17 @@ def trace(
     from .trace import parse_line, read_frames  # noqa: PLC0415
     from .trace import trace as run_trace  # noqa: PLC0415
 
-    loaded, host = _load(config, overrides)
+    loaded, plugins = _load(config, overrides)
     packets = [parse_line(text, f"--hex {number}") for number, text in enumerate(frames or (), 1)]
     packets += read_frames(file) if file else []
     if not packets:
         raise typer.BadParameter("give at least one frame, with --hex FRAME or --file F")
     require_root("trace")
-    traced = run_trace(loaded, host, packets)
+    traced = run_trace(loaded, plugins, packets)
     if as_json:
         print(json_text({"packets": [packet.as_json() for packet in traced]}))
         return
-    table = Table("#", "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out", "why")
+    table = TextTable("#", "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out", "why")
     for number, (given, packet) in enumerate(zip(packets, traced, strict=True), 1):
         result = packet.trace
         cells = (result.vip, result.real, given.mark or None, packet.mark_allocated)
@@ -342,32 +343,32 @@ app.registered_commands += daemon_commands.registered_commands
 
 
 def _load(config: Path, overrides: list[str] | None) -> Any:
-    from ..api.config import load_config  # noqa: PLC0415
-    from ..hooks.manager import PluginHost  # noqa: PLC0415
+    from ..config.loader import load_config  # noqa: PLC0415
+    from ..hooks.manager import PluginManager  # noqa: PLC0415
 
-    host = PluginHost()
-    return load_config(config, host, overrides or ()), host
+    plugins = PluginManager()
+    return load_config(config, plugins, overrides or ()), plugins
 
 
 def _everything_installed() -> Any:
     """A host with every installed plugin. One that cannot be loaded is `nfcore plugins`' to report."""
-    from ..hooks.manager import PluginHost  # noqa: PLC0415
+    from ..hooks.manager import PluginManager  # noqa: PLC0415
 
-    host = PluginHost()
-    for name in PluginHost.installed():
+    plugins = PluginManager()
+    for name in discovery.installed():
         try:
-            host.load(name)
+            plugins.load(name)
         except Exception as error:  # noqa: BLE001
             log.debug("plugin %s cannot be loaded: %s", name, error)
-    return host
+    return plugins
 
 
 def _add_plugin_commands() -> None:
     """Let installed plugins add commands."""
-    host = _everything_installed()
-    for plugin in host.implementing("register_commands"):
+    plugins = _everything_installed()
+    for plugin in plugins.implementing("register_commands"):
         commands, groups = list(app.registered_commands), list(app.registered_groups)
-        host.attempt(plugin, "register_commands", app=app)
+        plugins.try_call(plugin, "register_commands", app=app)
         taken = {_command_name(each) for each in (*commands, *groups)}
         fresh = [*app.registered_commands[len(commands) :], *app.registered_groups[len(groups) :]]
         if twice := sorted({_command_name(each) for each in fresh} & taken):
@@ -391,7 +392,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except NfcoreError as error:
-        say(logging.ERROR, f"error: {error}")
+        print_user(logging.ERROR, f"error: {error}")
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)

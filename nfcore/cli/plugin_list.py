@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from ..api.config import NO_BACKEND, Config
 from ..api.hookspecs import PROJECT, ROLES, Asked
 from ..engine.admission import NAME as ADMISSION
-from ..errors import words_of
-from ..hooks.manager import PluginHost
+from ..errors import describe_error
+from ..hooks import discovery
+from ..hooks.manager import PluginManager
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,26 @@ class HookRow:
 
 def installed() -> Iterator[PluginRow]:
     """Load every installed plugin by itself, and describe it; one that cannot be loaded says why."""
-    for name in PluginHost.installed():
-        info = PluginHost.describe(name)
+    for name in discovery.installed():
+        info = discovery.describe(name)
         hooks, api, error = [], None, None
-        rivals = PluginHost.rivals(name)
-        host = PluginHost()
+        rivals = discovery.rivals(name)
+        plugins = PluginManager()
         try:
-            host.load(name)
-            hooks, api = host.hooks_of(name), getattr(host.plugin(name), f"{PROJECT}_api", None)
+            plugins.load(name)
+            hooks, api = plugins.hooks_of(name), getattr(plugins.plugin(name), f"{PROJECT}_api", None)
         except Exception as fault:  # noqa: BLE001 - a broken plugin is listed as such
-            error = words_of(fault)
-        remarks = list(host.remarks)
+            error = describe_error(fault)
+        remarks = list(plugins.remarks)
         if rivals:
             remarks.append(f"plugin {name} is in several distributions: {', '.join(rivals)}")
         yield PluginRow(name, info.version, info.distribution, info.source, hooks, api, error, remarks)
 
 
-def calling_order(host: PluginHost, config: Config | None) -> Iterator[HookRow]:
+def calling_order(plugins: PluginManager, config: Config | None) -> Iterator[HookRow]:
     """Tell for each hook whom it is called on, in order, of the plugins that are loaded into `host`."""
     for hook, role in ROLES.items():
-        order = host.implementing(hook)
+        order = plugins.implementing(hook)
         if role.asked is Asked.REVERSED:
             order.reverse()
         if role.asked in (Asked.BACKEND, Asked.FUNCTION) and config is not None:

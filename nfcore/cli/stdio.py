@@ -28,7 +28,7 @@ class OutputError(HostError, OSError):
     """Standard output cannot be written."""
 
 
-class _Output(io.FileIO):
+class _SafeStdout(io.FileIO):
     """Standard output's descriptor. What cannot be written is said once, and nothing of it is tried again."""
 
     def write(self, data: Any, /) -> int:
@@ -55,7 +55,7 @@ def prepare_streams() -> None:
     # Whoever closed it has no use for a character set.
     encoding = before.encoding if before is not None else "utf-8"
     at_once = bool(before is not None and (before.line_buffering or getattr(before, "write_through", False)))
-    raw = _Output(1, "wb", closefd=False)
+    raw = _SafeStdout(1, "wb", closefd=False)
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(raw), encoding=encoding, errors=_ERRORS, newline="\n", line_buffering=at_once
     )

@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from ..text import printable
 
 
-class Table(RichTable):
+class TextTable(RichTable):
     """A table of texts. What a plugin has put into them steers no terminal; only ends of lines are kept."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:

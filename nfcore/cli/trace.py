@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ..api.config import Config
-from ..api.context import Context, PacketTrace
+from ..api.context import Context
+from ..api.network_function import PacketTrace
 from ..api.rules import Device
 from ..daemon.bootstrap import make_context, make_engine, set_up
 from ..devices.null_backend import NULL_BACKEND, NullBackend
 from ..devices.worker import InlineWorker
 from ..engine.flow_table import FlowState
 from ..errors import ConfigError, HostError, Problem
-from ..hooks.manager import PluginHost
+from ..hooks.manager import PluginManager
 
 LOOPBACK = 1
 """ifindex that a test run gives to a packet."""
@@ -106,10 +107,10 @@ def _cpu_for(context: Context, allowed: set[int]) -> int:
     return min(pooled & allowed or allowed)
 
 
-def trace(config: Config, host: PluginHost, packets: Iterable[TraceInput]) -> list[TracedPacket]:
+def trace(config: Config, plugins: PluginManager, packets: Iterable[TraceInput]) -> list[TracedPacket]:
     """Run the packets in order on one CPU, with fresh maps."""
     functions = [name for interface in config.interfaces for name in interface.chain]
-    functions = list(dict.fromkeys(functions)) or host.implementing("trace_packet")
+    functions = list(dict.fromkeys(functions)) or plugins.implementing("trace_packet")
     if len(functions) != 1:
         raise HostError(
             f"{config.source}: trace follows one network function; here are: {', '.join(functions) or 'none'}"
@@ -118,19 +119,19 @@ def trace(config: Config, host: PluginHost, packets: Iterable[TraceInput]) -> li
     unlimited = {"min_packets": 1, "min_rate": 0.0, "inserts_per_second": 0.0, "max_share": 1.0}
     offload = config.offload.model_copy(update=unlimited)
     config = replace(config, offload=offload)
-    host.register(NullBackend(), NULL_BACKEND)
+    plugins.register(NullBackend(), NULL_BACKEND)
     device = Device("trace", LOOPBACK, (NULL_BACKEND,))
-    context = make_context(config, host, [device], tracing=True)
+    context = make_context(config, plugins, [device], tracing=True)
     allowed = os.sched_getaffinity(0)
     try:
-        with set_up(context, host):
+        with set_up(context, plugins):
             os.sched_setaffinity(0, {_cpu_for(context, allowed)})
-            engine = make_engine(context, host, {LOOPBACK: InlineWorker()})
+            engine = make_engine(context, plugins, {LOOPBACK: InlineWorker()})
             engine.start()
             traced = []
             for packet in packets:
                 before = set(engine.table.slots_in(FlowState.INSTALLED).tolist())
-                result = host.call(functions[0], "trace_packet", nf=1, frame=packet.frame, mark=packet.mark)
+                result = plugins.call(functions[0], "trace_packet", nf=1, frame=packet.frame, mark=packet.mark)
                 engine.poll()
                 fresh = set(engine.table.slots_in(FlowState.INSTALLED).tolist()) - before
                 marks = [int(engine.table.mark[slot]) for slot in fresh]

@@ -22,12 +22,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from ..api.context import Method
-from ..api.json_rows import written
+from ..api.json_rows import encode
 from ..api.metrics import MetricFamily, counter, gauge
 from ..errors import HostError, NfcoreError
+from .client import daemon_answers
 
 log = logging.getLogger(__name__)
 LINE_LIMIT = 1 << 17
@@ -46,23 +47,6 @@ WRITE_SIZE = 1 << 16
 """Characters written at a time, about."""
 _PEER = struct.Struct("=iII")
 """``struct ucred``: process, user, group."""
-
-
-class RefusedError(HostError):
-    """The daemon answered with an error, and perhaps with the exit status that suits it."""
-
-    def __init__(self, words: str, exit_status: object) -> None:
-        super().__init__(words)
-        if isinstance(exit_status, int):
-            self.exit_status = exit_status
-
-
-class NoDaemonError(HostError):
-    """Nobody listens on the socket."""
-
-
-class EndedError(HostError):
-    """The daemon hung up."""
 
 
 @dataclass(eq=False)
@@ -217,7 +201,7 @@ class ControlServer:
 
     async def _answer(self, client: _Client, answer: Mapping[str, Any]) -> None:
         """Write an answer, a slice a turn. Who does not take it holds no more of it than a slice, and not for long."""
-        pieces, begun = written(answer), False
+        pieces, begun = encode(answer), False
         while True:
             try:
                 async with self._turn:
@@ -228,7 +212,7 @@ class ControlServer:
                 if begun:
                     self._drop(client, "failed", f"the rest of its answer could not be made: {error}")
                     return
-                piece, pieces = "", written({"error": f"the method's answer cannot be written as JSON: {error}"})
+                piece, pieces = "", encode({"error": f"the method's answer cannot be written as JSON: {error}"})
                 continue
             if not piece:
                 break
@@ -304,76 +288,3 @@ def refuse_second(path: Path) -> None:
     """HostError when a daemon listens on the socket `path`: there is one per socket."""
     if daemon_answers(path):
         raise HostError(f"a daemon is running already: its socket {path} answers (set nf.socket to another)")
-
-
-def daemon_answers(path: Path) -> bool:
-    """Whether a daemon listens on the socket `path`."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
-def request(path: Path, method: str, timeout: float = 5.0, **parameters: Any) -> Any:
-    """Ask the daemon behind the socket `path`; HostError when none is there or it answers with an error."""
-    with Client(path, timeout) as daemon:
-        return daemon.ask(method, **parameters)
-
-
-class Client:
-    """A connection to the daemon, for questions one after the other. HostError when there is none."""
-
-    def __init__(self, path: Path, timeout: float = 5.0) -> None:
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(timeout)
-        try:
-            self._socket.connect(str(path))
-        except OSError as error:
-            self._socket.close()
-            raise self._words(error) from None
-        self._lines = self._socket.makefile("rb")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Hang up. Idempotent."""
-        self._lines.close()
-        self._socket.close()
-
-    def ask(self, method: str, **parameters: Any) -> Any:
-        """Give the answer to one question. RefusedError: the daemon's words; EndedError: it has ended meanwhile."""
-        question = json.dumps({"method": method, "params": parameters}).encode() + b"\n"
-        try:
-            self._socket.sendall(question)
-            line = self._lines.readline()
-            answer = json.loads(line) if line.endswith(b"\n") else None
-        except (OSError, ValueError) as error:
-            raise self._words(error) from None
-        if answer is None:
-            raise EndedError(f"the daemon at {self._path} gave no answer: it has ended")
-        if not isinstance(answer, dict) or not answer.keys() & {"error", "result"}:
-            raise HostError(f"what answers at {self._path} is no nfcore daemon")
-        if "error" in answer:
-            raise RefusedError(str(answer["error"]), answer.get("exit_status"))
-        return answer["result"]
-
-    def _words(self, error: Exception) -> HostError:
-        """Say what a failure means to whoever asked."""
-        match error:
-            case PermissionError():
-                return HostError(
-                    f"the daemon's socket {self._path} is for its own user: use sudo, or let a group in by "
-                    "[nf] socket_group"
-                )
-            case FileNotFoundError() | ConnectionRefusedError():
-                return NoDaemonError(f"no daemon answers at {self._path}; start one: nfcore run CONFIG")
-            case ConnectionError():
-                return EndedError(f"the daemon at {self._path} gave no answer: it has ended")
-        return HostError(f"the daemon at {self._path} gave no answer: {error}")

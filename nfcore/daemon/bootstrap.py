@@ -6,23 +6,25 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from ..api.config import NO_BACKEND, Config
-from ..api.context import Context
+from ..api.context import Context, Services
+from ..api.health import Health
 from ..api.marks import MarkAllocator, StrategyInfo
 from ..api.metrics import MetricFamily
 from ..api.rules import Device
-from ..api.state_file import State
+from ..api.state_file import StateFile
 from ..devices.worker import Worker
 from ..engine.engine import Engine
-from ..engine.metrics import of_hooks, of_process
-from ..errors import HostError, NfcoreError, words_of
-from ..hooks.manager import Fault, PluginHost
+from ..errors import HostError, NfcoreError, describe_error
+from ..hooks.faults import Fault
+from ..hooks.manager import PluginManager
+from .metrics import hook_metrics, process_metrics
 
 log = logging.getLogger(__name__)
 CORE = "nfcore"
@@ -57,9 +59,9 @@ def find_devices(config: Config, *, all_of_them: bool = True) -> list[Device]:
     ]
 
 
-def chosen_strategy(config: Config, host: PluginHost) -> tuple[str, StrategyInfo] | None:
+def chosen_strategy(config: Config, plugins: PluginManager) -> tuple[str, StrategyInfo] | None:
     """Find the strategy that the configuration names, if a loaded plugin offers it, and that plugin's name."""
-    for plugin, infos in host.each("marking_strategies"):
+    for plugin, infos in plugins.call_each("marking_strategies"):
         for info in infos or ():
             if info.name == config.marking.strategy:
                 return plugin, info
@@ -71,10 +73,20 @@ def state_path(config: Config) -> Path:
     return Path(config.nf.socket).with_suffix(".state")
 
 
-def make_context(config: Config, host: PluginHost, devices: list[Device], *, tracing: bool = False) -> Context:
-    """Make the context of one run. Without a backend on any device no strategy is chosen: nothing sets marks."""
+def make_context(
+    config: Config,
+    plugins: PluginManager,
+    devices: list[Device],
+    *,
+    tracing: bool = False,
+    call_soon: Callable[[Callable[[], None]], None] = lambda job: job(),
+) -> Context:
+    """Make the context of one run. Without a backend on any device no strategy is chosen: nothing sets marks.
+
+    call_soon: runs a job on the event loop's thread; by default there is none, and it runs at once.
+    """
     accelerated = any(device.backends for device in devices)
-    chosen = chosen_strategy(config, host) if accelerated else None
+    chosen = chosen_strategy(config, plugins) if accelerated else None
     return Context(
         config=config,
         devices=devices,
@@ -82,60 +94,65 @@ def make_context(config: Config, host: PluginHost, devices: list[Device], *, tra
         strategist=chosen[0] if chosen else None,
         marks=MarkAllocator(config.marking.width, config.marking.quarantine),
         tracing=tracing,
-        state=State(None if tracing else state_path(config)),
+        services=_make_services(plugins, call_soon),
+        state_file=StateFile(None if tracing else state_path(config)),
     )
 
 
 @contextmanager
-def set_up(context: Context, host: PluginHost, before_each: Callable[[], None] = lambda: None) -> Iterator[None]:
+def set_up(context: Context, plugins: PluginManager, before_each: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Set all plugins up; tear them all down, in reverse order, whatever happens.
 
     Unless it is for tracing, the devices are claimed first: HostError when another process drives one.
     """
     with ExitStack() as leaving:
         for device in () if context.tracing else context.devices:
-            context.claims.interface(device.name, device.ifindex)
-        for plugin in host.implementing("setup"):
+            context.locks.interface(device.name, device.ifindex)
+        for plugin in plugins.implementing("setup"):
             before_each()
-            set_up_plugin(plugin, context, host, leaving)
+            set_up_plugin(plugin, context, plugins, leaving)
         yield
 
 
-def set_up_plugin(plugin: str, context: Context, host: PluginHost, leaving: ExitStack) -> None:
+def set_up_plugin(plugin: str, context: Context, plugins: PluginManager, leaving: ExitStack) -> None:
     """Set one plugin up, and let `leaving` tear it down, also when its set-up failed half-way. HostError names it."""
 
     def tear_down() -> None:
         try:
-            host.call(plugin, "teardown")
+            plugins.call(plugin, "teardown")
         except Exception as error:  # noqa: BLE001 - the others must be torn down all the same
             log.error("plugin %s: teardown failed: %s", plugin, error)
 
     leaving.callback(tear_down)
     try:
-        host.call(plugin, "setup", context=context)
+        plugins.call(plugin, "setup", context=context)
     except NfcoreError:
         raise
     except Exception as error:
         log.debug("traceback", exc_info=error)
-        raise HostError(f"plugin {plugin}: setup failed: {words_of(error)}") from error
+        raise HostError(f"plugin {plugin}: setup failed: {describe_error(error)}") from error
 
 
-def make_engine(context: Context, host: PluginHost, workers: Mapping[int, Worker]) -> Engine:
-    """Make the engine, and let plugins collect everybody's figures."""
-    engine = Engine(context, host, workers)
+def make_engine(context: Context, plugins: PluginManager, workers: Mapping[int, Worker]) -> Engine:
+    """Make the engine, whose metrics are collected from now on."""
+    engine = Engine(context, plugins, workers)
+    context.services.metric_sources.insert(0, engine.collect)
+    return engine
+
+
+def _make_services(plugins: PluginManager, call_soon: Callable[[Callable[[], None]], None]) -> Services:
+    health, sources = Health(), list[Callable[[], Iterable[MetricFamily]]]()
+    sources.append(lambda: process_metrics(health))
 
     def collect() -> Iterator[tuple[str, list[MetricFamily]]]:
-        of_others = chain.from_iterable(give() for give in context.figures)
-        # Those of the hooks have their names by now, so that nobody else takes them.
-        named = [replace(family, samples=[]) for family in of_hooks(host)]
-        yield CORE, [*engine.collect(), *of_process(context.health), *of_others, *named]
-        # Whose family is another one than it was before is at fault: hence nfcore's own come first.
-        yield from host.each("collect_stats")
-        # The last, so that what went wrong just now is among them.
-        yield CORE, list(of_hooks(host))
+        # nfcore's own come first, with the names of the last: a plugin that takes one of the names is at fault.
+        names = [replace(family, samples=[]) for family in hook_metrics(plugins)]
+        yield CORE, [*chain.from_iterable(give() for give in sources), *names]
+        yield from plugins.call_each("collect_stats")
+        # The last, so that faults of the calls above are among them.
+        yield CORE, list(hook_metrics(plugins))
 
-    def blame(plugin: str, hook: str, words: str) -> None:
-        host.blame(plugin, hook, Fault.WRONG_ANSWER, words)
+    def report_fault(plugin: str, hook: str, text: str) -> None:
+        plugins.report_fault(plugin, hook, Fault.WRONG_ANSWER, text)
 
-    context.collect, context.blame = collect, blame
-    return engine
+    return Services(collect, report_fault, call_soon, sources, health)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..engine.engine import Engine
 from ..errors import ConfigError, Problem
-from ..hooks.manager import PluginHost
+from ..hooks.manager import PluginManager
 from .event_queries import follow
 from .flow_queries import explain, list_flows
 from .reload import reload
@@ -20,7 +20,7 @@ from .reload import reload
 FLOWS_PARAMETERS = {"states", "match", "sort", "reverse", "limit"}
 
 
-def register_orders(engine: Engine, host: PluginHost) -> None:
+def register_methods(engine: Engine, plugins: PluginManager) -> None:
     """Answer ``flows``, ``explain``, ``events`` and ``health``; obey ``offload`` and ``reload``."""
 
     def flows(parameters: Mapping[str, Any]) -> Any:
@@ -28,13 +28,13 @@ def register_orders(engine: Engine, host: PluginHost) -> None:
         if unknown:
             known = ", ".join(sorted(FLOWS_PARAMETERS))
             raise ConfigError("flows", [Problem(sorted(unknown)[0], f"is no parameter; those are: {known}")])
-        return list_flows(engine.floor, **parameters)
+        return list_flows(engine.state, **parameters)
 
     def explain_flow(parameters: Mapping[str, Any]) -> Any:
-        return explain(engine.floor, str(parameters.get("flow", "")))
+        return explain(engine.state, str(parameters.get("flow", "")))
 
     def health(parameters: Mapping[str, Any]) -> Any:
-        alive = engine.context.health
+        alive = engine.context.services.health
         programs = {name: asdict(attachment) for name, attachment in alive.attached.items()}
         return {"programs": programs, "troubles": list(alive.troubles())}
 
@@ -43,15 +43,16 @@ def register_orders(engine: Engine, host: PluginHost) -> None:
         if on is not None and not isinstance(on, bool):
             raise ConfigError("offload", [Problem("on", f"is {on!r}; should be true or false")])
         ended = 0 if on is None else engine.switch(on=on)
-        return {"on": engine.floor.switched_on, "rules_removed": ended}
+        return {"on": engine.state.switched_on, "rules_removed": ended}
 
     def read_again(parameters: Mapping[str, Any]) -> Any:
-        return asdict(reload(engine, host))
+        return asdict(reload(engine, plugins))
 
     def events(parameters: Mapping[str, Any]) -> Any:
-        return follow(engine.floor, parameters)
+        return follow(engine.state, parameters)
 
-    for name, question in {"flows": flows, "explain": explain_flow, "events": events, "health": health}.items():
-        engine.context.register_method(name, question, reads=True)
-    for name, order in {"offload": offload, "reload": read_again}.items():
-        engine.context.register_method(name, order)
+    services = engine.context.services
+    for name, method in {"flows": flows, "explain": explain_flow, "events": events, "health": health}.items():
+        services.register_method(name, method, reads=True)
+    for name, method in {"offload": offload, "reload": read_again}.items():
+        services.register_method(name, method)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..api.flows import PROTOCOL_NAMES, FlowMatch
 from ..api.reasons import Reason, reason_sentence, reason_word
 from ..engine.event_log import COLUMNS, NO_BACKEND, EventKind, Note, Records
-from ..engine.state import Floor
+from ..engine.state import EngineState
 from ..errors import ConfigError, Problem
 from .flow_queries import matching
 
@@ -32,31 +32,31 @@ _LISTS = ("kinds", "reasons", "interfaces")
 KINDS = {kind.word: kind for kind in EventKind}
 
 
-async def follow(floor: Floor, parameters: Mapping[str, Any]) -> dict[str, Any]:
+async def follow(state: EngineState, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Answer like :func:`look`; with `wait`, not before there is an event, or that many seconds have passed.
 
     ConfigError names a parameter that is wrong, and of an interface which there are.
     """
     given = _checked(parameters)
-    _require(floor, given.get("interfaces", ()))
+    _require(state, given.get("interfaces", ()))
     wait = min(given.pop("wait", 0.0), LONGEST_WAIT)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait
     if wait:
         await asyncio.sleep(PACE)
-    answer = look(floor, **given)
+    answer = look(state, **given)
     while not answer["events"] and not answer["lost"] and loop.time() < deadline:
         # What has been looked at need not be looked at again.
         given = {key: value for key, value in given.items() if key not in ("last", "after")} | {"since": answer["next"]}
-        while floor.events.next == answer["next"] and loop.time() < deadline:
+        while state.events.next == answer["next"] and loop.time() < deadline:
             await asyncio.sleep(PACE)
         await asyncio.sleep(PACE)
-        answer = look(floor, **given)
+        answer = look(state, **given)
     return answer
 
 
 def look(
-    floor: Floor,
+    state: EngineState,
     *,
     since: int | None = None,
     last: int | None = None,
@@ -71,13 +71,13 @@ def look(
 
     kinds, reasons, interfaces: words of which one must be the event's; none: all. `match` as for `nfcore flows`.
     """
-    log = floor.events
+    log = state.events
     first = 0 if since is None or since > log.next else since
     records, notes = log.since(first)
     lost = 0 if since is None else log.next - first - len(records) - len(notes)
     if after is not None:
         records, notes = records.only(records["time"] >= after), [note for note in notes if note.time >= after]
-    records = records.only(_wanted(floor, records, list(kinds), list(reasons), list(interfaces), match))
+    records = records.only(_wanted(state, records, list(kinds), list(reasons), list(interfaces), match))
     notes = [note for note in notes if _is_wanted(note, list(kinds), list(reasons), list(interfaces), match)]
     numbers = np.sort(np.concatenate([records["seq"], np.array([note.seq for note in notes], dtype=np.uint64)]))
     if last is not None:
@@ -87,7 +87,7 @@ def look(
     full = len(numbers) == max(1, min(limit, MOST_EVENTS))
     names: dict[tuple[int, int], dict[str, str]] = {}
     records = records.only(np.isin(records["seq"], numbers))
-    told = [_flow_event(floor, flow, each, names) for flow, each in zip(records.flows, _each(records), strict=True)]
+    told = [_flow_event(state, flow, each, names) for flow, each in zip(records.flows, _each(records), strict=True)]
     chosen = set(numbers.tolist())
     told += [_note_event(note) for note in notes if note.seq in chosen]
     told.sort(key=lambda event: event["seq"])
@@ -122,8 +122,8 @@ def _problem(name: str, value: Any) -> str:
     return f"is {wrong[0]!r}; should be one of {', '.join(known)}" if wrong else ""
 
 
-def _require(floor: Floor, interfaces: Iterable[str]) -> None:
-    known = sorted(port.name for port in floor.ports.values())
+def _require(state: EngineState, interfaces: Iterable[str]) -> None:
+    known = sorted(device.name for device in state.devices.values())
     unknown = [name for name in interfaces if name not in known]
     if unknown:
         words = f"is {unknown[0]!r}; the daemon's interfaces are: {', '.join(known)}"
@@ -131,7 +131,7 @@ def _require(floor: Floor, interfaces: Iterable[str]) -> None:
 
 
 def _wanted(
-    floor: Floor, records: Records, kinds: list[str], reasons: list[str], interfaces: list[str], match: str
+    state: EngineState, records: Records, kinds: list[str], reasons: list[str], interfaces: list[str], match: str
 ) -> NDArray[np.bool_]:
     wanted = np.ones(len(records), dtype=bool)
     if kinds:
@@ -140,11 +140,11 @@ def _wanted(
         there = np.unique(records["reason"]).tolist()
         wanted &= np.isin(records["reason"], [number for number in there if reason_word(number) in reasons])
     if interfaces:
-        named = [ifindex for ifindex, port in floor.ports.items() if port.name in interfaces]
+        named = [ifindex for ifindex, device in state.devices.items() if device.name in interfaces]
         wanted &= np.isin(records.flows["ifindex"], named)
     if match and wanted.any():
         few = records.only(wanted)
-        wanted[wanted] = matching(floor, few.flows, few["reason"], few["backend"], match)
+        wanted[wanted] = matching(state, few.flows, few["reason"], few["backend"], match)
     return wanted
 
 
@@ -167,14 +167,14 @@ def _each(records: Records) -> Iterator[dict[str, Any]]:
 
 
 def _flow_event(
-    floor: Floor, flow: np.void, row: dict[str, Any], names: dict[tuple[int, int], dict[str, str]]
+    state: EngineState, flow: np.void, row: dict[str, Any], names: dict[tuple[int, int], dict[str, str]]
 ) -> dict[str, Any]:
     """Tell an event of a flow. `names`: of (NF, target), asked for once each."""
-    nf_number, target, port = int(flow["nf"]), int(flow["target"]), floor.ports.get(int(flow["ifindex"]))
+    nf_number, target, device = int(flow["nf"]), int(flow["target"]), state.devices.get(int(flow["ifindex"]))
     if (nf_number, target) not in names:
-        nf = floor.context.nfs[nf_number - 1]
+        nf = state.context.nfs[nf_number - 1]
         names[nf_number, target] = {"nf": nf.name, **nf.describe(target)}
-    backends = port.backends.device.backends if port else ()
+    backends = device.backends.names if device else ()
     backend, reason, mark = row["backend"], row["reason"], row["mark"]
     event: dict[str, Any] = {
         "seq": row["seq"],
@@ -183,8 +183,8 @@ def _flow_event(
         "flow": _text(flow["key"], int(flow["family"])),
         **names[nf_number, target],
     }
-    if port:
-        event["interface"] = port.name
+    if device:
+        event["interface"] = device.name
     if mark:
         event["mark"] = mark
     if backend != NO_BACKEND and backend < len(backends):
@@ -193,7 +193,7 @@ def _flow_event(
         event |= {"reason": reason_word(reason), "why": reason_sentence(reason)}
     if row["packets"]:
         event |= {"packets": row["packets"], "bytes": row["bytes"]}
-    words = floor.events.words(row["words"])
+    words = state.events.words(row["words"])
     if words:
         event["words"] = words
     return event

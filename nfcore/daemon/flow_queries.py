@@ -3,7 +3,7 @@
 
 Objects are JSON values. Times are seconds, rates packets a second; `packets` and `bytes` are those of the rule that is
 there, `hardware_packets` and `hardware_bytes` of all rules that the flow had since it is tracked. Long lists are
-:class:`~nfcore.api.json_rows.Rows`.
+:class:`~nfcore.api.json_rows.JsonRows`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..api.flows import ANY_CPU, FlowBatch, FlowMatch, pack_address
-from ..api.json_rows import Rows
+from ..api.json_rows import JsonRows
 from ..api.reasons import Reason, reason_sentence, reason_word
 from ..engine.event_log import NO_BACKEND
 from ..engine.flow_table import FlowState
-from ..engine.state import Floor
+from ..engine.state import EngineState
 from ..errors import ConfigError, Problem
 
 MOST_FLOWS = 10_000
@@ -43,7 +43,7 @@ _HELD = (FlowState.INSTALLED, FlowState.DRAINING)
 
 
 def list_flows(
-    floor: Floor,
+    state: EngineState,
     *,
     states: list[str] | None = None,
     match: str = "",
@@ -60,20 +60,20 @@ def list_flows(
     """
     if sort not in SORT_KEYS:
         raise ConfigError("flows", [Problem("sort", f"is {sort!r}; should be one of {', '.join(SORT_KEYS)}")])
-    slots = floor.table.slots_in(*_wanted(states))
+    slots = state.table.slots_in(*_wanted(states))
     if match:
-        table = floor.table
+        table = state.table
         backends = np.where(np.isin(table.state[slots], _HELD), table.backend[slots], NO_BACKEND).astype(np.uint8)
-        slots = slots[matching(floor, table.batch(slots).rows, table.reason[slots], backends, match)]
+        slots = slots[matching(state, table.batch(slots).rows, table.reason[slots], backends, match)]
     column: NDArray[Any] = (
-        rates_now(floor, slots)
+        rates_now(state, slots)
         if sort == "rate"
-        else sum(getattr(floor.table, name)[slots] for name in SORT_KEYS[sort])
+        else sum(getattr(state.table, name)[slots] for name in SORT_KEYS[sort])
     )
     first = slots[_first(column, max(0, min(limit, MOST_FLOWS)), smallest=(sort == "age") != reverse)]
-    counts = {state.name.lower(): floor.table.count(state) for state in _SHOWN}
-    found = Rows(_Copy(floor, first).rows)
-    return {"flows": found, "matching": len(slots), "states": counts, "offload": floor.switched_on}
+    counts = {each.name.lower(): state.table.count(each) for each in _SHOWN}
+    found = JsonRows(_Copy(state, first).rows)
+    return {"flows": found, "matching": len(slots), "states": counts, "offload": state.switched_on}
 
 
 def _first(column: NDArray[Any], count: int, *, smallest: bool) -> NDArray[np.int64]:
@@ -88,30 +88,30 @@ def _first(column: NDArray[Any], count: int, *, smallest: bool) -> NDArray[np.in
 
 
 def matching(
-    floor: Floor, flows: NDArray[np.void], reasons: NDArray[np.uint8], backends: NDArray[np.uint8], text: str
+    state: EngineState, flows: NDArray[np.void], reasons: NDArray[np.uint8], backends: NDArray[np.uint8], text: str
 ) -> NDArray[np.bool_]:
     """Which flows a text is about: all of its words. `backends`: index in the device's list, or NO_BACKEND."""
     about = np.ones(len(flows), dtype=bool)
     for word in text.split():
-        about &= _about(floor, flows, reasons, backends, word)
+        about &= _about(state, flows, reasons, backends, word)
     return about
 
 
 def _about(
-    floor: Floor, flows: NDArray[np.void], reasons: NDArray[np.uint8], backends: NDArray[np.uint8], text: str
+    state: EngineState, flows: NDArray[np.void], reasons: NDArray[np.uint8], backends: NDArray[np.uint8], text: str
 ) -> NDArray[np.bool_]:
     """Names are compared once each, not once a flow: there may be a million."""
     about = _with_end(flows, text)
-    for nf in floor.context.nfs:
+    for nf in state.context.nfs:
         targets = np.unique(flows["target"][flows["nf"] == nf.number])
         named = [target for target in targets.tolist() if any(text in name for name in nf.describe(target).values())]
         about |= (flows["nf"] == nf.number) & np.isin(flows["target"], np.array(named, dtype=np.uint64))
     named_reasons = [reason for reason in np.unique(reasons).tolist() if reason and text in reason_word(reason)]
     about |= np.isin(reasons, named_reasons)
-    for ifindex, port in floor.ports.items():
+    for ifindex, device in state.devices.items():
         here = flows["ifindex"] == ifindex
-        about |= here & (text in port.name)
-        held = [number for number, name in enumerate(port.backends.device.backends) if text in name]
+        about |= here & (text in device.name)
+        held = [number for number, name in enumerate(device.backends.names) if text in name]
         about |= here & np.isin(backends, held)
     return about
 
@@ -143,61 +143,61 @@ def _wanted(states: list[str] | None) -> list[FlowState]:
     return [known[state] for state in states] if states else list(_SHOWN)
 
 
-def explain(floor: Floor, text: str) -> dict[str, Any]:
+def explain(state: EngineState, text: str) -> dict[str, Any]:
     """Say all that is known of one flow, written as by :class:`FlowMatch`. ConfigError when it is no flow."""
     try:
         match = FlowMatch.parse(text)
     except ValueError as error:
         raise ConfigError("explain", [Problem("", str(error))]) from None
-    slots = _slots_of(floor, match)
-    told = _Copy(floor, np.array(slots, dtype=np.int64)).rows()
-    rows = [row | {"why": _why(floor, slot)} for row, slot in zip(told, slots, strict=True)]
-    words = "" if rows else _unknown(floor)
+    slots = _slots_of(state, match)
+    told = _Copy(state, np.array(slots, dtype=np.int64)).rows()
+    rows = [row | {"why": _why(state, slot)} for row, slot in zip(told, slots, strict=True)]
+    words = "" if rows else _unknown(state)
     return {"flow": str(match), "in_hardware": any(row["in_hardware"] for row in rows), "found": rows, "why": words}
 
 
-def _slots_of(floor: Floor, match: FlowMatch) -> list[int]:
+def _slots_of(state: EngineState, match: FlowMatch) -> list[int]:
     """Places of a 5-tuple, of every device and network function that knows it."""
-    pairs = [(nf.number, device.ifindex) for nf in floor.context.nfs for device in floor.context.devices]
+    pairs = [(nf.number, device.ifindex) for nf in state.context.nfs for device in state.context.devices]
     batch = FlowBatch.empty(len(pairs))
     batch.rows["key"], batch.rows["family"] = match.to_key(), match.family
     for row, (number, ifindex) in zip(batch.rows, pairs, strict=True):
         row["nf"], row["ifindex"] = number, ifindex
-    slots = floor.table.find(batch)
+    slots = state.table.find(batch)
     return [int(slot) for slot in slots if slot >= 0]
 
 
-def rates_now(floor: Floor, slots: NDArray[np.int64]) -> NDArray[np.float64]:
+def rates_now(state: EngineState, slots: NDArray[np.int64]) -> NDArray[np.float64]:
     """Packets a second of flows, as far as it is known now.
 
     A rule whose counter stood still at the last reading has none: what the engine keeps beside it dies away slower,
     so that a short pause does not cost a flow its place. A flow without a rule that is not reported again is slower
     than it was.
     """
-    table = floor.table
+    table = state.table
     rates = table.rate[slots].astype(np.float64)
     installed = table.state[slots] == FlowState.INSTALLED
-    for ifindex, port in floor.ports.items():
-        mine = installed & (table.flow["ifindex"][slots] == ifindex) & ~np.isin(table.backend[slots], port.blind)
+    for ifindex, device in state.devices.items():
+        mine = installed & (table.flow["ifindex"][slots] == ifindex) & ~np.isin(table.backend[slots], device.blind)
         held = slots[mine]
-        counted = port.counted[table.backend[held]]
-        read = table.since[held] + floor.offload.counter_lag <= counted
+        counted = device.counted[table.backend[held]]
+        read = table.since[held] + state.offload.counter_lag <= counted
         rates[mine] = np.where(read & (table.seen[held] < counted), 0.0, rates[mine])
     unheld = ~np.isin(table.state[slots], _HELD)
-    rates[unheld] = np.minimum(rates[unheld], floor.heat(slots[unheld]))
+    rates[unheld] = np.minimum(rates[unheld], state.heat(slots[unheld]))
     return rates
 
 
 class _Copy:
     """Tracked flows as they are now, all of one instant: while they are told, the table goes on."""
 
-    def __init__(self, floor: Floor, slots: NDArray[np.int64]) -> None:
-        self._now, self._ports = floor.clock(), floor.ports
-        self._flow = floor.table.flow[slots]
-        self._columns = {name: getattr(floor.table, name)[slots].tolist() for name in _TOLD}
-        self._columns["rate"] = rates_now(floor, slots).tolist()
+    def __init__(self, state: EngineState, slots: NDArray[np.int64]) -> None:
+        self._now, self._devices = state.clock(), state.devices
+        self._flow = state.table.flow[slots]
+        self._columns = {name: getattr(state.table, name)[slots].tolist() for name in _TOLD}
+        self._columns["rate"] = rates_now(state, slots).tolist()
         self._targets: dict[tuple[int, int], dict[str, str]] = {}
-        for nf in floor.context.nfs:
+        for nf in state.context.nfs:
             for target in np.unique(self._flow["target"][self._flow["nf"] == nf.number]).tolist():
                 self._targets[nf.number, target] = {"nf": nf.name, **nf.describe(target)}
 
@@ -207,9 +207,9 @@ class _Copy:
             yield self._row(flow, dict(zip(self._columns, values, strict=True)))
 
     def _row(self, flow: np.void, of: dict[str, Any]) -> dict[str, Any]:
-        state, port = FlowState(of["state"]), self._ports.get(int(flow["ifindex"]))
+        state, device = FlowState(of["state"]), self._devices.get(int(flow["ifindex"]))
         installed, number = state in _HELD, of["backend"]
-        backends = port.backends.device.backends if port else ()
+        backends = device.backends.names if device else ()
         cpu = int(flow["cpu"])
         return {
             "flow": str(FlowMatch.from_key(flow["key"], int(flow["family"]))),
@@ -226,31 +226,31 @@ class _Copy:
             "packets_when_reported": int(flow["packets"]),
             "mark": of["mark"] or None,
             "backend": backends[number] if installed and number < len(backends) else None,
-            "interface": port.name if port else None,
+            "interface": device.name if device else None,
             "cpu": None if cpu == ANY_CPU else cpu,
             **self._targets[int(flow["nf"]), int(flow["target"])],
         }
 
 
-def _why(floor: Floor, slot: int) -> str:
-    table = floor.table
-    state, reason = FlowState(int(table.state[slot])), int(table.reason[slot])
-    if state is FlowState.INSTALLED:
+def _why(state: EngineState, slot: int) -> str:
+    table = state.table
+    now, reason = FlowState(int(table.state[slot])), int(table.reason[slot])
+    if now is FlowState.INSTALLED:
         return "the NIC marks its packets" if not reason else f"its rule is about to go: {reason_sentence(reason)}"
-    if state is FlowState.PENDING:
+    if now is FlowState.PENDING:
         return "its rule is on its way to the NIC"
-    if state is FlowState.DRAINING:
+    if now is FlowState.DRAINING:
         return f"its rule is being removed: {reason_sentence(reason)}"
-    if state is FlowState.WAITING:
+    if now is FlowState.WAITING:
         return f"it waits for a rule: {reason_sentence(reason)}" if reason else "it waits for a rule"
     return f"it has no rule: {reason_sentence(reason)}"
 
 
-def _unknown(floor: Floor) -> str:
-    if not floor.switched_on:
+def _unknown(state: EngineState) -> str:
+    if not state.switched_on:
         return reason_sentence(Reason.SWITCHED_OFF)
     return (
         f"the datapath has not reported it: a flow that it serves is reported after [offload] min_packets = "
-        f"{floor.offload.min_packets} packets on one CPU, none of them SYN, FIN or RST; "
+        f"{state.offload.min_packets} packets on one CPU, none of them SYN, FIN or RST; "
         "or its report was lost, or it was forgotten since"
     )

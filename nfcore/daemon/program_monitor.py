@@ -12,9 +12,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..api.health import Attachment, Health, make_way
-from ..devices.device_state import Port
+from ..devices.device_state import DeviceState
 from ..engine.event_log import EventKind
-from ..engine.state import Floor
+from ..engine.state import EngineState
 from ..errors import HostError
 from ..kernel import AttachedXdp, attached_xdp
 
@@ -25,29 +25,29 @@ PERIOD = 5.0
 
 @dataclass
 class _Watched:
-    port: Port
+    device: DeviceState
     expected: AttachedXdp
     due: float
     asking: bool = False
 
 
-class ProgramWatch:
+class ProgramMonitor:
     """Follows the programs of devices, for `health` to know. For the engine's thread."""
 
-    def __init__(self, floor: Floor, health: Health) -> None:
-        self._floor, self._health = floor, health
+    def __init__(self, state: EngineState, health: Health) -> None:
+        self._state, self._health = state, health
         self._watched: dict[int, _Watched] = {}
 
     def add(self, ifindex: int) -> None:
         """Follow what is attached to a device of the engine now. HostError when the kernel does not tell."""
-        port, attached = self._floor.ports[ifindex], attached_xdp(ifindex)
+        device, attached = self._state.devices[ifindex], attached_xdp(ifindex)
         if attached is not None:
-            self._watched[ifindex] = _Watched(port, attached, self._floor.clock() + PERIOD)
-            self._health.attached[port.name] = Attachment(attached.id)
+            self._watched[ifindex] = _Watched(device, attached, self._state.clock() + PERIOD)
+            self._health.attached[device.name] = Attachment(attached.id)
 
     def run(self, changed: Collection[int]) -> None:
         """Have it looked at where it is due, or where the link has `changed`; never waits."""
-        now = self._floor.clock()
+        now = self._state.clock()
         for ifindex, watched in self._watched.items():
             if ifindex in changed:
                 watched.due = now
@@ -61,13 +61,13 @@ class ProgramWatch:
 
         # The answer may come before `submit` returns.
         watched.asking = True
-        if watched.port.worker.submit(lambda: attached_xdp(ifindex), done):
+        if watched.device.worker.submit(lambda: attached_xdp(ifindex), done):
             watched.due = following
         else:
             watched.asking = False
 
     def _take(self, watched: _Watched, found: AttachedXdp | Exception | None) -> None:
-        name, expected = watched.port.name, watched.expected
+        name, expected = watched.device.name, watched.expected
         before = self._health.attached[name]
         other = None if found == expected or not isinstance(found, AttachedXdp) else found.id
         now = Attachment(expected.id, there=found == expected, other=other)
@@ -77,7 +77,7 @@ class ProgramWatch:
             return
         words = "the program is attached again" if now.there else f"{now.trouble}; {_advice(now, name)}"
         log.log(logging.WARNING if now.there else logging.ERROR, "%s: %s", name, words)
-        self._floor.events.note(EventKind.LINK, words, name)
+        self._state.events.note(EventKind.LINK, words, name)
 
 
 def _advice(attachment: Attachment, name: str) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.config import Config, load_config
+from ..api.config import Config
+from ..config.loader import load_config
 from ..engine.engine import Engine
 from ..engine.event_log import EventKind
 from ..errors import ConfigError, NfcoreError, Problem
-from ..hooks.manager import PluginHost
+from ..hooks.manager import PluginManager
 from ..logs import AUDIT
 
 log = logging.getLogger(AUDIT)
@@ -50,14 +51,14 @@ class Reloaded:
     """Flows that waited for a rule to a target that exists no more: they were never accelerated."""
 
 
-def reload(engine: Engine, host: PluginHost) -> Reloaded:
+def reload(engine: Engine, plugins: PluginManager) -> Reloaded:
     """Read the TOML again, with the same overrides, and go on with it.
 
     ConfigError, and everything stays as it was, when the TOML is wrong or changes what only a restart can.
     """
-    events = engine.floor.events
+    events = engine.state.events
     try:
-        done = _reload(engine, host)
+        done = _reload(engine, plugins)
     except NfcoreError as error:
         events.note(EventKind.RELOAD, f"refused, everything stays as it was: {error}")
         raise
@@ -67,25 +68,25 @@ def reload(engine: Engine, host: PluginHost) -> Reloaded:
     return done
 
 
-def _reload(engine: Engine, host: PluginHost) -> Reloaded:
+def _reload(engine: Engine, plugins: PluginManager) -> Reloaded:
     old = engine.context.config
     if Path(old.source).exists() and not Path(old.source).is_file():
         # Whoever reads a pipe waits for whoever writes it, and nothing else would go on meanwhile.
         raise ConfigError(old.source, [Problem("", "is no regular file: it cannot be read again")])
-    fresh = PluginHost()
+    fresh = PluginManager()
     new = load_config(Path(old.source), fresh, old.overrides)
     changed = list(_changed(old, new))
-    problems = [problem for table in changed for problem in _unchangeable(table, old, new, host)]
+    problems = [problem for table in changed for problem in _unchangeable(table, old, new, plugins)]
     if problems:
         raise ConfigError(new.source, problems)
-    gone = _take_over(engine, old, new, [table for table in changed if table in new.sections], host)
+    gone = _take_over(engine, old, new, [table for table in changed if table in new.sections], plugins)
     ended = engine.apply(new, gone)
     log.info("configuration read again: %s", ", ".join(changed) if changed else "nothing has changed")
     return Reloaded(new.source, changed, ended.accelerated, ended.waiting)
 
 
 def _take_over(
-    engine: Engine, old: Config, new: Config, plugins: list[str], host: PluginHost
+    engine: Engine, old: Config, new: Config, tables: list[str], plugins: PluginManager
 ) -> dict[str, NDArray[np.uint64]]:
     """Let plugins take over their tables; by network function, its targets that exist no more.
 
@@ -95,12 +96,12 @@ def _take_over(
     functions = [nf.name for nf in engine.context.nfs]
     done: list[str] = []
     gone: dict[str, NDArray[np.uint64]] = {}
-    for plugin in sorted(plugins, key=lambda name: name in functions):
+    for plugin in sorted(tables, key=lambda name: name in functions):
         try:
-            targets = _reconfigure(plugin, new, host)
+            targets = _reconfigure(plugin, new, plugins)
         except ConfigError:
             for earlier in reversed(done):
-                host.attempt(earlier, "reconfigure", config=old)
+                plugins.try_call(earlier, "reconfigure", config=old)
             raise
         done.append(plugin)
         if targets is not None:
@@ -108,9 +109,9 @@ def _take_over(
     return gone
 
 
-def _reconfigure(plugin: str, config: Config, host: PluginHost) -> NDArray[np.uint64] | None:
+def _reconfigure(plugin: str, config: Config, plugins: PluginManager) -> NDArray[np.uint64] | None:
     try:
-        targets: NDArray[np.uint64] | None = host.call(plugin, "reconfigure", config=config)
+        targets: NDArray[np.uint64] | None = plugins.call(plugin, "reconfigure", config=config)
     except NfcoreError:
         raise
     except Exception as error:
@@ -124,10 +125,10 @@ def _changed(old: Config, new: Config) -> Iterator[str]:
     yield from (name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name))
 
 
-def _unchangeable(table: str, old: Config, new: Config, host: PluginHost) -> Iterator[Problem]:
+def _unchangeable(table: str, old: Config, new: Config, plugins: PluginManager) -> Iterator[Problem]:
     """What of a table that has changed cannot take effect in a running daemon."""
     if table in new.sections and table in old.sections:
-        if table not in host.implementing("reconfigure"):
+        if table not in plugins.implementing("reconfigure"):
             yield Problem(table, "has changed, which takes a restart: this plugin reads its table at the start")
         return
     if table != "offload":

@@ -12,8 +12,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from ..api.carriers import Carrier, require_carrier
 from ..api.config import Config
@@ -23,14 +23,15 @@ from ..devices.worker import DeviceWorker
 from ..engine.engine import READ_LIMIT, Engine
 from ..engine.event_log import EventKind
 from ..errors import ConfigError, NfcoreError, Problem
-from ..hooks.manager import PluginHost
+from ..hooks.manager import PluginManager
 from ..hooks.watchdog import Watchdog
-from ..kernel.link_monitor import LinkWatch
+from ..kernel.link_monitor import LinkMonitor
 from ..logs import AUDIT
 from .bootstrap import find_devices, make_context, make_engine, set_up
-from .control_methods import register_orders
-from .program_monitor import ProgramWatch
+from .control_methods import register_methods
+from .program_monitor import ProgramMonitor
 from .reload import reload
+from .signals import STOP_SIGNALS, StoppedError, StopSwitch
 
 log = logging.getLogger(AUDIT)
 
@@ -40,37 +41,35 @@ LONGEST_NAP = 0.016
 pause doubles while nothing comes, so that an idle daemon costs next to nothing."""
 STOP_PATIENCE = 10.0
 """Seconds that a worker has to remove its rules when the daemon stops."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""SIGHUP tells of a terminal that is gone; a daemon without one reads its configuration again instead."""
 Results = queue.SimpleQueue[Callable[[], None]]
 """What workers have finished, to be run on the event loop's thread."""
 
 
-def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> None:
+def run(config: Config, plugins: PluginManager, announce: Callable[[str], None]) -> None:
     """Run until SIGINT or SIGTERM, then leave the machine as it was. HostError when something is in the way."""
     if not config.interfaces:
         raise ConfigError(config.source, [Problem("interfaces", "there is none; add a table with name and chain")])
-    context = make_context(config, host, find_devices(config))
-    socket = Path(config.nf.socket)
+    results: Results = queue.SimpleQueue()
+    context = make_context(config, plugins, find_devices(config), call_soon=results.put)
+    socket, group = Path(config.nf.socket), config.nf.socket_group
     refuse_second(socket)
     require_carrier(Carrier(config.marking.carrier), context.devices)
-    if config.nf.socket_group:
-        group_number(config.nf.socket_group)
+    if group:
+        group_number(group)
     with StopSwitch() as stop:
         try:
             with (
-                context.claims,
-                Watchdog(host, config.nf.hook_patience) as watchdog,
-                set_up(context, host, stop.check),
-                _engine(context, host, stop) as (engine, results),
+                context.locks,
+                Watchdog(plugins, config.nf.hook_patience) as watchdog,
+                set_up(context, plugins, stop.check),
+                _running(context, plugins, results, stop) as daemon,
             ):
-                register_orders(engine, host)
-                group = config.nf.socket_group
-                server = ControlServer(socket, context.methods, context.questions, group)
-                context.figures.append(server.collect)
-                daemon = _Daemon(engine, results, server)
+                register_methods(daemon.engine, plugins)
+                services = context.services
+                server = ControlServer(socket, services.methods, services.read_methods, group)
+                services.metric_sources.append(server.collect)
                 with watchdog.guarding():
-                    asyncio.run(daemon.run(stop, lambda: announce(_describe(context))))
+                    asyncio.run(daemon.serve(server, stop, lambda: announce(_describe(context))))
         except StoppedError:
             log.info("stopped before it was ready")
         except NfcoreError:
@@ -79,53 +78,16 @@ def run(config: Config, host: PluginHost, announce: Callable[[str], None]) -> No
                 raise
 
 
-class StoppedError(BaseException):
-    """A stop signal came before the daemon was ready. No Exception: who goes on after those must not go on."""
-
-
-class StopSwitch:
-    """Takes note of SIGINT, SIGTERM and SIGHUP, and stops where it is asked: what is half done would be left behind.
-
-    While the event loop runs it has handlers of its own.
-    """
-
-    def __init__(self) -> None:
-        self.noted = False
-
-    def __enter__(self) -> StopSwitch:
-        self._before = [signal.signal(number, self._note) for number in STOP_SIGNALS]
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        for number, handler in zip(STOP_SIGNALS, self._before, strict=True):
-            signal.signal(number, handler)
-
-    def check(self) -> None:
-        """Raise StoppedError if a signal came."""
-        if self.noted:
-            raise StoppedError
-
-    def resume(self) -> None:
-        """Take note again after the event loop has had the signals."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        # Nothing is read again that is only just being read.
-        self.noted |= number != signal.SIGHUP or sys.stderr.isatty()
-
-
 @contextmanager
-def _engine(context: Context, host: PluginHost, stop: StopSwitch) -> Iterator[tuple[Engine, Results]]:
+def _running(context: Context, plugins: PluginManager, results: Results, stop: StopSwitch) -> Iterator[_Daemon]:
     """Start the engine with its workers and attach the programs; undo all of it in reverse."""
-    results: Results = queue.SimpleQueue()
     workers = {device.ifindex: DeviceWorker(device.name, results.put, stop.check) for device in context.devices}
-    engine = make_engine(context, host, workers)
-    context.soon = results.put
-    context.health.workers = {device.name: workers[device.ifindex].busy_seconds for device in context.devices}
-    with ExitStack() as leaving, LinkWatch(workers) as engine.links:
+    engine = make_engine(context, plugins, workers)
+    health = context.services.health
+    health.workers = {device.name: workers[device.ifindex].busy_seconds for device in context.devices}
+    with ExitStack() as leaving, LinkMonitor(workers) as links:
         leaving.callback(_stop_workers, engine, workers)
-        engine.programs = ProgramWatch(engine.floor, context.health)
+        programs = ProgramMonitor(engine.state, health)
         stop.check()
         engine.start()
         for nf in context.nfs:
@@ -133,8 +95,8 @@ def _engine(context: Context, host: PluginHost, stop: StopSwitch) -> Iterator[tu
                 stop.check()
                 leaving.callback(nf.detach, device)
                 nf.attach(device)
-                engine.programs.add(device.ifindex)
-        yield engine, results
+                programs.add(device.ifindex)
+        yield _Daemon(engine, links, programs, results)
 
 
 def _stop_workers(engine: Engine, workers: dict[int, DeviceWorker]) -> None:
@@ -144,35 +106,36 @@ def _stop_workers(engine: Engine, workers: dict[int, DeviceWorker]) -> None:
             log.error("a device's worker did not finish in %.0f s: rules may be left", STOP_PATIENCE)
 
 
+@dataclass
 class _Daemon:
-    """The event loop's part: the socket and the pump."""
+    """What runs on the event loop: startup, main loop, shutdown."""
 
-    def __init__(self, engine: Engine, results: Results, server: ControlServer) -> None:
-        self._engine = engine
-        self._results = results
-        self._server = server
+    engine: Engine
+    links: LinkMonitor
+    programs: ProgramMonitor
+    results: Results
 
-    async def run(self, switch: StopSwitch, announce: Callable[[], None]) -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
+    async def serve(self, server: ControlServer, switch: StopSwitch, announce: Callable[[], None]) -> None:
+        """Answer the socket and move flows until a signal comes."""
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, stop.set)
         if not sys.stderr.isatty():
             loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
-            switch.check()  # what came until the loop had its handlers
-            await self._server.open()
-            for start in self._engine.context.starters:
+            switch.check()  # for signals that came before the loop had its handlers
+            await server.open()
+            for start in self.engine.context.services.starters:
                 start()
-            # What is there now stays: to look through all of it for garbage, again and again, would take a tenth of a
-            # second and more of a turn each time.
+            # What is there now stays. To search all of it for garbage, again and again, would take a tenth of a
+            # second and more each time.
             gc.collect()
             gc.freeze()
-            self._engine.floor.events.note(EventKind.DAEMON, "ready")
+            self.engine.state.events.note(EventKind.DAEMON, "ready")
             announce()
-            await self._pump(stop)
+            await self._main_loop(stop)
         finally:
-            await self._server.close()
+            await server.close()
             # Blocked meanwhile: between the two kinds of handlers a signal would kill.
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             for number in STOP_SIGNALS:
@@ -182,27 +145,27 @@ class _Daemon:
 
     def _reload(self) -> None:
         try:
-            reload(self._engine, self._engine.host)
+            reload(self.engine, self.engine.plugins)
         except NfcoreError as error:
             log.error("the configuration stays as it was: %s", error)
         except Exception as error:
             log.error("the configuration could not be read again: %s", error)
             log.debug("traceback", exc_info=error)
 
-    async def _pump(self, stop: asyncio.Event) -> None:
+    async def _main_loop(self, stop: asyncio.Event) -> None:
         nap = SHORTEST_NAP
         wake, loop = asyncio.Event(), asyncio.get_running_loop()
-        for nf in self._engine.context.nfs:
+        for nf in self.engine.context.nfs:
             for fd in nf.wake_fds():
                 loop.add_reader(fd, wake.set)
-        health = self._engine.context.health
+        health = self.engine.context.services.health
         while not stop.is_set():
             health.turn(nap)
             wake.clear()
-            taken = self._engine.poll()
-            self._deliver()
-            self._engine.tick()
-            if taken >= READ_LIMIT or not self._results.empty():
+            taken = self.engine.poll()
+            self._deliver_results()
+            self._tick()
+            if taken >= READ_LIMIT or not self.results.empty():
                 nap = 0.0
             elif taken:
                 nap = SHORTEST_NAP
@@ -211,10 +174,22 @@ class _Daemon:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(wake.wait(), nap)
 
-    def _deliver(self) -> None:
-        # What these jobs put there in turn waits until reports have been read again.
-        for _ in range(self._results.qsize()):
-            self._results.get_nowait()()
+    def _deliver_results(self) -> None:
+        # What these jobs put into the queue waits until reports have been read again.
+        for _ in range(self.results.qsize()):
+            self.results.get_nowait()()
+
+    def _tick(self) -> None:
+        changed = self.links.poll()
+        for link in changed.values():
+            status = "gone, and with it the program" if link.gone else "up" if link.up else "down"
+            self.engine.state.events.note(EventKind.LINK, f"changed: it is {status}", link.name)
+            if link.gone:
+                log.error(
+                    "%s: the interface is gone, and with it the program: restart nfcore once it is back", link.name
+                )
+        self.programs.run(changed)
+        self.engine.tick([ifindex for ifindex, link in changed.items() if not link.gone])
 
 
 def _describe(context: Context) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..api.flows import FlowBatch
-from .rule_counters import Meter
+from .backends import BackendChain
+from .rule_counters import RuleCounters
 from .token_bucket import TokenBucket
-from .worker import Backends, Worker
+from .worker import Worker
 
 PLENTY = 1 << 62
 PROBE_RULES = 16
@@ -22,10 +23,10 @@ SHORTEST_RETRY, LONGEST_RETRY = 1.0, 30.0
 
 
 @dataclass
-class Port:
+class DeviceState:
     """One device. Times are seconds by the engine's clock."""
 
-    backends: Backends
+    backends: BackendChain
     worker: Worker
     budget: TokenBucket
     polling: bool = False
@@ -48,7 +49,7 @@ class Port:
     to_probe: bool = False
     """The link has changed: what the NIC can do has to be found out again."""
     probing: bool = False
-    meter: Meter = field(default_factory=lambda: Meter(0))
+    rule_counters: RuleCounters = field(default_factory=lambda: RuleCounters(0))
     """What the NIC's rules have counted."""
     table_sizes: dict[str, int] = field(default_factory=dict)
     """Rules that fit, by backend, where one says so."""
@@ -71,12 +72,12 @@ class Port:
     @property
     def accelerated(self) -> bool:
         """Whether any backend takes rules here."""
-        return bool(self.backends.device.backends)
+        return bool(self.backends.names)
 
     def begin_counting(self, now: float) -> None:
         """Count for as many backends as there are once they have been probed."""
-        backends = len(self.backends.device.backends)
-        self.meter, self.counted = Meter(backends), np.full(backends, now)
+        backends = len(self.backends.names)
+        self.rule_counters, self.counted = RuleCounters(backends), np.full(backends, now)
 
     def counters_age(self, now: float) -> float:
         """Seconds since the counters were read, of the backend that has been silent for longest."""

@@ -31,7 +31,7 @@ class Took:
     rules: int = 0
 
 
-class Timings:
+class LatencyHistograms:
     """Histograms of one device. Its worker observes, the engine's thread reads."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ def counts_of(rows: NDArray[np.void]) -> Counts:
     return np.stack([rows["packets"], rows["bytes"]], axis=1).astype(np.uint64, copy=False)
 
 
-class Meter:
+class RuleCounters:
     """Packets and bytes of the rules of one device, by the index of their backend. They never become less.
 
     A NIC's counters begin anew when a rule is replaced, and with a NIC that is reset: what they had shown stays.

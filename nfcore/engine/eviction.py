@@ -47,7 +47,7 @@ def replaceable(installed: NDArray[np.float64], waiting: NDArray[np.float64]) ->
     return pairs if worth.all() else int(np.argmin(worth))
 
 
-def patience(idle_timeout: float, held: int, room: int) -> float:
+def idle_timeout_at(idle_timeout: float, held: int, room: int) -> float:
     """How long a flow may be idle, in seconds, when `held` of `room` places are taken."""
     fill = held / room if room else 1.0
     if fill <= TIGHT:

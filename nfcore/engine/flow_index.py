@@ -42,7 +42,7 @@ class SeededHash:
     is strongly universal (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Then simple
     tabulation, with which linear probing takes constant expected time for whatever was hashed (Pătraşcu and Thorup,
     "The power of simple tabulation hashing", 2011); the first step alone would let regular flows, such as one
-    address with ascending ports, pile up.
+    address with ascending devices, pile up.
     """
 
     def __init__(self) -> None:

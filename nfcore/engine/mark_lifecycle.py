@@ -6,19 +6,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.context import Context, NetworkFunction
+from ..api.context import Context
 from ..api.flows import FlowBatch
 from ..api.marks import MarkMeaning
+from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
-from ..hooks.manager import Fault, PluginHost
+from ..hooks.faults import Fault
+from ..hooks.manager import PluginManager
 
 
-class MarkDesk:
+class MarkLifecycle:
     """Asks strategies and network functions."""
 
-    def __init__(self, context: Context, host: PluginHost) -> None:
+    def __init__(self, context: Context, plugins: PluginManager) -> None:
         self._context = context
-        self._host = host
+        self._plugins = plugins
         self._ending: dict[int, NDArray[np.uint32]] = {}
         """NF number → marks of targets that are gone, which rules may still set."""
         self._unretired: dict[int, NDArray[np.uint32]] = {}
@@ -38,10 +40,9 @@ class MarkDesk:
     def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
         """Marks of the strategy in charge, 0 where there is none; a mark that XDP took in vain goes back."""
         marks = np.zeros(len(batch), dtype=np.uint32)
-        for plugin, answer in self._host.each("allocate_mark", batch=batch):
-            if answer is not None:
-                marks = self._within(plugin, answer)
-                break
+        plugin, given = self._plugins.call_first("allocate_mark", batch=batch)
+        if given is not None:
+            marks = self._within(plugin, given)
         self.give_back(batch.rows["mark"][batch.rows["mark"] != marks])
         for ending in self._ending.values():
             marks[np.isin(marks, ending)] = 0
@@ -52,14 +53,14 @@ class MarkDesk:
         wide = marks >= self._context.marks.size
         if wide.any():
             words = f"answered {marks[wide][0]}; should be marks of [marking] width = {self._context.marks.width} bits"
-            self._host.blame(plugin, "allocate_mark", Fault.WRONG_ANSWER, words)
+            self._plugins.report_fault(plugin, "allocate_mark", Fault.WRONG_ANSWER, words)
         return np.where(wide, 0, marks).astype(np.uint32)
 
     def publish(
         self, nf: NetworkFunction, batch: FlowBatch, marks: NDArray[np.uint32]
     ) -> tuple[NDArray[np.bool_], Reason]:
         """Let the NF write what the marks mean. Which of them stand, and the reason of the others, which go back."""
-        done, answer = self._host.attempt(nf.name, "publish_marks", batch=batch, marks=marks)
+        done, answer = self._plugins.try_call(nf.name, "publish_marks", batch=batch, marks=marks)
         published = answer if done else np.zeros(len(batch), dtype=bool)
         self.undo(nf.number, marks[~published])
         if self.of_targets and not published.all():
@@ -74,7 +75,7 @@ class MarkDesk:
         marks = self.allocate(targets)
         given = marks != 0
         if given.any():
-            self._host.attempt(nf.name, "publish_marks", batch=targets[given], marks=marks[given])
+            self._plugins.try_call(nf.name, "publish_marks", batch=targets[given], marks=marks[given])
 
     def undo(self, nf_number: int, marks: NDArray[np.uint32]) -> None:
         """Retire and give back marks of single flows; a target's mark goes on for the other flows."""
@@ -124,7 +125,7 @@ class MarkDesk:
 
     def _retire(self, nf_number: int, marks: NDArray[np.uint32]) -> bool:
         nf = self._context.nfs[nf_number - 1]
-        retired, _ = self._host.attempt(nf.name, "retire_marks", nf=nf_number, marks=marks)
+        retired, _ = self._plugins.try_call(nf.name, "retire_marks", nf=nf_number, marks=marks)
         if retired:  # a mark that may still mean something must not be given to another flow
             self._release(marks)
         return retired
@@ -132,5 +133,5 @@ class MarkDesk:
     def _release(self, marks: NDArray[np.uint32]) -> None:
         marks = marks[marks != 0]
         if len(marks):
-            for _ in self._host.each("release_mark", marks=marks):
+            for _ in self._plugins.call_each("release_mark", marks=marks):
                 pass

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine's three stages share: the flow table, the devices, the marks, the books and the clock.
+"""What the engine's stages share: the flow table, the devices, the marks, the counters and the clock.
 
-intake ──► dispatch ──► retirement
-reports    waiting      installed ─► drained ─► forgotten
+    intake ──► dispatch ──► reconcile ──► removal
+    reported   waiting      installed     draining ─► forgotten
+
+Data, and views of it; what changes the life of a flow stands with the stage that does it.
 """
 
 from __future__ import annotations
@@ -15,37 +17,37 @@ from numpy.typing import NDArray
 
 from ..api.config import OffloadTable
 from ..api.context import Context
-from ..api.flows import WHOLE_FLOW, FlowBatch
-from ..api.reasons import Reason
+from ..api.flows import WHOLE_FLOW
 from ..api.rules import RULE_ROW, Action, RuleBatch, make_cookies
-from ..devices.device_state import Port
-from ..hooks.manager import PluginHost
-from .counters import Ledger
-from .event_log import EventKind, EventLog
+from ..devices.device_state import DeviceState
+from ..devices.rule_counters import Counts
+from ..hooks.manager import PluginManager
+from .counters import EngineCounters
+from .event_log import EventLog
 from .eviction import hottest, waiting_rates
 from .flow_table import FlowState, FlowTable
-from .mark_lifecycle import MarkDesk
+from .mark_lifecycle import MarkLifecycle
 
-IN_HARDWARE = (FlowState.PENDING, FlowState.INSTALLED, FlowState.DRAINING)
+OCCUPYING = (FlowState.PENDING, FlowState.INSTALLED, FlowState.DRAINING)
 """States that take a place in the NIC."""
-ACTIVE = (*IN_HARDWARE, FlowState.WAITING)
+ACTIVE = (*OCCUPYING, FlowState.WAITING)
 """States in which a flow has a mark."""
 FEW_WAITING = 16
 """Flows that may wait however tight marks are."""
 
 
 @dataclass
-class Floor:
-    """The engine's common ground. Everything on it is touched by one thread only."""
+class EngineState:
+    """The engine's data. One thread alone touches it."""
 
     context: Context
-    host: PluginHost
+    plugins: PluginManager
     clock: Callable[[], float]
     table: FlowTable
-    ledger: Ledger
-    marks: MarkDesk
+    counters: EngineCounters
+    marks: MarkLifecycle
     events: EventLog
-    ports: Mapping[int, Port] = field(default_factory=dict)
+    devices: Mapping[int, DeviceState] = field(default_factory=dict)
     """By ifindex."""
     switched_on: bool = True
     """False: no flow gets a rule (`nfcore offload off`)."""
@@ -58,7 +60,7 @@ class Floor:
     @property
     def places(self) -> int:
         """How many more rules `max_rules` allows."""
-        return self.offload.max_rules - self.table.count(*IN_HARDWARE)
+        return self.offload.max_rules - self.table.count(*OCCUPYING)
 
     @property
     def most_waiting(self) -> int:
@@ -80,32 +82,13 @@ class Floor:
         """Give tracked flows as opaque bytes, as the event log takes them: copied at once and not field by field."""
         return self.table.flow.view(WHOLE_FLOW)[slots]
 
-    def by_port(self, slots: NDArray[np.int64]) -> list[tuple[Port, NDArray[np.int64]]]:
+    def by_device(self, slots: NDArray[np.int64]) -> list[tuple[DeviceState, NDArray[np.int64]]]:
         """Sort tracked flows by their device."""
-        if len(self.ports) == 1:
-            (port,) = self.ports.values()
-            return [(port, slots)] if len(slots) else []
+        if len(self.devices) == 1:
+            (device,) = self.devices.values()
+            return [(device, slots)] if len(slots) else []
         of = self.table.flow["ifindex"][slots]
-        return [(self.ports[index], slots[of == index]) for index in np.unique(of).tolist() if index in self.ports]
-
-    def settle(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
-        """End flows that have no rule: what their marks mean and the marks go; the reason is remembered."""
-        if not len(slots):
-            return
-        marked = slots[self.table.mark[slots] != 0]
-        numbers = self.table.flow["nf"][marked]
-        for number in np.unique(numbers).tolist():
-            self.marks.undo(number, self.table.mark[marked[numbers == number]])
-        self.table.mark[slots] = 0
-        self.table.attempts[slots] = 0
-        self.table.reason[slots] = reason
-        self.table.move(slots, FlowState.REFUSED, self.clock())
-
-    def refuse(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
-        """Settle flows whose reports lead to no rule, and count them."""
-        self.ledger.refuse(np.full(len(slots), reason, dtype=np.uint8))
-        self.events.record(EventKind.REFUSED, self.opaque(slots), reason=reason)
-        self.settle(slots, reason)
+        return [(self.devices[index], slots[of == index]) for index in np.unique(of).tolist() if index in self.devices]
 
     def heat(self, waiting: NDArray[np.int64]) -> NDArray[np.float64]:
         """Packets a second that each of these waiting flows can be good for."""
@@ -117,11 +100,12 @@ class Floor:
         """Sort waiting flows, the hottest first."""
         return waiting[hottest(self.heat(waiting), self.table.flow["packets"][waiting], len(waiting))]
 
-    def restore(self, flows: FlowBatch) -> NDArray[np.bool_]:
-        """Let the slow path know flows as the marks had them; whether it does, per row."""
-        known = np.ones(len(flows), dtype=bool)
-        for nf in self.context.nfs:
-            mine = flows.rows["nf"] == nf.number
-            if mine.any():
-                known[mine], _ = self.host.attempt(nf.name, "restore_flows", batch=flows[mine])
-        return known
+    def count(self, device: DeviceState, slots: NDArray[np.int64], now: Counts) -> None:
+        """Take the counters that a NIC shows for rules of tracked flows, `now`: shape (slots, 2)."""
+        device.rule_counters.count(self.table.backend[slots], self.table.counts(slots), now)
+        self.table.packets[slots], self.table.bytes[slots] = now[:, 0], now[:, 1]
+
+    def end_counts(self, device: DeviceState, slots: NDArray[np.int64]) -> None:
+        """Keep what rules that are gone have counted."""
+        device.rule_counters.end(self.table.backend[slots], self.table.counts(slots))
+        self.table.end_counts(slots)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.context import Context, NetworkFunction
+from ..api.context import Context
 from ..api.flows import ANY_CPU, FlowBatch
 from ..api.marks import MarkMeaning, first_of_each
+from ..api.network_function import NetworkFunction
 from ..api.rules import Action, RuleBatch, split_cookies
-from ..devices.rule_counters import Meter, counts_of
-from ..devices.worker import Backends, Dump
+from ..devices.backends import BackendChain, Dump
+from ..devices.rule_counters import RuleCounters, counts_of
 from .flow_table import FlowState, FlowTable
 
 FINGERPRINT = "fingerprint"
@@ -33,29 +34,29 @@ class Leftovers:
     removed: int
     cleared: bool
     """Whether no rule of ours is left that was not adopted."""
-    meter: Meter
+    rule_counters: RuleCounters
     """What all of them have counted."""
 
 
 def same_meaning(context: Context) -> bool:
     """Whether marks mean what they meant in the run before."""
-    return context.state.recall(FINGERPRINT) == _fingerprint(context)
+    return context.state_file.recall(FINGERPRINT) == _fingerprint(context)
 
 
 def note_meaning(context: Context) -> None:
     """Leave this run's fingerprint for the next. Only rules whose marks mean this may be left on any NIC by then."""
-    context.state.remember(FINGERPRINT, _fingerprint(context))
+    context.state_file.remember(FINGERPRINT, _fingerprint(context))
 
 
 def renew_meaning(context: Context) -> None:
     """Leave another fingerprint after a change of the targets, which the next run will have from its start."""
     now = _fingerprint(context)
     shared = context.strategy is not None and context.strategy.meaning is MarkMeaning.TARGET
-    if shared and context.state.recall(FINGERPRINT) != now:
+    if shared and context.state_file.recall(FINGERPRINT) != now:
         # The next run would give the targets other marks than they have now.
-        context.state.forget(FINGERPRINT)
+        context.state_file.forget(FINGERPRINT)
     else:
-        context.state.remember(FINGERPRINT, now)
+        context.state_file.remember(FINGERPRINT, now)
 
 
 def _fingerprint(context: Context) -> int:
@@ -71,7 +72,7 @@ def _fingerprint(context: Context) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def take_over(backends: Backends, context: Context, table: FlowTable, *, trusted: bool, now: float) -> Leftovers:
+def take_over(backends: BackendChain, context: Context, table: FlowTable, *, trusted: bool, now: float) -> Leftovers:
     """Adopt the device's rules whose marks still mean the same (`trusted`), and remove the rest of ours.
 
     `now` is the engine's time. Runs on the device's worker while the engine waits for it.
@@ -91,19 +92,19 @@ def take_over(backends: Backends, context: Context, table: FlowTable, *, trusted
     table.packets[adopted], table.bytes[adopted] = dump.rows["packets"][good], dump.rows["bytes"][good]
     stale = ours & ~good
     removal = backends.remove(RuleBatch(np.ascontiguousarray(dump.rows["rule"][stale])), dump.backend[stale])
-    meter, shown = Meter(len(backends.device.backends)), counts_of(dump.rows)
+    rule_counters, shown = RuleCounters(len(backends.names)), counts_of(dump.rows)
     shown[stale] = np.maximum(shown[stale], removal.counted)
     gone = stale.copy()
     # Those that could not be removed are counted when they are.
     gone[stale] = removal.gone
     for which in (good, gone):
-        meter.count(dump.backend[which], np.zeros_like(shown[which]), shown[which])
-    meter.end(dump.backend[gone], shown[gone])
-    return Leftovers(adopted, int(np.count_nonzero(gone)), bool(removal.gone.all()), meter)
+        rule_counters.count(dump.backend[which], np.zeros_like(shown[which]), shown[which])
+    rule_counters.end(dump.backend[gone], shown[gone])
+    return Leftovers(adopted, int(np.count_nonzero(gone)), bool(removal.gone.all()), rule_counters)
 
 
 def _adoptable(
-    backends: Backends, context: Context, table: FlowTable, dump: Dump, slots: NDArray[np.int64]
+    backends: BackendChain, context: Context, table: FlowTable, dump: Dump, slots: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Rows that could be tracked at all: they set a mark, and their slot is one that nobody else has."""
     good = first_of_each(slots)
@@ -114,7 +115,7 @@ def _adoptable(
 
 
 def _as_flows(
-    backends: Backends, context: Context, dump: Dump, good: NDArray[np.bool_]
+    backends: BackendChain, context: Context, dump: Dump, good: NDArray[np.bool_]
 ) -> tuple[FlowBatch, NDArray[np.bool_]]:
     """The good rows as flows of the device's network function, and which of them it recognises."""
     rules = dump.rows["rule"][good]
@@ -131,7 +132,7 @@ def _as_flows(
     return batch, kept
 
 
-def _function_of(backends: Backends, context: Context) -> NetworkFunction | None:
+def _function_of(backends: BackendChain, context: Context) -> NetworkFunction | None:
     for nf in context.nfs:
         if any(device.ifindex == backends.device.ifindex for device in context.devices_of(nf.name)):
             return nf

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.config import Section, Table
+from ..api.config import ConfigTable, Section
 from ..api.findings import Finding
 from ..api.marks import StrategyInfo
 from ..api.metrics import MetricFamily
@@ -32,13 +32,13 @@ class AnswerError(Exception):
     """An answer that nothing can be done with; says what it was and what it should be."""
 
 
-def accept(hook: str, arguments: Arguments, answer: Any) -> Any:
+def check_result(hook: str, arguments: Arguments, answer: Any) -> Any:
     """Give the answer in a form that can be relied on. AnswerError when there is none; most hooks take any answer."""
     check = _CHECKS.get(hook)
     return answer if check is None else check(arguments, answer)
 
 
-def settle(hook: str, answer: Any) -> Any:
+def read_all(hook: str, answer: Any) -> Any:
     """Let an answer do now what it does only when somebody iterates, as a generator does. AnswerError: it gives more
     than MOST objects.
     """
@@ -136,9 +136,13 @@ def _is_number(value: object) -> bool:
 def _section(arguments: Arguments, answer: Any) -> Any:
     if answer is None:
         return None
-    if not isinstance(answer, Section) or not isinstance(answer.model, type) or not issubclass(answer.model, Table):
+    if (
+        not isinstance(answer, Section)
+        or not isinstance(answer.model, type)
+        or not issubclass(answer.model, ConfigTable)
+    ):
         raise AnswerError(
-            f"answered {_short(answer)}; should be a nfcore.api.config.Section of a nfcore.api.config.Table"
+            f"answered {_short(answer)}; should be a nfcore.api.config.Section of a nfcore.api.config.ConfigTable"
         )
     return answer
 

@@ -16,7 +16,8 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from ..api.hookspecs import ROLES, Runs
-from .manager import SLOW, Call, Fault, HookTimeoutError, PluginHost
+from .faults import Fault, HookTimeoutError
+from .manager import SLOW, Call, PluginManager
 
 PERIOD = SLOW / 2
 """Seconds between two looks."""
@@ -31,8 +32,8 @@ class Watchdog:
     `patience`: seconds after which a hook on the event loop is broken off, while :meth:`guarding` it.
     """
 
-    def __init__(self, host: PluginHost, patience: float) -> None:
-        self._host = host
+    def __init__(self, plugins: PluginManager, patience: float) -> None:
+        self._plugins = plugins
         self._patience = patience
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -53,35 +54,35 @@ class Watchdog:
     @contextmanager
     def guarding(self) -> Iterator[None]:
         """Take this thread for the event loop's: no hook may block it."""
-        self._host.loop_thread = threading.get_ident()
+        self._plugins.loop_thread = threading.get_ident()
         try:
             yield
         finally:
-            self._host.loop_thread = None
+            self._plugins.loop_thread = None
 
     def _run(self) -> None:
         while not self._stop.wait(PERIOD):
             now = time.monotonic()
-            for thread, call in list(self._host.under_way.items()):
+            for thread, call in list(self._plugins.under_way.items()):
                 self._look_at(thread, call, now - call.began)
 
     def _look_at(self, thread: int, call: Call, took: float) -> None:
-        if self._host.is_on_loop(call, thread):
-            if took >= SLOW and not call.said:
-                self._host.blame_slow(call, took)
+        if self._plugins.is_on_loop(call, thread):
+            if took >= SLOW and not call.reported:
+                self._plugins.report_slow(call, took)
             if took >= self._patience:
                 signal.pthread_kill(thread, INTERRUPT)
-        elif took >= STUCK and not call.said:
-            call.said = True
+        elif took >= STUCK and not call.reported:
+            call.reported = True
             waits = "rules of its device wait" if ROLES[call.hook].runs is Runs.WORKER else "everything waits"
             words = f"has not come back for {took:.0f} s; {waits} for it"
-            self._host.blame(call.plugin, call.hook, Fault.STUCK, words)
+            self._plugins.report_fault(call.plugin, call.hook, Fault.STUCK, words)
 
     def _break_off(self, number: int, frame: FrameType | None) -> None:
         """Runs on the loop's thread, within the hook or just behind it."""
         thread = threading.get_ident()
-        call = self._host.under_way.get(thread)
-        if call is None or not self._host.is_on_loop(call, thread):
+        call = self._plugins.under_way.get(thread)
+        if call is None or not self._plugins.is_on_loop(call, thread):
             return
         took = time.monotonic() - call.began
         if took >= self._patience:

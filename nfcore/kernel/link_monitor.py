@@ -47,7 +47,7 @@ class LinkChange:
     """Removed, or moved to another network namespace."""
 
 
-class LinkWatch:
+class LinkMonitor:
     """Announcements about some links of the calling thread's network namespace. OSError when there is no socket."""
 
     def __init__(self, ifindexes: Iterable[int], *, buffer: int | None = None) -> None:

@@ -46,7 +46,7 @@ class BackendConformance:
 
     def test_hooks_have_our_signatures(self, backend: BackendDriver) -> None:
         """A backend has the hooks {install,remove,dump,probe}_offload, with nfcore's arguments."""
-        missing = [hook for hook in (INSTALL, REMOVE, DUMP, PROBE) if not backend.host.implementing(hook)]
+        missing = [hook for hook in (INSTALL, REMOVE, DUMP, PROBE) if not backend.plugins.implementing(hook)]
         backend.expect(not missing, f"it lacks {', '.join(missing)}; is @hookimpl above each?")
 
     def test_capabilities_are_sane(self, backend: BackendDriver) -> None:

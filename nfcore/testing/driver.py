@@ -243,7 +243,7 @@ class BackendDriver(Examination):
         """Remove whatever the test installed, and look at nothing: the next test begins with an empty NIC."""
         for batch in self._sent:
             with suppress(Exception):
-                self.host.call(self.name, REMOVE, device=self.nic.device, rules=batch)
+                self.plugins.call(self.name, REMOVE, device=self.nic.device, rules=batch)
 
 
 def told(answer: Outcomes) -> list[Outcome]:

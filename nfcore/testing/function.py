@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..api.flows import FlowBatch
-from ..api.marks import CpuPools
+from ..api.mark_pools import CpuPools
 from ..api.rules import Device
 
 

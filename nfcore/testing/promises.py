@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from ..errors import NfcoreError
-from ..hooks.manager import PluginHost
-from ..hooks.results import AnswerError, accept
+from ..hooks.manager import PluginManager
+from ..hooks.results import AnswerError, check_result
 from .results import BROKEN, THROUGHPUT, SuiteResult
 
 _TEST = "test_"
@@ -68,7 +68,7 @@ class Examination:
     name: str
     """Of the plugin, as messages and the summary show it."""
     suite: type
-    host: PluginHost = field(default_factory=PluginHost)
+    plugins: PluginManager = field(default_factory=PluginManager)
 
     def __post_init__(self) -> None:
         self._promises = promises_of(self.suite)
@@ -81,9 +81,9 @@ class Examination:
     def register(self, plugin: object) -> None:
         """Register the plugin under a host of its own, which checks its hooks' signatures."""
         __tracebackhide__ = True
-        self.host = PluginHost()
+        self.plugins = PluginManager()
         try:
-            self.host.register(plugin, self.name)
+            self.plugins.register(plugin, self.name)
         except NfcoreError as error:
             self.broken(str(error), promise="hooks-have-our-signatures")
 
@@ -94,7 +94,7 @@ class Examination:
         """
         __tracebackhide__ = True
         try:
-            return accept(hook, arguments, self.host.call(self.name, hook, **arguments))
+            return check_result(hook, arguments, self.plugins.call(self.name, hook, **arguments))
         except AnswerError as error:
             self.broken(str(error), promise=form, hook=hook)
         except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its fault, named

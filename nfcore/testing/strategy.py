@@ -24,9 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ..api.context import Context, NetworkFunction
+from ..api.context import Context
 from ..api.flows import FlowBatch
 from ..api.marks import MarkAllocator, MarkMeaning, MarkState, StrategyInfo
+from ..api.network_function import NetworkFunction
 from ..api.rules import Device
 from .function import SampleFunction
 from .promises import Examination
@@ -171,7 +172,7 @@ class StrategyDriver(Examination):
         __tracebackhide__ = True
         assert self.info  # or a promise is broken: without it nothing else makes sense
         run = StrategyRun(self, chosen or self.under_test.strategy, width or self.under_test.width, self._folder)
-        self._leaving.callback(self.host.call, self.name, "teardown")
+        self._leaving.callback(self.plugins.call, self.name, "teardown")
         return run
 
     def means(self, meaning: MarkMeaning) -> None:
@@ -198,7 +199,7 @@ class StrategyConformance:
     def test_hooks_have_our_signatures(self, marking: StrategyDriver) -> None:
         """A strategy has marking_strategies, allocate_mark and release_mark, as nfcore.api.hookspecs has them."""
         wanted = ("marking_strategies", "allocate_mark", "release_mark")
-        missing = [hook for hook in wanted if not marking.host.implementing(hook)]
+        missing = [hook for hook in wanted if not marking.plugins.implementing(hook)]
         marking.expect(not missing, f"it lacks {', '.join(missing)}; is @hookimpl above each?")
 
     def test_hooks_do_not_raise(self, marking: StrategyDriver) -> None:

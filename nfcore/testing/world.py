@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..api.config import NO_BACKEND, Config, InterfaceTable, MarkingTable, NfTable, OffloadTable, Table
+from ..api.config import NO_BACKEND, Config, ConfigTable, InterfaceTable, MarkingTable, NfTable, OffloadTable
 from ..api.context import Context
 from ..api.rules import Device
 from ..daemon.bootstrap import make_context
 from ..errors import ConfigError, Problem
-from ..hooks.manager import PluginHost
+from ..hooks.manager import PluginManager
 
 SOURCE = "conformance.toml"
 """What errors name as the configuration's file."""
@@ -33,8 +33,8 @@ def context_for(
     `folder` is where the run keeps its notes. ConfigError or pydantic's ValidationError when the plugin refuses its
     table.
     """
-    host = PluginHost()
-    host.register(plugin, name)
+    plugins = PluginManager()
+    plugins.register(plugin, name)
     interfaces = [
         InterfaceTable(name=device.name, chain=["nf"], offload=list(device.backends) or [NO_BACKEND])
         for device in devices
@@ -45,17 +45,17 @@ def context_for(
         interfaces=interfaces,
         marking=MarkingTable(strategy=strategy, width=width),
         offload=OffloadTable(),
-        sections=_sections(host, name, dict(table or {})),
+        sections=_sections(plugins, name, dict(table or {})),
     )
-    section = host.call(name, "config_section")
+    section = plugins.call(name, "config_section")
     problems = list(section.check_whole(config)) if section is not None and section.check_whole is not None else []
     if problems:
         raise ConfigError(SOURCE, problems)
-    return make_context(config, host, list(devices))
+    return make_context(config, plugins, list(devices))
 
 
-def _sections(host: PluginHost, name: str, raw: dict[str, Any]) -> dict[str, Table]:
-    section = host.call(name, "config_section")
+def _sections(plugins: PluginManager, name: str, raw: dict[str, Any]) -> dict[str, ConfigTable]:
+    section = plugins.call(name, "config_section")
     if section is None:
         if raw:
             raise ConfigError(SOURCE, [Problem(name, "belongs to a plugin without config_section()")])

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.api.config import Config, Section
-from nfcore.api.context import Context, PacketTrace
+from nfcore.api.context import Context
 from nfcore.api.findings import Finding
 from nfcore.api.flows import FlowBatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily
+from nfcore.api.network_function import PacketTrace
 
 from .balancer import NAME, Balancer, remove_leftovers
 from .config import KatranTable, check_table, count_pairs

@@ -19,9 +19,10 @@ from nfcore.api.carriers import Carrier, carrier_defines
 from nfcore.api.config import Config
 from nfcore.api.context import Context
 from nfcore.api.flows import FlowBatch
-from nfcore.api.marks import CpuPools, MarkMeaning
+from nfcore.api.mark_pools import CpuPools
+from nfcore.api.marks import MarkMeaning
 from nfcore.api.rules import Device
-from nfcore.api.state_file import State
+from nfcore.api.state_file import StateFile
 from nfcore.errors import ConfigError, HostError, Problem
 from nfcore.kernel import (
     BPF_SOURCES,
@@ -44,7 +45,7 @@ from .config import KatranTable
 from .connection_table import Connections, VipFinder
 from .gateway import gateway_mac
 from .inventory import Inventory, Numbering, NumbersExhaustedError
-from .maglev_kernel import RingDesk
+from .maglev_kernel import RingBuilder
 from .maps import BalancerMaps, Sizes, forwarding_cpus, perf_pages, remove_pins, unpin_other_tables, wait_for_programs
 from .mark_entries import MarkEntries
 
@@ -130,7 +131,7 @@ class Balancer:
         self._attached: list[Device] = []
         self._litter: Path | None = None
         self._reader: EventReader | None = None
-        self._ring_desk = RingDesk()
+        self._ring_desk = RingBuilder()
 
     # Life
 
@@ -138,9 +139,9 @@ class Balancer:
         """Create and fill the maps, load the program. HostError names what stands in the way."""
         if context.tracing:
             self.pin_dir = None
-        self._context, self._state = context, context.state
+        self._context, self._state = context, context.state_file
         if self.pin_dir is not None:
-            context.claims.folder(self.pin_dir)
+            context.locks.folder(self.pin_dir)
         self._refuse_occupied(context)
         gateway = self._gateway(self.table)
         # Pins of an earlier run are worth keeping; those of a start that fails are litter.
@@ -517,7 +518,7 @@ def _state_key(device: Device, suffix: str = "") -> str:
     return f"{NAME}.program.{device.ifindex}{suffix}"
 
 
-def _own_program(state: State, device: Device) -> int | None:
+def _own_program(state: StateFile, device: Device) -> int | None:
     """Id of the program on the device, if this or an earlier run put it there."""
     there = attached_xdp(device.ifindex)
     known = {state.recall(_state_key(device)), state.recall(_state_key(device, NEXT))}
@@ -527,12 +528,12 @@ def _own_program(state: State, device: Device) -> int | None:
 def remove_leftovers(context: Context, pin_dir: Path | None) -> Iterator[str]:
     """Detach the program that a killed run left, and remove its pins; a line for each thing removed."""
     for device in context.devices_of(NAME):
-        program = _own_program(context.state, device)
+        program = _own_program(context.state_file, device)
         if program is not None and detach_xdp(device.ifindex, expected=program):
             yield f"{NAME}: detached program {program} from {device.name}"
         for suffix in ("", NEXT):
-            context.state.forget(_state_key(device, suffix))
+            context.state_file.forget(_state_key(device, suffix))
     if pin_dir is not None:
         for pin in remove_pins(pin_dir):
             yield f"{NAME}: removed pin {pin}"
-        context.state.forget(NUMBERING)
+        context.state_file.forget(NUMBERING)

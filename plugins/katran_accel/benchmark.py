@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.api.config import Config, MarkingTable, NfTable, OffloadTable
-from nfcore.api.context import Context, NetworkFunction
+from nfcore.api.context import Context
 from nfcore.api.flows import Address, FlowBatch, pack_address
 from nfcore.api.marks import MarkAllocator, MarkMeaning, StrategyInfo
+from nfcore.api.network_function import NetworkFunction
 from nfcore.bench import (
-    Bar,
     BenchRequest,
     CoreRow,
     Family,
@@ -32,6 +32,7 @@ from nfcore.bench import (
     Sizes,
     Subject,
     Tally,
+    Target,
     flow_keys,
     make_services,
     profile,
@@ -333,7 +334,7 @@ class KatranWorkload:
         assert isinstance(nf, Balancer)  # the workload is asked about its own network function
         return nf.program
 
-    def figures(self, sizes: Sizes) -> Iterator[tuple[Figure, Bar | None]]:
+    def figures(self, sizes: Sizes) -> Iterator[tuple[Figure, Target | None]]:
         """Time the building of a ring, in the kernel as the balancer has it built, and by numpy."""
         first = ipaddress.ip_address(_FIRST_REAL[4])
         endpoints = [Endpoint(1 + each, first + each, 1 + each % 7) for each in range(RING_REALS)]
@@ -342,11 +343,11 @@ class KatranWorkload:
         with KernelRings() as kernel:
             value = _milliseconds(lambda: kernel.build(endpoints), sizes.repeats)
             words = profile(lambda: kernel.build(endpoints)) if value > RING_WANTED else ""
-        yield Figure(name, value, "ms", note), Bar(name, value, RING_WANTED, "ms", profile=words)
+        yield Figure(name, value, "ms", note), Target(name, value, RING_WANTED, "ms", profile=words)
         value = _milliseconds(lambda: build_ring(endpoints), sizes.repeats)
         yield Figure(f"{name}, by numpy", value, "ms", f"{note}; where the kernel does not take the program"), None
 
-    def judge(self, rows: Sequence[Row]) -> list[Bar]:
+    def judge(self, rows: Sequence[Row]) -> list[Target]:
         """Compare with what the design promises; rows that were not measured are not judged."""
         return list(_judge({(row.row, row.family, row.flows): row for row in rows}))
 
@@ -371,28 +372,28 @@ def _vip(number: int) -> tuple[Address, Family]:
     return ipaddress.ip_address(_FIRST_VIP[family]) + number // 2, family
 
 
-def _judge(by: dict[tuple[str, int, int], Row]) -> Iterator[Bar]:
+def _judge(by: dict[tuple[str, int, int], Row]) -> Iterator[Target]:
     families = sorted({family for _, family, _ in by})
     for family in families:
         few, many = by.get(("dest-id", family, FEW)), by.get(("dest-id", family, MANY))
         if few:
             name = f"dest-id, IPv{family}, {FEW:,} flows, net"
-            yield _explained(Bar(name, few.net_ns, DEST_WANTED, "ns"), by, few)
+            yield _explained(Target(name, few.net_ns, DEST_WANTED, "ns"), by, few)
         if few and many:
             name = f"dest-id, IPv{family}, {MANY:,} flows, net"
-            yield _explained(Bar(name, many.net_ns, few.net_ns + DEST_GROWTH, "ns"), by, many)
+            yield _explained(Target(name, many.net_ns, few.net_ns + DEST_GROWTH, "ns"), by, many)
         slow, fast = by.get(("slow", family, MANY)), by.get(("flow-id", family, MANY))
         if slow and fast:
             name = f"flow-id, IPv{family}, {MANY:,} flows, net to the slow path's"
-            yield _explained(Bar(name, _ratio(fast.net_ns, slow.net_ns), FLOW_SHARE, ""), by, fast)
+            yield _explained(Target(name, _ratio(fast.net_ns, slow.net_ns), FLOW_SHARE, ""), by, fast)
         for flows, wanted in SLOW_WANTED.items():
             slow, bare = by.get(("slow", family, flows)), by.get(("bare-lru", family, flows))
             if slow and bare:
                 name = f"slow path, IPv{family}, {flows:,} flows, gross to bare-lru's"
-                yield _explained(Bar(name, _ratio(slow.ns, bare.ns), wanted, ""), by, slow)
+                yield _explained(Target(name, _ratio(slow.ns, bare.ns), wanted, ""), by, slow)
 
 
-def _explained(bar: Bar, by: dict[tuple[str, int, int], Row], row: Row) -> Bar:
+def _explained(bar: Target, by: dict[tuple[str, int, int], Row], row: Row) -> Target:
     about = row.row, row.family, row.flows
     return bar if bar.met else replace(bar, profile=_steps(by, row), about=about)
 

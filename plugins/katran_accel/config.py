@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from nfcore.api.config import Network, Table, parse_network
+from nfcore.api.config import ConfigTable, Network, parse_network
 from nfcore.api.flows import PROTOCOL_NUMBERS, Address
 from nfcore.errors import Problem
 
@@ -78,7 +78,7 @@ def format_network(network: Network) -> str:
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
-class RealTable(Table):
+class RealTable(ConfigTable):
     """One real of a VIP."""
 
     address: Annotated[Address, BeforeValidator(_station), PlainSerializer(str)]
@@ -86,7 +86,7 @@ class RealTable(Table):
     """Share of the ring against the VIP's other reals; 0 drains."""
 
 
-class VipTable(Table):
+class VipTable(ConfigTable):
     """One VIP."""
 
     address: Annotated[Network, BeforeValidator(parse_network), PlainSerializer(format_network)]
@@ -129,7 +129,7 @@ class VipTable(Table):
         return (other.port != 0, other.address.prefixlen) > (self.port != 0, self.address.prefixlen)
 
 
-class KatranTable(Table):
+class KatranTable(ConfigTable):
     """`[katran_accel]`."""
 
     gateway_mac: Annotated[str, BeforeValidator(_mac)] = "auto"

@@ -139,7 +139,7 @@ class KernelRings:
         )
 
 
-class RingDesk:
+class RingBuilder:
     """Builds rings in the kernel when there are enough of them and it can, else with numpy."""
 
     WORTH = 64

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.api.flows import FlowBatch
-from nfcore.api.marks import CpuPools, MarkMeaning
+from nfcore.api.mark_pools import CpuPools
+from nfcore.api.marks import MarkMeaning
 
 from .connection_table import VipFinder
 from .inventory import Inventory

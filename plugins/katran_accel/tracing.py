@@ -8,7 +8,7 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.context import PacketTrace
+from nfcore.api.network_function import PacketTrace
 
 from . import layouts as lay
 from .balancer import Balancer

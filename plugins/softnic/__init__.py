@@ -12,7 +12,7 @@ import typer
 from numpy.typing import NDArray
 from pydantic import Field
 
-from nfcore.api.config import NO_BACKEND, Section, Table
+from nfcore.api.config import NO_BACKEND, ConfigTable, Section
 from nfcore.api.context import Context
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, counter
@@ -27,7 +27,7 @@ NAME = "softnic"
 log = logging.getLogger(__name__)
 
 
-class SoftnicTable(Table):
+class SoftnicTable(ConfigTable):
     """`[softnic]`."""
 
     pins: dict[str, str] = Field(default={})

@@ -14,7 +14,7 @@ from nfcore.api.config import Config, Section
 from nfcore.api.context import Context
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import Histogram, MetricFamily, counter, gauge, histogram
-from nfcore.errors import words_of
+from nfcore.errors import describe_error
 
 from .config import StatsTable
 from .registry import Registry
@@ -71,9 +71,9 @@ class StatsPlugin:
 
             return collector.give(seen)
 
-        context.register_method("stats", stats, reads=True)
-        context.register_method("top", top, reads=True)
-        context.when_running(lambda: self._listen(_table(context.config).listen))
+        context.services.register_method("stats", stats, reads=True)
+        context.services.register_method("top", top, reads=True)
+        context.services.when_running(lambda: self._listen(_table(context.config).listen))
 
     @hookimpl
     def reconfigure(self, config: Config) -> None:
@@ -113,14 +113,14 @@ class StatsPlugin:
         context = self._context
         assert context is not None, "the core calls setup() before anybody can ask"
         began = time.perf_counter()
-        for plugin, families in context.collect():
+        for plugin, families in context.services.collect():
             try:
                 registry.add(families)
             except ValueError as error:
-                context.blame(plugin, "collect_stats", f"gave figures that break a rule: {error}")
+                context.services.report_fault(plugin, "collect_stats", f"gave figures that break a rule: {error}")
             except Exception as error:  # noqa: BLE001 - of the odd things that a plugin may put into a family
-                words = f"gave figures that nothing can be done with: {words_of(error)}"
-                context.blame(plugin, "collect_stats", words)
+                words = f"gave figures that nothing can be done with: {describe_error(error)}"
+                context.services.report_fault(plugin, "collect_stats", words)
             self._took.observe(time.perf_counter() - began)
             yield
             began = time.perf_counter()
@@ -130,7 +130,7 @@ class StatsPlugin:
 
         if self._context is None or self._collector is None or not listen:
             return
-        self._endpoint = Endpoint(listen, self._collector.ask, self._context.health, self._tally)
+        self._endpoint = Endpoint(listen, self._collector.ask, self._context.services.health, self._tally)
         self._endpoint.start()
 
     def _hush(self) -> None:

@@ -29,7 +29,7 @@ class Collector:
 
     def ask(self, done: Done) -> None:
         """Let `done` have the figures, soon. For any thread."""
-        self._context.soon(lambda: self._join(done))
+        self._context.services.call_soon(lambda: self._join(done))
 
     async def give(self, use: Callable[[Registry], Any]) -> Any:
         """Give what `use` makes of the figures. HostError when they cannot be collected."""
@@ -72,9 +72,9 @@ class Collector:
                 log.debug("traceback", exc_info=error)
                 self._hand_over(asked, None)
             else:
-                self._context.soon(step)
+                self._context.services.call_soon(step)
 
-        self._context.soon(step)
+        self._context.services.call_soon(step)
 
     def _hand_over(self, asked: list[Done], registry: Registry | None) -> None:
         """Give them to one in a turn: each makes something of them."""
@@ -82,4 +82,4 @@ class Collector:
             self._begin()
             return
         asked.pop(0)(registry)
-        self._context.soon(lambda: self._hand_over(asked, registry))
+        self._context.services.call_soon(lambda: self._hand_over(asked, registry))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from nfcore.api.config import Table
+from nfcore.api.config import ConfigTable
 
 DEFAULT_LISTEN = "127.0.0.1:9464"
 
@@ -37,7 +37,7 @@ def _listen(value: object) -> str:
     return str(value)
 
 
-class StatsTable(Table):
+class StatsTable(ConfigTable):
     """`[stats]`."""
 
     listen: Annotated[str, BeforeValidator(_listen)] = DEFAULT_LISTEN

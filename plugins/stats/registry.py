@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nfcore.api.json_rows import Rows
+from nfcore.api.json_rows import JsonRows
 from nfcore.api.metrics import Distribution, MetricFamily, MetricKind, Sample, is_text
 
 _NAME = re.compile(r"nfcore_[a-z][a-z0-9_]*")
@@ -57,7 +57,7 @@ class Registry:
         """Give everything as JSON values, families by name, each family and sample when its turn comes. Nothing must be
         added meanwhile.
         """
-        return {"metrics": Rows(lambda: map(_family, self))}
+        return {"metrics": JsonRows(lambda: map(_family, self))}
 
 
 def _family(family: MetricFamily) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _family(family: MetricFamily) -> dict[str, Any]:
         "unit": family.unit,
         "labels": list(family.labels or ()),
         "help": family.help,
-        "samples": Rows(lambda: ({"labels": dict(each.labels)} | _value(each) for each in family.everything())),
+        "samples": JsonRows(lambda: ({"labels": dict(each.labels)} | _value(each) for each in family.everything())),
     }
 
 

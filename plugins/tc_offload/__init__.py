@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from nfcore.api.config import Section, Table
+from nfcore.api.config import ConfigTable, Section
 from nfcore.api.context import Context
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, counter, gauge
 from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch
-from nfcore.control.server import daemon_answers
+from nfcore.control.client import daemon_answers
 from nfcore.errors import ConfigError, HostError, Problem
 
 from .backend import Settings, TcBackend
@@ -34,7 +34,7 @@ _COUNTERS = {
 }
 
 
-class DeviceTable(Table):
+class DeviceTable(ConfigTable):
     """`[tc_offload.devices.NAME]`: where the rules of interface NAME sit."""
 
     filter_on: str = Field(default="", max_length=15)
@@ -43,7 +43,7 @@ class DeviceTable(Table):
     """`egress` of the veth peer is what NAME receives."""
 
 
-class TcOffloadTable(Table):
+class TcOffloadTable(ConfigTable):
     """`[tc_offload]`."""
 
     prio: int = Field(default=6000, ge=1, le=0xFFFF - PRIORITIES + 1)
@@ -82,14 +82,14 @@ class TcOffloadPlugin:
             self._backends[device.ifindex], self._names[device.ifindex] = backend, device.name
             # Beside a running daemon, as `nfcore doctor` may be, its qdisc is not ours to remove.
             alone = not daemon_answers(Path(context.config.nf.socket))
-            backend.owns_qdisc = alone and context.state.recall(_qdisc_key(settings)) == settings.ifindex
+            backend.owns_qdisc = alone and context.state_file.recall(_qdisc_key(settings)) == settings.ifindex
             backend.open(alone=alone)
             self._note_qdisc(context, backend)
 
     @staticmethod
     def _note_qdisc(context: Context, backend: TcBackend) -> None:
         if backend.owns_qdisc:
-            context.state.remember(_qdisc_key(backend.settings), backend.settings.ifindex)
+            context.state_file.remember(_qdisc_key(backend.settings), backend.settings.ifindex)
 
     @hookimpl
     def teardown(self) -> None:
@@ -98,7 +98,7 @@ class TcOffloadPlugin:
             if self._context is not None and backend.owns_qdisc:
                 self._note_qdisc(self._context, backend)
             if backend.close() and self._context is not None:
-                self._context.state.forget(_qdisc_key(backend.settings))
+                self._context.state_file.forget(_qdisc_key(backend.settings))
         self._backends.clear()
         self._told.clear()
 
@@ -146,12 +146,12 @@ class TcOffloadPlugin:
         lines = []
         for _, settings in _settings(context):
             backend = TcBackend(settings)
-            backend.owns_qdisc = context.state.recall(_qdisc_key(settings)) == settings.ifindex
+            backend.owns_qdisc = context.state_file.recall(_qdisc_key(settings)) == settings.ifindex
             removed = backend.sweep()
             if removed:
                 lines.append(f"{NAME}: removed {removed} rules from {settings.filter_on} {settings.direction}")
             if backend.close():
-                context.state.forget(_qdisc_key(settings))
+                context.state_file.forget(_qdisc_key(settings))
                 lines.append(f"{NAME}: removed qdisc clsact from {settings.filter_on}")
         return lines
 

@@ -17,15 +17,15 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from nfcore.api.config import load_config
 from nfcore.api.context import Context
 from nfcore.api.flows import PROTOCOL_NUMBERS, FlowMatch
 from nfcore.api.rules import Device
+from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
 from nfcore.devices.worker import InlineWorker
 from nfcore.engine.engine import Engine
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import TestRun
 from nfcore.plugins.katran_accel.balancer import Balancer
 from nfcore.plugins.katran_accel.hashing import ring_slot
@@ -139,16 +139,16 @@ def open_world(
     path = tmp_path / "world.toml"
     marking = f'strategy = "{strategy}"\n{marking}'
     path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran, lru_size=lru_size) + vips)
-    host = PluginHost()
-    config = load_config(path, host)
-    host.register(NullBackend() if backend is None else backend, NULL_BACKEND)
-    context = make_context(config, host, [Device("bench", 1, (NULL_BACKEND,))], tracing=True)
+    plugins = PluginManager()
+    config = load_config(path, plugins)
+    plugins.register(NullBackend() if backend is None else backend, NULL_BACKEND)
+    context = make_context(config, plugins, [Device("bench", 1, (NULL_BACKEND,))], tracing=True)
     allowed = os.sched_getaffinity(0)
     cpu = min(allowed)
     os.sched_setaffinity(0, {cpu})
     try:
-        with set_up(context, host):
-            engine = make_engine(context, host, {1: InlineWorker()})
+        with set_up(context, plugins):
+            engine = make_engine(context, plugins, {1: InlineWorker()})
             engine.start()
             (balancer,) = context.nfs
             assert isinstance(balancer, Balancer)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nfcore.api.metrics import total
-from nfcore.control.server import request
+from nfcore.control.client import request
 from nfcore.plugins.softnic.backend import SoftnicBackend
 from tests.daemons import Daemons
 from tests.daemons import eventually as daemons_eventually

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from nfcore.api.config import load_config
 from nfcore.api.rules import Device
+from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, set_up_plugin
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import Map, Program, XdpAction, ensure_bpffs
 from nfcore.plugins.softnic.layouts import LINKS_SPEC, STATS_SPEC, NicCounter, rules_spec
 from nfcore.plugins.softnic.nic import load_program
@@ -37,14 +37,14 @@ reals = [{{ address = "198.18.20.11" }}]
 
 
 @contextmanager
-def plugin_of(folder: Path, interface: str = "eth1", none: str = "") -> Iterator[tuple[PluginHost, Device]]:
+def plugin_of(folder: Path, interface: str = "eth1", none: str = "") -> Iterator[tuple[PluginManager, Device]]:
     """The plugin, set up for eth1 by a configuration."""
-    config, host, device = folder / "nf.toml", PluginHost(), Device("eth1", 4, ("softnic",))
+    config, plugins, device = folder / "nf.toml", PluginManager(), Device("eth1", 4, ("softnic",))
     config.write_text(CONFIG.format(folder=folder, interface=interface, none=none))
-    context = make_context(load_config(config, host), host, [device])
+    context = make_context(load_config(config, plugins), plugins, [device])
     with ExitStack() as leaving:
-        set_up_plugin("softnic", context, host, leaving)
-        yield host, device
+        set_up_plugin("softnic", context, plugins, leaving)
+        yield plugins, device
 
 
 class Pins:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.control.server import request
+from nfcore.control.client import request
 
 from .balancer_world import tcp
 from .site import PATIENCE, Site, eventually, inside

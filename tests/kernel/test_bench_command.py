@@ -21,7 +21,7 @@ import pytest
 
 from nfcore.bench.cores import STEPS
 from nfcore.bench.processes import Say, in_process
-from nfcore.bench.results import Bar
+from nfcore.bench.results import Target
 from nfcore.bench.run import choose_workload, profile_row
 from nfcore.bench.sender import Sender
 from nfcore.bench.sizes import Sizes
@@ -241,7 +241,7 @@ def test_the_help_of_run_names_pins(site: DaemonSite) -> None:
 def profile_of_slow(say: Say) -> str:
     _, workload = choose_workload(None)
     workload.prepare((4,))
-    bar = Bar("slow", 2.0, 1.0, "", about=("slow", 4, 100))
+    bar = Target("slow", 2.0, 1.0, "", about=("slow", 4, 100))
     return profile_row(workload, Sizes.smoke(), bar, say)
 
 

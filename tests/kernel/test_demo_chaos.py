@@ -22,8 +22,8 @@ from demo.proof import Prediction, Summary
 from demo.scenario import FIRST_RULES, Scenario
 from demo.stage import CONFIG
 from demo.traces import BALANCER_PINS, SCRATCH
-from nfcore.api.config import load_config
-from nfcore.hooks.manager import PluginHost
+from nfcore.config.loader import load_config
+from nfcore.hooks.manager import PluginManager
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = [sys.executable, "-m", "demo", "--chaos"]
@@ -82,7 +82,7 @@ def test_each_state_of_the_scenario_is_a_configuration(tmp_path: Path) -> None:
     real = Lab("nfscen-").reals[1]
 
     def reals() -> list[list[tuple[str, int]]]:
-        config = load_config(scenario.path, PluginHost())
+        config = load_config(scenario.path, PluginManager())
         assert config.source == str(scenario.path)
         vips = tomllib.loads(scenario.path.read_text())["katran_accel"]["vips"]
         return [[(each["address"], each["weight"]) for each in vip["reals"]] for vip in vips]
@@ -90,9 +90,9 @@ def test_each_state_of_the_scenario_is_a_configuration(tmp_path: Path) -> None:
     first = reals()
     example = tomllib.loads(CONFIG.read_text())["katran_accel"]["vips"]
     assert first == [[(each["address"], each["weight"]) for each in vip["reals"]] for vip in example]
-    assert load_config(scenario.path, PluginHost()).offload.max_rules == FIRST_RULES
+    assert load_config(scenario.path, PluginManager()).offload.max_rules == FIRST_RULES
     scenario.allow(1234)
-    assert load_config(scenario.path, PluginHost()).offload.max_rules == 1234
+    assert load_config(scenario.path, PluginManager()).offload.max_rules == 1234
     scenario.weigh(real, 0)
     own = (real.v4, real.v6)
     assert reals() == [[(address, 0 if address in own else weight) for address, weight in vip] for vip in first]
@@ -100,7 +100,7 @@ def test_each_state_of_the_scenario_is_a_configuration(tmp_path: Path) -> None:
     assert reals() == [[pair for pair in vip if pair[0] not in own] for vip in first]
     scenario.bring_back()
     assert reals() == first
-    assert load_config(scenario.path, PluginHost()).offload.max_rules == 1234
+    assert load_config(scenario.path, PluginManager()).offload.max_rules == 1234
 
 
 class World:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nfcore.control.server import Client
+from nfcore.control.client import Client
 
 from .site import PATIENCE, VIPS, Site, eventually, inside, nfcore, succeed, vip_toml
 from .traffic import Rounds, flow_frames, flow_text

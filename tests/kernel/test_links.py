@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from nfcore.kernel.ethtool import feature_is_on, link_facts
-from nfcore.kernel.link_monitor import LinkChange, LinkWatch
+from nfcore.kernel.link_monitor import LinkChange, LinkMonitor
 
 from .network import enter, ip, namespaces
 
@@ -32,12 +32,12 @@ def pair() -> Iterator[tuple[int, int]]:
         yield indexes
 
 
-def watch(*ifindexes: int, buffer: int | None = None) -> LinkWatch:
+def watch(*ifindexes: int, buffer: int | None = None) -> LinkMonitor:
     with enter(NAMESPACE):
-        return LinkWatch(ifindexes, buffer=buffer)
+        return LinkMonitor(ifindexes, buffer=buffer)
 
 
-def settled(watched: LinkWatch, wanted: Callable[[dict[int, LinkChange]], bool]) -> dict[int, LinkChange]:
+def settled(watched: LinkMonitor, wanted: Callable[[dict[int, LinkChange]], bool]) -> dict[int, LinkChange]:
     """All that is told until it is as wanted; the carrier is announced a little later than what moves it."""
     told: dict[int, LinkChange] = {}
     while not wanted(told) and select.select([watched], [], [], PATIENCE)[0]:

@@ -19,19 +19,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfcore.api.config import load_config
 from nfcore.api.context import Context
 from nfcore.api.marks import MarkAllocator, MarkMeaning
-from nfcore.api.state_file import State
+from nfcore.api.state_file import StateFile
+from nfcore.config.loader import load_config
 from nfcore.errors import NfcoreError
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import CompileError, Map, MapFlags, compile_program
 from nfcore.plugins.katran_accel.balancer import NAME, Balancer
 from nfcore.plugins.katran_accel.config import KatranTable
 from nfcore.plugins.katran_accel.hashing import RING_SIZE
 from nfcore.plugins.katran_accel.layouts import MAX_REALS
 from nfcore.plugins.katran_accel.maglev import Endpoint, Players, build_ring
-from nfcore.plugins.katran_accel.maglev_kernel import PLAYER, WORK, KernelRings, RingDesk
+from nfcore.plugins.katran_accel.maglev_kernel import PLAYER, WORK, KernelRings, RingBuilder
 from nfcore.plugins.katran_accel.maps import BalancerMaps, Sizes, map_specs, remove_pins
 
 from .balancer_world import VIPS
@@ -65,10 +65,10 @@ def random_reals(count: int, largest: int) -> list[Endpoint]:
     return [
         Endpoint(
             number,
-            IPv6Address((0x20010DB8 << 96) + host) if chance.random() < 0.3 else IPv4Address(host),
+            IPv6Address((0x20010DB8 << 96) + plugins) if chance.random() < 0.3 else IPv4Address(plugins),
             chance.randint(0, largest),
         )
-        for number, host in enumerate(hosts, start=1)
+        for number, plugins in enumerate(hosts, start=1)
     ]
 
 
@@ -163,7 +163,7 @@ def test_dtypes_equal_the_structs(tmp_path: Path) -> None:
 
 
 def test_without_the_kernel_numpy_builds(caplog: pytest.LogCaptureFixture) -> None:
-    reals, desk = random_reals(100, 9), RingDesk()
+    reals, desk = random_reals(100, 9), RingBuilder()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     # No descriptor is left for a map.
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
@@ -187,7 +187,7 @@ def read(folder: Path, vips: list[list[Endpoint]], pin_dir: Path) -> tuple[Any, 
         text += f'[[katran_accel.vips]]\naddress = "198.18.10.{number}"\nport = 80\nprotocol = "tcp"\n'
         text += f"reals = [{listed}]\n"
     (folder / "many.toml").write_text(text)
-    config = load_config(folder / "many.toml", PluginHost())
+    config = load_config(folder / "many.toml", PluginManager())
     table = config.sections[NAME]
     assert isinstance(table, KatranTable)
     return config, table
@@ -198,7 +198,7 @@ def test_rings_in_the_balancers_map(tmp_path: Path) -> None:
     config, table = read(tmp_path, [reals[:3], reals], Path("/unused"))
     balancer = Balancer(config, table, MarkMeaning.TARGET)
     try:
-        balancer.open(Context(config, [], None, MarkAllocator(16, 0.0), tracing=True, state=State(None)))
+        balancer.open(Context(config, [], None, MarkAllocator(16, 0.0), tracing=True, state_file=StateFile(None)))
         held = balancer.maps["ch_rings"]
         for vips in ([reals[:3], reals], [reals[1:4], reals], [reals[1:4], reals[:70]]):
             balancer.reconfigure(*read(tmp_path, vips, Path("/unused")))

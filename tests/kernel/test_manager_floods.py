@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nfcore.api.json_rows import plain
+from nfcore.api.json_rows import materialize
 from nfcore.bench import FlowSource, make_services
 from nfcore.engine.flow_table import FlowState
 from nfcore.plugins.katran_accel.metrics import BalancerFigures
@@ -96,7 +96,7 @@ def figures_of(world: World) -> Figures:
     registry = Registry()
     registry.add(world.engine.collect())
     registry.add(BalancerFigures(world.balancer).families())
-    return Figures(plain(registry.as_rows())["metrics"])
+    return Figures(materialize(registry.as_rows())["metrics"])
 
 
 @pytest.mark.parametrize("strategy", ["dest-id", "flow-id"])

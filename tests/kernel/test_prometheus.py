@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import nfcore as package
-from nfcore.control.server import request
+from nfcore.control.client import request
 from nfcore.kernel import Program, XdpMode, attach_xdp, compile_program, interface_index
 from nfcore.plugins.tc_offload import TcOffloadPlugin
 from tests.promtool import promtool

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.api.config import load_config
 from nfcore.cli.trace import TracedPacket, TraceInput, trace
-from nfcore.hooks.manager import PluginHost
+from nfcore.config.loader import load_config
+from nfcore.hooks.manager import PluginManager
 
 DATA = Path(__file__).parent.parent / "data"
 FRAMES = json.loads((DATA / "published_frames.json").read_text())["frames"]
 
 
 def run_all(*overrides: str) -> list[TracedPacket]:
-    host = PluginHost()
-    config = load_config(DATA / "published.toml", host, overrides)
-    return trace(config, host, [TraceInput(bytes.fromhex(frame["in"])) for frame in FRAMES])
+    plugins = PluginManager()
+    config = load_config(DATA / "published.toml", plugins, overrides)
+    return trace(config, plugins, [TraceInput(bytes.fromhex(frame["in"])) for frame in FRAMES])
 
 
 @pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])

@@ -20,13 +20,14 @@ import numpy as np
 import pytest
 from scapy.layers.l2 import Ether
 
-from nfcore.api.config import Config, load_config
+from nfcore.api.config import Config
 from nfcore.api.context import Context
 from nfcore.api.flows import ANY_CPU, FlowBatch
 from nfcore.api.marks import MarkAllocator, MarkMeaning
-from nfcore.api.state_file import State
+from nfcore.api.state_file import StateFile
+from nfcore.config.loader import load_config
 from nfcore.errors import ConfigError
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import TestRun
 from nfcore.plugins.katran_accel.balancer import NAME, Balancer
 from nfcore.plugins.katran_accel.config import KatranTable
@@ -131,7 +132,7 @@ def read(folder: Path, vips: Vips, strategy: str, katran: str = "", flags: str =
     marking = f'strategy = "{strategy}"\nquarantine = "1us"'
     offload = 'min_packets = 1\ngrace = "1us"'
     path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran, lru_size=4096) + toml(vips, flags))
-    return load_config(path, PluginHost())
+    return load_config(path, PluginManager())
 
 
 @contextmanager
@@ -152,10 +153,10 @@ def bench(
     cpu = min(allowed)
     os.sched_setaffinity(0, {cpu})
     balancer = Balancer(config, table, STRATEGIES[strategy], clock)
-    marks, state = MarkAllocator(16, 0.0), State(folder / "notes.state" if pinned else None)
-    context = Context(config, [], None, marks, tracing=not pinned, state=state)
+    marks, state = MarkAllocator(16, 0.0), StateFile(folder / "notes.state" if pinned else None)
+    context = Context(config, [], None, marks, tracing=not pinned, state_file=state)
     try:
-        with context.claims:
+        with context.locks:
             balancer.open(context)
             balancer._litter = None  # as after the first attach(): what is pinned stays
             if balancer.pools is not None:

@@ -281,15 +281,15 @@ def test_a_nic_that_comes_later_is_used_once_it_is_there(pins: Pins, caplog: pyt
     folder = pins.folder.parent
     with pytest.raises(HostError, match="there is no softnic"), plugin_of(folder):
         pass
-    with plugin_of(folder, none=', "none"') as (host, device):
+    with plugin_of(folder, none=', "none"') as (plugins, device):
         assert "there is no softnic" in said(caplog)[0]
-        assert host.call("softnic", "probe_offload", device=device).mark_width == 0
-        assert not len(host.call("softnic", "dump_offload", device=device))
+        assert plugins.call("softnic", "probe_offload", device=device).mark_width == 0
+        assert not len(plugins.call("softnic", "dump_offload", device=device))
         pins.make()
-        assert host.call("softnic", "probe_offload", device=device).mark_width == 32
+        assert plugins.call("softnic", "probe_offload", device=device).mark_width == 32
         assert "is there now" in said(caplog)[0]
-        outcomes = host.call("softnic", "install_offload", device=device, rules=rules(1))
+        outcomes = plugins.call("softnic", "install_offload", device=device, rules=rules(1))
         assert list(outcomes.status) == [Outcome.INSTALLED]
         pins.count(NicCounter.RECEIVED, 3)
-        (family,) = host.call("softnic", "collect_stats")
+        (family,) = plugins.call("softnic", "collect_stats")
         assert {sample.labels["interface"] for sample in family.samples} == {"eth1"}

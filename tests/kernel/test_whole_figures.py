@@ -10,7 +10,7 @@ import pytest
 
 from nfcore.api.flows import FlowMatch
 from nfcore.api.rules import Drop, Rule, RuleBatch, make_cookies
-from nfcore.control.server import request
+from nfcore.control.client import request
 
 from .network import send_frame
 from .site import Figures, Site, eventually

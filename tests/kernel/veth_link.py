@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nfcore.api.config import Table, load_config
+from nfcore.api.config import ConfigTable
 from nfcore.api.rules import Device
+from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
 from nfcore.devices.worker import InlineWorker
 from nfcore.engine.engine import Engine
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import BPF_SOURCES, XdpMode, attach_xdp, compile_program, interface_index
 from nfcore.plugins.katran_accel.balancer import Balancer
 from nfcore.plugins.katran_accel.layouts import AccelCounter
@@ -62,17 +63,17 @@ def open_link(
     *,
     queues: int = 1,
     backend: object = None,
-    table: Mapping[str, Table] | None = None,
+    table: Mapping[str, ConfigTable] | None = None,
 ) -> Iterator[Link]:
     """Open a link from namespace `network` to `here`, with so many queues each way, and a TOML's balancer on it.
 
     `backend` is its offload backend, the null one unless it is given; `table` has its tables by plugin name.
     """
-    host = PluginHost()
-    config = load_config(toml, host, [f"nf.socket={toml.with_name('nf.sock')}"])
+    plugins = PluginManager()
+    config = load_config(toml, plugins, [f"nf.socket={toml.with_name('nf.sock')}"])
     config = replace(config, sections={**config.sections, **(table or {})})
     name = next(iter(table)) if table else NULL_BACKEND
-    host.register(backend or NullBackend(), name)
+    plugins.register(backend or NullBackend(), name)
     size = ["numrxqueues", str(queues), "numtxqueues", str(queues)]
     ip(here, "link", "add", "name", "eth1", *size, "type", "veth", "peer", "name", "net0", *size)
     if network != here:
@@ -89,9 +90,9 @@ def open_link(
         passing.close()
     with enter(here), sender:
         device = Device("eth1", interface_index("eth1"), (name,))
-        context = make_context(config, host, [device])
-        with context.claims, set_up(context, host):
-            engine = make_engine(context, host, {device.ifindex: InlineWorker()})
+        context = make_context(config, plugins, [device])
+        with context.locks, set_up(context, plugins):
+            engine = make_engine(context, plugins, {device.ifindex: InlineWorker()})
             engine.start()
             (balancer,) = context.nfs
             assert isinstance(balancer, Balancer)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from nfcore.api.config import Config, InterfaceTable
 from nfcore.api.flows import FlowBatch, FlowMatch
 from nfcore.api.hookspecs import hookimpl
-from nfcore.api.marks import CpuPools, MarkAllocator, MarkState
+from nfcore.api.mark_pools import CpuPools
+from nfcore.api.marks import MarkAllocator, MarkState
 from nfcore.api.reasons import Reason, reason_word
 from nfcore.api.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.daemon.bootstrap import make_context
@@ -22,7 +23,7 @@ from nfcore.devices.worker import InlineWorker, Job
 from nfcore.engine.engine import Engine
 from nfcore.engine.flow_table import FlowState
 from nfcore.engine.state import ACTIVE
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.marking import MarkingPlugin
 
 POOL = np.dtype([("taken", "<u4"), ("filled", "<u4"), ("slots", "<u4", (64,))])
@@ -166,15 +167,17 @@ class World:
         self, config: Config, strategy: str, sizes: Mapping[str, int], max_rules: int = 1000, **offload: Any
     ) -> None:
         self.now = 1000.0
+        self.changed: list[int] = []
+        """Devices whose links have changed, for the next tick."""
         self.notes: list[str] = []
-        self.host = PluginHost()
+        self.plugins = PluginManager()
         self.nf = Nf(self.notes)
         self.nics = {name: Nic(name, self.notes, size) for name, size in sizes.items()}
-        self.host.register(MarkingPlugin(), "marking")
-        self.host.register(self.nf, "nf")
+        self.plugins.register(MarkingPlugin(), "marking")
+        self.plugins.register(self.nf, "nf")
         for name, nic in self.nics.items():
             # A NIC of Python objects would take most of the time of a million flows.
-            self.host.register(NullBackend() if name == NULL_BACKEND else nic, name)
+            self.plugins.register(NullBackend() if name == NULL_BACKEND else nic, name)
         times = {"idle_timeout": IDLE, "counter_lag": LAG, "grace": GRACE}
         offload = {"max_rules": max_rules, **times, **offload}
         config = replace(
@@ -184,16 +187,16 @@ class World:
             offload=config.offload.model_copy(update=offload),
         )
         device = Device("eth1", IFINDEX, tuple(sizes))
-        self.context = make_context(config, self.host, [device])
+        self.context = make_context(config, self.plugins, [device])
         self.context.marks = MarkAllocator(8, QUARANTINE, lambda: self.now)
-        self.host.call("marking", "setup", context=self.context)
+        self.plugins.call("marking", "setup", context=self.context)
         self.context.register_nf(self.nf)
         if strategy == "flow-id":
             self.nf.pools = CpuPools(np.zeros(1, dtype=POOL), [0])
         self.worker: Any = InlineWorker()
 
     def start(self) -> Engine:
-        self.engine = Engine(self.context, self.host, {IFINDEX: self.worker}, lambda: self.now)
+        self.engine = Engine(self.context, self.plugins, {IFINDEX: self.worker}, lambda: self.now)
         self.engine.start()
         return self.engine
 
@@ -236,7 +239,8 @@ class World:
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        self.engine.tick()
+        changed, self.changed = self.changed, []
+        self.engine.tick(changed)
         self.engine.poll()
 
     def idle_and_gone(self) -> None:
@@ -268,7 +272,7 @@ class World:
         return self.engine.table.count(*ACTIVE)
 
     def reasons(self) -> dict[str, int]:
-        return {reason_word(number): count for number, count in self.engine.ledger.not_offloaded.items()}
+        return {reason_word(number): count for number, count in self.engine.counters.not_offloaded.items()}
 
     def states(self) -> dict[int, int]:
         marks = self.context.marks
@@ -281,8 +285,8 @@ class World:
 
     def adds_up(self) -> bool:
         """Every report, and every rule that vanished, came to something that is counted."""
-        counts, engine = self.engine.ledger.counts, self.engine
-        ended = counts["events_known"] + counts["installed"] + sum(engine.ledger.not_offloaded.values())
+        counts, engine = self.engine.counters.totals, self.engine
+        ended = counts["events_known"] + counts["installed"] + sum(engine.counters.not_offloaded.values())
         under_way = engine.table.count(FlowState.PENDING, FlowState.WAITING)
         return counts["events"] + counts["vanished"] == ended + under_way
 

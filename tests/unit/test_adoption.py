@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from nfcore.api.config import Table
+from nfcore.api.config import ConfigTable
 from nfcore.api.rules import SetMark
 from nfcore.devices.worker import Job
 from nfcore.engine.engine import Engine
@@ -20,10 +20,10 @@ from .engine_world import GRACE, IDLE, IFINDEX, LAG, World
 def killed_and_restarted(make: Callable[..., World], first: World, strategy: str) -> World:
     """Another run over the NIC, the notes and the entries that the first one left."""
     second = make(strategy)
-    second.host._manager.unregister(name="nic")
+    second.plugins._manager.unregister(name="nic")
     second.nics = first.nics
-    second.host.register(first.nic, "nic")
-    second.context.state = first.context.state
+    second.plugins.register(first.nic, "nic")
+    second.context.state_file = first.context.state_file
     second.nf.entries = dict(first.nf.entries)
     second.now = first.now
     return second
@@ -39,13 +39,13 @@ def test_the_next_run_takes_over_what_means_the_same(make: Callable[..., World],
     second = killed_and_restarted(make, first, strategy)
     second.start()
     assert second.nic.rules == rules
-    assert second.engine.ledger.counts["adopted"] == 2
+    assert second.engine.counters.totals["adopted"] == 2
     assert second.engine.table.count(FlowState.INSTALLED) == 2
     assert set(second.engine.table.flow["target"][:2].tolist()) == {7}
     # Known flows are known, new ones get other marks, and in the end all goes as if nothing had happened.
     second.report(1001)
     second.report(1003)
-    assert second.engine.ledger.counts["events_known"] == 1
+    assert second.engine.counters.totals["events_known"] == 1
     if strategy == "flow-id":
         fresh = {r.action.mark for r in second.nic.rules.values() if isinstance(r.action, SetMark)} - marks
         assert len(fresh) == 1
@@ -63,11 +63,11 @@ def test_the_next_run_removes_what_means_something_else(make: Callable[..., Worl
     second.nf.known_targets = [8, 7]  # other numbers than before
     second.start()
     assert second.nic.rules == {}
-    assert second.engine.ledger.counts["stale_removed"] == 2
+    assert second.engine.counters.totals["stale_removed"] == 2
     assert len(second.engine.table) == 0
 
 
-class Order(Table):
+class Order(ConfigTable):
     """The table of a strategy that gives marks in an order of its own."""
 
     begin: int = 1
@@ -84,7 +84,7 @@ def test_another_table_of_the_strategy_gives_marks_another_meaning(
     second = killed_and_restarted(make, first, "dest-id")
     second.context.config = replace(second.context.config, sections={"marking": Order(begin=begin)})
     second.start()
-    assert len(second.nic.rules) == second.engine.ledger.counts["adopted"] == kept
+    assert len(second.nic.rules) == second.engine.counters.totals["adopted"] == kept
 
 
 def test_a_mark_without_its_entry_is_not_taken_over(make: Callable[..., World]) -> None:
@@ -119,7 +119,7 @@ def test_a_run_killed_while_it_removes_leaves_nothing_that_the_next_would_trust(
             return job()
 
     second.worker = Deadly()
-    second.engine = Engine(second.context, second.host, {IFINDEX: second.worker}, lambda: second.now)
+    second.engine = Engine(second.context, second.plugins, {IFINDEX: second.worker}, lambda: second.now)
     with pytest.raises(Killed):
         second.engine.start()
     assert second.worker.calls == 2
@@ -127,7 +127,7 @@ def test_a_run_killed_while_it_removes_leaves_nothing_that_the_next_would_trust(
     third.nf.known_targets = [8, 7]
     third.start()
     assert third.nic.rules == {}
-    assert third.engine.ledger.counts["adopted"] == 0
+    assert third.engine.counters.totals["adopted"] == 0
 
 
 def test_rules_that_could_not_be_removed_are_not_trusted_by_the_next_run(make: Callable[..., World]) -> None:
@@ -144,4 +144,4 @@ def test_rules_that_could_not_be_removed_are_not_trusted_by_the_next_run(make: C
     third.nic.stuck = False
     third.start()
     assert third.nic.rules == {}
-    assert third.engine.ledger.counts["adopted"] == 0
+    assert third.engine.counters.totals["adopted"] == 0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nfcore.api.flows import FlowMatch, unpack_address
-from nfcore.bench import Bar, CoreRow, Figure, Gain, Results, Row, Series, Sizes, flow_keys, make_services, rows_of
+from nfcore.bench import CoreRow, Figure, Gain, Results, Row, Series, Sizes, Target, flow_keys, make_services, rows_of
 from nfcore.bench.cores import core_counts
 from nfcore.bench.machine import describe_machine
 from nfcore.bench.profile import profile
@@ -59,7 +59,7 @@ def results() -> Results:
         live=[LiveRow("marked", 4, 10, 60, 1.0, 1000, 1000.0, 999, 0.001, 1.0)],
         control=[Figure("a start", 1.5, "s", "how <it> was")],
         rules=[RuleRate("softnic", "insert", 100, 1e6, None)],
-        bars=[*workload.judge(rows), Bar("many", 5.0, 10.0, "1/s", at_least=True)],
+        bars=[*workload.judge(rows), Target("many", 5.0, 10.0, "1/s", at_least=True)],
         skipped=[Skipped("rules, other", 'no "NIC" & no <kernel>')],
         notes=["hot"],
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claims: one process per thing, given back on leaving and by dying."""
+"""Locks: one process per thing, given back on leaving and by dying."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.api.locks import Claims
+from nfcore.api.locks import Locks
 from nfcore.errors import HostError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from nfcore.api.locks import Claims
-with Claims(Path(sys.argv[1])) as claims:
+from nfcore.api.locks import Locks
+with Locks(Path(sys.argv[1])) as claims:
     claims.claim("thing", "the thing")
     print("held", flush=True)
     time.sleep(60)
@@ -31,7 +31,7 @@ def test_a_claim_is_refused_while_another_process_holds_it(tmp_path: Path) -> No
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == "held\n"
-        with Claims(folder) as claims:
+        with Locks(folder) as claims:
             with pytest.raises(HostError, match=rf"the thing is in use by another nfcore, process {holder.pid}"):
                 claims.claim("thing", "the thing")
             claims.claim("other", "another thing")
@@ -39,7 +39,7 @@ def test_a_claim_is_refused_while_another_process_holds_it(tmp_path: Path) -> No
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         holder.stdout.close()
-    with Claims(folder) as claims:  # death gives it back, and what is left of it goes
+    with Locks(folder) as claims:  # death gives it back, and what is left of it goes
         claims.claim("yet another", "yet another thing")
         assert [path.name for path in folder.iterdir()] == ["yet another"]
         claims.claim("thing", "the thing")
@@ -48,7 +48,7 @@ def test_a_claim_is_refused_while_another_process_holds_it(tmp_path: Path) -> No
 
 
 def test_claiming_twice_is_claiming_once(tmp_path: Path) -> None:
-    with Claims(tmp_path / "claims") as claims:
+    with Locks(tmp_path / "claims") as claims:
         claims.claim("thing", "the thing")
         claims.claim("thing", "the thing")
         claims.folder(tmp_path)
@@ -59,4 +59,4 @@ def test_claiming_twice_is_claiming_once(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match="cannot lock the thing"):
-        Claims(tmp_path / "file" / "claims").claim("thing", "the thing")
+        Locks(tmp_path / "file" / "claims").claim("thing", "the thing")

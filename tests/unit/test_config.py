@@ -14,19 +14,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from nfcore.api.config import (
-    Config,
-    Section,
-    Table,
-    format_duration,
-    load_config,
-    parse_duration,
-    read_toml,
-    write_toml,
-)
+from nfcore.api.config import Config, ConfigTable, Section, format_duration, parse_duration
 from nfcore.api.hookspecs import hookimpl
+from nfcore.config.loader import load_config
+from nfcore.config.reader import read_toml, write_toml
 from nfcore.errors import ConfigError, Problem
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks import discovery
+from nfcore.hooks.manager import PluginManager
 
 DEMO = Path(__file__).parents[2] / "examples/demo.toml"
 GOOD = DEMO.read_text(encoding="utf-8")
@@ -37,7 +31,7 @@ def mistakes(tmp_path: Path, text: str | bytes, *overrides: str) -> dict[str, st
     path = tmp_path / "bad.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as refused:
-        load_config(path, PluginHost(), overrides)
+        load_config(path, PluginManager(), overrides)
     assert refused.value.exit_status == 2
     assert str(refused.value).startswith(f"{refused.value.source}: ")
     found = {problem.path: problem.message for problem in refused.value.problems}
@@ -53,7 +47,7 @@ def mistake(tmp_path: Path, *overrides: str) -> tuple[str, str]:
 
 
 def test_the_demo_is_right() -> None:
-    config = load_config(DEMO, PluginHost())
+    config = load_config(DEMO, PluginManager())
     assert config.marking.strategy == "dest-id"
     assert config.offload.idle_timeout == 30.0
     assert config.offload.grace == 0.1
@@ -176,8 +170,8 @@ def test_all_mistakes_in_one_run(tmp_path: Path) -> None:
 
 def installed_with(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """Install a plugin as a distribution would, by an entry point."""
-    points = PluginHost.installed() | {name: EntryPoint(name, value, "nfcore.plugins")}
-    monkeypatch.setattr(PluginHost, "installed", staticmethod(lambda: points))
+    points = discovery.installed() | {name: EntryPoint(name, value, "nfcore.plugins")}
+    monkeypatch.setattr(discovery, "installed", lambda: points)
 
 
 class WithTable:
@@ -207,7 +201,7 @@ def test_a_plugin_that_cannot_describe_its_table(tmp_path: Path, monkeypatch: py
     assert (where, message) == ("shy", "plugin 'shy' cannot say what its table should be: no schema today")
 
 
-class Empty(Table):
+class Empty(ConfigTable):
     """A table without keys."""
 
 
@@ -339,10 +333,10 @@ def test_bad_durations(value: object) -> None:
 
 def resolved_again(config_text: str, path: Path, *overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
     path.write_text(config_text, encoding="utf-8")
-    first = load_config(path, PluginHost(), overrides).resolved()
+    first = load_config(path, PluginManager(), overrides).resolved()
     path.write_text(write_toml(first), encoding="utf-8")
     assert tomllib.loads(path.read_text(encoding="utf-8")) == first
-    return first, load_config(path, PluginHost()).resolved()
+    return first, load_config(path, PluginManager()).resolved()
 
 
 @pytest.mark.parametrize(
@@ -414,9 +408,9 @@ DOCUMENTS = st.fixed_dictionaries(
 def test_no_document_raises_anything_else(
     document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nfcore.api.config.read_toml", lambda path, overrides: document)
+    monkeypatch.setattr("nfcore.config.loader.read_toml", lambda path, overrides: document)
     try:
-        config = load_config(tmp_path / "x.toml", PluginHost())
+        config = load_config(tmp_path / "x.toml", PluginManager())
     except ConfigError as error:
         assert error.problems
         for problem in error.problems:
@@ -431,7 +425,7 @@ def test_no_file_raises_anything_else(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "any.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError):
-        load_config(path, PluginHost())
+        load_config(path, PluginManager())
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -462,17 +456,17 @@ def test_marks_that_the_width_does_not_give_are_named(tmp_path: Path) -> None:
         """
     )
     with pytest.raises(ConfigError) as caught:
-        load_config(path, PluginHost())
+        load_config(path, PluginManager())
     (problem,) = caught.value.problems
     assert problem.path == "marking.width"
     assert "needs 4 marks" in problem.message and "gives 3" in problem.message
 
     with pytest.raises(ConfigError) as caught:
-        load_config(path, PluginHost(), ["marking.strategy=flow-id", "offload.max_rules=4"])
+        load_config(path, PluginManager(), ["marking.strategy=flow-id", "offload.max_rules=4"])
     assert [problem.path for problem in caught.value.problems] == ["offload.max_rules"]
 
     for fitting in (["marking.width=3"], ["marking.strategy=flow-id"]):
-        load_config(path, PluginHost(), fitting)
+        load_config(path, PluginManager(), fitting)
 
 
 RX_QUEUE = """
@@ -493,8 +487,8 @@ def test_a_receive_queue_is_narrower_than_other_marks(tmp_path: Path) -> None:
     path = tmp_path / "nf.toml"
     path.write_text(RX_QUEUE)
     with pytest.raises(ConfigError, match=r"marking\.width: is 16; should be at most 12 with the carrier rx-queue"):
-        load_config(path, PluginHost())
-    assert load_config(path, PluginHost(), ["marking.width=12"]).marking.carrier == "rx-queue"
+        load_config(path, PluginManager())
+    assert load_config(path, PluginManager(), ["marking.width=12"]).marking.carrier == "rx-queue"
 
 
 def test_skb_mark_needs_native_mode(tmp_path: Path) -> None:
@@ -515,4 +509,4 @@ def test_skb_mark_needs_native_mode(tmp_path: Path) -> None:
         """
     )
     with pytest.raises(ConfigError, match=r"interfaces\[0\]\.xdp_mode: is 'auto'; should be 'native'"):
-        load_config(path, PluginHost())
+        load_config(path, PluginManager())

@@ -19,7 +19,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from nfcore import testing
-from nfcore.api.config import Section, Table
+from nfcore.api.config import ConfigTable, Section
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import Device, Drop, SetMark
 from nfcore.errors import ConfigError
@@ -161,7 +161,7 @@ def test_every_sample_rule_has_a_cookie_of_its_own() -> None:
     assert [rule.action for rule in sample_rules(flows[:3], [7, 0, 9])] == [SetMark(7), Drop(), SetMark(9)]
 
 
-class Queues(Table):
+class Queues(ConfigTable):
     queues: int = 4
 
 

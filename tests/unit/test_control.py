@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nfcore.api.json_rows import Rows
+from nfcore.api.json_rows import JsonRows
 from nfcore.control import server as module
-from nfcore.control.server import LINE_LIMIT, MOST_CLIENTS, Client, ControlServer, EndedError, daemon_answers, request
+from nfcore.control.client import Client, EndedError, daemon_answers, request
+from nfcore.control.server import LINE_LIMIT, MOST_CLIENTS, ControlServer
 from nfcore.errors import HostError
 
 
@@ -51,11 +52,11 @@ METHODS["later"] = later
 def rows(parameters: Mapping[str, Any]) -> Any:
     def made() -> Iterator[Any]:
         for number in range(parameters["number"]):
-            yield {"n": number, "more": Rows(lambda: ([n] if n == 0 else [] for n in range(2))), "plain": [1]}
+            yield {"n": number, "more": JsonRows(lambda: ([n] if n == 0 else [] for n in range(2))), "plain": [1]}
         if parameters.get("odd"):
             yield np.uint32(7)
 
-    return {"rows": Rows(made), "of": {"none": Rows(list), "words": 'ü"'}}
+    return {"rows": JsonRows(made), "of": {"none": JsonRows(list), "words": 'ü"'}}
 
 
 METHODS["rows"] = rows

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.api.config import InterfaceTable, MarkingTable, NfTable, OffloadTable, Table
+from nfcore.api.config import ConfigTable, InterfaceTable, MarkingTable, NfTable, OffloadTable
 from nfcore.plugins.katran_accel.config import KatranTable, VipTable
 from nfcore.plugins.softnic import SoftnicTable
 from nfcore.plugins.stats.config import StatsTable
@@ -43,7 +43,7 @@ def test_the_guide_lists_the_keys_of_each_table(heading: str) -> None:
 
 @pytest.mark.parametrize("heading", TABLES)
 def test_the_guide_tells_the_defaults(heading: str) -> None:
-    model: type[Table] = TABLES[heading]
+    model: type[ConfigTable] = TABLES[heading]
     for key, told in rows(heading).items():
         field = model.model_fields[key]
         if field.is_required():

@@ -21,6 +21,7 @@ from nfcore.engine.flow_table import FlowState
 from nfcore.errors import ConfigError
 
 from .engine_world import FOREIGN, GRACE, IDLE, LAG, QUARANTINE, Nic, Policy, Waiting, World
+from .hook_faults import errors_of
 
 # New flows
 
@@ -79,7 +80,7 @@ def test_a_second_report_gives_its_mark_back(flow_id: World) -> None:
     assert flow_id.states() == {MarkState.LIVE: 1, MarkState.QUARANTINED: 1}
     assert flow_id.context.marks.state[second] == MarkState.QUARANTINED
     assert len(flow_id.nic.rules) == 1
-    assert flow_id.engine.ledger.counts == {"events": 2, "events_known": 1, "installed": 1}
+    assert flow_id.engine.counters.totals == {"events": 2, "events_known": 1, "installed": 1}
 
 
 def test_a_flow_that_is_twice_in_a_batch_gets_one_rule(flow_id: World) -> None:
@@ -110,7 +111,7 @@ def test_a_mark_that_was_never_leased_gets_no_rule(flow_id: World, mark: int) ->
     flow_id.report(1001, 1002, marks=[mark, good])
     assert [rule.match.sport for rule in flow_id.nic.rules.values()] == [1002]
     assert flow_id.reasons() == {"no_mark": 1}
-    assert flow_id.host.errors == {}
+    assert errors_of(flow_id.plugins) == {}
     assert flow_id.adds_up()
 
 
@@ -138,7 +139,7 @@ def refuse(port: int, reason: int) -> Callable[[FlowBatch], NDArray[np.uint8]]:
 def test_the_first_reason_wins_and_everybody_is_asked(flow_id: World) -> None:
     policies = [Policy(refuse(1001, 64)), Policy(refuse(1001, 65)), Policy(None), Policy(refuse(1002, 66))]
     for number, policy in enumerate(policies):
-        flow_id.host.register(policy, f"policy{number}")
+        flow_id.plugins.register(policy, f"policy{number}")
     flow_id.report(1001, 1002, 1003)
     assert flow_id.reasons() == {"plugin_64": 1, "plugin_66": 1}
     assert [policy.seen for policy in policies] == [3, 3, 3, 3]
@@ -161,14 +162,14 @@ def test_flows_that_a_broken_policy_judged_stay_on_the_slow_path(
     flow_id: World, answer: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     after = Policy(refuse(1001, 64))
-    flow_id.host.register(Policy(answer), "broken")
-    flow_id.host.register(after, "after")
+    flow_id.plugins.register(Policy(answer), "broken")
+    flow_id.plugins.register(after, "after")
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             flow_id.report(1001)
     assert flow_id.reasons() == {"hook_failed": 3}
-    assert flow_id.host.errors == {("broken", "on_new_flow"): 3}
-    assert [record.getMessage().startswith("plugin broken: on_new_flow ") for record in caplog.records] == [True]
+    assert errors_of(flow_id.plugins) == {("broken", "on_new_flow"): 3}
+    assert all(record.getMessage().startswith("plugin broken: on_new_flow ") for record in caplog.records)
     assert after.seen == 3
     assert flow_id.nic.rules == {}
     assert flow_id.adds_up()
@@ -181,11 +182,11 @@ def test_a_strategy_with_a_wrong_answer(make: Callable[..., World]) -> None:
             return np.array([1, 2, 3], dtype=np.uint32)
 
     world = make("nobody's", nic=10)
-    world.host.register(Wrong(), "wrong")
+    world.plugins.register(Wrong(), "wrong")
     world.start()
     world.report(1001)
     assert world.reasons() == {"no_mark": 1}
-    assert world.host.errors == {("wrong", "allocate_mark"): 1}
+    assert errors_of(world.plugins) == {("wrong", "allocate_mark"): 1}
 
 
 def test_a_device_without_backends(flow_id: World) -> None:
@@ -212,7 +213,7 @@ def test_a_network_function_that_cannot_publish(flow_id: World) -> None:
     flow_id.nf.fails = ""
     flow_id.report(1002)
     assert flow_id.reasons() == {"hook_failed": 1}
-    assert flow_id.host.errors == {("nf", "publish_marks"): 1}
+    assert errors_of(flow_id.plugins) == {("nf", "publish_marks"): 1}
     assert flow_id.states() == {MarkState.LIVE: 1, MarkState.QUARANTINED: 1}
     assert flow_id.adds_up()
 
@@ -285,7 +286,7 @@ def test_the_next_backend_steps_in_for_one_that_raises(make: Callable[..., World
     world.start()
     world.report(1001)
     assert len(world.nics["second"].rules) == 1
-    assert world.host.errors == {("best", "install_offload"): 1}
+    assert errors_of(world.plugins) == {("best", "install_offload"): 1}
 
 
 # Start and stop
@@ -321,7 +322,7 @@ def test_a_worker_that_is_behind_costs_time_and_nothing_else(make: Callable[...,
     world.report(1001)
     world.report(1002)
     assert (world.ports(FlowState.PENDING), world.ports(FlowState.WAITING)) == ([1001], [1002])
-    assert world.engine.ledger.deferred == {Reason.QUEUE_FULL: 1}
+    assert world.engine.counters.deferred == {Reason.QUEUE_FULL: 1}
     assert world.adds_up()
     worker.run()
     world.engine.poll()  # what was not sent has not been paid for
@@ -355,7 +356,7 @@ def test_a_flow_that_waits_for_the_nic_is_known(make: Callable[..., World]) -> N
     world.report(1001)
     worker.run()
     assert len(world.nic.rules) == 1
-    assert world.engine.ledger.counts["events_known"] == 1
+    assert world.engine.counters.totals["events_known"] == 1
 
 
 def test_rules_too_many_to_remove_are_said_to_be_left(
@@ -373,7 +374,7 @@ def test_rules_too_many_to_remove_are_said_to_be_left(
 
 def test_figures_are_those_of_the_table(make: Callable[..., World]) -> None:
     world = make("flow-id", nic=2)
-    world.host.register(Policy(refuse(1001, 64)), "policy")
+    world.plugins.register(Policy(refuse(1001, 64)), "policy")
     world.start()
     world.report(*range(1001, 1005))
     world.report(1003)
@@ -448,11 +449,11 @@ class Probed(Nic):
 
 def probed(make: Callable[..., World], width: int) -> World:
     world = make("flow-id")
-    world.host._manager.unregister(name="nic")
+    world.plugins._manager.unregister(name="nic")
     nic = Probed("nic", world.notes)
     nic.width = width
     world.nics["nic"] = nic
-    world.host.register(nic, "nic")
+    world.plugins.register(nic, "nic")
     return world
 
 

@@ -20,6 +20,7 @@ from nfcore.engine.eviction import LEAST_PATIENCE
 from nfcore.engine.flow_table import FlowState
 
 from .engine_world import FOREIGN, GRACE, IDLE, LAG, QUARANTINE, Nic, Waiting, World
+from .hook_faults import errors_of
 
 # Aging
 
@@ -39,7 +40,7 @@ def test_a_flow_ages_in_the_order_that_keeps_its_real(flow_id: World) -> None:
     assert flow_id.nf.entries == {}
     assert (flow_id.active, flow_id.why(1001)) == (0, Reason.IDLE)
     assert flow_id.states() == {MarkState.QUARANTINED: 1}
-    assert flow_id.engine.ledger.ended[Reason.IDLE] == 1
+    assert flow_id.engine.counters.ended[Reason.IDLE] == 1
     assert flow_id.adds_up()
 
 
@@ -64,7 +65,7 @@ def test_packets_keep_a_rule(flow_id: World) -> None:
         flow_id.pass_time(IDLE / 4)
         flow_id.nic.hits[busy] += 1
     assert list(flow_id.nic.rules) == [busy]
-    assert flow_id.engine.ledger.ended[Reason.IDLE] == 1
+    assert flow_id.engine.counters.ended[Reason.IDLE] == 1
     assert quiet not in flow_id.nic.rules
 
 
@@ -86,14 +87,14 @@ def test_a_rule_that_cannot_be_removed_keeps_its_flow(flow_id: World) -> None:
     flow_id.pass_time(GRACE)
     assert flow_id.nf.entries == {mark: 7}
     assert flow_id.engine.table.count(FlowState.INSTALLED) == 1
-    assert flow_id.engine.ledger.counts["remove_failed"] == 1
-    assert flow_id.engine.ledger.ended[Reason.IDLE] == 0
+    assert flow_id.engine.counters.totals["remove_failed"] == 1
+    assert flow_id.engine.counters.ended[Reason.IDLE] == 0
     flow_id.nic.stuck = False
     flow_id.pass_time(IDLE + LAG)
     flow_id.pass_time(GRACE)
     assert flow_id.nic.rules == {}
     assert flow_id.nf.entries == {}
-    assert flow_id.engine.ledger.ended[Reason.IDLE] == 1
+    assert flow_id.engine.counters.ended[Reason.IDLE] == 1
 
 
 def test_a_flow_that_cannot_be_restored_keeps_its_rule(flow_id: World) -> None:
@@ -116,7 +117,7 @@ def test_a_rule_that_somebody_else_removed_is_put_back(flow_id: World) -> None:
     assert flow_id.nic.rules == before
     # Its packets take the slow path until the rule is back: that has to know the flow first.
     assert [note.split()[0] for note in flow_id.notes[:2]] == ["restore", "nic"]
-    assert flow_id.engine.ledger.counts["vanished"] == 1
+    assert flow_id.engine.counters.totals["vanished"] == 1
     assert flow_id.adds_up()
 
 
@@ -143,7 +144,7 @@ def test_a_rule_of_ours_without_a_flow_is_removed(flow_id: World) -> None:
         flow_id.nic.hits[more.cookie] = 0
     flow_id.pass_time(IDLE / 2)
     assert flow_id.nic.rules == {rule.cookie: rule, FOREIGN.cookie: FOREIGN}
-    assert flow_id.engine.ledger.counts["orphans_removed"] == 1
+    assert flow_id.engine.counters.totals["orphans_removed"] == 1
 
 
 def test_counters_that_cannot_be_read_age_nothing(make: Callable[..., World]) -> None:
@@ -155,7 +156,7 @@ def test_counters_that_cannot_be_read_age_nothing(make: Callable[..., World]) ->
     world.pass_time(IDLE + LAG)
     assert len(world.nics["best"].rules) == 1
     assert len(world.nics["second"].rules) == 0
-    assert world.host.errors["best", "dump_offload"] == 2
+    assert errors_of(world.plugins)["best", "dump_offload"] == 2
 
 
 @pytest.mark.parametrize("silence", ["raises", "answers nothing"])
@@ -223,11 +224,11 @@ class LateNic(Nic):
 
 def late(make: Callable[..., World], lag: float, **about: Any) -> tuple[World, LateNic]:
     world = make("dest-id", **about)
-    world.host._manager.unregister(name="nic")
+    world.plugins._manager.unregister(name="nic")
     nic = LateNic("nic", world.notes)
     nic.lag, nic.clock = lag, lambda: world.now
     world.nics["nic"] = nic
-    world.host.register(nic, "nic")
+    world.plugins.register(nic, "nic")
     return world, nic
 
 
@@ -252,7 +253,7 @@ def test_a_live_flow_is_never_aged_out(
             world.pass_time(step)
         world.pass_time(end - world.now)
         nic.came.setdefault(cookie, []).append(world.now)
-        assert world.engine.ledger.ended == {}
+        assert world.engine.counters.ended == {}
     world.pass_time(IDLE + 2 * LAG)
     world.pass_time(IDLE + 2 * LAG)
     assert nic.rules == {}

@@ -19,20 +19,21 @@ from numpy.typing import NDArray
 from nfcore.api.config import Config, InterfaceTable, MarkingTable, NfTable, OffloadTable
 from nfcore.api.flows import FlowBatch, FlowMatch
 from nfcore.api.hookspecs import hookimpl
-from nfcore.api.marks import CpuPools, MarkAllocator, MarkState
+from nfcore.api.mark_pools import CpuPools
+from nfcore.api.marks import MarkAllocator, MarkState
 from nfcore.api.reasons import Reason
 from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
-from nfcore.api.state_file import State
+from nfcore.api.state_file import StateFile
 from nfcore.daemon.bootstrap import make_context
 from nfcore.engine.engine import Engine
 from nfcore.engine.eviction import LEAST_PATIENCE
 from nfcore.engine.flow_table import FlowState
-from nfcore.engine.state import ACTIVE, IN_HARDWARE
-from nfcore.hooks.manager import PluginHost
-from nfcore.kernel.link_monitor import LinkChange
+from nfcore.engine.state import ACTIVE, OCCUPYING
+from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.marking import MarkingPlugin
 
 from .engine_world import Waiting
+from .hook_faults import errors_of
 
 IFINDEX = 4
 WIDTH = 5
@@ -276,7 +277,7 @@ class LivesOfFlows(RuleBasedStateMachine):
         self.card = Card(self.here)
         self.card.size = size
         self.nf = Balancer(self.here, self.card, per_flow=self.strategy == "flow-id")
-        self.notes = State()
+        self.notes = StateFile()
         self.shown = dict.fromkeys(PORTS, 4)
         self.start()
 
@@ -286,32 +287,26 @@ class LivesOfFlows(RuleBasedStateMachine):
         here.starting = True
         # What cannot be written at the start leaves the entries of the run before, whose numbers meant other targets.
         self.nf.fails = ""
-        self.host = PluginHost()
+        self.plugins = PluginManager()
         for plugin, name in ((MarkingPlugin(), "marking"), (self.nf, "nf"), (self.card, "nic")):
-            self.host.register(plugin, name)
-        context = make_context(self.config(), self.host, [Device("eth1", IFINDEX, ("nic",))], tracing=True)
-        context.state = self.notes
+            self.plugins.register(plugin, name)
+        context = make_context(self.config(), self.plugins, [Device("eth1", IFINDEX, ("nic",))], tracing=True)
+        context.state_file = self.notes
         context.marks = self.marks = MarkAllocator(WIDTH, QUARANTINE, lambda: here.now)
-        self.host.call("marking", "setup", context=context)
+        self.plugins.call("marking", "setup", context=context)
         context.register_nf(self.nf)
         # A run begins with maps of its own, but for the entries.
         self.nf.pools = CpuPools(np.zeros(2, dtype=POOL), CPUS, lambda: here.now) if self.nf.per_flow else None
         self.nf.retired, self.card.left, self.nf.reports = {}, {}, []
         self.worker = Waiting(6)
-        self.engine = Engine(context, self.host, {IFINDEX: self.worker}, lambda: here.now)
+        self.engine = Engine(context, self.plugins, {IFINDEX: self.worker}, lambda: here.now)
         here.reason_of = lambda cookie: int(self.engine.table.reason[cookie & 0xFFFF_FFFF])
         self.changed: list[int] = []
-        self.engine.links = self
         self.engine.start()
         live = set(np.flatnonzero(self.marks.state == MarkState.LIVE).tolist())
         for mark in set(self.nf.entries) - live:
             del self.nf.entries[mark]
         here.starting = False
-
-    def poll(self) -> dict[int, LinkChange]:
-        """Tell the engine of links that have changed."""
-        changed, self.changed = self.changed, []
-        return dict.fromkeys(changed, LinkChange("eth1", up=True, gone=False))
 
     def config(self) -> Config:
         offload = OffloadTable(
@@ -373,7 +368,8 @@ class LivesOfFlows(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.here.now += seconds
         self.engine.poll()
-        self.engine.tick()
+        changed, self.changed = self.changed, []
+        self.engine.tick(changed)
 
     @rule(jobs=st.integers(1, 6))
     def the_worker_works(self, jobs: int) -> None:
@@ -429,9 +425,9 @@ class LivesOfFlows(RuleBasedStateMachine):
     @rule()
     def the_daemon_is_killed(self) -> None:
         self.card.mood = "good"  # of a NIC that is deaf at the start nobody could say what its rules mean
-        before = self.engine.floor.switched_on
+        before = self.engine.state.switched_on
         self.start()
-        assert self.engine.floor.switched_on == before
+        assert self.engine.state.switched_on == before
 
     @rule()
     def the_daemon_is_restarted(self) -> None:
@@ -490,16 +486,16 @@ class LivesOfFlows(RuleBasedStateMachine):
     def nothing_went_wrong(self) -> None:
         assert not self.here.wrong, self.here.wrong
         may_fail = {"publish_marks", "retire_marks", "restore_flows"}
-        assert {hook for name, hook in self.host.errors if name != "nic"} <= may_fail
+        assert {hook for name, hook in errors_of(self.plugins) if name != "nic"} <= may_fail
 
     @invariant()
     def counts_add_up(self) -> None:
-        ledger, table = self.engine.ledger, self.engine.table
-        came = ledger.counts["events"] + ledger.counts["vanished"]
-        known = ledger.counts["events_known"] + ledger.counts["installed"]
+        ledger, table = self.engine.counters, self.engine.table
+        came = ledger.totals["events"] + ledger.totals["vanished"]
+        known = ledger.totals["events_known"] + ledger.totals["installed"]
         under_way = table.count(FlowState.PENDING, FlowState.WAITING)
         assert came == known + sum(ledger.not_offloaded.values()) + under_way
-        assert all(number >= 0 for number in ledger.counts.values())
+        assert all(number >= 0 for number in ledger.totals.values())
 
     @invariant()
     def rules_mean_what_they_meant(self) -> None:
@@ -525,7 +521,7 @@ class LivesOfFlows(RuleBasedStateMachine):
 
     @invariant()
     def there_are_not_too_many(self) -> None:
-        assert self.engine.table.count(*IN_HARDWARE) <= MAX_RULES
+        assert self.engine.table.count(*OCCUPYING) <= MAX_RULES
 
     @invariant()
     def no_live_flow_was_idle(self) -> None:

@@ -14,8 +14,7 @@ from nfcore.api.marks import MarkState
 from nfcore.api.reasons import Reason
 from nfcore.api.rules import Capabilities, Device, Outcome, SetMark
 from nfcore.engine.flow_table import FlowState
-from nfcore.engine.reconcile import Ended
-from nfcore.kernel.link_monitor import LinkChange
+from nfcore.engine.removal import Ended
 
 from .engine_world import GRACE, IDLE, QUARANTINE, Waiting, World
 
@@ -59,7 +58,7 @@ def test_rules_to_a_target_that_is_gone_end_without_restore(world: World) -> Non
     assert take_out(world, 7) == Ended(accelerated=2, waiting=0)
     assert world.held() == [1003]
     assert not any(note.startswith("restore") for note in world.notes)
-    assert world.engine.ledger.ended == {Reason.TARGET_GONE: 2}
+    assert world.engine.counters.ended == {Reason.TARGET_GONE: 2}
     world.pass_time(GRACE)
     world.pass_time(GRACE)
     world.pass_time(GRACE)
@@ -106,7 +105,7 @@ def test_the_end_of_a_target_is_pursued(world: World) -> None:
     world.pass_time(IDLE / 4)
     assert world.held() == []
     assert not any(note.startswith("restore") for note in world.notes)
-    assert world.engine.ledger.ended == {Reason.TARGET_GONE: 1}
+    assert world.engine.counters.ended == {Reason.TARGET_GONE: 1}
 
 
 def test_a_target_that_comes_back_gets_another_mark(world: World) -> None:
@@ -168,7 +167,7 @@ def test_a_flow_that_goes_elsewhere_loses_its_rule_without_restore(world: World)
     world.report(1001, target=8, packets=16)
     assert world.held() == []
     assert not any(note.startswith("restore") for note in world.notes)
-    assert world.engine.ledger.ended == {Reason.MOVED: 1}
+    assert world.engine.counters.ended == {Reason.MOVED: 1}
     world.pass_time(GRACE)
     assert world.why(1001) == Reason.MOVED
     world.report(1001, target=8, packets=32)
@@ -227,7 +226,7 @@ def test_the_switch_waits_for_what_is_on_its_way_and_for_what_fails(make: Callab
     world.pass_time(IDLE / 4)
     worker.run()
     assert world.held() == []
-    assert world.engine.ledger.ended == {Reason.SWITCHED_OFF: 1}
+    assert world.engine.counters.ended == {Reason.SWITCHED_OFF: 1}
     assert world.adds_up()
 
 
@@ -238,10 +237,10 @@ def test_the_switch_outlives_the_daemon(make: Callable[..., World], caplog: pyte
     left = dict(first.nic.rules)
     first.engine.switch(on=False)
     second = make("dest-id")
-    second.context.state = first.context.state
+    second.context.state_file = first.context.state_file
     second.nic.rules, second.nic.hits = left, dict.fromkeys(left, 0)
     second.start()
-    assert not second.engine.floor.switched_on
+    assert not second.engine.state.switched_on
     assert second.held() == []
     second.report(1001)
     assert second.reasons() == {"switched_off": 1}
@@ -249,24 +248,13 @@ def test_the_switch_outlives_the_daemon(make: Callable[..., World], caplog: pyte
     switched = [line for line in caplog.messages if line.startswith("offloading is switched")]
     assert [line.split()[3].strip(":,") for line in switched] == ["off", "off", "on"]  # ordered, found, ordered
     third = make("dest-id")
-    third.context.state = first.context.state
+    third.context.state_file = first.context.state_file
     third.start()
     third.report(1001)
     assert third.held() == [1001]
 
 
 # Links
-
-
-class News:
-    """Tells of one link that has changed, once."""
-
-    def __init__(self) -> None:
-        self.changed: list[int] = []
-
-    def poll(self) -> dict[int, LinkChange]:
-        changed, self.changed = self.changed, []
-        return dict.fromkeys(changed, LinkChange("eth1", up=True, gone=False))
 
 
 class Learning:
@@ -284,15 +272,14 @@ class Learning:
 def test_a_link_that_changes_is_looked_at_again(make: Callable[..., World]) -> None:
     world = make("flow-id", nic=1)
     world.start()
-    world.engine.links = news = News()
     world.report(1001, 1002)
-    assert world.engine.floor.ports[4].full
+    assert world.engine.state.devices[4].full
     world.nic.rules.clear()
     world.nic.size = 10
-    news.changed = [4, 99]
+    world.changed = [4, 99]
     world.pass_time(0.1)
     assert world.held() == [1001, 1002]
-    assert world.engine.ledger.counts["vanished"] == 1
+    assert world.engine.counters.totals["vanished"] == 1
     assert world.adds_up()
 
 
@@ -303,14 +290,13 @@ def test_a_link_that_changes_is_probed_again(make: Callable[..., World]) -> None
     world.nic.probe_offload = learning.probe_offload  # type: ignore[attr-defined]
     world.worker = worker = Waiting(9)
     world.start()
-    world.engine.links = news = News()
     world.report(1001)
     worker.run()
     world.nic.size = 10
     world.report(1001, packets=16)
     assert world.reasons() == {"unsupported": 2}
     worker.room = 0
-    news.changed = [4]
+    world.changed = [4]
     world.pass_time(0.1)
     worker.room = 9
     world.pass_time(0.1)  # the queue was full; what was told is not forgotten
@@ -327,7 +313,7 @@ def test_what_vanished_comes_back_under_the_budget(make: Callable[..., World]) -
     world = make("dest-id", offload={"inserts_per_second": 2.0, "insert_burst": 20, "waiting": 5})
     world.start()
     world.report(*range(1001, 1021))
-    port = world.engine.floor.ports[4]
+    port = world.engine.state.devices[4]
     world.nic.rules.clear()
     world.pass_time(5.0)
     assert (len(world.nic.rules), port.refill_began) == (10, world.now)
@@ -337,7 +323,7 @@ def test_what_vanished_comes_back_under_the_budget(make: Callable[..., World]) -
         world.pass_time(0.5)
     assert world.held() == list(range(1001, 1021))
     assert (port.refill_began, port.refill_seconds) == (None, 5.0)
-    assert world.engine.ledger.counts["vanished"] == 20
+    assert world.engine.counters.totals["vanished"] == 20
     assert world.adds_up()
 
 
@@ -349,7 +335,7 @@ def test_a_doomed_rule_that_vanishes_is_not_put_back(world: World) -> None:
     world.pass_time(IDLE / 4)
     world.pass_time(GRACE)
     assert (world.held(), world.active) == ([], 0)
-    assert world.engine.ledger.ended == {Reason.TARGET_GONE: 1}
+    assert world.engine.counters.ended == {Reason.TARGET_GONE: 1}
     assert world.adds_up()
 
 

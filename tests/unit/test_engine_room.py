@@ -43,7 +43,7 @@ def test_a_flood_is_bounded_by_the_budget(make: Callable[..., World]) -> None:
             world.pass_time(0.1)
     assert 300 <= len(world.nic.rules) <= 350
     assert world.reasons() == {}
-    assert world.engine.ledger.deferred == {Reason.BUDGET: 6000 - 50}
+    assert world.engine.counters.deferred == {Reason.BUDGET: 6000 - 50}
     assert world.adds_up()
 
 
@@ -91,7 +91,7 @@ def test_a_burst_of_100_000_is_taken_in(make: Callable[..., World]) -> None:
         assert world.adds_up()
         assert world.engine.table.count(FlowState.WAITING) <= 16_384
     table = world.engine.table
-    assert world.engine.ledger.counts["events"] == 100_000
+    assert world.engine.counters.totals["events"] == 100_000
     assert world.reasons() == {"shed": 100_000 - 16_384}
     # Rates are all unknown: those that have shown most are still there.
     waiting = table.flow["packets"][table.slots_in(FlowState.WAITING)]
@@ -143,7 +143,7 @@ def test_a_full_table_admits_as_many_as_fit(make: Callable[..., World]) -> None:
     world.pass_time(INTERVAL)
     assert (world.held(), world.ports(FlowState.WAITING)) == ([1001, 1002], [1003, 1004])
     assert (world.why(1003), world.why(1004)) == (Reason.TABLE_FULL, Reason.TABLE_FULL)
-    assert world.engine.ledger.deferred == {Reason.TABLE_FULL: 2}
+    assert world.engine.counters.deferred == {Reason.TABLE_FULL: 2}
     world.idle_and_gone()
     world.pass_time(1)
     assert world.adds_up()
@@ -157,7 +157,7 @@ def test_a_full_nic_is_asked_again_with_longer_pauses(make: Callable[..., World]
     world = make("dest-id", nic=3)
     world.start()
     world.report(*range(1001, 1031))
-    assert world.engine.floor.ports[4].full
+    assert world.engine.state.devices[4].full
     pause, asked = SHORTEST_RETRY, 1
     for _ in range(3):
         for port in (1001, 1002, 1003):
@@ -176,7 +176,7 @@ def test_a_full_nic_is_asked_again_with_longer_pauses(make: Callable[..., World]
     assert len(world.nic.rules) == 3 + PROBE_RULES
     world.pass_time(INTERVAL)
     assert world.held() == list(range(1001, 1031))
-    assert not world.engine.floor.ports[4].full
+    assert not world.engine.state.devices[4].full
     assert world.adds_up()
 
 
@@ -187,7 +187,7 @@ def test_one_answer_of_many_that_were_on_their_way_does_not_lengthen_the_pause(m
     for port in (1001, 1002, 1003, 1004):
         world.report(port)
     worker.run()
-    assert world.engine.floor.ports[4].retry_at == world.now + SHORTEST_RETRY
+    assert world.engine.state.devices[4].retry_at == world.now + SHORTEST_RETRY
 
 
 def test_a_place_that_is_vacated_goes_to_one_flow_at_once(make: Callable[..., World]) -> None:
@@ -199,9 +199,9 @@ def test_a_place_that_is_vacated_goes_to_one_flow_at_once(make: Callable[..., Wo
         world.hit(1002)
     # 1001 was idle in a full table, which is known to be full still when its place is taken.
     assert world.held() == [1002, 1003]
-    assert world.engine.ledger.ended == {Reason.IDLE: 1}
+    assert world.engine.counters.ended == {Reason.IDLE: 1}
     assert tries(world).count("nic install 1") == 1
-    assert world.engine.floor.ports[4].full
+    assert world.engine.state.devices[4].full
     assert world.adds_up()
 
 
@@ -223,7 +223,7 @@ def test_a_hotter_flow_takes_the_place_of_the_coldest(make: Callable[..., World]
     world.pass_time(GRACE)
     assert world.held() == [1002, 1003]
     assert world.why(1001) == Reason.REPLACED
-    assert world.engine.ledger.ended == {Reason.REPLACED: 1}
+    assert world.engine.counters.ended == {Reason.REPLACED: 1}
     assert world.adds_up()
 
 
@@ -240,7 +240,7 @@ def test_equals_do_not_chase_each_other_out(make: Callable[..., World]) -> None:
             world.report(port, packets=packets[port])
         world.pass_time(1.0)
     assert world.held() == [1001, 1002]
-    assert world.engine.ledger.ended == {}
+    assert world.engine.counters.ended == {}
 
 
 # Failures
@@ -299,9 +299,9 @@ class Torn:
 
 def test_what_a_failing_backend_left_on_the_nic_is_removed_soon(make: Callable[..., World]) -> None:
     world = make("flow-id", torn=0)
-    world.host._manager.unregister(name="torn")
+    world.plugins._manager.unregister(name="torn")
     torn = Torn()
-    world.host.register(torn, "torn")
+    world.plugins.register(torn, "torn")
     world.start()
     world.report(1001)
     assert len(torn.rules) == 1
@@ -313,7 +313,7 @@ def test_what_a_failing_backend_left_on_the_nic_is_removed_soon(make: Callable[.
     torn.works = True
     world.engine.poll()
     assert (len(torn.rules), world.ports(FlowState.INSTALLED)) == (1, [1001])
-    assert world.engine.ledger.counts["orphans_removed"] == 1
+    assert world.engine.counters.totals["orphans_removed"] == 1
 
 
 class NoUdp:
@@ -331,9 +331,9 @@ class NoUdp:
 
 def test_what_is_unsupported_is_asked_once(make: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
     world = make("flow-id", plain=0)
-    world.host._manager.unregister(name="plain")
+    world.plugins._manager.unregister(name="plain")
     backend = NoUdp()
-    world.host.register(backend, "plain")
+    world.plugins.register(backend, "plain")
     world.start()
     udp = "198.18.1.2:{} > 198.18.10.1:80/udp"
     with caplog.at_level(logging.WARNING):

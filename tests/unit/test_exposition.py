@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from nfcore.api.config import load_config
 from nfcore.api.metrics import Column, Histogram, LabelSets, MetricFamily, counter, gauge, histogram
+from nfcore.config.loader import load_config
 from nfcore.errors import ConfigError
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.stats.config import StatsTable, split_listen
 from nfcore.plugins.stats.prometheus.exposition import Exposition
 from nfcore.plugins.stats.registry import Registry
@@ -86,7 +86,7 @@ STATS = '[nf]\nplugins = ["stats"]\n[stats]\nlisten = {}\n'
 def load(listen: str, folder: Path) -> StatsTable:
     path = folder / "nf.toml"
     path.write_text(STATS.format(listen))
-    table = load_config(path, PluginHost()).sections["stats"]
+    table = load_config(path, PluginManager()).sections["stats"]
     assert isinstance(table, StatsTable)
     return table
 

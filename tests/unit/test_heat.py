@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.engine.eviction import HYSTERESIS, LEAST_PATIENCE, TIGHT, hottest, patience, replaceable, waiting_rates
+from nfcore.engine.eviction import (
+    HYSTERESIS,
+    LEAST_PATIENCE,
+    TIGHT,
+    hottest,
+    idle_timeout_at,
+    replaceable,
+    waiting_rates,
+)
 
 RATES = st.lists(st.floats(0, 1e9), max_size=40)
 
@@ -50,7 +58,7 @@ def test_a_flow_of_unknown_rate_replaces_nobody() -> None:
 
 @given(idle=st.floats(0.1, 1e4), room=st.integers(1, 10**6), held=st.integers(0, 10**6))
 def test_patience_shrinks_as_the_table_fills(idle: float, room: int, held: int) -> None:
-    now, fuller = patience(idle, held, room), patience(idle, held + 1, room)
+    now, fuller = idle_timeout_at(idle, held, room), idle_timeout_at(idle, held + 1, room)
     assert idle * LEAST_PATIENCE <= fuller <= now <= idle
     if held <= TIGHT * room:
         assert now == idle
@@ -59,7 +67,7 @@ def test_patience_shrinks_as_the_table_fills(idle: float, room: int, held: int) 
 
 
 def test_no_room_at_all_leaves_the_least_patience() -> None:
-    assert patience(30.0, 0, 0) == pytest.approx(3.0)
+    assert idle_timeout_at(30.0, 0, 0) == pytest.approx(3.0)
 
 
 def test_a_waiting_flow_that_is_silent_cools_down() -> None:

@@ -13,18 +13,20 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from nfcore.api.config import Config, InterfaceTable, load_config
+from nfcore.api.config import Config, InterfaceTable
 from nfcore.api.context import Context
 from nfcore.api.findings import Status
 from nfcore.api.flows import FlowBatch, FlowMatch
-from nfcore.api.json_rows import plain
+from nfcore.api.json_rows import materialize
 from nfcore.api.marks import MarkState
 from nfcore.api.rules import Device, Outcome, Rule, RuleBatch, SetMark
-from nfcore.api.state_file import State
+from nfcore.api.state_file import StateFile
+from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
-from nfcore.devices.worker import Backends
+from nfcore.devices.backends import BackendChain
 from nfcore.errors import ConfigError
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks import discovery
+from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.stats.registry import Registry
 
 from .engine_world import World
@@ -39,10 +41,10 @@ def plugin_of(hook: str, name: str) -> Any:
     return run_example(hook)[name]()
 
 
-def host_with(plugin: object, name: str = NAME) -> PluginHost:
-    host = PluginHost()
-    host.register(plugin, name)
-    return host
+def host_with(plugin: object, name: str = NAME) -> PluginManager:
+    plugins = PluginManager()
+    plugins.register(plugin, name)
+    return plugins
 
 
 def flows(*targets: int) -> FlowBatch:
@@ -69,7 +71,7 @@ def with_backend(config: Config, **marking: Any) -> Config:
 
 def test_on_new_flow(config: Config) -> None:
     world = World(config, "dest-id", {"nic": 8})
-    world.host.register(plugin_of("on_new_flow", "NoQuic"), "no_quic")
+    world.plugins.register(plugin_of("on_new_flow", "NoQuic"), "no_quic")
     world.start()
     world.report(1, 2, text="198.18.1.2:{} > 198.18.10.1:443/udp")
     world.report(3, text="198.18.1.2:{} > 198.18.10.1:443/tcp")
@@ -77,19 +79,19 @@ def test_on_new_flow(config: Config) -> None:
     assert world.reasons() == {"plugin_64": 2}
 
 
-def strategy(config: Config, chosen: str = "pairs") -> tuple[PluginHost, Context]:
-    host = host_with(plugin_of("allocate_mark", "Pairs"), "pairs")
-    context = make_context(with_backend(config, strategy=chosen, width=2, quarantine=0.0), host, [DEVICE])
-    host.call("pairs", "setup", context=context)
-    return host, context
+def strategy(config: Config, chosen: str = "pairs") -> tuple[PluginManager, Context]:
+    plugins = host_with(plugin_of("allocate_mark", "Pairs"), "pairs")
+    context = make_context(with_backend(config, strategy=chosen, width=2, quarantine=0.0), plugins, [DEVICE])
+    plugins.call("pairs", "setup", context=context)
+    return plugins, context
 
 
 def test_allocate_mark(config: Config) -> None:
-    host, _ = strategy(config)
-    assert host.first("allocate_mark", batch=flows(7, 8, 7)).tolist() == [1, 2, 1]
-    assert host.first("allocate_mark", batch=flows(9, 8, 10)).tolist() == [3, 2, 0]
+    plugins, _ = strategy(config)
+    assert plugins.call_first("allocate_mark", batch=flows(7, 8, 7))[1].tolist() == [1, 2, 1]
+    assert plugins.call_first("allocate_mark", batch=flows(9, 8, 10))[1].tolist() == [3, 2, 0]
     other, _ = strategy(config, "dest-id")
-    assert other.first("allocate_mark", batch=flows(7)) is None
+    assert other.call_first("allocate_mark", batch=flows(7))[1] is None
 
 
 def test_marking_strategies(config: Config) -> None:
@@ -99,11 +101,11 @@ def test_marking_strategies(config: Config) -> None:
 
 
 def test_release_mark(config: Config) -> None:
-    host, context = strategy(config)
-    host.first("allocate_mark", batch=flows(7, 8, 9))
-    list(host.each("release_mark", marks=np.array([2], np.uint32)))
+    plugins, context = strategy(config)
+    plugins.call_first("allocate_mark", batch=flows(7, 8, 9))[1]
+    list(plugins.call_each("release_mark", marks=np.array([2], np.uint32)))
     assert context.marks.count(MarkState.QUARANTINED) == 1
-    assert host.first("allocate_mark", batch=flows(10, 7)).tolist() == [2, 1]
+    assert plugins.call_first("allocate_mark", batch=flows(10, 7))[1].tolist() == [2, 1]
 
 
 # The NIC
@@ -112,7 +114,7 @@ def test_release_mark(config: Config) -> None:
 def test_install_offload(capsys: pytest.CaptureFixture[str]) -> None:
     nic = plugin_of("install_offload", "PrintingNic")
     nic.size = 3
-    backends = Backends(DEVICE, host_with(nic))
+    backends = BackendChain(DEVICE, host_with(nic))
     result = backends.install(rules(1, 2, 3, 4))
     assert result.status.tolist() == [Outcome.INSTALLED] * 3 + [Outcome.FULL]
     assert "eth1: 198.18.1.2:1001 > 198.18.10.1:80/tcp gets SetMark(mark=1)" in capsys.readouterr().out
@@ -120,21 +122,21 @@ def test_install_offload(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_remove_offload() -> None:
-    host = host_with(plugin_of("remove_offload", "PrintingNic"))
-    host.call(NAME, "install_offload", device=DEVICE, rules=rules(1, 2))
-    done, outcomes = host.attempt(NAME, "remove_offload", device=DEVICE, rules=rules(2, 5))
+    plugins = host_with(plugin_of("remove_offload", "PrintingNic"))
+    plugins.call(NAME, "install_offload", device=DEVICE, rules=rules(1, 2))
+    done, outcomes = plugins.try_call(NAME, "remove_offload", device=DEVICE, rules=rules(2, 5))
     assert done
     assert outcomes.status.tolist() == [Outcome.REMOVED, Outcome.ABSENT]
 
 
 def test_dump_offload() -> None:
-    backends = Backends(DEVICE, host_with(plugin_of("dump_offload", "PrintingNic")))
+    backends = BackendChain(DEVICE, host_with(plugin_of("dump_offload", "PrintingNic")))
     backends.install(rules(1, 2))
     assert list(RuleBatch(np.ascontiguousarray(backends.dump().rows["rule"]))) == list(rules(1, 2))
 
 
 def test_probe_offload() -> None:
-    found = Backends(DEVICE, host_with(plugin_of("probe_offload", "PrintingNic"))).probe()
+    found = BackendChain(DEVICE, host_with(plugin_of("probe_offload", "PrintingNic"))).probe()
     assert found[NAME].describe() == "marks of 16 bits, IPv6, drop, no counters, room for 16 rules"
 
 
@@ -143,7 +145,7 @@ def test_probe_offload() -> None:
 
 def test_publish_marks() -> None:
     echo = plugin_of("publish_marks", "Echo")
-    done, stands = host_with(echo).attempt(NAME, "publish_marks", batch=flows(7, 8), marks=np.array([1, 2], np.uint32))
+    done, stands = host_with(echo).try_call(NAME, "publish_marks", batch=flows(7, 8), marks=np.array([1, 2], np.uint32))
     assert done
     assert stands.tolist() == [True, False]
     assert echo.entries == {1: 7}
@@ -152,37 +154,37 @@ def test_publish_marks() -> None:
 def test_retire_marks() -> None:
     echo = plugin_of("retire_marks", "Echo")
     echo.entries = {1: 7, 2: 7}
-    assert host_with(echo).attempt(NAME, "retire_marks", nf=1, marks=np.array([2, 3], np.uint32)) == (True, None)
+    assert host_with(echo).try_call(NAME, "retire_marks", nf=1, marks=np.array([2, 3], np.uint32)) == (True, None)
     assert echo.entries == {1: 7}
 
 
 def test_restore_flows() -> None:
     echo = plugin_of("restore_flows", "Echo")
-    assert host_with(echo).attempt(NAME, "restore_flows", batch=flows(7, 8)) == (True, None)
+    assert host_with(echo).try_call(NAME, "restore_flows", batch=flows(7, 8)) == (True, None)
     assert echo.known == ["198.18.1.2:1000 > 198.18.10.1:80/tcp"]
 
 
 def test_trace_packet() -> None:
-    host = host_with(plugin_of("trace_packet", "Reflects"))
-    trace = host.call(NAME, "trace_packet", nf=1, frame=bytes(range(20)), mark=5)
+    plugins = host_with(plugin_of("trace_packet", "Reflects"))
+    trace = plugins.call(NAME, "trace_packet", nf=1, frame=bytes(range(20)), mark=5)
     assert (trace.path, trace.output[:12]) == ("fast", bytes(range(6, 12)) + bytes(range(6)))
 
 
 def test_benchmark() -> None:
-    assert dict(host_with(plugin_of("benchmark", "NotMeasured")).each("benchmark")) == {NAME: None}
+    assert dict(host_with(plugin_of("benchmark", "NotMeasured")).call_each("benchmark")) == {NAME: None}
 
 
 # Figures
 
 
 def test_collect_stats(config: Config) -> None:
-    host = host_with(plugin_of("collect_stats", "PaperStats"))
-    context = make_context(config, host, [])
-    make_engine(context, host, {})
+    plugins = host_with(plugin_of("collect_stats", "PaperStats"))
+    context = make_context(config, plugins, [])
+    make_engine(context, plugins, {})
     registry = Registry()
-    for _, families in context.collect():
+    for _, families in context.services.collect():
         registry.add(families)
-    found = {metric["name"]: metric for metric in plain(registry.as_rows())["metrics"]}
+    found = {metric["name"]: metric for metric in materialize(registry.as_rows())["metrics"]}
     assert found["nfcore_printing_nic_sheets_total"]["samples"] == [{"labels": {"tray": "upper"}, "value": 0}]
 
 
@@ -190,18 +192,18 @@ def test_collect_stats(config: Config) -> None:
 
 
 def run_with(plugin: object, config: Config, work: Callable[[Context], None]) -> None:
-    host = host_with(plugin)
-    context = make_context(config, host, [DEVICE], tracing=True)
-    with set_up(context, host):
+    plugins = host_with(plugin)
+    context = make_context(config, plugins, [DEVICE], tracing=True)
+    with set_up(context, plugins):
         work(context)
 
 
 def load(path: Path, text: str, plugin: object, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Load a TOML that names the plugin, as if it were installed."""
-    host = host_with(plugin)
-    monkeypatch.setattr(PluginHost, "installed", staticmethod(lambda: {NAME: None}))
+    plugins = host_with(plugin)
+    monkeypatch.setattr(discovery, "installed", (lambda: {NAME: None}))
     path.write_text(f'[nf]\nplugins = ["{NAME}"]\n{text}')
-    return load_config(path, host)
+    return load_config(path, plugins)
 
 
 def test_config_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +218,7 @@ def test_config_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_setup(config: Config) -> None:
     def ask(context: Context) -> None:
         nothing: Mapping[str, Any] = {}
-        assert context.methods["greet"](nothing) == "hello from eth1"
+        assert context.services.methods["greet"](nothing) == "hello from eth1"
 
     run_with(plugin_of("setup", "Greeter"), config, ask)
 
@@ -242,18 +244,18 @@ def plugin_of_reconfigure() -> Any:
 
 
 def test_cleanup(config: Config, tmp_path: Path) -> None:
-    host = host_with(plugin_of("cleanup", "Sweeps"))
-    context = make_context(config, host, [])
-    context.state = State(tmp_path / "nf.state")
-    context.state.remember("printing_nic.sheet", 1)
-    assert list(host.call(NAME, "cleanup", context=context)) == ["printing_nic: removed the last sheet"]
-    assert list(host.call(NAME, "cleanup", context=context)) == []
+    plugins = host_with(plugin_of("cleanup", "Sweeps"))
+    context = make_context(config, plugins, [])
+    context.state_file = StateFile(tmp_path / "nf.state")
+    context.state_file.remember("printing_nic.sheet", 1)
+    assert list(plugins.call(NAME, "cleanup", context=context)) == ["printing_nic: removed the last sheet"]
+    assert list(plugins.call(NAME, "cleanup", context=context)) == []
 
 
 def test_diagnose(config: Config) -> None:
-    host = host_with(plugin_of("diagnose", "Doctor"))
-    context = make_context(config, host, [])
-    ((_, findings),) = host.each("diagnose", context=context)
+    plugins = host_with(plugin_of("diagnose", "Doctor"))
+    context = make_context(config, plugins, [])
+    ((_, findings),) = plugins.call_each("diagnose", context=context)
     assert [(finding.status, finding.advice) for finding in findings] == [(Status.FAULT, "fill the upper tray")]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nfcore.api.json_rows import Rows, plain
+from nfcore.api.json_rows import JsonRows, materialize
 from nfcore.api.reasons import Reason
 from nfcore.daemon.flow_queries import MOST_FLOWS, SORT_KEYS, explain, list_flows
 from nfcore.engine.reconcile import LONGEST_POLL
@@ -22,7 +22,7 @@ TEXT = "198.18.1.2:{} > 198.18.10.1:80/tcp"
 
 def names(answer: dict[str, object]) -> list[str]:
     flows = answer["flows"]
-    assert isinstance(flows, Rows)
+    assert isinstance(flows, JsonRows)
     return [flow["flow"] for flow in flows]
 
 
@@ -41,7 +41,7 @@ def busy(make: Callable[..., World]) -> World:
 
 
 def test_all_flows_with_all_that_is_known_of_them(busy: World) -> None:
-    answer = plain(list_flows(busy.engine.floor))
+    answer = materialize(list_flows(busy.engine.state))
     assert answer == json.loads(json.dumps(answer))
     assert answer["states"] == {"installed": 2, "pending": 0, "waiting": 1, "draining": 0, "refused": 1}
     assert (answer["matching"], answer["offload"]) == (4, True)
@@ -63,9 +63,9 @@ def test_all_flows_with_all_that_is_known_of_them(busy: World) -> None:
 
 
 def test_flows_by_state(busy: World) -> None:
-    assert names(list_flows(busy.engine.floor, states=["waiting"])) == [TEXT.format(1003)]
-    assert names(list_flows(busy.engine.floor, states=["refused"])) == [TEXT.format(1004)]
-    assert len(names(list_flows(busy.engine.floor, states=["refused", "installed"]))) == 3
+    assert names(list_flows(busy.engine.state, states=["waiting"])) == [TEXT.format(1003)]
+    assert names(list_flows(busy.engine.state, states=["refused"])) == [TEXT.format(1004)]
+    assert len(names(list_flows(busy.engine.state, states=["refused", "installed"]))) == 3
 
 
 @pytest.mark.parametrize(
@@ -83,19 +83,19 @@ def test_flows_by_state(busy: World) -> None:
     ],
 )
 def test_flows_by_a_part_of_their_text(busy: World, match: str, ports: list[int]) -> None:
-    answer = list_flows(busy.engine.floor, match=match)
+    answer = list_flows(busy.engine.state, match=match)
     assert sorted(names(answer)) == [TEXT.format(port) for port in ports]
     assert answer["matching"] == len(ports)
-    assert list_flows(busy.engine.floor, match=match, limit=1)["matching"] == len(ports)
+    assert list_flows(busy.engine.state, match=match, limit=1)["matching"] == len(ports)
 
 
 def test_flows_in_an_order(busy: World) -> None:
     busy.pass_time(IDLE / 4)
-    assert names(list_flows(busy.engine.floor, sort="packets", limit=2)) == [TEXT.format(1001), TEXT.format(1002)]
+    assert names(list_flows(busy.engine.state, sort="packets", limit=2)) == [TEXT.format(1001), TEXT.format(1002)]
     for key in SORT_KEYS:
-        assert len(names(list_flows(busy.engine.floor, sort=key))) == 4
-    assert names(list_flows(busy.engine.floor, limit=0)) == names(list_flows(busy.engine.floor, limit=-3)) == []
-    assert len(names(list_flows(busy.engine.floor, limit=MOST_FLOWS * 2))) == 4
+        assert len(names(list_flows(busy.engine.state, sort=key))) == 4
+    assert names(list_flows(busy.engine.state, limit=0)) == names(list_flows(busy.engine.state, limit=-3)) == []
+    assert len(names(list_flows(busy.engine.state, limit=MOST_FLOWS * 2))) == 4
 
 
 @pytest.mark.parametrize("sort", SORT_KEYS)
@@ -107,20 +107,20 @@ def test_the_first_of_an_order_are_the_first_of_all(make: Callable[..., World], 
         world.hit(port, port % 7)
         world.now += port % 3
     world.pass_time(1.0)
-    everything = names(list_flows(world.engine.floor, sort=sort))
+    everything = names(list_flows(world.engine.state, sort=sort))
     assert len(everything) == 20
     for limit in range(21):
-        assert names(list_flows(world.engine.floor, sort=sort, limit=limit)) == everything[:limit]
+        assert names(list_flows(world.engine.state, sort=sort, limit=limit)) == everything[:limit]
 
 
 def test_a_list_is_of_the_instant_in_which_it_was_asked_for(busy: World) -> None:
-    answer = list_flows(busy.engine.floor)
-    before = plain(answer)
+    answer = list_flows(busy.engine.state)
+    before = materialize(answer)
     busy.engine.switch(on=False)
     busy.report(1005)
     busy.pass_time(GRACE)
-    assert plain(answer) == before
-    assert plain(list_flows(busy.engine.floor)) != before
+    assert materialize(answer) == before
+    assert materialize(list_flows(busy.engine.state)) != before
 
 
 def test_the_oldest_come_first_by_age(make: Callable[..., World]) -> None:
@@ -129,11 +129,11 @@ def test_the_oldest_come_first_by_age(make: Callable[..., World]) -> None:
     for port in (1001, 1002, 1003):
         world.report(port)
         world.now += 1
-    assert names(list_flows(world.engine.floor, sort="age")) == [TEXT.format(port) for port in (1001, 1002, 1003)]
+    assert names(list_flows(world.engine.state, sort="age")) == [TEXT.format(port) for port in (1001, 1002, 1003)]
 
 
 def rates(world: World, **about: Any) -> list[tuple[int, float]]:
-    rows = list_flows(world.engine.floor, **about)["flows"]
+    rows = list_flows(world.engine.state, **about)["flows"]
     return [(int(row["flow"].split(" ")[0].split(":")[1]), row["rate"]) for row in rows]
 
 
@@ -168,21 +168,21 @@ def test_a_flow_without_a_rule_slows_down_when_it_is_not_reported(make: Callable
 
 def test_mistakes_are_named(busy: World) -> None:
     with pytest.raises(ConfigError, match="'heat'; should be one of rate"):
-        list_flows(busy.engine.floor, sort="heat")
+        list_flows(busy.engine.state, sort="heat")
     with pytest.raises(ConfigError, match="'melted'; should be one of installed"):
-        list_flows(busy.engine.floor, states=["melted"])
+        list_flows(busy.engine.state, states=["melted"])
     with pytest.raises(ConfigError, match="is not a flow"):
-        explain(busy.engine.floor, "1.2.3.4")
+        explain(busy.engine.state, "1.2.3.4")
 
 
 def why(world: World, port: int) -> str:
-    (row,) = explain(world.engine.floor, TEXT.format(port))["found"]
+    (row,) = explain(world.engine.state, TEXT.format(port))["found"]
     words: str = row["why"]
     return words
 
 
 def test_each_state_is_explained(busy: World) -> None:
-    assert explain(busy.engine.floor, TEXT.format(1001))["in_hardware"] is True
+    assert explain(busy.engine.state, TEXT.format(1001))["in_hardware"] is True
     assert why(busy, 1001) == "the NIC marks its packets"
     assert why(busy, 1003) == f"it waits for a rule: {Reason.NIC_FULL.sentence}"
     assert why(busy, 1004) == f"it has no rule: {Reason.NOT_PUBLISHED.sentence}"
@@ -194,7 +194,7 @@ def test_each_state_is_explained(busy: World) -> None:
         f"it has no rule: {Reason.IDLE.sentence}",
     }
     busy.pass_time(GRACE)
-    assert explain(busy.engine.floor, TEXT.format(1001))["in_hardware"] is False
+    assert explain(busy.engine.state, TEXT.format(1001))["in_hardware"] is False
 
 
 def test_a_rule_on_its_way_and_one_that_should_go(make: Callable[..., World]) -> None:
@@ -211,8 +211,8 @@ def test_a_rule_on_its_way_and_one_that_should_go(make: Callable[..., World]) ->
 
 
 def test_a_flow_that_nobody_reported(busy: World) -> None:
-    answer = explain(busy.engine.floor, TEXT.format(4242))
+    answer = explain(busy.engine.state, TEXT.format(4242))
     assert (answer["found"], answer["in_hardware"]) == ([], False)
     assert "min_packets = 8" in answer["why"]
     busy.engine.switch(on=False)
-    assert explain(busy.engine.floor, TEXT.format(4242))["why"] == Reason.SWITCHED_OFF.sentence
+    assert explain(busy.engine.state, TEXT.format(4242))["why"] == Reason.SWITCHED_OFF.sentence

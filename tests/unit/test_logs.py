@@ -10,18 +10,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.engine.counters import Ledger
-from nfcore.hooks.manager import Fault, trace_log
-from nfcore.logs import AUDIT, BURST, MOST_REMEMBERED, Format, LogHandler, Repeats, goes_to_journal, make_handler
-
-from .engine_world import World
+from nfcore.hooks.manager import trace_log
+from nfcore.logs import AUDIT, BURST, MOST_REMEMBERED, Format, LogHandler, RepeatFilter, goes_to_journal, make_handler
 
 
 class Clock:
@@ -132,7 +128,7 @@ def test_what_was_counted_is_told_at_the_end_of_the_process() -> None:
 @given(says=st.lists(st.tuples(st.integers(0, 3), st.floats(0, 3)), max_size=60), burst=st.integers(1, 3))
 def test_nothing_is_lost_silently(says: list[tuple[int, float]], burst: int) -> None:
     clock = Clock()
-    repeats = Repeats(5.0, burst, clock)
+    repeats = RepeatFilter(5.0, burst, clock)
     said = counted = 0
     for key, pause in says:
         clock.now += pause
@@ -145,7 +141,7 @@ def test_nothing_is_lost_silently(says: list[tuple[int, float]], burst: int) -> 
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    repeats = Repeats(5.0, clock=Clock())
+    repeats = RepeatFilter(5.0, clock=Clock())
     for number in range(2 * MOST_REMEMBERED):
         assert repeats.admit(number) == 0
     assert repeats.admit(0) == 0 and repeats.admit(2 * MOST_REMEMBERED - 1) is None
@@ -213,7 +209,7 @@ def test_a_service_writes_for_the_journal(tmp_path: Path, form: Format) -> None:
         there = os.fstat(stream.fileno())
         script = f"import logging; from nfcore.logs import *; set_up_logging(Level.WARNING, Format.{form.name});"
         script += "logging.getLogger('nfcore').warning('one'); logging.getLogger('nfcore').info('two');"
-        script += "say(logging.INFO, 'ready: three'); say(logging.ERROR, 'error: four\\nfive')"
+        script += "print_user(logging.INFO, 'ready: three'); print_user(logging.ERROR, 'error: four\\nfive')"
         environment = os.environ | {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"}
         subprocess.run([sys.executable, "-c", script], stderr=stream, env=environment, check=True)
         stream.seek(0)
@@ -235,46 +231,13 @@ def test_a_reader_that_is_gone_ends_nothing() -> None:
     assert done.stdout == "alive\n"
 
 
-def test_a_fault_that_is_said_once_is_said_again_with_its_count(caplog: pytest.LogCaptureFixture) -> None:
-    ledger, clock = Ledger(), Clock()
-    ledger._said = Repeats(60.0, clock=clock)
-    for _ in range(5):
-        ledger.say_once("the NIC is deaf")
-    clock.now += 60
-    ledger.say_once("the NIC is deaf")
-    assert [each.getMessage() for each in caplog.records] == [
-        "the NIC is deaf",
-        "the NIC is deaf (4 times more since it was said last)",
-    ]
-
-
-def test_a_fault_that_stops_is_summed_up_all_the_same(
-    make: Callable[..., World], caplog: pytest.LogCaptureFixture
-) -> None:
-    world = make("dest-id")
-    world.start()
-    ledger, host = world.engine.ledger, world.host
-    ledger._said, host._said = (Repeats(60.0, clock=lambda: world.now) for _ in range(2))
+def test_lines_with_one_repeat_key_are_repeats_of_the_first() -> None:
+    log = Log()
     for number in range(5):
-        ledger.say_once("the NIC is deaf")
-        host.blame("acme", "dump_offload", Fault.RAISED, f"failed: no answer in {number} s")
-
-    def said() -> list[str]:
-        lines = sorted(each.getMessage() for each in caplog.records if each.levelno > logging.INFO)
-        caplog.clear()
-        return lines
-
-    world.pass_time(59.0)
-    assert said() == ["plugin acme: dump_offload failed: no answer in 0 s", "the NIC is deaf"]
-    world.pass_time(1.0)
-    counted = "(4 times more since it was said last)"
-    sums = [f"plugin acme: dump_offload failed: no answer in 4 s {counted}", f"the NIC is deaf {counted}"]
-    assert said() == sums
-    world.pass_time(60.0)
-    assert said() == []
-    for _ in range(5):
-        ledger.say_once("the NIC is deaf")
-        host.blame("acme", "dump_offload", Fault.RAISED, "failed: no answer in 4 s")
-    caplog.clear()
-    world.engine.remove_all()
-    assert said() == sums  # at the end of the daemon, without waiting
+        log.logger.error("plugin acme: no answer in %d s", number, extra={"repeat_key": "no answer"})
+    log.clock.now += 1000
+    log.handler.tell()
+    assert log.lines == [
+        "plugin acme: no answer in 0 s",
+        "plugin acme: no answer in 4 s (4 times more since it was said last)",
+    ]

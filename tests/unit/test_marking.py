@@ -17,7 +17,7 @@ from nfcore.api.flows import FlowBatch
 from nfcore.api.marks import MarkAllocator, MarkMeaning, MarkState
 from nfcore.api.rules import Device
 from nfcore.daemon.bootstrap import chosen_strategy, make_context
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.marking import DEST_ID, FLOW_ID, DestId, MarkingPlugin
 
 DEVICE = Device("eth1", 4, ("some_nic",))
@@ -31,43 +31,43 @@ def batch(targets: list[int], marks: list[int] | None = None, nf: int = 1) -> Fl
 
 
 @pytest.fixture
-def host() -> PluginHost:
-    host = PluginHost()
-    host.register(MarkingPlugin(), "marking")
-    return host
+def plugins() -> PluginManager:
+    plugins = PluginManager()
+    plugins.register(MarkingPlugin(), "marking")
+    return plugins
 
 
-def in_charge(host: PluginHost, config: Config, strategy: str, *devices: Device) -> Context:
+def in_charge(plugins: PluginManager, config: Config, strategy: str, *devices: Device) -> Context:
     marking = config.marking.model_copy(update={"strategy": strategy, "width": 4})
-    context = make_context(replace(config, marking=marking), host, list(devices))
-    host.call("marking", "setup", context=context)
+    context = make_context(replace(config, marking=marking), plugins, list(devices))
+    plugins.call("marking", "setup", context=context)
     return context
 
 
 @pytest.mark.parametrize(("name", "meaning"), [("flow-id", MarkMeaning.FLOW), ("dest-id", MarkMeaning.TARGET)])
-def test_one_word_chooses(host: PluginHost, config: Config, name: str, meaning: MarkMeaning) -> None:
+def test_one_word_chooses(plugins: PluginManager, config: Config, name: str, meaning: MarkMeaning) -> None:
     marking = config.marking.model_copy(update={"strategy": name})
-    chosen = chosen_strategy(replace(config, marking=marking), host)
+    chosen = chosen_strategy(replace(config, marking=marking), plugins)
     assert chosen is not None
     plugin, info = chosen
     assert (plugin, info.name, info.meaning) == ("marking", name, meaning)
 
 
-def test_flow_id_confirms_what_is_on_lease(host: PluginHost, config: Config) -> None:
-    context = in_charge(host, config, "flow-id", DEVICE)
+def test_flow_id_confirms_what_is_on_lease(plugins: PluginManager, config: Config) -> None:
+    context = in_charge(plugins, config, "flow-id", DEVICE)
     leased = context.marks.take(3, MarkState.LEASED).tolist()
     live = context.marks.take(1).tolist()
     asked = [leased[1], 0, live[0], 9, 2**31, leased[1], leased[2]]
-    marks = host.first("allocate_mark", batch=batch([7] * len(asked), asked))
+    marks = plugins.call_first("allocate_mark", batch=batch([7] * len(asked), asked))[1]
     assert marks.tolist() == [leased[1], 0, 0, 0, 0, 0, leased[2]]
     assert marks.dtype == np.uint32
     assert context.marks.state[leased].tolist() == [MarkState.LEASED, MarkState.LIVE, MarkState.LIVE]
 
 
-def test_flow_id_puts_released_marks_to_rest(host: PluginHost, config: Config) -> None:
-    context = in_charge(host, config, "flow-id", DEVICE)
+def test_flow_id_puts_released_marks_to_rest(plugins: PluginManager, config: Config) -> None:
+    context = in_charge(plugins, config, "flow-id", DEVICE)
     marks = context.marks.take(2)
-    host.call("marking", "release_mark", marks=marks)
+    plugins.call("marking", "release_mark", marks=marks)
     assert context.marks.count(MarkState.QUARANTINED) == 2
 
 
@@ -93,28 +93,28 @@ def test_dest_id_gives_a_target_that_comes_back_another_mark() -> None:
     assert strategy.allocate(batch([8, 7])).tolist() == [2, 3]
 
 
-def test_dest_id_without_marks_left(host: PluginHost, config: Config) -> None:
-    in_charge(host, config, "dest-id", DEVICE)
-    marks = host.first("allocate_mark", batch=batch(list(range(20))))
+def test_dest_id_without_marks_left(plugins: PluginManager, config: Config) -> None:
+    in_charge(plugins, config, "dest-id", DEVICE)
+    marks = plugins.call_first("allocate_mark", batch=batch(list(range(20))))[1]
     assert marks.tolist() == [*range(1, 16), 0, 0, 0, 0, 0]
-    assert host.first("allocate_mark", batch=batch([19, 3])).tolist() == [0, 4]
+    assert plugins.call_first("allocate_mark", batch=batch([19, 3]))[1].tolist() == [0, 4]
 
 
-def test_another_strategy_leaves_this_plugin_out(host: PluginHost, config: Config) -> None:
-    in_charge(host, config, "odd-even", DEVICE)
-    assert host.first("allocate_mark", batch=batch([1])) is None
+def test_another_strategy_leaves_this_plugin_out(plugins: PluginManager, config: Config) -> None:
+    in_charge(plugins, config, "odd-even", DEVICE)
+    assert plugins.call_first("allocate_mark", batch=batch([1]))[1] is None
 
 
-def test_without_a_backend_there_are_no_marks(host: PluginHost, config: Config) -> None:
-    context = in_charge(host, config, "dest-id", Device("eth1", 4))
+def test_without_a_backend_there_are_no_marks(plugins: PluginManager, config: Config) -> None:
+    context = in_charge(plugins, config, "dest-id", Device("eth1", 4))
     assert context.strategy is None
-    assert host.first("allocate_mark", batch=batch([1])) is None
+    assert plugins.call_first("allocate_mark", batch=batch([1]))[1] is None
 
 
-def test_teardown_forgets(host: PluginHost, config: Config) -> None:
-    in_charge(host, config, "dest-id", DEVICE)
-    host.call("marking", "teardown")
-    assert host.first("allocate_mark", batch=batch([1])) is None
+def test_teardown_forgets(plugins: PluginManager, config: Config) -> None:
+    in_charge(plugins, config, "dest-id", DEVICE)
+    plugins.call("marking", "teardown")
+    assert plugins.call_first("allocate_mark", batch=batch([1]))[1] is None
 
 
 @pytest.mark.parametrize("info", [FLOW_ID, DEST_ID])

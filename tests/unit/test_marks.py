@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nfcore.api.marks import CpuPools, MarkAllocator, MarkState
+from nfcore.api.mark_pools import CpuPools
+from nfcore.api.marks import MarkAllocator, MarkState
 
 QUARANTINE = 5.0
 WIDTH = 6

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nfcore.api.flows import ReportKind
-from nfcore.api.state_file import State
-from nfcore.devices.rule_counters import Counts, Meter
+from nfcore.api.state_file import StateFile
+from nfcore.devices.rule_counters import Counts, RuleCounters
 from nfcore.engine.engine import COUNTED
 
 from .engine_world import IDLE, IFINDEX, Nic, World
@@ -31,7 +31,7 @@ class Rules(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.meter = Meter(2)
+        self.meter = RuleCounters(2)
         self.shown: list[tuple[int, int, int]] = []
         """Per rule: backend, what it shows, what the meter saw."""
         self.truth = [0, 0]
@@ -66,7 +66,7 @@ class Rules(RuleBasedStateMachine):
         """The next run finds the rules, and a note that everything was written to."""
         self.dump()
         note = json.loads(json.dumps(self.meter.note(["a", "b"])))
-        self.meter = Meter(2)
+        self.meter = RuleCounters(2)
         self.shown = [(backend, shown, 0) for backend, shown, _ in self.shown]
         self.dump()
         self.meter.resume(["a", "b"], note)
@@ -85,7 +85,7 @@ TestRules = Rules.TestCase
 
 @given(st.lists(st.integers(0, 1 << 50), max_size=20))
 def test_no_counter_makes_the_total_less(shown: list[int]) -> None:
-    meter, before, last = Meter(1), 0, 0
+    meter, before, last = RuleCounters(1), 0, 0
     for now in shown:
         meter.count(ONE, counts(before), counts(now))
         total = int(meter.total[0, 0])
@@ -94,7 +94,7 @@ def test_no_counter_makes_the_total_less(shown: list[int]) -> None:
 
 
 def test_a_counter_that_begins_anew_keeps_what_it_had_shown() -> None:
-    meter = Meter(1)
+    meter = RuleCounters(1)
     meter.count(ONE, counts(0), counts(70))
     meter.count(ONE, counts(70), counts(5))
     assert meter.total.tolist() == [[75, 7500]]
@@ -103,7 +103,7 @@ def test_a_counter_that_begins_anew_keeps_what_it_had_shown() -> None:
 
 @pytest.mark.parametrize("note", [{}, {"nic": None}, {"nic": [1, 2, 3]}, {"nic": [1, 2, 3, -4]}, {"nic": ["1"] * 4}])
 def test_a_note_that_cannot_be_read_counts_for_nothing(note: dict[str, object]) -> None:
-    meter = Meter(1)
+    meter = RuleCounters(1)
     meter.count(ONE, counts(0), counts(3))
     meter.resume(["nic"], note)
     assert meter.total.tolist() == [[3, 300]]
@@ -111,7 +111,7 @@ def test_a_note_that_cannot_be_read_counts_for_nothing(note: dict[str, object]) 
 
 def test_no_less_is_counted_than_was_noted() -> None:
     """A rule ended after the last note: what it had counted is known from what all had."""
-    meter = Meter(1)
+    meter = RuleCounters(1)
     meter.count(ONE, counts(0), counts(10))
     meter.resume(["nic"], {"nic": [1000, 100_000, 200, 20_000]})
     assert meter.total.tolist() == [[1000, 100_000]]
@@ -122,7 +122,7 @@ def test_no_less_is_counted_than_was_noted() -> None:
 
 
 def in_hardware(world: World) -> int:
-    return int(world.engine.floor.ports[IFINDEX].meter.total[:, 0].sum())
+    return int(world.engine.state.devices[IFINDEX].rule_counters.total[:, 0].sum())
 
 
 @pytest.fixture(params=["dest-id", "flow-id"])
@@ -197,10 +197,10 @@ def test_the_run_after_a_killed_one_goes_on_counting(make: Callable[..., World],
         first.pass_time(0.25)
     hit(first.nic, 60)
     second = make("dest-id")
-    second.context.state = State()
-    second.context.state._values = first.context.state._values
+    second.context.state_file = StateFile()
+    second.context.state_file._values = first.context.state_file._values
     second.nf.known_targets, second.nic.rules, second.nic.hits = [7], first.nic.rules, first.nic.hits
-    assert second.context.state.recall_text(COUNTED)
+    assert second.context.state_file.recall_text(COUNTED)
     second.start()
-    assert second.engine.ledger.counts["adopted"] == 1
+    assert second.engine.counters.totals["adopted"] == 1
     assert in_hardware(second) == 40 + 60 + (40 if noted else 0)

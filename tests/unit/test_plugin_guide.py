@@ -13,7 +13,9 @@ import pytest
 from nfcore.api.flows import FLOW_ROW
 from nfcore.api.hookspecs import ROLES, Asked
 from nfcore.api.rules import RULE_ROW, Capabilities
-from nfcore.hooks.manager import TRACE_VARIABLE, Fault, PluginHost
+from nfcore.hooks import discovery
+from nfcore.hooks.faults import Fault
+from nfcore.hooks.manager import TRACE_VARIABLE, PluginManager
 from nfcore.hooks.signatures import HOOKS, describe
 
 from .guide import TEXT, example, label, sections, signature
@@ -40,12 +42,12 @@ def test_the_caller_is_told(hook: str) -> None:
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_the_users_are_those_that_answer_it(hook: str) -> None:
-    host = PluginHost()
-    ours = [name for name in host.installed() if host.describe(name).distribution == "nfcore"]
+    plugins = PluginManager()
+    ours = [name for name in discovery.installed() if discovery.describe(name).distribution == "nfcore"]
     for name in ours:
-        host.load(name)
+        plugins.load(name)
     told = re.findall(r"`(\w+)`", label(SECTIONS[hook], "Used by"))
-    assert told == sorted(host.implementing(hook))
+    assert told == sorted(plugins.implementing(hook))
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.api.config import Config, Section, Table, load_config
+from nfcore.api.config import Config, ConfigTable, Section
 from nfcore.api.hookspecs import hookimpl
+from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, make_engine
 from nfcore.daemon.reload import reload
 from nfcore.errors import ConfigError, Problem
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks import discovery
+from nfcore.hooks.manager import PluginManager
 
 
 class Takes:
@@ -21,7 +23,7 @@ class Takes:
     def __init__(self, name: str, notes: list[str], refuses: str = "") -> None:
         self._name, self._notes, self._refuses = name, notes, refuses
 
-    class Sized(Table):
+    class Sized(ConfigTable):
         size: int = 1
 
     @hookimpl
@@ -38,17 +40,17 @@ class Takes:
 
 def test_a_refused_reload_is_undone_where_it_had_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
-    plugins = {"a": Takes("a", notes), "b": Takes("b", notes), "c": Takes("c", notes, "cannot be 2")}
-    monkeypatch.setattr(PluginHost, "installed", staticmethod(lambda: dict.fromkeys(plugins)))
-    monkeypatch.setattr(PluginHost, "load", lambda host, name: host.register(plugins[name], name))
+    named = {"a": Takes("a", notes), "b": Takes("b", notes), "c": Takes("c", notes, "cannot be 2")}
+    monkeypatch.setattr(discovery, "installed", (lambda: dict.fromkeys(named)))
+    monkeypatch.setattr(PluginManager, "load", lambda plugins, name: plugins.register(named[name], name))
     path = tmp_path / "nf.toml"
     text = '[nf]\nplugins = ["a", "b", "c"]\n[a]\nsize = {0}\n[b]\nsize = {0}\n[c]\nsize = {0}\n'
     path.write_text(text.format(1))
-    host = PluginHost()
-    loaded = load_config(path, host)
-    engine = make_engine(make_context(loaded, host, []), host, {})
+    plugins = PluginManager()
+    loaded = load_config(path, plugins)
+    engine = make_engine(make_context(loaded, plugins, []), plugins, {})
     path.write_text(text.format(2))
     with pytest.raises(ConfigError, match=r"c\.size: cannot be 2"):
-        reload(engine, host)
+        reload(engine, plugins)
     assert notes == ["a 2", "b 2", "b 1", "a 1"]
     assert engine.context.config is loaded

@@ -7,29 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.api.state_file import State
+from nfcore.api.state_file import StateFile
 
 
 def test_the_next_run_knows(tmp_path: Path) -> None:
     path = tmp_path / "run" / "demo.state"
-    state = State(path)
+    state = StateFile(path)
     assert state.recall("program") is None
     state.remember("program", 77)
     state.remember("map", 2**40)
     state.remember("program", 78)
-    again = State(path)
+    again = StateFile(path)
     assert (again.recall("program"), again.recall("map")) == (78, 2**40)
     assert [entry.name for entry in path.parent.iterdir()] == ["demo.state"]
 
 
 def test_an_empty_state_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "demo.state"
-    state = State(path)
+    state = StateFile(path)
     state.remember("program", 77)
     state.forget("program")
     state.forget("program")
     assert not path.exists()
-    assert State(path).recall("program") is None
+    assert StateFile(path).recall("program") is None
 
 
 @pytest.mark.parametrize(
@@ -38,15 +38,15 @@ def test_an_empty_state_leaves_no_file(tmp_path: Path) -> None:
 def test_a_damaged_file_is_an_empty_state(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "demo.state"
     path.write_bytes(content)
-    state = State(path)
+    state = StateFile(path)
     assert state.recall("a") is None
     state.remember("a", 1)
-    assert State(path).recall("a") == 1
+    assert StateFile(path).recall("a") == 1
 
 
 def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    state = State()
+    state = StateFile()
     state.remember("a", 1)
     assert state.recall("a") == 1
     state.forget("a")
@@ -55,33 +55,33 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
 
 def test_texts_and_numbers_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "demo.state"
-    state = State(path)
+    state = StateFile(path)
     state.remember("numbers", '{"a": 1}')
     state.remember("program", 77)
-    for known in (state, State(path)):
+    for known in (state, StateFile(path)):
         assert (known.recall_text("numbers"), known.recall("numbers")) == ('{"a": 1}', None)
         assert (known.recall("program"), known.recall_text("program")) == (77, None)
         assert known.recall_text("nothing") is None
     state.forget("numbers")
-    assert State(path).recall_text("numbers") is None
+    assert StateFile(path).recall_text("numbers") is None
 
 
 def test_a_file_with_anything_else_is_an_empty_state(tmp_path: Path) -> None:
     path = tmp_path / "demo.state"
     for content in ('{"b": 1, "a": true}', '{"b": 1, "a": 1.5}', '{"b": 1, "a": {}}'):
         path.write_text(content)
-        assert State(path).recall("b") is None
+        assert StateFile(path).recall("b") is None
 
 
 def test_what_cannot_be_written_is_said_once_and_not_left_half_true(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "demo.state"
-    state = State(path)
+    state = StateFile(path)
     state.remember("a", 1)
     (tmp_path / "demo.new").mkdir()
     state.remember("b", 2)
     state.forget("a")
     assert (state.recall("b"), state.recall("a")) == (2, None)
-    assert State(path).recall("a") is None
+    assert StateFile(path).recall("a") is None
     assert len([record for record in caplog.records if str(path) in record.getMessage()]) == 1

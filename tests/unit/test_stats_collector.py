@@ -12,7 +12,7 @@ from nfcore.api.config import Config
 from nfcore.api.metrics import gauge
 from nfcore.daemon.bootstrap import make_context
 from nfcore.errors import HostError
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.stats.collector import Collector
 from nfcore.plugins.stats.registry import Registry
 
@@ -24,8 +24,8 @@ class Loop:
         self.turns = self.collected = 0
         self.fails = False
         self.jobs: list[Callable[[], None]] = []
-        context = make_context(config, PluginHost(), [])
-        context.soon = self.jobs.append
+        context = make_context(config, PluginManager(), [])
+        context.services.call_soon = self.jobs.append
         self.collector = Collector(self.steps, context)
 
     def steps(self, registry: Registry) -> Iterator[None]:
@@ -78,7 +78,7 @@ def test_who_asks_meanwhile_shares_the_next(config: Config) -> None:
 
 def test_what_fails_is_told_to_who_asked_and_to_nobody_later(config: Config) -> None:
     loop = Loop(config)
-    loop.collector._context.soon = lambda job: asyncio.get_running_loop().call_soon(job) and None
+    loop.collector._context.services.call_soon = lambda job: asyncio.get_running_loop().call_soon(job) and None
     loop.fails = True
     with pytest.raises(HostError, match="figures could not be collected: the log says why"):
         asyncio.run(loop.collector.give(values))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nfcore.api.config import Config
 from nfcore.api.hookspecs import hookimpl
-from nfcore.api.json_rows import plain
+from nfcore.api.json_rows import materialize
 from nfcore.api.metrics import (
     Column,
     Distribution,
@@ -31,7 +31,7 @@ from nfcore.api.metrics import (
     total,
 )
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.stats import StatsPlugin
 from nfcore.plugins.stats.registry import Registry
 
@@ -58,7 +58,7 @@ def test_figures_of_one_name_are_one_family() -> None:
     registry.add([packets(1, nic="a"), packets(9, "nfcore_rules")])
     registry.add([packets(2, nic="b")])
     assert len(registry) == 2
-    assert plain(registry.as_rows()) == {
+    assert materialize(registry.as_rows()) == {
         "metrics": [
             {
                 "name": "nfcore_packets_total",
@@ -141,7 +141,7 @@ def test_columns_are_samples() -> None:
     registry = Registry()
     registry.add([MetricFamily("nfcore_nic_total", MetricKind.COUNTER, "", columns=[NICS])])
     registry.add([packets(3, "nfcore_nic_total", "", nic="c")])
-    (family,) = plain(registry.as_rows())["metrics"]
+    (family,) = materialize(registry.as_rows())["metrics"]
     assert [(each["labels"]["nic"], each["value"]) for each in family["samples"]] == [("c", 3), ("a", 1), ("b", 2)]
 
 
@@ -160,7 +160,7 @@ def test_histograms_are_written_with_buckets() -> None:
     family.add(took.read())
     registry = Registry()
     registry.add([family])
-    answer = json.loads(json.dumps(plain(registry.as_rows())))["metrics"]
+    answer = json.loads(json.dumps(materialize(registry.as_rows())))["metrics"]
     assert answer[0]["samples"] == [{"labels": {}, "buckets": [[0.1, 1], [1.0, 4]], "sum": 8.6, "count": 5}]
     assert total(answer, "nfcore_took_seconds") == 5
 
@@ -209,13 +209,13 @@ def test_a_plugin_whose_figures_break_a_rule_is_named_and_the_others_are_there(
         def collect_stats(self) -> Iterable[MetricFamily]:
             return [family]
 
-    host = PluginHost()
-    host.register(StatsPlugin(), "stats")
-    host.register(Odd(), "odd")
-    context = make_context(config, host, [])
-    with set_up(context, host):
-        make_engine(context, host, {})
-        metrics = plain(asyncio.run(context.methods["stats"]({})))["metrics"]
+    plugins = PluginManager()
+    plugins.register(StatsPlugin(), "stats")
+    plugins.register(Odd(), "odd")
+    context = make_context(config, plugins, [])
+    with set_up(context, plugins):
+        make_engine(context, plugins, {})
+        metrics = materialize(asyncio.run(context.services.methods["stats"]({})))["metrics"]
     assert total(metrics, "nfcore_flows", state="installed") == 0
     assert total(metrics, "nfcore_hook_errors_total", plugin="odd", hook="collect_stats", kind="wrong_answer") == 1
     assert words in caplog.text
@@ -227,13 +227,13 @@ def test_stats_answers_with_everybodys_figures(config: Config) -> None:
         def collect_stats(self) -> Iterable[MetricFamily]:
             return [packets(5, "nfcore_nic_packets_total")]
 
-    host = PluginHost()
-    host.register(StatsPlugin(), "stats")
-    host.register(Nic(), "nic")
-    context = make_context(config, host, [])
-    with set_up(context, host):
-        make_engine(context, host, {})
-        answer = plain(asyncio.run(context.methods["stats"]({})))
+    plugins = PluginManager()
+    plugins.register(StatsPlugin(), "stats")
+    plugins.register(Nic(), "nic")
+    context = make_context(config, plugins, [])
+    with set_up(context, plugins):
+        make_engine(context, plugins, {})
+        answer = materialize(asyncio.run(context.services.methods["stats"]({})))
     names = [metric["name"] for metric in json.loads(json.dumps(answer))["metrics"]]
     assert {"nfcore_nic_packets_total", "nfcore_events_total", "nfcore_flows", "nfcore_marks"} <= set(names)
     assert names == sorted(names)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.api.config import Config, load_config
+from nfcore.api.config import Config
 from nfcore.api.rules import Device
+from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context
 from nfcore.errors import ConfigError, HostError
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.tc_offload import TcOffloadTable, _settings
 
 HEAD = """
@@ -36,11 +37,11 @@ reals = [{ address = "198.18.20.11" }]
 """
 
 
-def load(tmp_path: Path, text: str) -> tuple[Config, PluginHost]:
+def load(tmp_path: Path, text: str) -> tuple[Config, PluginManager]:
     path = tmp_path / "nf.toml"
     path.write_text(HEAD + text)
-    host = PluginHost()
-    return load_config(path, host), host
+    plugins = PluginManager()
+    return load_config(path, plugins), plugins
 
 
 def test_without_a_table_the_defaults_hold(tmp_path: Path) -> None:
@@ -71,16 +72,16 @@ def test_mistakes_are_named(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_devices_of_the_table_must_be_offloaded(tmp_path: Path) -> None:
-    config, host = load(tmp_path, '[tc_offload.devices.eth7]\nfilter_on = "lo"\n')
-    context = make_context(config, host, [Device("eth1", 4, ("tc_offload",)), Device("eth7", 5)], tracing=True)
-    assert list(_settings(make_context(load(tmp_path, "")[0], host, context.devices, tracing=True)))
+    config, plugins = load(tmp_path, '[tc_offload.devices.eth7]\nfilter_on = "lo"\n')
+    context = make_context(config, plugins, [Device("eth1", 4, ("tc_offload",)), Device("eth7", 5)], tracing=True)
+    assert list(_settings(make_context(load(tmp_path, "")[0], plugins, context.devices, tracing=True)))
     with pytest.raises(ConfigError, match=r'eth7: belongs to no interface with offload = \["tc_offload"\]; .*eth1'):
         list(_settings(context))
 
 
 def test_an_interface_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
-    config, host = load(tmp_path, '[tc_offload.devices.eth1]\nfilter_on = "nowhere0"\ndirection = "egress"\n')
-    context = make_context(config, host, [Device("eth1", 4, ("tc_offload",))], tracing=True)
+    config, plugins = load(tmp_path, '[tc_offload.devices.eth1]\nfilter_on = "nowhere0"\ndirection = "egress"\n')
+    context = make_context(config, plugins, [Device("eth1", 4, ("tc_offload",))], tracing=True)
     with pytest.raises(HostError, match=r"tc_offload\.devices\.eth1\.filter_on: there is no interface 'nowhere0'"):
         list(_settings(context))
 
@@ -89,9 +90,9 @@ def test_rules_on_the_peer_may_be_evaluated_by_the_kernel(tmp_path: Path) -> Non
     text = (
         '[tc_offload]\nprio = 9\nlast_used = true\n[tc_offload.devices.eth1]\nfilter_on = "lo"\ndirection = "egress"\n'
     )
-    config, host = load(tmp_path, text)
+    config, plugins = load(tmp_path, text)
     devices = [Device("eth1", 4, ("tc_offload",)), Device("eth2", 5, ("tc_offload",)), Device("eth7", 6)]
-    (_, first), (_, second) = list(_settings(make_context(config, host, devices, tracing=True)))
+    (_, first), (_, second) = list(_settings(make_context(config, plugins, devices, tracing=True)))
     assert (first.filter_on, first.ifindex, first.direction, first.software_helps) == ("lo", 1, "egress", True)
     assert (second.filter_on, second.ifindex, second.direction, second.software_helps) == ("eth2", 5, "ingress", False)
     assert (first.prio, first.terse) == (9, False)

@@ -16,7 +16,8 @@ from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, gauge
 from nfcore.api.rules import Device, Outcome, Outcomes, RuleBatch
 from nfcore.hooks import watchdog
-from nfcore.hooks.manager import Fault, PluginHost
+from nfcore.hooks.faults import Fault
+from nfcore.hooks.manager import PluginManager
 from nfcore.hooks.watchdog import Watchdog
 
 BATCH = FlowBatch.empty(1)
@@ -68,59 +69,59 @@ def wait_in_the_kernel() -> None:
 def test_a_hook_that_blocks_the_loop_is_named_then_broken_off(
     block: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    host = PluginHost()
-    host.register(Policy(block), "blocks")
-    host.register(Policy(lambda: None), "works")
-    with Watchdog(host, patience=1.0) as dog, dog.guarding():
-        answered = [name for name, _ in host.each("on_new_flow", batch=BATCH)]
+    plugins = PluginManager()
+    plugins.register(Policy(block), "blocks")
+    plugins.register(Policy(lambda: None), "works")
+    with Watchdog(plugins, patience=1.0) as dog, dog.guarding():
+        answered = [name for name, _ in plugins.call_each("on_new_flow", batch=BATCH)]
     assert answered == ["works"]
-    assert host.faults == {
+    assert plugins.faults == {
         ("blocks", "on_new_flow", Fault.SLOW): 1,
         ("blocks", "on_new_flow", Fault.BROKEN_OFF): 1,
     }
     assert "plugin blocks: on_new_flow has held up the event loop for" in caplog.text
     assert "plugin blocks: on_new_flow was broken off after" in caplog.text
-    assert host.under_way == {}
+    assert plugins.under_way == {}
 
 
 @pytest.mark.parametrize("block", [lambda: time.sleep(LONG), spin_stubbornly])
 def test_a_generator_that_blocks_the_loop_is_broken_off_like_any_hook(block: Callable[[], None]) -> None:
-    host = PluginHost()
-    host.register(Figures(block), "blocks")
-    host.register(Figures(lambda: None), "works")
-    with Watchdog(host, patience=1.0) as dog, dog.guarding():
-        answered = [name for name, _ in host.each("collect_stats")]
+    plugins = PluginManager()
+    plugins.register(Figures(block), "blocks")
+    plugins.register(Figures(lambda: None), "works")
+    with Watchdog(plugins, patience=1.0) as dog, dog.guarding():
+        answered = [name for name, _ in plugins.call_each("collect_stats")]
     assert answered == ["works"]
-    assert host.faults["blocks", "collect_stats", Fault.BROKEN_OFF] == 1
-    assert host.times["blocks", "collect_stats"].seconds >= 1.0
+    assert plugins.faults["blocks", "collect_stats", Fault.BROKEN_OFF] == 1
+    assert plugins.times["blocks", "collect_stats"].seconds >= 1.0
 
 
 def test_a_hook_that_is_slow_is_named_and_its_answer_counts() -> None:
-    host = PluginHost()
-    host.register(Policy(lambda: time.sleep(1.2)), "slow")
-    with Watchdog(host, patience=LONG) as dog, dog.guarding():
-        assert host.attempt("slow", "on_new_flow", batch=BATCH) == (True, None)
-    assert host.faults == {("slow", "on_new_flow", Fault.SLOW): 1}
+    plugins = PluginManager()
+    plugins.register(Policy(lambda: time.sleep(1.2)), "slow")
+    with Watchdog(plugins, patience=LONG) as dog, dog.guarding():
+        assert plugins.try_call("slow", "on_new_flow", batch=BATCH) == (True, None)
+    assert plugins.faults == {("slow", "on_new_flow", Fault.SLOW): 1}
 
 
 def test_the_innermost_hook_is_to_blame() -> None:
-    host = PluginHost()
-    host.register(Policy(lambda: time.sleep(LONG)), "inner")
-    host.register(Policy(lambda: host.attempt("inner", "on_new_flow", batch=BATCH)[1]), "outer")
-    with Watchdog(host, patience=1.0) as dog, dog.guarding():
-        host.attempt("outer", "on_new_flow", batch=BATCH)
-        assert host.under_way == {}
-    assert host.faults["inner", "on_new_flow", Fault.BROKEN_OFF] == 1
+    plugins = PluginManager()
+    plugins.register(Policy(lambda: time.sleep(LONG)), "inner")
+    plugins.register(Policy(lambda: plugins.try_call("inner", "on_new_flow", batch=BATCH)[1]), "outer")
+    with Watchdog(plugins, patience=1.0) as dog, dog.guarding():
+        plugins.try_call("outer", "on_new_flow", batch=BATCH)
+        assert plugins.under_way == {}
+    assert plugins.faults["inner", "on_new_flow", Fault.BROKEN_OFF] == 1
 
 
 def test_nothing_is_broken_off_behind_a_hook() -> None:
-    host = PluginHost()
-    host.register(Policy(lambda: time.sleep(0.8)), "slow")
-    with Watchdog(host, patience=1.0) as dog, dog.guarding():
-        host.attempt("slow", "on_new_flow", batch=BATCH)
+    plugins = PluginManager()
+    plugins.register(Policy(lambda: time.sleep(0.8)), "slow")
+    with Watchdog(plugins, patience=1.0) as dog, dog.guarding():
+        plugins.try_call("slow", "on_new_flow", batch=BATCH)
         time.sleep(1.5)
         threading.Event().wait(0.1)
-    assert [fault for _, _, fault in host.faults] == [Fault.SLOW]
+    assert [fault for _, _, fault in plugins.faults] == [Fault.SLOW]
 
 
 def test_a_worker_that_waits_for_its_nic_is_only_named(
@@ -135,26 +136,26 @@ def test_a_worker_that_waits_for_its_nic_is_only_named(
             woken.wait(LONG)
             return Outcomes.all(Outcome.INSTALLED, len(rules))
 
-    host, answers = PluginHost(), []
-    host.register(Nic(), "nic")
+    plugins, answers = PluginManager(), []
+    plugins.register(Nic(), "nic")
     install = {"device": Device("eth1", 4), "rules": RuleBatch.of([])}
-    worker = threading.Thread(target=lambda: answers.append(host.attempt("nic", "install_offload", **install)))
-    with caplog.at_level(logging.ERROR), Watchdog(host, patience=1.0) as dog, dog.guarding():
+    worker = threading.Thread(target=lambda: answers.append(plugins.try_call("nic", "install_offload", **install)))
+    with caplog.at_level(logging.ERROR), Watchdog(plugins, patience=1.0) as dog, dog.guarding():
         worker.start()
         deadline = time.monotonic() + LONG
-        while not host.faults and time.monotonic() < deadline:
+        while not plugins.faults and time.monotonic() < deadline:
             time.sleep(0.05)
         woken.set()
         worker.join()
-    assert host.faults == {("nic", "install_offload", Fault.STUCK): 1}
+    assert plugins.faults == {("nic", "install_offload", Fault.STUCK): 1}
     assert [done for done, _ in answers] == [True]
     assert "plugin nic: install_offload has not come back for" in caplog.text
 
 
 def test_without_the_dognobody_is_blamed() -> None:
-    host = PluginHost()
-    with Watchdog(host, patience=LONG) as dog, dog.guarding():
+    plugins = PluginManager()
+    with Watchdog(plugins, patience=LONG) as dog, dog.guarding():
         pass
-    host.register(Policy(lambda: time.sleep(0.7)), "slow")
-    host.attempt("slow", "on_new_flow", batch=BATCH)
-    assert host.faults == {}
+    plugins.register(Policy(lambda: time.sleep(0.7)), "slow")
+    plugins.try_call("slow", "on_new_flow", batch=BATCH)
+    assert plugins.faults == {}

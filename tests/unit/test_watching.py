@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from nfcore.api.flows import FLOW_ROW
 from nfcore.cli.events import parse_since
 from nfcore.daemon.event_queries import MOST_EVENTS, follow, look
+from nfcore.daemon.run import _Daemon
 from nfcore.engine.event_log import EventKind, EventLog
 from nfcore.errors import ConfigError
 from nfcore.kernel.link_monitor import LinkChange
@@ -25,7 +27,7 @@ TEXT = "198.18.1.2:{} > 198.18.10.1:80/tcp"
 
 def told(world: World, **about: Any) -> list[tuple[str, int]]:
     """Kind and source port of each event of a flow."""
-    answer = look(world.engine.floor, **about)
+    answer = look(world.engine.state, **about)
     assert answer == json.loads(json.dumps(answer))
     assert [event["seq"] for event in answer["events"]] == sorted(event["seq"] for event in answer["events"])
     flows = [event for event in answer["events"] if "flow" in event]
@@ -33,7 +35,7 @@ def told(world: World, **about: Any) -> list[tuple[str, int]]:
 
 
 def notes(world: World, **about: Any) -> list[tuple[str, str]]:
-    events = look(world.engine.floor, **about)["events"]
+    events = look(world.engine.state, **about)["events"]
     return [(event["kind"], event["words"]) for event in events if "flow" not in event]
 
 
@@ -46,7 +48,7 @@ def test_a_flow_is_installed_and_ages(make: Callable[..., World]) -> None:
     world.idle_and_gone()
     world.idle_and_gone()
     assert told(world) == [("installed", 1001), ("aged", 1001)]
-    installed, aged = look(world.engine.floor)["events"]
+    installed, aged = look(world.engine.state)["events"]
     assert installed["flow"] == TEXT.format(1001) and installed["mark"] > 0
     assert (installed["vip"], installed["real"], installed["backend"], installed["interface"]) == (
         "vip1",
@@ -64,7 +66,7 @@ def test_what_is_refused_deferred_and_replaced_says_why(make: Callable[..., Worl
     world.report(1001, target=9)
     world.report(1002)
     world.report(1003)
-    events = look(world.engine.floor)["events"]
+    events = look(world.engine.state)["events"]
     assert [(e["kind"], e.get("reason")) for e in events if "flow" in e] == [
         ("refused", "not_published"),
         ("installed", None),
@@ -85,7 +87,7 @@ def test_what_fails_says_so_in_the_backends_words(make: Callable[..., World]) ->
     world.nic.refuses = Outcome.FAILED
     world.start()
     world.report(1001)
-    (failed,) = look(world.engine.floor, kinds=["failed"])["events"]
+    (failed,) = look(world.engine.state, kinds=["failed"])["events"]
     assert failed["words"] == "nic has 0 places" and failed["reason"] == "failed"
     world.nic.size = 10
     world.pass_time(1.0)
@@ -98,7 +100,7 @@ def test_a_rule_that_cannot_be_removed(make: Callable[..., World]) -> None:
     world.report(1001)
     world.nic.stuck = True
     world.engine.switch(on=False)
-    (failed,) = look(world.engine.floor, kinds=["failed"])["events"]
+    (failed,) = look(world.engine.state, kinds=["failed"])["events"]
     assert (failed["words"], failed["reason"]) == ("its rule could not be removed", "switched_off")
 
 
@@ -120,7 +122,7 @@ def test_what_an_earlier_run_left_is_adopted(make: Callable[..., World]) -> None
     second = make("dest-id")
     second.nf.known_targets, second.nic.rules, second.nic.hits = [7], first.nic.rules, first.nic.hits
     second.nf.entries = dict(first.nf.entries)
-    second.context.state = first.context.state
+    second.context.state_file = first.context.state_file
     second.start()
     assert told(second) == [("adopted", 1001)]
 
@@ -134,8 +136,11 @@ def test_the_managers_own_events(make: Callable[..., World]) -> None:
         def poll(self) -> dict[int, LinkChange]:
             return {IFINDEX: LinkChange("eth1", up=False, gone=False)}
 
-    world.engine.links = Links()
-    world.engine.tick()
+    class NoPrograms:
+        def run(self, changed: object) -> None:
+            """Has none to look after."""
+
+    _Daemon(world.engine, Links(), NoPrograms(), SimpleQueue())._tick()  # type: ignore[arg-type]
     world.engine.switch(on=False)
     world.engine.switch(on=True)
     assert [kind for kind, _ in notes(world)][:1] == ["link"]
@@ -180,7 +185,7 @@ def test_the_last_events_and_those_after(busy: World) -> None:
     assert told(busy, last=0) == []
     assert [port for _, port in told(busy, last=1, match="vip1")] == [1002]
     seen, since = [], 0
-    while (answer := look(busy.engine.floor, since=since, limit=1))["events"]:
+    while (answer := look(busy.engine.state, since=since, limit=1))["events"]:
         seen += [event["seq"] for event in answer["events"]]
         since = answer["next"]
     assert seen == [0, 1, 2] and since == answer["newest"] == 3
@@ -188,18 +193,18 @@ def test_the_last_events_and_those_after(busy: World) -> None:
 
 
 def test_a_follower_that_is_too_slow_is_told_what_it_lost(busy: World) -> None:
-    busy.engine.floor.events = log = EventLog(1000)
+    busy.engine.state.events = log = EventLog(1000)
     log.note(EventKind.RELOAD, "changed")
     for _ in range(30):
         rows = np.zeros(100, dtype=FLOW_ROW)
         rows["nf"], rows["family"], rows["ifindex"] = 1, 4, IFINDEX
         log.record(EventKind.REFUSED, rows)
-    answer = look(busy.engine.floor, since=0)
+    answer = look(busy.engine.state, since=0)
     assert answer["lost"] == 2000
     assert len(answer["events"]) == MOST_EVENTS
-    assert look(busy.engine.floor)["lost"] == 0  # who asks for what there is has lost nothing
-    assert look(busy.engine.floor, since=answer["next"])["lost"] == 0
-    assert look(busy.engine.floor, since=answer["next"], kinds=["aged"]) == {
+    assert look(busy.engine.state)["lost"] == 0  # who asks for what there is has lost nothing
+    assert look(busy.engine.state, since=answer["next"])["lost"] == 0
+    assert look(busy.engine.state, since=answer["next"], kinds=["aged"]) == {
         "events": [],
         "next": log.next,
         "newest": log.next,
@@ -209,7 +214,7 @@ def test_a_follower_that_is_too_slow_is_told_what_it_lost(busy: World) -> None:
 
 def test_waiting_for_an_event(busy: World) -> None:
     async def wait() -> dict[str, Any]:
-        floor = busy.engine.floor
+        floor = busy.engine.state
         assert await follow(floor, {"since": 3, "wait": 0}) == {"events": [], "next": 3, "newest": 3, "lost": 0}
         assert (await follow(floor, {"since": 3, "wait": 0.2}))["events"] == []
         task = asyncio.create_task(follow(floor, {"last": 0, "wait": 20, "match": "vip1"}))
@@ -241,7 +246,7 @@ def test_waiting_for_an_event(busy: World) -> None:
 )
 def test_mistakes_are_named(busy: World, parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        asyncio.run(follow(busy.engine.floor, parameters))
+        asyncio.run(follow(busy.engine.state, parameters))
 
 
 def test_since_long_ago_is_since_the_beginning() -> None:
@@ -250,5 +255,5 @@ def test_since_long_ago_is_since_the_beginning() -> None:
 
 
 def test_a_plugins_own_reason_can_be_asked_for(busy: World) -> None:
-    answer = asyncio.run(follow(busy.engine.floor, {"reasons": ["plugin_77"]}))
+    answer = asyncio.run(follow(busy.engine.state, {"reasons": ["plugin_77"]}))
     assert answer["events"] == []

@@ -13,9 +13,12 @@ import pytest
 from nfcore.api.flows import FlowMatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.devices.backends import BackendChain
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
-from nfcore.devices.worker import Backends, DeviceWorker, InlineWorker
-from nfcore.hooks.manager import PluginHost
+from nfcore.devices.worker import DeviceWorker, InlineWorker
+from nfcore.hooks.manager import PluginManager
+
+from .hook_faults import errors_of
 
 PATIENCE = 10.0
 """Seconds until a thread that hangs fails the test."""
@@ -74,11 +77,11 @@ class Answers:
         return self._give()
 
 
-def backends(**plugins: object) -> tuple[Backends, PluginHost]:
-    host = PluginHost()
-    for name, plugin in plugins.items():
-        host.register(plugin, name)
-    return Backends(Device("eth1", 4, tuple(plugins)), host), host
+def backends(**named: object) -> tuple[BackendChain, PluginManager]:
+    plugins = PluginManager()
+    for name, plugin in named.items():
+        plugins.register(plugin, name)
+    return BackendChain(Device("eth1", 4, tuple(named)), plugins), plugins
 
 
 def test_each_backend_is_asked_for_what_is_left() -> None:
@@ -123,33 +126,33 @@ WRONG = [OSError("gone"), None, 1, Outcomes.all(Outcome.INSTALLED, 3), Outcomes(
 
 @pytest.mark.parametrize("answer", WRONG, ids=repr)
 def test_a_broken_backend_has_failed_and_the_next_is_asked(answer: object) -> None:
-    device, host = backends(broken=Answers(answer), next=Picky({1}))
+    device, plugins = backends(broken=Answers(answer), next=Picky({1}))
     result = device.install(rules(1, 2))
     assert result.status.tolist() == [Outcome.INSTALLED, Outcome.FAILED]
     assert result.backend.tolist() == [1, 1]
-    assert host.errors == {("broken", "install_offload"): 1}
+    assert errors_of(plugins) == {("broken", "install_offload"): 1}
     assert not device.remove(rules(1, 2), np.zeros(2, dtype=np.uint8)).gone.any()
-    assert host.errors["broken", "remove_offload"] == 1
+    assert errors_of(plugins)["broken", "remove_offload"] == 1
 
 
 def test_dumps_of_all_backends_are_one() -> None:
     first, second = np.zeros(2, dtype=INSTALLED_ROW), np.zeros(1, dtype=INSTALLED_ROW)
     first["rule"], second["rule"] = rules(1001, 1002).rows, rules(80).rows
-    device, host = backends(
+    device, plugins = backends(
         first=Answers(first), silent=Picky(set()), broken=Answers(OSError()), second=Answers(second)
     )
     dump = device.dump()
     assert dump.rows["rule"]["key"]["sport"].tolist() == [1001, 1002, 80]
     assert dump.rows.dtype == INSTALLED_ROW
     assert dump.answered == [0, 3]
-    assert host.errors == {("broken", "dump_offload"): 1}
+    assert errors_of(plugins) == {("broken", "dump_offload"): 1}
 
 
 @pytest.mark.parametrize("answer", [np.zeros(2), [], "rules"], ids=repr)
 def test_a_dump_of_something_else_is_left_out(answer: object) -> None:
-    device, host = backends(wrong=Answers(answer))
+    device, plugins = backends(wrong=Answers(answer))
     assert device.dump().answered == []
-    assert host.errors == {("wrong", "dump_offload"): 1}
+    assert errors_of(plugins) == {("wrong", "dump_offload"): 1}
 
 
 def test_the_null_backend_takes_and_lets_go() -> None:

@@ -13,7 +13,7 @@ from nfcore.api.config import Config, InterfaceTable, MarkingTable, NfTable, Off
 from nfcore.api.context import Context
 from nfcore.api.rules import Device
 from nfcore.daemon.bootstrap import make_context
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore_nic_ntuple import NAME, NicNtuplePlugin, NtupleTable
 
 DEVICE = Device("nic0", 7, (NAME,))
@@ -32,7 +32,7 @@ def config_for(folder: Path, **locations: str) -> Config:
 
 
 def context_of(folder: Path, **locations: str) -> Context:
-    return make_context(config_for(folder, **locations), PluginHost(), [DEVICE])
+    return make_context(config_for(folder, **locations), PluginManager(), [DEVICE])
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from test_backend import rules
 from nfcore.api.config import Config, InterfaceTable, MarkingTable, NfTable, OffloadTable
 from nfcore.api.rules import Device, Outcome
 from nfcore.daemon.bootstrap import make_context
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore_nic_ntuple import NAME, NicNtuplePlugin, NtupleTable
 from nfcore_nic_ntuple.backend import NtupleBackend, Settings
 from nfcore_nic_ntuple.ethtool import EthtoolSocket, Nic
@@ -107,7 +107,7 @@ def test_a_veth_cannot_mark_and_says_so(veth: Device, tmp_path: Path) -> None:
         offload=OffloadTable(),
         sections={NAME: NtupleTable()},
     )
-    plugin.setup(make_context(config, PluginHost(), [veth]))
+    plugin.setup(make_context(config, PluginManager(), [veth]))
     able = plugin.probe_offload(veth)
     assert able.mark_width == 0
     assert "nic0 has no rules that steer flows to queues: Operation not supported" in able.describe()

@@ -17,7 +17,7 @@ from test_backend import install, remove, rules
 from nfcore.api.config import MarkingTable
 from nfcore.api.rules import Device, Outcome
 from nfcore.daemon.bootstrap import make_context
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore_nic_ntuple import NicNtuplePlugin, NtupleTable, check_whole
 
 
@@ -157,7 +157,7 @@ def test_places_are_a_first_and_a_last(text: object) -> None:
 
 def test_other_devices_are_none_of_its_business(driver: Driver, tmp_path: Path) -> None:
     plugin = NicNtuplePlugin(lambda _: driver)
-    plugin.setup(make_context(config_for(tmp_path), PluginHost(), [Device("nic0", 7)]))
+    plugin.setup(make_context(config_for(tmp_path), PluginManager(), [Device("nic0", 7)]))
     assert not driver.calls
     assert all(not family.samples for family in plugin.collect_stats())
 

@@ -65,7 +65,7 @@ class Tenants(RuleBasedStateMachine):
 
     def _ask(self, targets: list[int]) -> None:
         room = {block: ROOM[block] - self._busy(block) for block in ROOM}
-        given = self.run.host.first("allocate_mark", batch=batch(targets)).tolist()
+        given = self.run.plugins.call_first("allocate_mark", batch=batch(targets))[1].tolist()
         for target, mark in zip(targets, given, strict=True):
             block = VIPS[self.run.function.vips[target]]
             if target in self.marks:
@@ -90,7 +90,7 @@ class Tenants(RuleBasedStateMachine):
         marks = [self.marks.pop(target) for target in gone]
         for target in gone:
             del self.run.function.vips[target]
-        self.run.host.call(NAME, "release_mark", marks=np.array(marks, dtype=np.uint32))
+        self.run.plugins.call(NAME, "release_mark", marks=np.array(marks, dtype=np.uint32))
         self.released |= dict.fromkeys(marks, self.now)
 
     @rule(seconds=st.sampled_from([1.0, QUARANTINE]))
@@ -99,7 +99,7 @@ class Tenants(RuleBasedStateMachine):
 
     @invariant()
     def figures_tell_what_is_in_use(self) -> None:
-        families = {family.name: family for family in self.run.host.call(NAME, "collect_stats")}
+        families = {family.name: family for family in self.run.plugins.call(NAME, "collect_stats")}
         in_use = {s.labels["owner"]: s.value for s in families["nfcore_tenant_marks_in_use"].samples}
         blocks = [mark >> (WIDTH - BITS) for mark in self.marks.values()]
         assert in_use == {"default": blocks.count(0), "blue": blocks.count(1), "green": blocks.count(3)}
@@ -119,12 +119,17 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_full_block_is_said_once_and_counted(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     run.function.vips = dict.fromkeys(range(1, 11), "198.18.10.1:80/tcp") | {11: "198.18.11.1:80/tcp"}
-    assert run.host.first("allocate_mark", batch=batch(list(range(1, 12)))).tolist() == [*range(8, 16), 0, 0, 24]
-    assert run.host.first("allocate_mark", batch=batch([10, 10, 1])).tolist() == [0, 0, 8]
+    assert run.plugins.call_first("allocate_mark", batch=batch(list(range(1, 12))))[1].tolist() == [
+        *range(8, 16),
+        0,
+        0,
+        24,
+    ]
+    assert run.plugins.call_first("allocate_mark", batch=batch([10, 10, 1]))[1].tolist() == [0, 0, 8]
     assert [record.message for record in caplog.records] == [
         "the block of blue is full: its 8 marks are in use or rest"
     ]
-    families = {family.name: family for family in run.host.call(NAME, "collect_stats")}
+    families = {family.name: family for family in run.plugins.call(NAME, "collect_stats")}
     refused = {s.labels["owner"]: s.value for s in families["nfcore_tenant_marks_refused_total"].samples}
     assert refused == {"default": 0, "blue": 3, "green": 0}
 
@@ -132,11 +137,11 @@ def test_a_full_block_is_said_once_and_counted(run: Run, caplog: pytest.LogCaptu
 def test_another_strategy_leaves_the_plugin_out(tmp_path: Path) -> None:
     text = toml().replace('["tenant_marks"]', '["tenant_marks", "marking"]').replace('"tenant"', '"dest-id"')
     run = Run(*load(tmp_path, text), lambda: 0.0)
-    assert run.host.call(NAME, "allocate_mark", batch=batch([1])) is None
-    assert list(run.host.call(NAME, "collect_stats")) == []
-    run.host.call(NAME, "release_mark", marks=np.array([1], dtype=np.uint32))
+    assert run.plugins.call(NAME, "allocate_mark", batch=batch([1])) is None
+    assert list(run.plugins.call(NAME, "collect_stats")) == []
+    run.plugins.call(NAME, "release_mark", marks=np.array([1], dtype=np.uint32))
 
 
 def test_teardown_forgets(run: Run) -> None:
-    run.host.call(NAME, "teardown")
-    assert run.host.first("allocate_mark", batch=batch([1])) is None
+    run.plugins.call(NAME, "teardown")
+    assert run.plugins.call_first("allocate_mark", batch=batch([1]))[1] is None

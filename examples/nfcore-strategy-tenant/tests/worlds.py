@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nfcore.api.config import Config, load_config
+from nfcore.api.config import Config
 from nfcore.api.context import Context
 from nfcore.api.marks import MarkAllocator
 from nfcore.api.rules import Device
+from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore_strategy_tenant.table import NAME
 
 OWNERS = """
@@ -34,12 +35,12 @@ def toml(owners: str = OWNERS, bits: int = 2, width: int = 5) -> str:
     return f"{head}[{NAME}]\nbits = {bits}\n{owners}"
 
 
-def load(folder: Path, text: str) -> tuple[Config, PluginHost]:
+def load(folder: Path, text: str) -> tuple[Config, PluginManager]:
     """Load a TOML as `nfcore` does."""
     path = folder / "tenants.toml"
     path.write_text(text, encoding="utf-8")
-    host = PluginHost()
-    return load_config(path, host), host
+    plugins = PluginManager()
+    return load_config(path, plugins), plugins
 
 
 @dataclass
@@ -56,10 +57,12 @@ class Function:
 class Run:
     """The plugin, set up, and one network function."""
 
-    def __init__(self, config: Config, host: PluginHost, clock: Callable[[], float], quarantine: float = 1.0) -> None:
-        self.host = host
+    def __init__(
+        self, config: Config, plugins: PluginManager, clock: Callable[[], float], quarantine: float = 1.0
+    ) -> None:
+        self.plugins = plugins
         self.function = Function()
-        self.context: Context = make_context(config, host, [Device("eth1", 4, ("some_nic",))])
+        self.context: Context = make_context(config, plugins, [Device("eth1", 4, ("some_nic",))])
         self.context.marks = MarkAllocator(config.marking.width, quarantine, clock)
-        host.call(NAME, "setup", context=self.context)
+        plugins.call(NAME, "setup", context=self.context)
         self.context.register_nf(self.function)  # type: ignore[arg-type]  # what is left out is never asked for

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..results import Bar, Results
+from ..results import Results, Target
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def _bars(results: Results) -> TextTable:
     return TextTable("Bars", ("figure", "here", "wanted", ""), rows, (0, 3))
 
 
-def bar_value(bar: Bar) -> str:
+def bar_value(bar: Target) -> str:
     """Write a bar's figure."""
     return f"{number(bar.value)} {bar.unit}".strip()
 

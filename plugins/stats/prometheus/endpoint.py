@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
 from nfcore.api.health import Health
-from nfcore.errors import words_of
+from nfcore.errors import describe_error
 
 from ..config import split_listen
 from ..registry import Registry
@@ -195,7 +195,7 @@ class Endpoint:
                     body = self._exposition.write(registry)
                     self._written = time.monotonic(), body
             except Exception as error:
-                log.error("stats: figures cannot be written: %s", words_of(error))
+                log.error("stats: figures cannot be written: %s", describe_error(error))
                 log.debug("traceback", exc_info=error)
             finally:
                 # Whatever happened: those who wait, and those who come, must not wait for ever.

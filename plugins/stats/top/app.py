@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nfcore.cli.daemon_commands import ask_figures
-from nfcore.control.server import Client
+from nfcore.control.client import Client
 from nfcore.errors import ConfigError, HostError, NfcoreError, Problem
 from nfcore.text import json_text
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from nfcore.api.context import Context
-from nfcore.api.json_rows import Rows
+from nfcore.api.json_rows import JsonRows
 from nfcore.api.metrics import MetricFamily
 from nfcore.errors import ConfigError, Problem
 
@@ -52,15 +52,15 @@ def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any
     match = f"{parameters.get('match', '')} {vip}".strip()
     limit = min(int(parameters.get("limit", 50)), MOST_FLOWS)
     wanted = {"match": match, "sort": parameters.get("sort") or "rate", "limit": limit}
-    flows = context.methods["flows"](wanted | {"reverse": parameters.get("reverse", False)})
+    flows = context.services.methods["flows"](wanted | {"reverse": parameters.get("reverse", False)})
     return {
-        "values": {family.name: Rows(partial(_samples, family)) for family in registry.of(FAMILIES)},
-        "flows": Rows(lambda: (row for row in flows["flows"] if not vip or row.get("vip") == vip)),
+        "values": {family.name: JsonRows(partial(_samples, family)) for family in registry.of(FAMILIES)},
+        "flows": JsonRows(lambda: (row for row in flows["flows"] if not vip or row.get("vip") == vip)),
         "states": flows["states"],
         "offload": flows["offload"],
         "max_rules": context.config.offload.max_rules,
         "strategy": context.strategy.name if context.strategy else None,
-        "troubles": list(context.health.troubles()),
+        "troubles": list(context.services.health.troubles()),
         "interfaces": {device.name: list(device.backends) for device in context.devices},
         "vip": vip,
         "reals": _reals_of(context, vip) if vip else [],

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
-from nfcore.api.config import Config, Section, Table
+from nfcore.api.config import Config, ConfigTable, Section
 from nfcore.api.context import Context
 from nfcore.api.findings import Finding, Status
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, MetricKind
 from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch
-from nfcore.control.server import daemon_answers
+from nfcore.control.client import daemon_answers
 from nfcore.errors import HostError, Problem
 
 from .backend import NtupleBackend, Settings
@@ -46,7 +46,7 @@ def parse_locations(value: object) -> str:
     return str(value)
 
 
-class NtupleTable(Table):
+class NtupleTable(ConfigTable):
     """`[nic_ntuple]`."""
 
     locations: dict[str, Annotated[str, BeforeValidator(parse_locations)]] = Field(default={})

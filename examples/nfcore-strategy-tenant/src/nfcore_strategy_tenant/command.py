@@ -38,14 +38,14 @@ def show_blocks(
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    from nfcore.api.config import load_config  # noqa: PLC0415
+    from nfcore.config.loader import load_config  # noqa: PLC0415
     from nfcore.errors import ConfigError, Problem  # noqa: PLC0415
-    from nfcore.hooks.manager import PluginHost  # noqa: PLC0415
+    from nfcore.hooks.manager import PluginManager  # noqa: PLC0415
 
     from .blocks import DEFAULT_BLOCK  # noqa: PLC0415
     from .table import NAME, NOBODY, STRATEGY, TenantTable, blocks_of  # noqa: PLC0415
 
-    config = load_config(path, PluginHost())
+    config = load_config(path, PluginManager())
     table = config.sections.get(NAME)
     problems = []
     if not isinstance(table, TenantTable):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from nfcore.api.config import Config, Table
+from nfcore.api.config import Config, ConfigTable
 from nfcore.errors import Problem
 
 from .blocks import DEFAULT_BLOCK, Blocks
@@ -27,7 +27,7 @@ def _owner_name(value: object) -> str:
     raise ValueError(f"should be 1 to 32 letters, digits, '_', '.' or '-', and not {NOBODY!r}")
 
 
-class OwnerTable(Table):
+class OwnerTable(ConfigTable):
     """`[[tenant_marks.owners]]`: who owns which VIPs."""
 
     name: Annotated[str, BeforeValidator(_owner_name)]
@@ -37,7 +37,7 @@ class OwnerTable(Table):
     """Addresses, prefixes and VIPs with port and protocol."""
 
 
-class TenantTable(Table):
+class TenantTable(ConfigTable):
     """`[tenant_marks]`."""
 
     bits: int = Field(default=4, ge=1, le=16)

@@ -10,15 +10,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from nfcore.api.config import load_config
 from nfcore.api.flows import FlowMatch
 from nfcore.api.rules import Device
+from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
 from nfcore.devices.worker import InlineWorker
 from nfcore.engine.flow_table import FlowState
 from nfcore.errors import ConfigError
-from nfcore.hooks.manager import PluginHost
+from nfcore.hooks.manager import PluginManager
 from nfcore.testing import sample_flow, sample_frame
 
 from nfcore_my_name.meter import NAME, Meter
@@ -36,12 +36,12 @@ class World:
     """The plugin, set up from the example, and an engine whose NIC takes every rule."""
 
     def __init__(self, leaving: ExitStack, *overrides: str) -> None:
-        self.host = PluginHost()
-        config = load_config(EXAMPLE, self.host, overrides)
-        self.host.register(NullBackend(), NULL_BACKEND)
-        context = make_context(config, self.host, [Device("eth1", LOOPBACK, (NULL_BACKEND,))], tracing=True)
-        leaving.enter_context(set_up(context, self.host))
-        self.engine = make_engine(context, self.host, {LOOPBACK: InlineWorker()})
+        self.plugins = PluginManager()
+        config = load_config(EXAMPLE, self.plugins, overrides)
+        self.plugins.register(NullBackend(), NULL_BACKEND)
+        context = make_context(config, self.plugins, [Device("eth1", LOOPBACK, (NULL_BACKEND,))], tracing=True)
+        leaving.enter_context(set_up(context, self.plugins))
+        self.engine = make_engine(context, self.plugins, {LOOPBACK: InlineWorker()})
         self.engine.start()
         (function,) = context.nfs
         assert isinstance(function, Meter)
@@ -86,7 +86,7 @@ def test_every_kind_of_flow_is_seen(world: World, family: int, protocol: str) ->
 
 
 def test_a_mark_of_another_port_is_not_believed(world: World) -> None:
-    marks = world.host.first("allocate_mark", batch=world.meter.targets()).tolist()
+    marks = world.plugins.call_first("allocate_mark", batch=world.meter.targets())[1].tolist()
     assert len(set(marks)) == len(world.meter.ports)
     world.send(HTTP, mark=marks[1])
     world.send(HTTP, mark=9999)
@@ -104,12 +104,12 @@ def test_a_restored_flow_is_reported_anew(world: World) -> None:
         world.send(HTTP, MIN_PACKETS)
         batch = world.meter.read_events(100)
         assert [flow.match for flow in batch] == [HTTP]
-        world.host.call(NAME, "restore_flows", batch=batch)
+        world.plugins.call(NAME, "restore_flows", batch=batch)
 
 
 def test_a_retired_mark_means_nothing(world: World) -> None:
-    marks = world.host.first("allocate_mark", batch=world.meter.targets())
-    world.host.call(NAME, "retire_marks", nf=world.meter.number, marks=marks)
+    marks = world.plugins.call_first("allocate_mark", batch=world.meter.targets())[1]
+    world.plugins.call(NAME, "retire_marks", nf=world.meter.number, marks=marks)
     world.send(HTTP, mark=int(marks[0]))
     assert world.counted() == [[0, 1], [0, 0]]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-from nfcore.api.config import Section, Table
+from nfcore.api.config import ConfigTable, Section
 from nfcore.api.context import Context
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch
@@ -19,7 +19,7 @@ NAME = "my_name"
 log = logging.getLogger(__name__)
 
 
-class MyNameTable(Table):
+class MyNameTable(ConfigTable):
     """`[my_name]`: strict, like every table of nfcore."""
 
     rules: int = Field(default=4096, ge=1, le=1_000_000)

@@ -15,7 +15,7 @@ import numpy as np
 from nfcore.api.carriers import Carrier, carrier_defines
 from nfcore.api.context import Context
 from nfcore.api.flows import FLOW_KEY, FlowBatch
-from nfcore.api.marks import CpuPools
+from nfcore.api.mark_pools import CpuPools
 from nfcore.api.rules import Device
 from nfcore.kernel import Map, MapSpec, MapType, RingBufferReader, XdpMode, attach_xdp, compile_program, detach_xdp
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ EVENT_BYTES = 1 << 18
 
 
 class Meter:
-    """What `nfcore.api.context.NetworkFunction` asks for."""
+    """What `nfcore.api.network_function.NetworkFunction` asks for."""
 
     name = NAME
     number = 0
@@ -41,7 +41,7 @@ class Meter:
     def __init__(self, context: Context, ports: Sequence[int], flows: int) -> None:
         """Create the maps and load the program. HostError names what stands in the way."""
         self.ports = np.array(ports, dtype=np.uint64)
-        self._state = context.state
+        self._state = context.state_file
         self._modes = {interface.name: XdpMode(interface.xdp_mode) for interface in context.config.interfaces}
         marks = 1 << context.config.marking.width if context.strategy else 1
         specs = [

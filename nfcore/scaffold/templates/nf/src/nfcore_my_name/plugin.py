@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import numpy as np
-from nfcore.api.config import Section, Table
-from nfcore.api.context import Context, PacketTrace
+from nfcore.api.config import ConfigTable, Section
+from nfcore.api.context import Context
 from nfcore.api.flows import FlowBatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.marks import MarkMeaning
 from nfcore.api.metrics import MetricFamily, MetricKind
+from nfcore.api.network_function import PacketTrace
 from nfcore.errors import ConfigError, Problem
 from nfcore.kernel import detach_xdp
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from pydantic import Field
 from .meter import NAME, Meter, program_note
 
 
-class MyNameTable(Table):
+class MyNameTable(ConfigTable):
     """`[my_name]`: strict, like every table of nfcore."""
 
     ports: list[Annotated[int, Field(ge=1, le=65_535)]] = Field(min_length=1, max_length=1024)
@@ -118,10 +119,10 @@ class MyNamePlugin:
         """Detach the program that a killed run left; a line for each."""
         lines = []
         for device in context.devices_of(NAME):
-            program = context.state.recall(program_note(device))
+            program = context.state_file.recall(program_note(device))
             if program is not None and detach_xdp(device.ifindex, expected=program):
                 lines.append(f"{NAME}: detached program {program} from {device.name}")
-            context.state.forget(program_note(device))
+            context.state_file.forget(program_note(device))
         return lines
 
     @property

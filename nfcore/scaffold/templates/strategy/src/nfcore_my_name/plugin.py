@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from nfcore.api.config import Config, Section, Table
+from nfcore.api.config import Config, ConfigTable, Section
 from nfcore.api.context import Context
 from nfcore.api.flows import FlowBatch
 from nfcore.api.hookspecs import hookimpl
@@ -22,7 +22,7 @@ STRATEGY = StrategyInfo("my-name", MarkMeaning.TARGET, "one mark per target, the
 """The word for `[marking] strategy`, and what a mark stands for: here a target, shared by all flows to it."""
 
 
-class MyNameTable(Table):
+class MyNameTable(ConfigTable):
     """`[my_name]`: strict, like every table of nfcore."""
 
     first: int = Field(default=1, ge=1, lt=1 << 24)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks across tables: names that must exist, orders that make sense, marks that must suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..api.config import MOST_QUEUE_BITS, NO_BACKEND, Config, ConfigTable, InterfaceTable, MarkingTable, OffloadTable
+from ..errors import Problem
+from ..hooks import discovery
+from ..hooks.manager import PluginManager
+from .reader import Reader, suggest
+
+
+def check_tables_owned(reader: Reader, plugins: PluginManager) -> None:
+    """Each table belongs to the core or to a loaded plugin."""
+    owned = {"nf", "interfaces", "marking", "offload", *plugins.implementing("config_section")}
+    installed = discovery.installed()
+    nf = reader.raw.get("nf")
+    named = nf.get("plugins") if isinstance(nf, dict) else None
+    for name in reader.raw:
+        if name in owned:
+            continue
+        if name in installed and isinstance(named, list) and name in named and name not in plugins.loaded():
+            continue  # it could not be loaded, which has been said
+        if name in installed and name not in plugins.loaded():
+            reader.problems.append(Problem(name, "belongs to a plugin that nf.plugins does not name"))
+        else:
+            reader.problems.append(Problem(name, "unknown table" + suggest(name, owned)))
+
+
+def check_interfaces(reader: Reader, plugins: PluginManager) -> None:
+    """Each interface is named once; its functions and backends are those of loaded plugins."""
+    interfaces = reader.raw.get("interfaces", [])
+    if not isinstance(interfaces, list):
+        return
+    functions, backends = plugins.implementing("publish_marks"), plugins.implementing("install_offload")
+    seen: dict[str, int] = {}
+    for number, interface in enumerate(interfaces):
+        if not isinstance(interface, dict):
+            continue
+        where = f"interfaces[{number}]"
+        name = interface.get("name")
+        if isinstance(name, str) and seen.setdefault(name, number) != number:
+            reader.problems.append(Problem(f"{where}.name", f"{name!r} is already interfaces[{seen[name]}]"))
+        _check_names(reader, interface.get("chain"), f"{where}.chain", "network function", functions)
+        _check_names(reader, interface.get("offload"), f"{where}.offload", "offload backend", [*backends, NO_BACKEND])
+        _check_order(reader, interface.get("offload"), f"{where}.offload")
+
+
+def _check_names(reader: Reader, names: object, where: str, kind: str, known: Sequence[str]) -> None:
+    if not isinstance(names, list):
+        return
+    for number, name in enumerate(names):
+        if isinstance(name, str) and name not in known:
+            message = f"{name!r} is no {kind} among nf.plugins" + suggest(name, known)
+            reader.problems.append(Problem(f"{where}[{number}]", message))
+
+
+def _check_order(reader: Reader, backends: object, where: str) -> None:
+    if not isinstance(backends, list):
+        return
+    for number, name in enumerate(backends):
+        if name in backends[:number]:
+            reader.problems.append(Problem(f"{where}[{number}]", f"{name!r} is named twice"))
+        elif NO_BACKEND in backends[:number]:
+            message = f'{name!r} would never be asked: "{NO_BACKEND}" before it goes on unaccelerated'
+            reader.problems.append(Problem(f"{where}[{number}]", message))
+
+
+def check_strategy(reader: Reader, plugins: PluginManager) -> None:
+    """The marking strategy is offered by one loaded plugin; without any strategy no backend makes sense."""
+    marking = reader.raw.get("marking", {})
+    wanted = marking.get("strategy") if isinstance(marking, dict) else None
+    known = [info.name for _, infos in plugins.call_each("marking_strategies") for info in infos or ()]
+    interfaces = reader.raw.get("interfaces", [])
+    tables = [table for table in interfaces if isinstance(table, dict)] if isinstance(interfaces, list) else []
+    lists = [table.get("offload") for table in tables]
+    backends = [name for names in lists if isinstance(names, list) for name in names if name != NO_BACKEND]
+    if backends and not known and wanted is None:
+        message = f'offload backend {backends[0]!r} sets marks that no strategy gives; add "marking" to nf.plugins'
+        reader.problems.append(Problem("nf.plugins", message))
+    if isinstance(wanted, str) and known.count(wanted) > 1:
+        by = [
+            plugin for plugin, infos in plugins.call_each("marking_strategies") for info in infos if info.name == wanted
+        ]
+        message = f"{wanted!r} is offered by several of nf.plugins, {', '.join(by)}: name one of them alone"
+        reader.problems.append(Problem("marking.strategy", message))
+    if isinstance(wanted, str) and wanted not in known:
+        message = f"{wanted!r} is no marking strategy of nf.plugins" + suggest(wanted, known)
+        if not known:
+            message += '; add "marking" to nf.plugins'
+        reader.problems.append(Problem("marking.strategy", message))
+
+
+def check_carrier(reader: Reader, marking: MarkingTable | None, interfaces: Sequence[InterfaceTable]) -> None:
+    """The carrier transports marks of this width, in the XDP mode of each interface."""
+    if marking is None:
+        return
+    if marking.carrier == "rx-queue" and marking.width > MOST_QUEUE_BITS:
+        message = f"is {marking.width}; should be at most {MOST_QUEUE_BITS} with the carrier rx-queue: "
+        message += "the number of receive queues in bits, rounded down (8 queues: 3)"
+        reader.problems.append(Problem("marking.width", message))
+    if marking.carrier != "skb-mark":
+        return
+    for number, interface in enumerate(interfaces):
+        if interface.xdp_mode != "native":
+            message = f"is {interface.xdp_mode!r}; should be 'native': the carrier skb-mark exists in no other mode"
+            reader.problems.append(Problem(f"interfaces[{number}].xdp_mode", message))
+
+
+def check_width(
+    reader: Reader,
+    plugins: PluginManager,
+    marking: MarkingTable,
+    offload: OffloadTable,
+    sections: Mapping[str, ConfigTable],
+) -> None:
+    """Compare the marks that the strategy needs for sure with those that the width gives."""
+    infos = [info for _, infos in plugins.call_each("marking_strategies") for info in infos or ()]
+    meaning = next((info.meaning for info in infos if info.name == marking.strategy), None)
+    marks = (1 << marking.width) - 1
+    gives = f"marking.width = {marking.width} gives {marks:,}"
+    if meaning == "flow" and offload.max_rules > marks:
+        message = f"is {offload.max_rules}; {marking.strategy} needs a mark per rule, and {gives}"
+        reader.problems.append(Problem("offload.max_rules", message))
+    if meaning == "target":
+        counters = {name: s.count_targets for name, s in plugins.call_each("config_section") if s is not None}
+        needed = 0
+        for name, count in counters.items():
+            try:
+                needed += int(count(sections[name])) if count and name in sections else 0
+            except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
+                reader.problems.append(Problem(name, f"plugin {name!r} cannot count its targets: {error}"))
+        if needed > marks:
+            message = f"{marking.strategy} needs {needed:,} marks, one per target; {gives}"
+            reader.problems.append(Problem("marking.width", message))
+
+
+def check_whole(reader: Reader, plugins: PluginManager, config: Config) -> None:
+    """Let each plugin check its table against the others."""
+    for name, section in plugins.call_each("config_section"):
+        if section is None or section.check_whole is None or name not in config.sections:
+            continue
+        try:
+            reader.problems.extend(section.check_whole(config))
+        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
+            reader.problems.append(Problem(name, f"plugin {name!r} cannot check the configuration: {error}"))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a path to a `Config`: read, load the plugins it names, check, report all mistakes at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..api.config import Config, ConfigTable, InterfaceTable, MarkingTable, NfTable, OffloadTable
+from ..errors import ConfigError, NfcoreError, Problem, describe_error
+from ..hooks import discovery
+from ..hooks.manager import PluginManager
+from ..hooks.results import check_result
+from .checks import check_carrier, check_interfaces, check_strategy, check_tables_owned, check_whole, check_width
+from .reader import Reader, read_toml, suggest
+
+log = logging.getLogger(__name__)
+
+
+def load_config(path: Path, plugins: PluginManager, overrides: Sequence[str] = ()) -> Config:
+    """Read and check `path`, loading the plugins that it names into `host`. ConfigError has all problems."""
+    reader = Reader(read_toml(path, overrides))
+    raw = reader.raw
+    nf = reader.table(NfTable, raw["nf"], "nf") if "nf" in raw else None
+    if "nf" not in raw:
+        reader.problems.append(Problem("nf", "is missing; should be a table [nf] with plugins = [...]"))
+    _load_plugins(reader, plugins)
+    sections = _read_sections(reader, plugins)
+    interfaces = reader.tables(InterfaceTable, raw.get("interfaces", []), "interfaces")
+    marking = reader.table(MarkingTable, raw.get("marking", {}), "marking")
+    offload = reader.table(OffloadTable, raw.get("offload", {}), "offload")
+    check_tables_owned(reader, plugins)
+    check_interfaces(reader, plugins)
+    check_strategy(reader, plugins)
+    check_carrier(reader, marking, interfaces)
+    if marking is not None and offload is not None:
+        check_width(reader, plugins, marking, offload, sections)
+    if nf is None or marking is None or offload is None:
+        raise ConfigError(str(path), reader.problems)
+    config = Config(str(path), nf, interfaces, marking, offload, sections, tuple(overrides))
+    check_whole(reader, plugins, config)
+    if reader.problems:
+        raise ConfigError(str(path), reader.problems)
+    return config
+
+
+def _load_plugins(reader: Reader, plugins: PluginManager) -> None:
+    nf = reader.raw.get("nf")
+    names = nf.get("plugins") if isinstance(nf, dict) else None
+    if not isinstance(names, list):
+        return
+    installed = discovery.installed()
+    for number, name in enumerate(names):
+        where = f"nf.plugins[{number}]"
+        if not isinstance(name, str):
+            continue  # the model says so
+        if name in names[:number]:
+            reader.problems.append(Problem(where, f"{name!r} is named twice"))
+        elif name not in installed:
+            reader.problems.append(Problem(where, f"no plugin {name!r} is installed" + suggest(name, installed)))
+        else:
+            try:
+                plugins.load(name)
+            except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
+                told = isinstance(error, NfcoreError)
+                words = str(error) if told else f"plugin {name!r} cannot be loaded: {describe_error(error)}"
+                reader.problems.append(Problem(where, words))
+    for words in plugins.remarks:
+        log.warning("%s", words)
+
+
+def _read_sections(reader: Reader, plugins: PluginManager) -> dict[str, ConfigTable]:
+    sections: dict[str, ConfigTable] = {}
+    for name in plugins.implementing("config_section"):
+        try:
+            section = check_result("config_section", {}, plugins.call(name, "config_section"))
+        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
+            reader.problems.append(Problem(name, f"plugin {name!r} cannot say what its table should be: {error}"))
+            continue
+        if section is None:
+            continue
+        raw = reader.raw.get(name, {})
+        table = reader.table(section.model, raw, name)
+        if table is not None:
+            sections[name] = table
+        if section.check is not None and isinstance(raw, dict):
+            try:
+                reader.problems.extend(section.check(raw, name))
+            except Exception as error:  # noqa: BLE001 - as above
+                reader.problems.append(Problem(name, f"plugin {name!r} cannot check its table: {error}"))
+    return sections

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How flows end: refused, no longer waited for, or with a rule that has to go.
+
+restore_flows ─► rule removed ─► grace ─► entry retired ─► mark in quarantine
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..api.flows import FlowBatch
+from ..api.network_function import NetworkFunction
+from ..api.reasons import Reason
+from ..devices.backends import Removal
+from ..devices.device_state import DeviceState
+from .event_log import EventKind
+from .flow_table import FlowState
+from .state import ACTIVE, OCCUPYING, EngineState
+
+FORCED_ENDS = (Reason.TARGET_GONE, Reason.MOVED, Reason.SWITCHED_OFF)
+"""Ends that are tried again until the rule is gone. A rule on its way to the NIC ends as soon as it is there."""
+NO_RESTORE = (Reason.TARGET_GONE, Reason.MOVED)
+"""Ends after which the slow path must choose the flow's target anew."""
+
+
+class Ended(NamedTuple):
+    """Flows that have ended because their target is gone."""
+
+    accelerated: int
+    """Had a rule, or one on its way."""
+    waiting: int
+    """Waited for a rule, and get none."""
+
+
+class Remover:
+    """Ends flows, and retires their marks when no rule sets them any more."""
+
+    def __init__(self, state: EngineState) -> None:
+        self._state = state
+        self._graces: deque[tuple[float, NDArray[np.int64]]] = deque()
+        self._mark_graces: deque[tuple[float, dict[int, NDArray[np.uint32]]]] = deque()
+
+    def run(self) -> None:
+        """Retire the marks whose grace period has passed."""
+        now = self._state.clock()
+        while self._graces and self._graces[0][0] <= now:
+            slots = self._graces.popleft()[1]
+            self._retire(slots, self._state.table.reason[slots])
+        while self._mark_graces and self._mark_graces[0][0] <= now:
+            self._state.marks.end(self._mark_graces.popleft()[1])
+        if not self._mark_graces and self._state.marks.ending:
+            self._begin_mark_graces(now)
+
+    def _begin_mark_graces(self, now: float) -> None:
+        table = self._state.table
+        unused = self._state.marks.unused(table.mark[table.slots_in(*ACTIVE)])
+        if unused:
+            self._mark_graces.append((now + self._state.offload.grace, unused))
+
+    # Without a rule
+
+    def refuse(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
+        """Note that flows get no rule, count them, and retire the marks that they have."""
+        self._state.counters.refuse(np.full(len(slots), reason, dtype=np.uint8))
+        self._state.events.record(EventKind.REFUSED, self._state.opaque(slots), reason=reason)
+        self._retire(slots, reason)
+
+    def _retire(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
+        """Take the marks of flows that have no rule; the flows are remembered with the reason."""
+        if not len(slots):
+            return
+        state, table = self._state, self._state.table
+        marked = slots[table.mark[slots] != 0]
+        numbers = table.flow["nf"][marked]
+        for number in np.unique(numbers).tolist():
+            state.marks.undo(number, table.mark[marked[numbers == number]])
+        table.mark[slots] = 0
+        table.attempts[slots] = 0
+        table.reason[slots] = reason
+        table.move(slots, FlowState.REFUSED, state.clock())
+
+    def restore(self, flows: FlowBatch) -> NDArray[np.bool_]:
+        """Let the slow path send flows to the targets of their marks; whether it does, per row."""
+        known = np.ones(len(flows), dtype=bool)
+        for nf in self._state.context.nfs:
+            mine = flows.rows["nf"] == nf.number
+            if mine.any():
+                known[mine], _ = self._state.plugins.try_call(nf.name, "restore_flows", batch=flows[mine])
+        return known
+
+    # With a rule
+
+    def end_rules(self, slots: NDArray[np.int64], reason: Reason) -> None:
+        """End flows that have a rule, or are about to. Those that wait are settled at once."""
+        state, table = self._state, self._state.table
+        if not len(slots):
+            return
+        states = table.state[slots]
+        self.refuse(slots[states == FlowState.WAITING], reason)
+        # While the worker has it, it cannot be called back: it goes as soon as it is there, or is tried again should
+        # its removal, which is under way, fail.
+        under_way = np.isin(states, (FlowState.PENDING, FlowState.DRAINING))
+        self._force(slots[under_way], reason)
+        installed = slots[states == FlowState.INSTALLED]
+        self._force(installed, reason)
+        restorable = ~np.isin(table.reason[installed], NO_RESTORE) & (reason not in NO_RESTORE)
+        # Those that cannot be restored now would lose their target: they keep their rules.
+        ready = ~restorable
+        ready[restorable] = self.restore(table.batch(installed[restorable]))
+        installed = installed[ready]
+        if reason not in FORCED_ENDS:
+            table.reason[installed] = reason
+        table.move(installed, FlowState.DRAINING, state.clock())
+        for device, mine in state.by_device(installed):
+            self._remove(device, mine)
+
+    def _force(self, slots: NDArray[np.int64], reason: Reason) -> None:
+        """Note an end that is to be pursued; that a flow must not be restored is never forgotten."""
+        if reason in FORCED_ENDS:
+            reasons = self._state.table.reason
+            reasons[slots[~np.isin(reasons[slots], NO_RESTORE)]] = reason
+
+    def _remove(self, device: DeviceState, slots: NDArray[np.int64]) -> None:
+        state, table = self._state, self._state.table
+        rules, backend = state.rules(slots), table.backend[slots].copy()
+
+        def done(result: Removal | Exception) -> None:
+            now = state.clock()
+            gone = np.zeros(len(slots), dtype=bool)
+            if not isinstance(result, Exception):
+                gone = result.gone
+                # Less than a dump has shown before is what a NIC says that reads its counters now and then.
+                state.count(device, slots[gone], np.maximum(table.counts(slots[gone]), result.counted[gone]))
+                state.end_counts(device, slots[gone])
+            device.freed(int(np.count_nonzero(gone)))
+            self.gone(slots[gone], now)
+            state.counters.totals["remove_failed"] += int(np.count_nonzero(~gone))
+            left = slots[~gone]
+            words = state.events.text("its rule could not be removed") if len(left) else 0
+            state.events.record(
+                EventKind.FAILED, state.opaque(left), reason=table.reason[left], backend=backend[~gone], words=words
+            )
+            self._stays(slots[~gone], now)
+
+        if not device.worker.submit(lambda: device.backends.remove(rules, backend), done):
+            self._stays(slots, state.clock())
+
+    def gone(self, slots: NDArray[np.int64], now: float) -> None:
+        """Let the grace period begin for flows whose rules are off the NIC."""
+        if len(slots):
+            table = self._state.table
+            self._state.counters.end(table.reason[slots])
+            self._state.events.ended(
+                self._state.opaque(slots),
+                table.reason[slots],
+                mark=table.mark[slots],
+                backend=table.backend[slots],
+                # With those of rules that it had before and lost; what this one had counted is among them by now.
+                packets=table.past_packets[slots] + table.packets[slots],
+                bytes_=table.past_bytes[slots] + table.bytes[slots],
+            )
+            self._graces.append((now + self._state.offload.grace, slots))
+
+    def _stays(self, slots: NDArray[np.int64], now: float) -> None:
+        """Go on tracking flows whose rules are still on the NIC: the next look at the counters finds them again."""
+        table = self._state.table
+        table.move(slots, FlowState.INSTALLED, now)
+        table.reason[slots[~np.isin(table.reason[slots], FORCED_ENDS)]] = Reason.ADMIT
+
+    def end_targets(self, nf: NetworkFunction, targets: NDArray[np.uint64]) -> Ended:
+        """End all flows to targets that exist no more, whose marks the NF has made void already; which those were."""
+        table = self._state.table
+        self._state.marks.begin_end(nf, targets)
+        slots = table.slots_in(FlowState.WAITING, *OCCUPYING)
+        mine = slots[(table.flow["nf"][slots] == nf.number) & np.isin(table.flow["target"][slots], targets)]
+        states = table.state[mine]
+        accelerated = int(np.count_nonzero(np.isin(states, (FlowState.INSTALLED, FlowState.PENDING))))
+        ended = Ended(accelerated, int(np.count_nonzero(states == FlowState.WAITING)))
+        self.end_rules(mine, Reason.TARGET_GONE)
+        return ended
+
+    def end_forced(self, device: DeviceState) -> None:
+        """Try again to end rules that could not be removed though they must not stay."""
+        table = self._state.table
+        installed = table.slots_in(FlowState.INSTALLED)
+        installed = installed[np.isin(table.reason[installed], FORCED_ENDS)]
+        installed = installed[table.flow["ifindex"][installed] == device.ifindex]
+        for reason in FORCED_ENDS:
+            self.end_rules(installed[table.reason[installed] == reason], reason)

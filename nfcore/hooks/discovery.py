@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plugins that are installed: found by entry point, none of them loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from ..api.hookspecs import PROJECT
+
+ENTRY_POINT_GROUP = "nfcore.plugins"
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """What is known of an installed plugin without loading it."""
+
+    name: str
+    version: str
+    distribution: str
+    source: str
+    """Module and attribute of the entry point."""
+
+
+def installed() -> dict[str, EntryPoint]:
+    """All plugins that this Python could load, by name. Where nfcore has one of a name, it is nfcore's."""
+    points = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (is_ours(point), point.name))
+    return dict(sorted({point.name: point for point in points}.items()))
+
+
+def rivals(name: str) -> list[str]:
+    """Distributions that have a plugin of this name; empty unless there are several."""
+    of = [_distribution(point) for point in entry_points(group=ENTRY_POINT_GROUP, name=name)]
+    return sorted(of) if len(of) > 1 else []
+
+
+def describe(name: str) -> PluginInfo:
+    """Describe the installed plugin `name`."""
+    point = installed()[name]
+    return PluginInfo(name, point.dist.version if point.dist else "?", _distribution(point), point.value)
+
+
+def is_ours(point: EntryPoint) -> bool:
+    """Whether a plugin comes with nfcore."""
+    return _distribution(point) == PROJECT
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "?"
