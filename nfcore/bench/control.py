@@ -21,7 +21,7 @@ from ..daemon.bootstrap import make_context, make_engine, set_up
 from ..devices.null_backend import NULL_BACKEND, NullBackend
 from ..devices.worker import InlineWorker
 from ..engine.engine import Engine
-from ..engine.flow_table import FlowState
+from ..engine.flow_state import FlowState
 from ..errors import HostError
 from ..hooks.manager import PluginManager
 from .live import time_first_marks

@@ -3,69 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..engine.event_kind import EventKind
+from ..engine.flow_state import LISTED_STATES, SORT_KEYS
 from ..text import json_text, printable
+from .options import ConfigOption, JsonOption, OptionalConfig, SocketOption, ask_metrics, find_socket
 from .tables import TextTable, show
-
-DEFAULT_SOCKET = "/run/nfcore/nfcore.sock"
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", metavar="CONFIG", help="Take the socket from this TOML.")
-]
-OptionalConfig = Annotated[
-    Path | None, typer.Argument(metavar="CONFIG", help="Take the socket from this TOML.", show_default=False)
-]
-SocketOption = Annotated[Path | None, typer.Option("--socket", help=f"The daemon's socket (default {DEFAULT_SOCKET}).")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 app = typer.Typer()
 
 
-class SortKey(StrEnum):
-    """Columns of the flow table that it can be sorted by."""
-
-    RATE = "rate"
-    PACKETS = "packets"
-    BYTES = "bytes"
-    AGE = "age"
-    MARK = "mark"
-
-
-class StateName(StrEnum):
-    """States of a flow's rule that can be asked for."""
-
-    INSTALLED = "installed"
-    PENDING = "pending"
-    WAITING = "waiting"
-    DRAINING = "draining"
-    REFUSED = "refused"
-
-
-class Kind(StrEnum):
-    """Kinds of events that can be asked for."""
-
-    INSTALLED = "installed"
-    PUT_BACK = "put-back"
-    ADOPTED = "adopted"
-    DEFERRED = "deferred"
-    REFUSED = "refused"
-    FAILED = "failed"
-    AGED = "aged"
-    REPLACED = "replaced"
-    ENDED = "ended"
-    VANISHED = "vanished"
-    DAEMON = "daemon"
-    SWITCH = "switch"
-    RELOAD = "reload"
-    LINK = "link"
-    BACKEND = "backend"
-    NIC = "nic"
+# typer takes choices as an enumeration of texts.
+_StateName = StrEnum("_StateName", [(state.name, state.word) for state in LISTED_STATES])  # type: ignore[misc]
+_SortKey = StrEnum("_SortKey", [(key.upper(), key) for key in SORT_KEYS])  # type: ignore[misc]
+_BY_RATE = _SortKey("rate")
+_EventName = StrEnum("_EventName", [(kind.name, kind.word) for kind in EventKind])  # type: ignore[misc]
 
 
 class Switch(StrEnum):
@@ -79,32 +37,6 @@ def _ask(config: Path | None, socket: Path | None, method: str, **parameters: An
     from ..control.client import request  # noqa: PLC0415 - `--help` must not load asyncio and numpy
 
     return request(find_socket(config, socket), method, timeout=30.0, **parameters)
-
-
-def ask_figures(ask: Callable[[], Any], socket: Path) -> Any:
-    """Ask what the stats plugin answers; HostError says so when the daemon at `socket` goes without it."""
-    from ..errors import HostError, NfcoreError  # noqa: PLC0415
-
-    try:
-        return ask()
-    except NfcoreError as error:
-        if not str(error).startswith("no method "):
-            raise
-        raise HostError(f'the daemon at {socket} has no figures: add "stats" to [nf] plugins') from None
-
-
-def find_socket(config: Path | None, socket: Path | None) -> Path:
-    """Say where the daemon listens: as told, as the TOML has it, or where it is by default."""
-    if socket is not None:
-        return socket
-    return Path(_socket_of(config)) if config else Path(DEFAULT_SOCKET)
-
-
-def _socket_of(config: Path) -> str:
-    from ..config.loader import load_config  # noqa: PLC0415
-    from ..hooks.manager import PluginManager  # noqa: PLC0415
-
-    return load_config(config, PluginManager()).nf.socket
 
 
 @app.command()
@@ -129,7 +61,7 @@ def stats(
       nfcore stats examples/demo.toml --json
     """
     place = find_socket(config, socket)
-    metrics = _chosen(ask_figures(lambda: _ask(None, place, "stats"), place)["metrics"], match.split())
+    metrics = _chosen(ask_metrics(lambda: _ask(None, place, "stats"), place)["metrics"], match.split())
     if as_json:
         print(json_text({"metrics": metrics}))
         return
@@ -184,13 +116,13 @@ def _number(value: Any) -> str:
 def flows(
     config: OptionalConfig = None,
     state: Annotated[
-        list[StateName] | None,
+        list[_StateName] | None,
         typer.Option(help="State of the flow's rule. Repeatable; default: all.", show_default=False),
     ] = None,
     match: Annotated[
         str, typer.Option(help="An address, prefix or address:port, or part of the name of a VIP, real or reason.")
     ] = "",
-    sort: Annotated[SortKey, typer.Option(help="The largest first; age: the oldest.")] = SortKey.RATE,
+    sort: Annotated[_SortKey, typer.Option(help="The largest first; age: the oldest.")] = _BY_RATE,
     reverse: Annotated[bool, typer.Option("--reverse", "-r", help="The smallest first; age: the youngest.")] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many to list.")] = 50,
     socket: SocketOption = None,
@@ -296,7 +228,7 @@ def events(
         str, typer.Option(metavar="WHEN", help="Begin then: a duration such as 5m, a time of day, a date with time.")
     ] = "",
     kind: Annotated[
-        list[Kind] | None, typer.Option(help="What happened. Repeatable; default: all.", show_default=False)
+        list[_EventName] | None, typer.Option(help="What happened. Repeatable; default: all.", show_default=False)
     ] = None,
     reason: Annotated[
         list[str] | None,

@@ -17,8 +17,8 @@ from ..logs import Format, Level, print_user, set_up_logging
 from ..scaffold import Kind, make_skeleton, write_skeleton
 from ..text import json_text
 from ..version import __version__
-from .daemon_commands import JsonOption
 from .daemon_commands import app as daemon_commands
+from .options import JsonOption
 from .stdio import prepare_streams
 from .tables import TextTable, show
 

@@ -21,7 +21,7 @@ from ..api.rules import Device
 from ..daemon.bootstrap import make_context, make_engine, set_up
 from ..devices.null_backend import NULL_BACKEND, NullBackend
 from ..devices.worker import InlineWorker
-from ..engine.flow_table import FlowState
+from ..engine.flow_state import FlowState
 from ..errors import ConfigError, HostError, Problem
 from ..hooks.manager import PluginManager
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ..api.flows import PROTOCOL_NAMES, FlowMatch
 from ..api.reasons import Reason, reason_sentence, reason_word
-from ..engine.event_log import COLUMNS, NO_BACKEND, EventKind, Note, Records
+from ..engine.event_kind import EventKind
+from ..engine.event_log import COLUMNS, NO_BACKEND, Note, Records
 from ..engine.state import EngineState
 from ..errors import ConfigError, Problem
 from .flow_queries import matching

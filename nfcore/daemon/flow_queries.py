@@ -19,21 +19,12 @@ from ..api.flows import ANY_CPU, FlowBatch, FlowMatch, pack_address
 from ..api.json_rows import JsonRows
 from ..api.reasons import Reason, reason_sentence, reason_word
 from ..engine.event_log import NO_BACKEND
-from ..engine.flow_table import FlowState
+from ..engine.flow_state import LISTED_STATES, SORT_KEYS, FlowState
 from ..engine.state import EngineState
 from ..errors import ConfigError, Problem
 
 MOST_FLOWS = 10_000
 """In one answer."""
-SORT_KEYS = {
-    "rate": (),
-    "packets": ("packets", "past_packets"),
-    "bytes": ("bytes", "past_bytes"),
-    "age": ("since",),
-    "mark": ("mark",),
-}
-"""Columns whose sum the flows are sorted by; rate: by what :func:`rates_now` gives."""
-_SHOWN = (FlowState.INSTALLED, FlowState.PENDING, FlowState.WAITING, FlowState.DRAINING, FlowState.REFUSED)
 _TOLD = (
     "state", "reason", "since", "seen", "packets", "bytes", "past_packets", "past_bytes", "mark", "backend",
 )  # fmt: skip
@@ -71,7 +62,7 @@ def list_flows(
         else sum(getattr(state.table, name)[slots] for name in SORT_KEYS[sort])
     )
     first = slots[_first(column, max(0, min(limit, MOST_FLOWS)), smallest=(sort == "age") != reverse)]
-    counts = {each.name.lower(): state.table.count(each) for each in _SHOWN}
+    counts = {each.word: state.table.count(each) for each in LISTED_STATES}
     found = JsonRows(_Copy(state, first).rows)
     return {"flows": found, "matching": len(slots), "states": counts, "offload": state.switched_on}
 
@@ -136,11 +127,11 @@ def _with_end(flows: NDArray[np.void], text: str) -> NDArray[np.bool_]:
 
 
 def _wanted(states: list[str] | None) -> list[FlowState]:
-    known = {state.name.lower(): state for state in _SHOWN}
+    known = {state.word: state for state in LISTED_STATES}
     wrong = [state for state in states or () if state not in known]
     if wrong:
         raise ConfigError("flows", [Problem("state", f"is {wrong[0]!r}; should be one of {', '.join(known)}")])
-    return [known[state] for state in states] if states else list(_SHOWN)
+    return [known[state] for state in states] if states else list(LISTED_STATES)
 
 
 def explain(state: EngineState, text: str) -> dict[str, Any]:
@@ -213,7 +204,7 @@ class _Copy:
         cpu = int(flow["cpu"])
         return {
             "flow": str(FlowMatch.from_key(flow["key"], int(flow["family"]))),
-            "state": state.name.lower(),
+            "state": state.word,
             "in_hardware": installed,
             "reason": reason_word(of["reason"]) if of["reason"] else None,
             "since_seconds": round(self._now - of["since"], 3),

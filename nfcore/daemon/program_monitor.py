@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..api.health import Attachment, Health, make_way
 from ..devices.device_state import DeviceState
-from ..engine.event_log import EventKind
+from ..engine.event_kind import EventKind
 from ..engine.state import EngineState
 from ..errors import HostError
 from ..kernel import AttachedXdp, attached_xdp

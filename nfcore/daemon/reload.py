@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..api.config import Config
 from ..config.loader import load_config
 from ..engine.engine import Engine
-from ..engine.event_log import EventKind
+from ..engine.event_kind import EventKind
 from ..errors import ConfigError, NfcoreError, Problem
 from ..hooks.manager import PluginManager
 from ..logs import AUDIT

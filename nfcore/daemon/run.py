@@ -21,7 +21,7 @@ from ..api.context import Context
 from ..control.server import ControlServer, group_number, refuse_second
 from ..devices.worker import DeviceWorker
 from ..engine.engine import READ_LIMIT, Engine
-from ..engine.event_log import EventKind
+from ..engine.event_kind import EventKind
 from ..errors import ConfigError, NfcoreError, Problem
 from ..hooks.manager import PluginManager
 from ..hooks.watchdog import Watchdog

@@ -12,8 +12,8 @@ from ..api.reasons import Reason
 from ..api.rules import Outcome, RuleBatch
 from ..devices.backends import InstallResult
 from ..devices.device_state import DeviceState
-from .event_log import EventKind
-from .flow_table import FlowState
+from .event_kind import EventKind
+from .flow_state import FlowState
 from .removal import FORCED_ENDS, Remover
 from .state import EngineState
 

@@ -35,8 +35,10 @@ from .admission import NAME as ADMISSION
 from .admission import Admission
 from .counters import EngineCounters
 from .dispatch import Dispatch
-from .event_log import EventKind, EventLog
-from .flow_table import FlowState, FlowTable
+from .event_kind import EventKind
+from .event_log import EventLog
+from .flow_state import FlowState
+from .flow_table import FlowTable
 from .intake import Intake
 from .mark_lifecycle import MarkLifecycle
 from .metrics import engine_metrics

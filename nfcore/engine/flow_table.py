@@ -6,32 +6,15 @@ Everything takes and gives arrays; no Python object exists per flow.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ..api.flows import FLOW_ROW, WHOLE_FLOW, FlowBatch
 from ..devices.rule_counters import Counts
 from .flow_index import PROCESS_HASH, FlowIndex, IdentityHash
+from .flow_state import FlowState
 
 _FIRST_SLOTS = 1024
-
-
-class FlowState(IntEnum):
-    """Where a flow's rule is in its life."""
-
-    FREE = 0
-    """No flow is in the slot."""
-    PENDING = 1
-    """Admitted; the rule is on its way to the NIC."""
-    INSTALLED = 2
-    DRAINING = 3
-    """The rule is being removed, or gone with the grace period still running."""
-    WAITING = 4
-    """Admitted and its mark published; waits for room on the NIC, for budget or for a retry."""
-    REFUSED = 5
-    """Gets no rule; remembered with the reason."""
 
 
 COLUMNS = {

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from ..api.flows import WHOLE_FLOW, FlowBatch, ReportKind
 from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
-from .event_log import EventKind
+from .event_kind import EventKind
 from .flow_index import first_appearances
-from .flow_table import FlowState
+from .flow_state import FlowState
 from .removal import Remover
 from .state import ACTIVE, EngineState
 

@@ -12,7 +12,7 @@ from ..api.marks import MarkState
 from ..api.metrics import MetricFamily, counter, gauge, histogram
 from ..api.reasons import reason_word
 from ..devices.latency import Operation
-from .flow_table import FlowState
+from .flow_state import LISTED_STATES, FlowState
 from .state import EngineState
 
 _COUNTS = {
@@ -25,7 +25,6 @@ _COUNTS = {
     "orphans_removed": "Rules of ours on a NIC that belonged to no flow.",
     "remove_failed": "Rules that a backend could not remove.",
 }
-_STATES = (FlowState.WAITING, FlowState.PENDING, FlowState.INSTALLED, FlowState.DRAINING, FlowState.REFUSED)
 
 
 def engine_metrics(state: EngineState) -> Iterator[MetricFamily]:
@@ -47,7 +46,7 @@ def engine_metrics(state: EngineState) -> Iterator[MetricFamily]:
 
 def _flows(state: EngineState) -> Iterator[MetricFamily]:
     flows = gauge("nfcore_flows", "Tracked flows by state of their rule.", "flows", "state")
-    for each in _STATES:
+    for each in LISTED_STATES:
         flows.add(state.table.count(each), state=each.name.lower())
     yield flows
     table = gauge("nfcore_flow_table_bytes", "Memory of the flow table.", "bytes")

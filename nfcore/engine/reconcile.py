@@ -17,9 +17,9 @@ from ..api.rules import RuleBatch, split_cookies
 from ..devices.backends import Dump, Removal
 from ..devices.device_state import DeviceState
 from ..devices.rule_counters import counts_of
-from .event_log import EventKind
+from .event_kind import EventKind
 from .eviction import idle_timeout_at, replaceable
-from .flow_table import FlowState
+from .flow_state import FlowState
 from .removal import FORCED_ENDS, Remover
 from .state import OCCUPYING, EngineState
 

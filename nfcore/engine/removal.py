@@ -17,8 +17,8 @@ from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
 from ..devices.backends import Removal
 from ..devices.device_state import DeviceState
-from .event_log import EventKind
-from .flow_table import FlowState
+from .event_kind import EventKind
+from .flow_state import FlowState
 from .state import ACTIVE, OCCUPYING, EngineState
 
 FORCED_ENDS = (Reason.TARGET_GONE, Reason.MOVED, Reason.SWITCHED_OFF)

@@ -25,7 +25,8 @@ from ..hooks.manager import PluginManager
 from .counters import EngineCounters
 from .event_log import EventLog
 from .eviction import hottest, waiting_rates
-from .flow_table import FlowState, FlowTable
+from .flow_state import FlowState
+from .flow_table import FlowTable
 from .mark_lifecycle import MarkLifecycle
 
 OCCUPYING = (FlowState.PENDING, FlowState.INSTALLED, FlowState.DRAINING)

@@ -20,7 +20,8 @@ from ..api.network_function import NetworkFunction
 from ..api.rules import Action, RuleBatch, split_cookies
 from ..devices.backends import BackendChain, Dump
 from ..devices.rule_counters import RuleCounters, counts_of
-from .flow_table import FlowState, FlowTable
+from .flow_state import FlowState
+from .flow_table import FlowTable
 
 FINGERPRINT = "fingerprint"
 

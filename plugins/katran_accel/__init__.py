@@ -18,7 +18,8 @@ from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily
 from nfcore.api.network_function import PacketTrace
 
-from .balancer import NAME, Balancer, remove_leftovers
+from .attachment import NAME, remove_leftovers
+from .balancer import Balancer
 from .config import KatranTable, check_table, count_pairs
 from .diagnosis import diagnose
 from .metrics import BalancerFigures

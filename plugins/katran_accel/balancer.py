@@ -4,13 +4,9 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from socket import if_nameindex
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,83 +18,33 @@ from nfcore.api.flows import FlowBatch
 from nfcore.api.mark_pools import CpuPools
 from nfcore.api.marks import MarkMeaning
 from nfcore.api.rules import Device
-from nfcore.api.state_file import StateFile
-from nfcore.errors import ConfigError, HostError, Problem
+from nfcore.errors import ConfigError, Problem
 from nfcore.kernel import (
     BPF_SOURCES,
     EventReader,
-    Map,
     PerfReader,
     Program,
     RingBufferReader,
     XdpMode,
-    attach_xdp,
-    attached_xdp,
     compile_program,
-    detach_xdp,
-    occupied,
-    possible_cpus,
 )
 
 from . import layouts as lay
+from .attachment import NAME, NUMBERING, PROGRAM, Attachments
 from .config import KatranTable
 from .connection_table import Connections, VipFinder
 from .gateway import gateway_mac
 from .inventory import Inventory, Numbering, NumbersExhaustedError
-from .maglev_kernel import RingBuilder
+from .map_writer import Change, MapWriter
 from .maps import BalancerMaps, Sizes, forwarding_cpus, perf_pages, remove_pins, unpin_other_tables, wait_for_programs
 from .mark_entries import MarkEntries
 
-NAME = "katran_accel"
-PROGRAM = "balancer_ingress"
-PROGRAM_PIN = "balancer_ingress"
-NUMBERING = f"{NAME}.numbering"
-NEXT = ".next"
 NO_GATEWAY = "00:00:00:00:00:00"
 """Stands in while tracing on a machine that does not have the interface."""
 
 
 FIXED = ("forwarding_cpus", "lru_size", "maglev", "pin_dir")
 """Keys of the table that are read at the start only."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """From one inventory to the next: what the maps have to be told."""
-
-    inventory: Inventory
-    rings: list[int]
-    """Numbers of the VIPs that get a new ring."""
-    new_vips: frozenset[int]
-    new_reals: frozenset[int]
-    gone_vips: frozenset[int]
-    gone_reals: frozenset[int]
-    gateway: str | None
-    """MAC address; None: as it is."""
-    purge: bool
-    """Whether connections or marks may be of something that is gone."""
-
-    @classmethod
-    def between(
-        cls, numbering: Numbering, before: Inventory | None, after: Inventory, gateway: str | None, *, purge: bool
-    ) -> Change:
-        """Compare a plan with what is numbered now. Changes nothing."""
-        vips, reals = set(numbering.vips.taken.values()), set(numbering.reals.taken.values())
-        rings = [
-            number
-            for number in after.vips
-            if before is None or number not in before.vips or before.shares(number) != after.shares(number)
-        ]
-        return cls(
-            inventory=after,
-            rings=rings,
-            new_vips=frozenset(after.vips) - vips,
-            new_reals=frozenset(after.reals.values()) - reals,
-            gone_vips=frozenset(vips - set(after.vips)),
-            gone_reals=frozenset(reals - set(after.reals.values())),
-            gateway=gateway,
-            purge=purge,
-        )
 
 
 class Balancer:
@@ -128,10 +74,8 @@ class Balancer:
         self.cpus = forwarding_cpus(table.forwarding_cpus)
         self.pin_dir = Path(table.pin_dir) if table.pin_dir else None
         self._modes = {interface.name: XdpMode(interface.xdp_mode) for interface in config.interfaces}
-        self._attached: list[Device] = []
         self._litter: Path | None = None
         self._reader: EventReader | None = None
-        self._ring_desk = RingBuilder()
 
     # Life
 
@@ -142,7 +86,8 @@ class Balancer:
         self._context, self._state = context, context.state_file
         if self.pin_dir is not None:
             context.locks.folder(self.pin_dir)
-        self._refuse_occupied(context)
+        self._attachments = Attachments(context.state_file, self._modes, self.pin_dir)
+        self._attachments.refuse_occupied(() if context.tracing else context.devices_of(NAME))
         gateway = self._gateway(self.table)
         # Pins of an earlier run are worth keeping; those of a start that fails are litter.
         self._litter = self.pin_dir if self.pin_dir is not None and not self.pin_dir.exists() else None
@@ -158,19 +103,20 @@ class Balancer:
         self.connections = Connections(self.maps)
         self.program = self._load(tracing=context.tracing)
         self._open_marks()
+        self._writer = MapWriter(self.maps, self.marks)
         known = self._resume(note)
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
         self._apply(Change.between(self.numbering, None, self.inventory, gateway, purge=known))
 
     def close(self) -> None:
         """Let go of program and maps; pinned ones stay in the kernel, with a note of what their numbers mean."""
-        for device in list(self._attached):
-            self.detach(device)
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-        self._ring_desk.close()
+        if hasattr(self, "_writer"):
+            self._writer.close()
         if hasattr(self, "program"):
+            self._attachments.detach_all(self.program)
             self.program.close()
         if hasattr(self, "maps"):
             self.maps.close()
@@ -180,32 +126,12 @@ class Balancer:
 
     def attach(self, device: Device) -> None:
         """Attach the program to the device, in place of one that a killed run left there."""
-        previous = _own_program(self._state, device)
-        self._attached.append(device)
-        # Noted before and after: a kill in between leaves one of the two attached, and both are known.
-        self._state.remember(_state_key(device, NEXT), self.program.id)
-        attach_xdp(device.ifindex, self.program, mode=self._modes[device.name], replace=previous)
-        self._state.remember(_state_key(device), self.program.id)
-        self._state.forget(_state_key(device, NEXT))
+        self._attachments.attach(device, self.program)
         self._litter = None
-        if self.pin_dir is not None:
-            (self.pin_dir / PROGRAM_PIN).unlink(missing_ok=True)
-            self.program.pin(self.pin_dir / PROGRAM_PIN)
 
     def detach(self, device: Device) -> None:
         """Detach the program from the device, if it is still ours."""
-        if device in self._attached:
-            self._attached.remove(device)
-            gone = device.ifindex not in {index for index, _ in if_nameindex()}
-            if gone or detach_xdp(device.ifindex, expected=self.program.id):
-                self._state.forget(_state_key(device))
-
-    def _refuse_occupied(self, context: Context) -> None:
-        """HostError while nothing is changed yet: :meth:`attach` would refuse, too, but late."""
-        for device in () if context.tracing else context.devices_of(NAME):
-            there = attached_xdp(device.ifindex)
-            if there is not None and _own_program(self._state, device) is None:
-                raise HostError(occupied(device.name, there))
+        self._attachments.detach(device, self.program)
 
     def _load(self, *, tracing: bool) -> Program:
         defines: dict[str, int | str] = {
@@ -364,9 +290,9 @@ class Balancer:
         self._generation = max(self._generation + 1, time.time_ns() // 1_000_000_000 & 0xFFFF_FFFF)
         # A run that is killed between here and the end leaves a note of all that may be in the maps.
         self._write_note(change.inventory)
-        self._add(change)
+        self._writer.add(change, self._generation)
         self._use(change.inventory)
-        self._remove(change)
+        self._writer.remove(change)
         if change.purge:
             self._void()
             wait_for_programs()
@@ -377,63 +303,9 @@ class Balancer:
         self._names[0].update({number: vip.name for number, vip in self.inventory.vips.items()})
         self._names[1].update({number: str(address) for address, number in self.inventory.reals.items()})
 
-    def _add(self, change: Change) -> None:
-        """Write what is new, each thing before whatever leads there."""
-        inventory, maps = change.inventory, self.maps
-        if change.gateway is not None:
-            ctl = np.zeros(1, dtype=lay.CTL_VALUE)
-            ctl["mac"][0] = np.frombuffer(bytes.fromhex(change.gateway.replace(":", "")), dtype=np.uint8)
-            maps["ctl_array"].write_array(0, ctl)
-        for names, new in (
-            (("stats", "vip_slow_stats"), change.new_vips),
-            (("reals_stats", "real_slow_stats"), change.new_reals),
-        ):
-            for name in names:
-                nothing = np.zeros((len(new), possible_cpus()), dtype=maps[name].spec.value)
-                _write(maps[name], np.array(sorted(new), dtype=np.uint32), nothing)
-        if self.marks is not None:
-            self.marks.bring_to_life(inventory, self._generation)
-        reals = maps["reals"].read_array()
-        for address, number in inventory.reals.items():
-            reals[number] = inventory.real_definition(address)
-        maps["reals"].write_array(0, reals)
-        self._write_rings(inventory, change.rings)
-        for name, key_of, prefixes in (
-            ("vip_lpm_map", inventory.lpm_key, True),
-            ("vip_map", inventory.vip_definition, False),
-        ):
-            numbers = [number for number, vip in inventory.vips.items() if vip.is_prefix == prefixes]
-            keys, metas = np.zeros(len(numbers), maps[name].spec.key), np.zeros(len(numbers), lay.VIP_META)
-            for place, number in enumerate(numbers):
-                keys[place], metas[place] = key_of(number), (inventory.vips[number].flag_bits, number)
-            _write(maps[name], keys, metas)
-
-    def _write_rings(self, inventory: Inventory, numbers: list[int]) -> None:
-        self._ring_desk.prepare(sum(len(inventory.vips[number].reals) for number in numbers))
-        for number in numbers:
-            self.maps.write_ring(number, inventory.ring(number, self._ring_desk.build))
-
-    def _remove(self, change: Change) -> None:
-        """Stop what is gone from steering, by a write for each thing."""
-        self._forget_other_vips()
-        reals = self.maps["reals"].read_array()
-        gone = np.ones(len(reals), dtype=bool)
-        gone[list(self.inventory.reals.values())] = False
-        reals["flags"][gone] |= np.uint8(lay.RealFlag.GONE)
-        self.maps["reals"].write_array(0, reals)
-        if self.marks is not None:
-            self.marks.end(change.gone_vips, change.gone_reals)
-
     def _void(self) -> None:
         if self.marks is not None:
             self.marks.void_foreign(self._targets, self.finder)
-
-    def _forget_other_vips(self) -> None:
-        """Remove the VIPs that the configuration does not name."""
-        for name, key_of in (("vip_map", self.inventory.vip_definition), ("vip_lpm_map", self.inventory.lpm_key)):
-            wanted = {key_of(number).tobytes() for number in self.inventory.vips}
-            keys, _ = self.maps[name].lookup_all()
-            self.maps[name].delete_batch(keys[[key.tobytes() not in wanted for key in keys]])
 
     # Marks
 
@@ -505,35 +377,3 @@ class Balancer:
 def _rest(config: Config) -> float:
     """Seconds that the number of something removed rests: until no rule, mark or packet of it can be left."""
     return config.marking.quarantine + 2 * config.offload.grace
-
-
-def _write(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> None:
-    """Set many keys. HostError when the kernel refuses one."""
-    result = map_.update_batch(keys, values)
-    if result.errno:
-        raise HostError(f"cannot set key {keys[result.done]} of map {map_.spec.name}: {os.strerror(result.errno)}")
-
-
-def _state_key(device: Device, suffix: str = "") -> str:
-    return f"{NAME}.program.{device.ifindex}{suffix}"
-
-
-def _own_program(state: StateFile, device: Device) -> int | None:
-    """Id of the program on the device, if this or an earlier run put it there."""
-    there = attached_xdp(device.ifindex)
-    known = {state.recall(_state_key(device)), state.recall(_state_key(device, NEXT))}
-    return there.id if there is not None and there.id in known else None
-
-
-def remove_leftovers(context: Context, pin_dir: Path | None) -> Iterator[str]:
-    """Detach the program that a killed run left, and remove its pins; a line for each thing removed."""
-    for device in context.devices_of(NAME):
-        program = _own_program(context.state_file, device)
-        if program is not None and detach_xdp(device.ifindex, expected=program):
-            yield f"{NAME}: detached program {program} from {device.name}"
-        for suffix in ("", NEXT):
-            context.state_file.forget(_state_key(device, suffix))
-    if pin_dir is not None:
-        for pin in remove_pins(pin_dir):
-            yield f"{NAME}: removed pin {pin}"
-        context.state_file.forget(NUMBERING)

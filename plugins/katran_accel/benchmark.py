@@ -43,7 +43,8 @@ from nfcore.errors import NfcoreError
 from nfcore.kernel import Program
 
 from . import layouts as lay
-from .balancer import NAME, Balancer
+from .attachment import NAME
+from .balancer import Balancer
 from .config import KatranTable
 from .hashing import flow_hash
 from .maglev import Endpoint, build_ring

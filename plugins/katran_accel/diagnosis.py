@@ -10,7 +10,8 @@ from nfcore.api.findings import Finding, Status
 from nfcore.errors import NfcoreError
 from nfcore.kernel.ethtool import link_facts
 
-from .balancer import NAME, Balancer
+from .attachment import NAME
+from .balancer import Balancer
 from .config import KatranTable
 from .gateway import gateway_mac
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nfcore.api.reasons import Reason
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 from nfcore.plugins.katran_accel.layouts import AccelCounter
 
 from .balancer_world import World, forget_connections, open_world, sent_to, set_ring, tcp

@@ -12,7 +12,7 @@ import pytest
 
 from nfcore.api.json_rows import materialize
 from nfcore.bench import FlowSource, make_services
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 from nfcore.plugins.katran_accel.metrics import BalancerFigures
 from nfcore.plugins.stats.registry import Registry
 

@@ -21,7 +21,7 @@ from nfcore.daemon.bootstrap import make_context
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
 from nfcore.devices.worker import InlineWorker, Job
 from nfcore.engine.engine import Engine
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 from nfcore.engine.state import ACTIVE
 from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.marking import MarkingPlugin

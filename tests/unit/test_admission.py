@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from nfcore.api.reasons import Reason
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 
 from .engine_world import World
 

@@ -12,7 +12,7 @@ from nfcore.api.config import ConfigTable
 from nfcore.api.rules import SetMark
 from nfcore.devices.worker import Job
 from nfcore.engine.engine import Engine
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 
 from .engine_world import GRACE, IDLE, IFINDEX, LAG, World
 

@@ -17,7 +17,7 @@ from nfcore.api.marks import MarkState
 from nfcore.api.reasons import Reason, reason_word
 from nfcore.api.rules import Capabilities, Device, Outcome, Rule, SetMark, split_cookies
 from nfcore.devices.worker import DeviceWorker
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 from nfcore.errors import ConfigError
 
 from .engine_world import FOREIGN, GRACE, IDLE, LAG, QUARANTINE, Nic, Policy, Waiting, World

@@ -10,7 +10,7 @@ import pytest
 from nfcore.api.flows import ReportKind
 from nfcore.api.marks import MarkState
 from nfcore.api.reasons import Reason
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 
 from .engine_world import GRACE, World
 

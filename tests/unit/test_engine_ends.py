@@ -17,7 +17,7 @@ from nfcore.api.marks import MarkState
 from nfcore.api.reasons import Reason
 from nfcore.api.rules import Device, Rule, SetMark
 from nfcore.engine.eviction import LEAST_PATIENCE
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 
 from .engine_world import FOREIGN, GRACE, IDLE, LAG, QUARANTINE, Nic, Waiting, World
 from .hook_faults import errors_of

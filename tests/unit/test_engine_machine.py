@@ -27,7 +27,7 @@ from nfcore.api.state_file import StateFile
 from nfcore.daemon.bootstrap import make_context
 from nfcore.engine.engine import Engine
 from nfcore.engine.eviction import LEAST_PATIENCE
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 from nfcore.engine.state import ACTIVE, OCCUPYING
 from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.marking import MarkingPlugin

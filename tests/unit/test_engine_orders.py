@@ -13,7 +13,7 @@ from nfcore.api.hookspecs import hookimpl
 from nfcore.api.marks import MarkState
 from nfcore.api.reasons import Reason
 from nfcore.api.rules import Capabilities, Device, Outcome, SetMark
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 from nfcore.engine.removal import Ended
 
 from .engine_world import GRACE, IDLE, QUARANTINE, Waiting, World

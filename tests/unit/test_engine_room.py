@@ -16,7 +16,7 @@ from nfcore.api.reasons import Reason
 from nfcore.api.rules import INSTALLED_ROW, Device, Outcome, Outcomes, RuleBatch
 from nfcore.devices.device_state import LONGEST_RETRY, PROBE_RULES, SHORTEST_RETRY
 from nfcore.engine.dispatch import FIRST_BACKOFF, INTERVAL, MOST_ATTEMPTS
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 
 from .engine_world import GRACE, Waiting, World
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nfcore.api.flows import FlowBatch
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 
 from .engine_world import IFINDEX, World
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from nfcore.api.flows import FLOW_ROW, WHOLE_FLOW
 from nfcore.api.reasons import Reason
-from nfcore.engine.event_log import NO_BACKEND, NOTES_KEPT, TEXTS_KEPT, EventKind, EventLog
+from nfcore.engine.event_kind import EventKind
+from nfcore.engine.event_log import NO_BACKEND, NOTES_KEPT, TEXTS_KEPT, EventLog
 
 
 def flows(numbers: list[int]) -> np.ndarray:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from nfcore.api.flows import FlowBatch
 from nfcore.api.rules import make_cookies
 from nfcore.engine.flow_index import PROCESS_HASH
-from nfcore.engine.flow_table import COLUMNS, FlowState, FlowTable
+from nfcore.engine.flow_state import FlowState
+from nfcore.engine.flow_table import COLUMNS, FlowTable
 
 from .test_flowindex import HASHES, flows
 

@@ -11,7 +11,8 @@ import pytest
 
 from nfcore.api.json_rows import JsonRows, materialize
 from nfcore.api.reasons import Reason
-from nfcore.daemon.flow_queries import MOST_FLOWS, SORT_KEYS, explain, list_flows
+from nfcore.daemon.flow_queries import MOST_FLOWS, explain, list_flows
+from nfcore.engine.flow_state import SORT_KEYS
 from nfcore.engine.reconcile import LONGEST_POLL
 from nfcore.errors import ConfigError
 

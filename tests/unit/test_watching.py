@@ -16,7 +16,8 @@ from nfcore.api.flows import FLOW_ROW
 from nfcore.cli.events import parse_since
 from nfcore.daemon.event_queries import MOST_EVENTS, follow, look
 from nfcore.daemon.run import _Daemon
-from nfcore.engine.event_log import EventKind, EventLog
+from nfcore.engine.event_kind import EventKind
+from nfcore.engine.event_log import EventLog
 from nfcore.errors import ConfigError
 from nfcore.kernel.link_monitor import LinkChange
 

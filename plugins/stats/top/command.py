@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nfcore.cli.daemon_commands import OptionalConfig, SocketOption, find_socket
+from nfcore.cli.options import OptionalConfig, SocketOption, find_socket
 
 app = typer.Typer()
 

@@ -16,7 +16,7 @@ from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
 from nfcore.devices.worker import InlineWorker
-from nfcore.engine.flow_table import FlowState
+from nfcore.engine.flow_state import FlowState
 from nfcore.errors import ConfigError
 from nfcore.hooks.manager import PluginManager
 from nfcore.testing import sample_flow, sample_frame
