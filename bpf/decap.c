@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * What a real needs where the kernel has no tunnel driver: takes the balancer's outer header off and lets the
- * stack have the inner packet. Only frames with the balancer's outer source (encap.h) are touched.
+ * stack have the inner packet. Only frames with the balancer's outer source are touched.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -9,9 +9,7 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 
-#define BALANCER_V4 0xac100000u /* 172.16.0.0/16 */
-#define BALANCER_V4_MASK 0xffff0000u
-#define BALANCER_V6 0x01000000u /* 100::/64 */
+#include "balancer/outer_header.h"
 
 /* Bytes of the outer header, or 0: not the balancer's. `inner` is the EtherType of what is inside. */
 static __always_inline int outer_bytes(void *data, void *data_end, __be16 *inner)
@@ -26,11 +24,11 @@ static __always_inline int outer_bytes(void *data, void *data_end, __be16 *inner
 		*inner = bpf_htons(ETH_P_IP);
 		if (ip->protocol != IPPROTO_IPIP || ip->ihl != 5)
 			return 0;
-		return (ip->saddr & bpf_htonl(BALANCER_V4_MASK)) == bpf_htonl(BALANCER_V4) ? sizeof(*ip) : 0;
+		return (ip->saddr & bpf_htonl(OUTER_V4_MASK)) == bpf_htonl(OUTER_V4_SOURCE) ? sizeof(*ip) : 0;
 	}
 	if (eth->h_proto != bpf_htons(ETH_P_IPV6) || (void *)(ip6 + 1) > data_end)
 		return 0;
-	if (ip6->saddr.in6_u.u6_addr32[0] != bpf_htonl(BALANCER_V6) || ip6->saddr.in6_u.u6_addr32[1])
+	if (ip6->saddr.in6_u.u6_addr32[0] != bpf_htonl(OUTER_V6_SOURCE) || ip6->saddr.in6_u.u6_addr32[1])
 		return 0;
 	*inner = ip6->nexthdr == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
 	return ip6->nexthdr == IPPROTO_IPIP || ip6->nexthdr == IPPROTO_IPV6 ? sizeof(*ip6) : 0;

@@ -63,20 +63,20 @@ static __always_inline struct softnic_rule *find_rule(void *data, void *data_end
 	struct ethhdr *eth = data;
 	struct packet packet = {};
 	struct softnic_match match = {};
-	int readable;
+	enum parse_result result;
 
 	if ((void *)(eth + 1) > data_end)
 		return NULL;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		match.family = 4;
-		readable = read_ipv4(&packet, data, data_end);
+		result = read_ipv4(&packet, data, data_end);
 	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
 		match.family = 6;
-		readable = read_ipv6(&packet, data, data_end);
+		result = read_ipv6(&packet, data, data_end);
 	} else {
 		return NULL;
 	}
-	if (readable != XDP_TX)
+	if (result != PARSE_OK)
 		return NULL;
 	match.flow = packet.flow;
 	return bpf_map_lookup_elem(MAP(softnic_rules), &match);

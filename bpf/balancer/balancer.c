@@ -13,34 +13,41 @@
 #include <linux/if_ether.h>
 
 #include "lib/carriers/carrier.h"
-#include "counters.h"
 #include "lib/packet.h"
+#include "counters.h"
 #include "fast_path.h"
+#include "katran_abi.h"
+#include "real.h"
 #include "slow_path.h"
 
 /* `family` is a constant at both calls: the compiler makes a program for each. */
 static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_end, __u32 mark, int family)
 {
 	struct packet packet = {.frame_bytes = data_end - data};
-	int verdict = family == AF_INET ? read_ipv4(&packet, data, data_end) : read_ipv6(&packet, data, data_end);
+	enum parse_result result =
+		family == AF_INET ? read_ipv4(&packet, data, data_end) : read_ipv6(&packet, data, data_end);
+	int verdict;
 
-	if (verdict != XDP_TX) {
-		if (verdict == XDP_DROP)
-			count(ACCEL_MALFORMED);
-		return count_verdict(verdict, packet.frame_bytes);
+	if (result == PARSE_OTHER)
+		return count_verdict(XDP_PASS, packet.frame_bytes);
+	if (result == PARSE_MALFORMED) {
+		count(ACCEL_MALFORMED);
+		return count_verdict(XDP_DROP, packet.frame_bytes);
 	}
 #if USES_MARKS
 	if (mark) {
+		struct route route;
+
 		if (is_tcp_edge(&packet) || packet.frame_bytes > MAX_FRAME_BYTES) {
 			count(ACCEL_INELIGIBLE);
-		} else {
-			verdict = fast_path(ctx, &packet, mark, family);
-			if (verdict != XDP_PASS)
-				return count_verdict(verdict, packet.frame_bytes);
+		} else if (follow_mark(&route, &packet, mark, family)) {
+			verdict = send_to_real(ctx, &packet, &route, family);
+			return count_verdict(verdict, packet.frame_bytes);
 		}
 	}
 #endif
-	return count_verdict(slow_path(ctx, &packet, mark, family), packet.frame_bytes);
+	verdict = slow_path(ctx, &packet, mark, family);
+	return count_verdict(verdict, packet.frame_bytes);
 }
 
 int balancer_ingress(struct xdp_md *ctx)

@@ -15,8 +15,8 @@
  */
 #pragma once
 
-#include "katran_abi.h"
 #include "lib/map_handle.h"
+#include "katran_abi.h"
 
 /* Slots of `hw_accel_stats` (u64 each); plugins/katran_accel/layouts.py lists them in the same order. */
 enum accel_counter {

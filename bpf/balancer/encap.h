@@ -1,17 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The real of a number, and IPIP towards it: an outer IPv4 header over IPv4, an outer IPv6 header over either. */
+/* IPIP: an outer IPv4 header over IPv4, an outer IPv6 header over either. */
 #pragma once
 
 #include <linux/if_ether.h>
 
 #include "lib/carriers/carrier.h"
-#include "counters.h"
-#include "lib/map_handle.h"
 #include "lib/packet.h"
-
-#define OUTER_TTL 64
-#define OUTER_V4_SOURCE 0xac100000u /* 172.16.0.0/16; the rest spreads flows over the real's queues */
-#define OUTER_V6_SOURCE 0x01000000u /* 100::/64, the discard prefix */
+#include "counters.h"
+#include "katran_abi.h"
+#include "outer_header.h"
 
 /* One's complement sum over an IPv4 header whose check field is zero. */
 static __always_inline __u16 ipv4_checksum(const struct iphdr *ip)
@@ -98,30 +95,4 @@ static __always_inline int encap_ipv6(struct xdp_md *ctx, const struct packet *p
 	ip->saddr.in6_u.u6_addr32[3] = spread ^ packet->flow.sport;
 	__builtin_memcpy(&ip->daddr, real->addr, sizeof(ip->daddr));
 	return XDP_TX;
-}
-
-/* The real of this number, or NULL when there is none or it is gone. */
-static __always_inline struct real_definition *live_real(__u32 real_key)
-{
-	struct real_definition *real = bpf_map_lookup_elem(MAP(reals), &real_key);
-
-	return real && !(real->flags & REAL_GONE) ? real : NULL;
-}
-
-/* Counts the packet for its VIP and real and sends it to the real, which its number has led to already. */
-static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
-					const struct real_definition *real, int family)
-{
-	__u32 slot = CTL_GATEWAY_MAC;
-	struct ctl_value *gateway = bpf_map_lookup_elem(MAP(ctl_array), &slot);
-
-	if (!gateway) {
-		count_v1(STATS_RING_DROP);
-		return XDP_DROP;
-	}
-	count_bytes(vip_num, packet->ip_bytes);
-	count_real(real_key, packet->ip_bytes);
-	if (family == AF_INET && !(real->flags & REAL_IPV6))
-		return encap_ipv4(ctx, packet, gateway, real->addr[0]);
-	return encap_ipv6(ctx, packet, gateway, real, family);
 }

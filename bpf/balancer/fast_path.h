@@ -2,15 +2,11 @@
 /* From a mark to the destination: array reads only. */
 #pragma once
 
-#include "encap.h"
+#include "lib/map_handle.h"
+#include "lib/packet.h"
+#include "counters.h"
 #include "mark_entry.h"
-
-/* Where a packet goes: numbers of its VIP and real, and the real's definition; NULL: nowhere. */
-struct route {
-	__u32 vip_num;
-	__u32 real_key;
-	struct real_definition *real;
-};
+#include "real.h"
 
 #if USES_MARKS
 /* What an entry says is true while VIP and real are those that it was written for. */
@@ -68,19 +64,16 @@ static __always_inline enum accel_counter route_by_mark(struct route *route, con
 #endif
 
 #if USES_MARKS
-/* XDP_PASS means "not by this mark": take the slow path. */
-static __always_inline int fast_path(struct xdp_md *ctx, const struct packet *packet, __u32 mark, int family)
+/* Whether the mark leads the packet anywhere, which is counted: `route` tells where. */
+static __always_inline int follow_mark(struct route *route, const struct packet *packet, __u32 mark, int family)
 {
-	struct route route;
-	enum accel_counter found = route_by_mark(&route, packet, mark, family);
+	enum accel_counter found = route_by_mark(route, packet, mark, family);
 
 	count(found);
-	if (found != ACCEL_FAST)
-		return XDP_PASS;
-	return send_to_real(ctx, packet, route.vip_num, route.real_key, route.real, family);
+	return found == ACCEL_FAST;
 }
 
-/* What a mark of one flow means is void from now on: its connection is over, whatever rules still say. */
+/* Makes the mark of a flow void: its connection is over, though a rule may still set the mark. */
 static __always_inline void void_mark(__u32 mark)
 {
 #ifdef MARK_IS_FLOW

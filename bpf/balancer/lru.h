@@ -2,9 +2,11 @@
 /* Connection table: one LRU hash per forwarding CPU, and one for the CPUs without. */
 #pragma once
 
-#include "counters.h"
+#include "lib/flow_key.h"
 #include "lib/map_handle.h"
 #include "lib/packet.h"
+#include "counters.h"
+#include "katran_abi.h"
 
 /* The table of this CPU; NULL when it has none of its own and shares the fallback. */
 static __always_inline void *lru_of_this_cpu(void)

@@ -14,7 +14,7 @@
 #define USES_MARKS 0
 #endif
 
-#include "counters.h"
+#include "lib/flow_key.h"
 #include "lib/map_handle.h"
 #include "lib/packet.h"
 

@@ -2,11 +2,17 @@
 /*
  * Telling user space about a flow that has shown itself worth a rule: after MIN_PACKETS packets on the slow
  * path and, since a report may be lost and a rule refused, again after twice as many, four times as many, …
- * And about one whose rule has had its time.
+ * And about a flow whose rule is no longer right.
  */
 #pragma once
 
+#include "lib/flow_key.h"
+#include "lib/map_handle.h"
+#include "lib/packet.h"
+#include "counters.h"
+#include "katran_abi.h"
 #include "mark_entry.h"
+#include "mark_pool.h"
 
 #define REPORT_BACKOFF_LIMIT 0x8000u
 
@@ -60,42 +66,6 @@ static __always_inline int report_is_due(struct real_pos_lru *entry)
 
 #ifdef MARK_IS_FLOW
 /*
- * Marks leased to one CPU. Only XDP on that CPU moves `taken`, only user space moves `filled`; both count up and
- * wrap. User space keeps at most POOL_SLOTS - 1 in stock, so that the slot just taken can be given back. When it
- * reclaims marks, `filled` steps back and may come to stand behind `taken`.
- */
-struct mark_pool {
-	__u32 taken;
-	__u32 pad_taken[15];
-	__u32 filled;
-	__u32 pad_filled[15];
-	__u32 slots[POOL_SLOTS];
-};
-
-static __always_inline __u32 take_mark(__u32 cpu)
-{
-	struct mark_pool *pool = bpf_map_lookup_elem(MAP(markid_pool_mapping), &cpu);
-	__u32 taken, mark;
-
-	if (!pool)
-		return 0;
-	taken = pool->taken;
-	if ((__s32)(*(volatile __u32 *)&pool->filled - taken) <= 0)
-		return 0;
-	mark = pool->slots[taken & (POOL_SLOTS - 1)];
-	pool->taken = taken + 1;
-	return mark;
-}
-
-static __always_inline void give_back_mark(__u32 cpu)
-{
-	struct mark_pool *pool = bpf_map_lookup_elem(MAP(markid_pool_mapping), &cpu);
-
-	if (pool)
-		pool->taken -= 1;
-}
-
-/*
  * Writes what a free mark will mean. A forged mark may read the entry meanwhile: the generation is 0 until
  * the rest stands.
  */
@@ -135,10 +105,6 @@ static __always_inline __u32 mark_for(const struct hw_accel_event *event)
 static __always_inline __u32 mark_for(const struct hw_accel_event *event)
 {
 	return 0;
-}
-
-static __always_inline void give_back_mark(__u32 cpu)
-{
 }
 #endif
 

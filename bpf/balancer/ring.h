@@ -2,10 +2,12 @@
 /* Maglev: from a flow's hash to a real number. */
 #pragma once
 
-#include "counters.h"
-#include "jhash.h"
+#include "lib/flow_key.h"
 #include "lib/map_handle.h"
 #include "lib/packet.h"
+#include "counters.h"
+#include "jhash.h"
+#include "katran_abi.h"
 
 /*
  * Hash of source and ports; neither destination nor protocol counts. `family` is a constant at every call.

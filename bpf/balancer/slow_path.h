@@ -2,9 +2,14 @@
 /* Without a mark: VIP, connection table, ring, and a report of flows that deserve a mark. */
 #pragma once
 
-#include "encap.h"
+#include "lib/map_handle.h"
+#include "lib/packet.h"
+#include "counters.h"
 #include "fast_path.h"
+#include "katran_abi.h"
 #include "lru.h"
+#include "mark_entry.h"
+#include "real.h"
 #include "report.h"
 #include "ring.h"
 #include "vip.h"
@@ -167,5 +172,6 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	if (report.kind)
 		report_flow(ctx, packet, vip->vip_num, route.real_key, &report, family);
 	count_slow(vip->vip_num, route.real_key);
-	return send_to_real(ctx, packet, vip->vip_num, route.real_key, route.real, family);
+	route.vip_num = vip->vip_num;
+	return send_to_real(ctx, packet, &route, family);
 }

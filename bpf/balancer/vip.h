@@ -2,8 +2,10 @@
 /* From a packet's destination to its VIP. */
 #pragma once
 
+#include "lib/flow_key.h"
 #include "lib/map_handle.h"
 #include "lib/packet.h"
+#include "katran_abi.h"
 
 static __always_inline struct vip_meta *vip_by_port(const struct packet *packet, __be16 port)
 {

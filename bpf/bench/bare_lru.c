@@ -9,6 +9,7 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 
+#include "balancer/outer_header.h"
 #include "lib/flow_key.h"
 #include "lib/map_handle.h"
 
@@ -57,31 +58,36 @@ static __always_inline void write_outer(ip_header *ip, __u16 inner_bytes, const 
 	*(__be32 *)ip = bpf_htonl(0x60000000);
 	ip->payload_len = bpf_htons(inner_bytes);
 	ip->nexthdr = IPPROTO_IPV6;
-	ip->hop_limit = 64;
-	ip->saddr.in6_u.u6_addr32[0] = bpf_htonl(0x01000000);
+	ip->hop_limit = OUTER_TTL;
+	ip->saddr.in6_u.u6_addr32[0] = bpf_htonl(OUTER_V6_SOURCE);
 	ip->saddr.in6_u.u6_addr32[1] = 0;
 	ip->saddr.in6_u.u6_addr32[2] = 0;
 	ip->saddr.in6_u.u6_addr32[3] = 0;
 	__builtin_memcpy(&ip->daddr, real->addr, sizeof(ip->daddr));
 }
 #else
-/* The checksum is summed up from what is written, not read back: 4500, 4004 and ac10 are the constant words. */
+/* Version, header length and TOS; TTL and protocol; the upper half of the source: the words that never change. */
+#define FIRST_WORD 0x4500
+#define TTL_WORD (OUTER_TTL << 8 | IPPROTO_IPIP)
+#define SOURCE_WORD (OUTER_V4_SOURCE >> 16)
+
+/* The checksum is summed up from what is written, not read back. */
 static __always_inline void write_outer(ip_header *ip, __u16 inner_bytes, const struct bench_real *real)
 {
 	__be16 total = bpf_htons(inner_bytes + sizeof(*ip));
 	__be32 address = real->addr[0];
-	__u32 sum = bpf_htons(0x4500) + bpf_htons(0x4004) + bpf_htons(0xac10);
+	__u32 sum = bpf_htons(FIRST_WORD) + bpf_htons(TTL_WORD) + bpf_htons(SOURCE_WORD);
 
 	sum += total + (address & 0xffff) + (address >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum += sum >> 16;
-	*(__be16 *)ip = bpf_htons(0x4500);
+	*(__be16 *)ip = bpf_htons(FIRST_WORD);
 	ip->tot_len = total;
 	ip->id = 0;
 	ip->frag_off = 0;
-	*(__be16 *)&ip->ttl = bpf_htons(0x4004);
+	*(__be16 *)&ip->ttl = bpf_htons(TTL_WORD);
 	ip->check = ~sum;
-	ip->saddr = bpf_htonl(0xac100000);
+	ip->saddr = bpf_htonl(OUTER_V4_SOURCE);
 	ip->daddr = address;
 }
 #endif

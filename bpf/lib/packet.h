@@ -27,6 +27,13 @@
 #define TCP_FLAG_SYN 0x02
 #define TCP_FLAG_RST 0x04
 
+/* What reading the headers of a frame has come to. */
+enum parse_result {
+	PARSE_OK,
+	PARSE_OTHER, /* neither TCP nor UDP */
+	PARSE_MALFORMED, /* truncated, IP options, or a fragment */
+};
+
 struct packet {
 	struct flow_key flow; /* as the packet carries it */
 	__u32 frame_bytes;
@@ -51,37 +58,37 @@ static __always_inline int is_tcp_edge(const struct packet *packet)
 	return packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST);
 }
 
-/* Ports and TCP flags at `l4`. XDP_TX: go on; XDP_DROP: truncated; XDP_PASS: neither TCP nor UDP. */
-static __always_inline int read_l4(struct packet *packet, void *l4, void *data_end)
+/* Ports and TCP flags at `l4`. */
+static __always_inline enum parse_result read_l4(struct packet *packet, void *l4, void *data_end)
 {
 	__u8 *bytes = l4;
 
 	if (packet->flow.proto == IPPROTO_TCP) {
 		if (l4 + TCP_HEADER_BYTES > data_end)
-			return XDP_DROP;
+			return PARSE_MALFORMED;
 		packet->tcp_flags = bytes[TCP_FLAGS_BYTE];
 	} else if (packet->flow.proto == IPPROTO_UDP) {
 		if (l4 + UDP_HEADER_BYTES > data_end)
-			return XDP_DROP;
+			return PARSE_MALFORMED;
 		packet->tcp_flags = 0;
 	} else {
-		return XDP_PASS;
+		return PARSE_OTHER;
 	}
 	packet->flow.sport = *(__be16 *)l4;
 	packet->flow.dport = *(__be16 *)(l4 + 2);
-	return XDP_TX;
+	return PARSE_OK;
 }
 
-static __always_inline int read_ipv4(struct packet *packet, void *data, void *data_end)
+static __always_inline enum parse_result read_ipv4(struct packet *packet, void *data, void *data_end)
 {
 	struct iphdr *ip = data + sizeof(struct ethhdr);
 
 	if ((void *)(ip + 1) > data_end)
-		return XDP_DROP;
+		return PARSE_MALFORMED;
 	if (ip->ihl != 5)
-		return XDP_DROP;
+		return PARSE_MALFORMED;
 	if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET))
-		return XDP_DROP;
+		return PARSE_MALFORMED;
 	packet->flow.src[0] = ip->saddr;
 	packet->flow.dst[0] = ip->daddr;
 	packet->flow.proto = ip->protocol;
@@ -90,14 +97,14 @@ static __always_inline int read_ipv4(struct packet *packet, void *data, void *da
 	return read_l4(packet, ip + 1, data_end);
 }
 
-static __always_inline int read_ipv6(struct packet *packet, void *data, void *data_end)
+static __always_inline enum parse_result read_ipv6(struct packet *packet, void *data, void *data_end)
 {
 	struct ipv6hdr *ip = data + sizeof(struct ethhdr);
 
 	if ((void *)(ip + 1) > data_end)
-		return XDP_DROP;
+		return PARSE_MALFORMED;
 	if (ip->nexthdr == IPPROTO_FRAGMENT)
-		return XDP_DROP;
+		return PARSE_MALFORMED;
 	__builtin_memcpy(packet->flow.src, &ip->saddr, sizeof(packet->flow.src));
 	__builtin_memcpy(packet->flow.dst, &ip->daddr, sizeof(packet->flow.dst));
 	packet->flow.proto = ip->nexthdr;

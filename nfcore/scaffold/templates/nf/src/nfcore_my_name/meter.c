@@ -6,7 +6,7 @@
  *                └─ no mark, or a wrong one ──► meter_ports: do we watch its port? count it, know its flow,
  *                                               and report the flow when it has shown itself worth a rule  (slow path)
  *
- * packet.h, flow_key.h, map_handle.h and the carriers are nfcore's.
+ * Headers in lib/ are nfcore's.
  */
 #include <linux/bpf.h>
 
@@ -37,12 +37,12 @@ struct meter_event {
 	__u32 cpu;
 };
 
-static __always_inline int read_flow(struct packet *packet, __u32 *family, void *data, void *data_end)
+static __always_inline enum parse_result read_flow(struct packet *packet, __u32 *family, void *data, void *data_end)
 {
 	struct ethhdr *eth = data;
 
 	if ((void *)(eth + 1) > data_end)
-		return XDP_PASS;
+		return PARSE_MALFORMED;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		*family = 4;
 		return read_ipv4(packet, data, data_end);
@@ -51,7 +51,7 @@ static __always_inline int read_flow(struct packet *packet, __u32 *family, void 
 		*family = 6;
 		return read_ipv6(packet, data, data_end);
 	}
-	return XDP_PASS;
+	return PARSE_OTHER;
 }
 
 static __always_inline void report(struct xdp_md *ctx, const struct meter_flow *flow, __u32 packets)
@@ -99,7 +99,7 @@ int meter_ingress(struct xdp_md *ctx)
 	struct meter_flow flow = {};
 	__u32 port, *slot;
 
-	if (read_flow(&packet, &flow.family, data, data_end) != XDP_TX)
+	if (read_flow(&packet, &flow.family, data, data_end) != PARSE_OK)
 		return XDP_PASS;
 	port = bpf_ntohs(packet.flow.dport);
 	/* A mark is a hint, and looked at: it may be stale, or somebody else's. */

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The real of a number, and the way of a packet to it. */
+#pragma once
+
+#include "lib/map_handle.h"
+#include "lib/packet.h"
+#include "counters.h"
+#include "encap.h"
+#include "katran_abi.h"
+
+/* Where a packet goes: numbers of its VIP and real, and the real's definition; NULL: nowhere. */
+struct route {
+	__u32 vip_num;
+	__u32 real_key;
+	struct real_definition *real;
+};
+
+/* The real of this number, or NULL when there is none or it is gone. */
+static __always_inline struct real_definition *live_real(__u32 real_key)
+{
+	struct real_definition *real = bpf_map_lookup_elem(MAP(reals), &real_key);
+
+	return real && !(real->flags & REAL_GONE) ? real : NULL;
+}
+
+/* Counts the packet for its VIP and real and sends it to the real. */
+static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet *packet, const struct route *route,
+					int family)
+{
+	__u32 slot = CTL_GATEWAY_MAC;
+	struct ctl_value *gateway = bpf_map_lookup_elem(MAP(ctl_array), &slot);
+
+	if (!gateway) {
+		count_v1(STATS_RING_DROP);
+		return XDP_DROP;
+	}
+	count_bytes(route->vip_num, packet->ip_bytes);
+	count_real(route->real_key, packet->ip_bytes);
+	if (family == AF_INET && !(route->real->flags & REAL_IPV6))
+		return encap_ipv4(ctx, packet, gateway, route->real->addr[0]);
+	return encap_ipv6(ctx, packet, gateway, route->real, family);
+}
