@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "promtool.sh"
+from tests.paths import ROOT
+
+SCRIPT = ROOT / "scripts/promtool.sh"
 
 
 def promtool(*arguments: str | Path, given: bytes = b"") -> str:

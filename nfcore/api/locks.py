@@ -17,7 +17,7 @@ from typing import Self
 
 from ..errors import HostError
 
-FOLDER = Path("/run/nfcore/claims")
+FOLDER = Path("/run/nfcore/locks")
 ATTEMPTS = 5
 PAUSE = 0.01
 """Seconds between two attempts."""
@@ -46,14 +46,14 @@ class Locks:
     def interface(self, name: str, ifindex: int) -> None:
         """Claim an interface of this network namespace; HostError when another process drives it."""
         namespace = Path("/proc/self/ns/net").stat().st_ino
-        self.claim(f"net-{namespace}-{ifindex}", f"interface {name}")
+        self.acquire(f"net-{namespace}-{ifindex}", f"interface {name}")
 
     def folder(self, path: Path) -> None:
         """Claim a folder, such as one of pins; HostError when another process uses it."""
         digest = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=8).hexdigest()
-        self.claim(f"folder-{digest}", f"folder {path}")
+        self.acquire(f"folder-{digest}", f"folder {path}")
 
-    def claim(self, key: str, what: str) -> None:
+    def acquire(self, key: str, what: str) -> None:
         """Claim anything by a key that is a file name."""
         path = self._folder / key
         if path in self._held:

@@ -25,9 +25,6 @@ from .diagnosis import diagnose
 from .metrics import BalancerFigures
 from .tracing import trace
 
-if TYPE_CHECKING:
-    from nfcore.bench import Workload
-
 
 class KatranAccelPlugin:
     """Answers the hooks for the balancer. The kernel is touched from `setup` on, never by importing."""
@@ -108,7 +105,7 @@ class KatranAccelPlugin:
         return list(remove_leftovers(context, Path(table.pin_dir) if table.pin_dir else None))
 
     @hookimpl
-    def benchmark(self) -> Workload:
+    def benchmark(self) -> object:
         """Let `nfcore bench` measure the balancer."""
         from .benchmark import KatranWorkload  # noqa: PLC0415 - a daemon has no use for it
 

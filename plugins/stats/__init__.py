@@ -18,13 +18,12 @@ from nfcore.errors import describe_error
 
 from .config import StatsTable
 from .registry import Registry
-from .tally import Tally
 from .top.command import app as commands
 from .top.summary import summarise
 
 if TYPE_CHECKING:
     from .collector import Collector
-    from .prometheus.endpoint import Endpoint
+    from .prometheus.endpoint import Endpoint, EndpointCounters
 
 NAME = "stats"
 COLLECT_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
@@ -38,7 +37,7 @@ class StatsPlugin:
         self._context: Context | None = None
         self._collector: Collector | None = None
         self._endpoint: Endpoint | None = None
-        self._tally = Tally()
+        self._counters: EndpointCounters | None = None
         self._took = Histogram(COLLECT_BOUNDS)
 
     @hookimpl
@@ -55,8 +54,9 @@ class StatsPlugin:
     def setup(self, context: Context) -> None:
         """Answer ``stats`` and ``top`` on the control socket, and listen for scrapers once the daemon runs."""
         from .collector import Collector  # noqa: PLC0415 - every command loads this module
+        from .prometheus.endpoint import EndpointCounters  # noqa: PLC0415
 
-        self._context = context
+        self._context, self._counters = context, EndpointCounters()
         self._collector = collector = Collector(self._steps, context)
         began, run = time.monotonic(), f"{os.getpid()}-{time.time_ns()}"
 
@@ -91,22 +91,13 @@ class StatsPlugin:
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
         """Tell how the endpoint fares."""
-        endpoint, tally = self._endpoint, self._tally
         took = histogram(
             "nfcore_stats_collect_seconds", "How long one plugin's figures held up the event loop.", "seconds"
         )
         took.add(self._took.read())
         listening = gauge("nfcore_stats_listening", "1 while the endpoint for Prometheus listens.", "")
-        errors = counter("nfcore_stats_listen_errors_total", "Tries to listen that failed.", "tries")
-        answers = counter("nfcore_stats_responses_total", "Answers over HTTP, by status.", "responses", "code")
-        dropped = counter("nfcore_stats_dropped_total", "Connections left without an answer.", "connections", "reason")
-        listening.add(int(endpoint is not None and endpoint.listening))
-        errors.add(tally.listen_errors)
-        for code, number in sorted(tally.responses.items()):
-            answers.add(number, code=str(code))
-        for reason, number in tally.dropped.items():
-            dropped.add(number, reason=reason)
-        return [took, listening, errors, answers, dropped]
+        listening.add(int(self._endpoint is not None and self._endpoint.listening))
+        return [took, listening, *(self._counters.metrics() if self._counters else ())]
 
     def _steps(self, registry: Registry) -> Iterator[None]:
         """Fill the registry, a plugin a step; a plugin's whose break a rule are left out, and it is blamed."""
@@ -128,9 +119,9 @@ class StatsPlugin:
     def _listen(self, listen: str) -> None:
         from .prometheus.endpoint import Endpoint  # noqa: PLC0415 - every command loads this module
 
-        if self._context is None or self._collector is None or not listen:
+        if self._context is None or self._collector is None or self._counters is None or not listen:
             return
-        self._endpoint = Endpoint(listen, self._collector.ask, self._context.services.health, self._tally)
+        self._endpoint = Endpoint(listen, self._collector.ask, self._context.services.health, self._counters)
         self._endpoint.start()
 
     def _hush(self) -> None:

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from nfcore.errors import HostError
+from tests.guest.simnic.build import build_module
 
 from .kernel import build_init, cached_kernel, fetch_kernel
 from .machine import Guest, kvm_works
-from .simnic.build import build_module
 
 
 def main() -> int:

@@ -8,10 +8,10 @@ import os
 import pytest
 
 from nfcore.testing.results import is_excused
+from tests.guest.simnic.build import missing_for_simnic
 
 from .machine import missing_for_guest
 from .relay import INSIDE, GuestRun
-from .simnic.build import missing_for_simnic
 
 STRICT = os.environ.get("CI", "").lower() == "true"
 _RUN = pytest.StashKey[GuestRun]()

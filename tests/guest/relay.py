@@ -25,8 +25,8 @@ from typing import Any
 import pytest
 
 from nfcore.errors import HostError
+from tests.guest.inside.programs import prebuild
 
-from .inside.programs import prebuild
 from .machine import Guest, GuestError
 from .reporter import REPORTS, WANTED
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .environments import ROOT, build_wheel
+from tests.kernel.packaging.environments import build_wheel
+from tests.paths import ROOT
+
 from .site import Site, open_site
 
 

@@ -22,8 +22,8 @@ from nfcore.control.client import request
 from nfcore.plugins.softnic.backend import SoftnicBackend
 from tests.daemons import Daemons
 from tests.daemons import eventually as daemons_eventually
+from tests.kernel.katran_accel.world import GATEWAY, NIC
 
-from .balancer_world import GATEWAY, NIC
 from .network import enter, namespaces, send_frame
 from .network import ip as ip_in
 

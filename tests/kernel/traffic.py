@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from .balancer_world import tcp
+from tests.kernel.katran_accel.world import tcp
+
 from .network import send_frame
 from .site import PATIENCE, VIP, Site, packet_socket
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from nfcore.api.config import Config
-
-from .engine_world import World
+from tests.unit.engine.world import World
 
 
 @pytest.fixture

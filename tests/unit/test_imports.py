@@ -7,11 +7,13 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 CORE = ROOT / "nfcore"
 PLUGINS = ROOT / "plugins"
 SOURCES = ("nfcore", "plugins", "bpf", "tests", "demo", "examples", "scripts")
@@ -55,23 +57,87 @@ def test_there_is_something_to_look_at() -> None:
     assert len(files("nfcore")) > 20
     assert len(plugin_names()) >= 4
     assert any(name == "nfcore.errors.HostError" for name in imports(CORE / "kernel/xdp.py"))
+    assert "nfcore.engine.removal" in arrows()["nfcore.engine.engine"]
 
 
-@pytest.mark.parametrize("path", files("nfcore"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_core_imports_no_plugin(path: Path) -> None:
-    assert [name for name in imports(path) if within(name, "nfcore.plugins") or within(name, "plugins")] == []
+# Rooms of nfcore, and which others each may import. Arrows point down only.
+GROUND = {"errors", "text", "logs", "version"}
+ROOMS = {
+    "errors": set(),
+    "text": set(),
+    "version": set(),
+    "logs": {"text"},
+    "kernel": GROUND,
+    "api": {"kernel", *GROUND},
+    "hooks": {"api", *GROUND},
+    "config": {"hooks", "api", *GROUND},
+    "devices": {"hooks", "api", *GROUND},
+    "engine": {"devices", "hooks", "api", *GROUND},
+    "control": {"api", *GROUND},
+    "daemon": {"control", "engine", "devices", "config", "hooks", "api", "kernel", *GROUND},
+    "scaffold": GROUND,
+    "testing": {"daemon", "hooks", "api", "kernel", *GROUND},
+    "bench": {"daemon", "control", "engine", "devices", "config", "hooks", "api", "kernel", *GROUND},
+    "cli": {"bench", "testing", "scaffold", "daemon", "control", "engine", "devices", "config", "hooks", "api"}
+    | {"kernel", *GROUND},
+}
+FOR_PLUGINS = {"api", "kernel", "errors", "text"}
+FOR_THEIR_COMMANDS = {"control.client", "cli.options", "cli.tables"}
+FOR_THEIR_BENCHMARK = {"bench"}
 
 
-@pytest.mark.parametrize("plugin", plugin_names())
-def test_a_plugin_imports_no_other(plugin: str) -> None:
-    for path in files(f"plugins/{plugin}"):
-        foreign = [
-            name
-            for name in imports(path)
-            if (within(name, "nfcore.plugins") and not within(name, f"nfcore.plugins.{plugin}"))
-            or within(name, "plugins")
-        ]
-        assert foreign == [], path
+def room_of(module: str) -> str:
+    """The room of a module of nfcore by its dotted name; `nfcore` itself is the ground floor's."""
+    return module.split(".")[1] if "." in module else "version"
+
+
+def product_modules() -> dict[str, Path]:
+    """Dotted name → file, of nfcore and its plugins; templates are not code yet."""
+    found = {}
+    for path in files("nfcore", "plugins"):
+        if "templates" not in path.parts:
+            name = [*module_of(path), *([] if path.stem == "__init__" else [path.stem])]
+            found[".".join(name)] = path
+    return found
+
+
+def arrows() -> dict[str, set[str]]:
+    """Module → the modules of nfcore and its plugins that it imports, wherever in the file."""
+    modules = product_modules()
+    found: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        targets = {each if each in modules else each.rpartition(".")[0] for each in imports(path)}
+        found[name] = {target for target in targets if target in modules and target != name}
+    return found
+
+
+def test_rooms_import_downwards_only() -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module, targets in arrows().items()
+        if not within(module, "nfcore.plugins")
+        for target in targets
+        if room_of(target) != room_of(module) and room_of(target) not in ROOMS[room_of(module)]
+    ]
+    assert wrong == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    TopologicalSorter(arrows()).prepare()  # CycleError names the files
+
+
+def test_plugins_import_what_is_for_them() -> None:
+    for module, targets in arrows().items():
+        if not within(module, "nfcore.plugins"):
+            continue
+        plugin = ".".join(module.split(".")[:3])
+        for target in targets:
+            if within(target, plugin):
+                continue
+            inner = target.removeprefix("nfcore.")
+            allowed = room_of(target) in FOR_PLUGINS or inner in FOR_THEIR_COMMANDS
+            allowed |= room_of(target) in FOR_THEIR_BENCHMARK and module.endswith(".benchmark")
+            assert allowed, f"{module} imports {target}"
 
 
 def test_bcc_stands_behind_one_seam() -> None:
@@ -106,23 +172,13 @@ def test_every_source_names_its_licence() -> None:
 
 
 def folders() -> list[Path]:
-    fixed = (
-        "",
-        "nfcore",
-        "nfcore/kernel",
-        "nfcore/bench",
-        "nfcore/scaffold",
-        "plugins",
-        "bpf",
-        "bpf/lib",
-        "bpf/lib/carriers",
-        "bpf/balancer",
-        "bpf/bench",
-        "tests",
-    )
-    return [
-        ROOT / folder for folder in (*fixed, "nfcore/testing", "tests/unit", "tests/kernel", "examples", "demo", "docs")
-    ] + [PLUGINS / name for name in plugin_names()]
+    """Those that hold files of their own that a reader may look for."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code = {Path(name).parent for name in tracked.splitlines() if name.endswith((".py", ".c", ".h"))}
+    tops = ("nfcore", "plugins", "bpf", "demo")
+    mine = {folder for folder in code if folder.parts and folder.parts[0] in tops and "templates" not in folder.parts}
+    tests = {Path("tests"), *(Path("tests") / tier for tier in ("unit", "kernel", "guest"))}
+    return [ROOT / folder for folder in sorted(mine | tests | {Path("examples"), Path("docs"), Path("plugins")})]
 
 
 @pytest.mark.parametrize("folder", folders(), ids=lambda folder: str(folder.relative_to(ROOT)))

@@ -16,15 +16,17 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from nfcore.api.health import Health
+from nfcore.api.metrics import MetricFamily, counter
 from nfcore.errors import describe_error
 
 from ..config import split_listen
 from ..registry import Registry
-from ..tally import Tally
 from .exposition import CONTENT_TYPE, Exposition
 
 log = logging.getLogger(__name__)
@@ -44,13 +46,36 @@ Ask = Callable[[Callable[[Registry | None], None]], None]
 """Lets the figures be collected on the event loop, and hands them on from there; None when that failed."""
 
 
+@dataclass
+class EndpointCounters:
+    """What the endpoint has done, wherever it listens meanwhile. Its thread counts, the event loop reads."""
+
+    responses: Counter[int] = field(default_factory=Counter)
+    """By HTTP status."""
+    dropped: Counter[str] = field(default_factory=lambda: Counter({"busy": 0, "slow": 0}))
+    """Connections that got no answer: there were too many, or they took too long."""
+    listen_errors: int = 0
+
+    def metrics(self) -> Iterator[MetricFamily]:
+        """Give them as metric families."""
+        errors = counter("nfcore_stats_listen_errors_total", "Tries to listen that failed.", "tries")
+        errors.add(self.listen_errors)
+        answers = counter("nfcore_stats_responses_total", "Answers over HTTP, by status.", "responses", "code")
+        for code, number in sorted(self.responses.items()):
+            answers.add(number, code=str(code))
+        dropped = counter("nfcore_stats_dropped_total", "Connections left without an answer.", "connections", "reason")
+        for reason, number in self.dropped.items():
+            dropped.add(number, reason=reason)
+        yield from (errors, answers, dropped)
+
+
 class Endpoint:
     """Listens until it is stopped; tries again while the port is taken. `listen` is as in the TOML."""
 
-    def __init__(self, listen: str, ask: Ask, health: Health, tally: Tally) -> None:
+    def __init__(self, listen: str, ask: Ask, health: Health, counters: EndpointCounters) -> None:
         self.listen = listen
         self.listening = False
-        self.tally = tally
+        self.counters = counters
         self._ask = ask
         self._health = health
         self._exposition = Exposition()
@@ -86,7 +111,7 @@ class Endpoint:
                 host, port = split_listen(self.listen)
                 server = await asyncio.start_server(self._serve, host, port, limit=LONGEST_REQUEST)
             except OSError as error:
-                self.tally.listen_errors += 1
+                self.counters.listen_errors += 1
                 words = error.strerror or str(error)
                 if words != said:
                     advice = "figures are to be had from `nfcore stats` alone until it is free; trying again"
@@ -113,9 +138,9 @@ class Endpoint:
                     if has_room:
                         await self._answer(reader, writer)
                     else:
-                        self.tally.dropped["busy"] += 1
+                        self.counters.dropped["busy"] += 1
             except TimeoutError:
-                self.tally.dropped["slow"] += 1
+                self.counters.dropped["slow"] += 1
                 # What a scraper that hangs has not taken by now goes.
                 writer.transport.abort()
             finally:
@@ -137,7 +162,7 @@ class Endpoint:
         else:
             method, answer = await self._judge(head)
         status, kind, body = answer
-        self.tally.responses[int(status)] += 1
+        self.counters.responses[int(status)] += 1
         lines = [
             f"HTTP/1.1 {int(status)} {status.phrase}",
             f"Content-Type: {kind}",

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from nfcore.kernel import Map, MapSpec, MapType, Program, compile_program
+from tests.paths import PROGRAMS
 
-_VERDICT = Path(__file__).parents[2] / "kernel" / "programs" / "verdict.c"
+_VERDICT = PROGRAMS / "verdict.c"
 _MARKS_SEEN = Path(__file__).parents[1] / "simnic" / "xdp" / "marks_seen.c"
 _COUNTS = MapSpec("counts", MapType.ARRAY, np.dtype(np.uint32), np.dtype(np.uint64), 4)
 _MARKS = MapSpec("marks", MapType.HASH, np.dtype(np.uint32), np.dtype(np.uint64), 64)

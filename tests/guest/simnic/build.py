@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from nfcore.errors import HostError
-
-from ..kernel import PREPARE, GuestKernel, cache_dir, cached_kernel, locked, run_tool, workplace
+from tests.guest.kernel import PREPARE, GuestKernel, cache_dir, cached_kernel, locked, run_tool, workplace
 
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(path for path in _FOLDER.iterdir() if path.name == "Kbuild" or path.suffix in (".c", ".h"))

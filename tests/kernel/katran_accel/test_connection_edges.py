@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SYN, FIN and RST of flows that have a rule: they go the slow way, to the right real, and end the rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nfcore.api.reasons import Reason
+from nfcore.engine.flow_state import FlowState
+from nfcore.plugins.katran_accel.layouts import AccelCounter
+
+from .world import World, forget_connections, open_world, sent_to, set_ring, tcp
+
+FLOW = tcp("198.18.1.2", "198.18.10.1")
+STRATEGIES = pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
+
+
+def edge(flags: str) -> bytes:
+    return tcp("198.18.1.2", "198.18.10.1", flags=flags)
+
+
+def move_ring(world: World) -> str:
+    """Let the ring give every new flow of the first VIP to another real than FLOW's; which."""
+    now = sent_to(world.send(FLOW))
+    number, name = next(
+        (number, str(address))
+        for address, number in world.balancer.inventory.reals.items()
+        if str(address) != now and number <= 3
+    )
+    set_ring(world, 0, number)
+    return name
+
+
+def reasons(world: World) -> list[int]:
+    table = world.engine.table
+    return table.reason[table.slots_in(FlowState.DRAINING, FlowState.REFUSED)].tolist()
+
+
+@STRATEGIES
+@pytest.mark.parametrize("flags", ["FA", "R", "RA"])
+def test_the_end_of_a_marked_connection_ends_its_rule(tmp_path: Path, strategy: str, flags: str) -> None:
+    with open_world(tmp_path, strategy=strategy) as world:
+        mark = world.offload(FLOW)
+        real = sent_to(world.send(FLOW, mark))
+        assert sent_to(world.send(edge(flags), mark)) == real
+        assert world.count(AccelCounter.INELIGIBLE) == 1
+        world.engine.poll()
+        assert reasons(world) == [Reason.ENDED]
+        assert world.engine.table.count(FlowState.INSTALLED) == 0
+        assert sent_to(world.send(FLOW)) == real
+
+
+@STRATEGIES
+@pytest.mark.parametrize("flags", ["FA", "R"])
+def test_the_end_goes_where_the_connection_went(tmp_path: Path, strategy: str, flags: str) -> None:
+    """Although the ring has changed and the connection table has lost the flow, of which it saw nothing for long."""
+    with open_world(tmp_path, strategy=strategy) as world:
+        mark = world.offload(FLOW)
+        real = sent_to(world.send(FLOW, mark))
+        other = move_ring(world)
+        forget_connections(world)
+        assert sent_to(world.send(edge(flags), mark)) == real
+        if flags == "FA":
+            assert sent_to(world.send(FLOW)) == real
+        forget_connections(world)
+        assert sent_to(world.send(edge(flags))) == other
+
+
+@STRATEGIES
+def test_a_new_connection_with_the_same_addresses_ends_the_old_ones_rule(tmp_path: Path, strategy: str) -> None:
+    with open_world(tmp_path, strategy=strategy) as world:
+        mark = world.offload(FLOW)
+        other = move_ring(world)
+        assert sent_to(world.send(edge("S"), mark)) == other
+        world.engine.poll()
+        assert reasons(world) == [Reason.MOVED]
+        assert sent_to(world.send(FLOW)) == other
+
+
+def test_flow_id_forgets_the_old_connection_with_the_first_packet_of_the_new(tmp_path: Path) -> None:
+    with open_world(tmp_path, strategy="flow-id") as world:
+        mark = world.offload(FLOW)
+        other = move_ring(world)
+        assert sent_to(world.send(edge("S"), mark)) == other
+        # Nobody in user space has heard of it yet, and the NIC goes on marking.
+        assert sent_to(world.send(FLOW, mark)) == other
+
+
+@STRATEGIES
+def test_a_syn_to_the_same_real_leaves_the_rule_alone(tmp_path: Path, strategy: str) -> None:
+    with open_world(tmp_path, strategy=strategy) as world:
+        mark = world.offload(FLOW)
+        real = sent_to(world.send(FLOW, mark))
+        assert sent_to(world.send(edge("S"), mark)) == real
+        world.engine.poll()
+        assert world.engine.table.count(FlowState.INSTALLED) == 1
+
+
+@STRATEGIES
+def test_edges_without_a_true_mark_are_no_business_of_the_engine(tmp_path: Path, strategy: str) -> None:
+    with open_world(tmp_path, strategy=strategy) as world:
+        mark = world.offload(FLOW)
+        for flags in ("S", "FA", "R"):
+            world.send(edge(flags))
+            world.send(edge(flags), mark + 1000)
+            world.send(tcp("2001:db8:1::2", "2001:db8:10::1", flags=flags), mark)
+        before = world.count(AccelCounter.REPORTED)
+        world.engine.poll()
+        assert world.count(AccelCounter.REPORTED) == before == 1
+        assert world.engine.table.count(FlowState.INSTALLED) == 1

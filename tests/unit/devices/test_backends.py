@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device's backends as one, and the thread that waits for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nfcore.api.flows import FlowMatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.devices.backends import BackendChain
+from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
+from nfcore.devices.worker import DeviceWorker, InlineWorker
+from nfcore.hooks.manager import PluginManager
+from tests.unit.hooks.faults import errors_of
+
+PATIENCE = 10.0
+"""Seconds until a thread that hangs fails the test."""
+
+
+def rules(*ports: int) -> RuleBatch:
+    flows = [FlowMatch.parse(f"198.18.1.2:{port} > 198.18.10.1:80/tcp") for port in ports]
+    return RuleBatch.of([Rule(flow, SetMark(1), flow.sport) for flow in flows])
+
+
+def ports_of(batch: RuleBatch) -> list[int]:
+    return [rule.match.sport for rule in batch]
+
+
+class Picky:
+    """Takes rules from some source ports and tells which it was asked for."""
+
+    def __init__(self, takes: set[int], else_: Outcome = Outcome.UNSUPPORTED) -> None:
+        self._takes, self._else = takes, else_
+        self.asked: list[list[int]] = []
+
+    @hookimpl
+    def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+        self.asked.append(ports_of(rules))
+        status = [Outcome.INSTALLED if port in self._takes else self._else for port in self.asked[-1]]
+        return Outcomes(np.array(status, dtype=np.uint8), dict.fromkeys(range(len(status)), "odd ports only"))
+
+    @hookimpl
+    def remove_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+        self.asked.append(ports_of(rules))
+        status = [Outcome.REMOVED if port in self._takes else Outcome.ABSENT for port in self.asked[-1]]
+        return Outcomes(np.array(status, dtype=np.uint8))
+
+
+class Answers:
+    """A backend that answers all its hooks with one value, or raises it."""
+
+    def __init__(self, answer: object) -> None:
+        self._answer = answer
+
+    def _give(self) -> Any:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    @hookimpl
+    def install_offload(self, device: Device, rules: RuleBatch) -> Any:
+        return self._give()
+
+    @hookimpl
+    def remove_offload(self, device: Device, rules: RuleBatch) -> Any:
+        return self._give()
+
+    @hookimpl
+    def dump_offload(self, device: Device) -> Any:
+        return self._give()
+
+
+def backends(**named: object) -> tuple[BackendChain, PluginManager]:
+    plugins = PluginManager()
+    for name, plugin in named.items():
+        plugins.register(plugin, name)
+    return BackendChain(Device("eth1", 4, tuple(named)), plugins), plugins
+
+
+def test_each_backend_is_asked_for_what_is_left() -> None:
+    first, second, third = Picky({1, 2}), Picky({3}), Picky({9})
+    device, _ = backends(first=first, second=second, third=third)
+    result = device.install(rules(1, 3, 2, 4))
+    assert (first.asked, second.asked, third.asked) == ([[1, 3, 2, 4]], [[3, 4]], [[4]])
+    assert result.status.tolist() == [Outcome.INSTALLED] * 3 + [Outcome.UNSUPPORTED]
+    assert result.backend.tolist() == [0, 1, 0, 2]
+    assert result.words == ["odd ports only"]
+
+
+def test_nobody_is_asked_for_nothing() -> None:
+    first, second = Picky({1}), Picky(set())
+    device, _ = backends(first=first, second=second)
+    device.install(rules(1))
+    assert second.asked == []
+    assert device.remove(rules(1), np.array([0], dtype=np.uint8)).gone.tolist() == [True]
+    assert second.asked == []
+
+
+def test_removal_goes_to_the_backend_that_holds_the_rule() -> None:
+    first, second = Picky({1, 2}), Picky({3})
+    device, _ = backends(first=first, second=second)
+    assert device.remove(rules(1, 3, 2), np.array([0, 1, 0], dtype=np.uint8)).gone.all()
+    assert (first.asked, second.asked) == ([[1, 2]], [[3]])
+
+
+def test_removing_what_is_not_there_is_no_error() -> None:
+    device, _ = backends(first=Picky(set()))
+    assert device.remove(rules(5), np.zeros(1, dtype=np.uint8)).gone.all()
+
+
+def test_without_backends_nothing_is_installed() -> None:
+    device, _ = backends()
+    assert device.install(rules(1)).status.tolist() == [Outcome.UNSUPPORTED]
+    assert len(device.dump().rows) == 0
+
+
+WRONG = [OSError("gone"), None, 1, Outcomes.all(Outcome.INSTALLED, 3), Outcomes([Outcome.INSTALLED]), np.zeros(3)]
+
+
+@pytest.mark.parametrize("answer", WRONG, ids=repr)
+def test_a_broken_backend_has_failed_and_the_next_is_asked(answer: object) -> None:
+    device, plugins = backends(broken=Answers(answer), next=Picky({1}))
+    result = device.install(rules(1, 2))
+    assert result.status.tolist() == [Outcome.INSTALLED, Outcome.FAILED]
+    assert result.backend.tolist() == [1, 1]
+    assert errors_of(plugins) == {("broken", "install_offload"): 1}
+    assert not device.remove(rules(1, 2), np.zeros(2, dtype=np.uint8)).gone.any()
+    assert errors_of(plugins)["broken", "remove_offload"] == 1
+
+
+def test_dumps_of_all_backends_are_one() -> None:
+    first, second = np.zeros(2, dtype=INSTALLED_ROW), np.zeros(1, dtype=INSTALLED_ROW)
+    first["rule"], second["rule"] = rules(1001, 1002).rows, rules(80).rows
+    device, plugins = backends(
+        first=Answers(first), silent=Picky(set()), broken=Answers(OSError()), second=Answers(second)
+    )
+    dump = device.dump()
+    assert dump.rows["rule"]["key"]["sport"].tolist() == [1001, 1002, 80]
+    assert dump.rows.dtype == INSTALLED_ROW
+    assert dump.answered == [0, 3]
+    assert errors_of(plugins) == {("broken", "dump_offload"): 1}
+
+
+@pytest.mark.parametrize("answer", [np.zeros(2), [], "rules"], ids=repr)
+def test_a_dump_of_something_else_is_left_out(answer: object) -> None:
+    device, plugins = backends(wrong=Answers(answer))
+    assert device.dump().answered == []
+    assert errors_of(plugins) == {("wrong", "dump_offload"): 1}
+
+
+def test_the_null_backend_takes_and_lets_go() -> None:
+    device, _ = backends(**{NULL_BACKEND: NullBackend()})
+    assert device.install(rules(1, 2)).status.tolist() == [Outcome.INSTALLED] * 2
+    assert device.remove(rules(1, 2), np.zeros(2, dtype=np.uint8)).gone.all()
+
+
+def raises() -> None:
+    raise LookupError("no such rule")
+
+
+def test_an_inline_worker_answers_at_once() -> None:
+    results: list[Any] = []
+    worker = InlineWorker()
+    assert worker.submit(lambda: 7, results.append)
+    assert worker.submit(raises, results.append)
+    assert worker.stop(0)
+    assert results[0] == 7
+    assert isinstance(results[1], LookupError)
+
+
+class Loop:
+    """Stands for the engine's thread: what the worker delivers waits here."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+
+    def deliver(self, done: Callable[[], None]) -> None:
+        self.waiting.append(done)
+
+    def run(self) -> None:
+        while self.waiting:
+            self.waiting.pop(0)()
+
+
+@pytest.fixture
+def loop() -> Loop:
+    return Loop()
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_jobs_run_in_order_elsewhere_and_answers_come_here(loop: Loop) -> None:
+    worker = DeviceWorker("eth1", loop.deliver)
+    jobs: list[tuple[int, str]] = []
+    answers: list[tuple[Any, threading.Thread]] = []
+    for number in range(20):
+        assert worker.submit(
+            lambda number=number: jobs.append((number, threading.current_thread().name)) or number,
+            lambda result: answers.append((result, threading.current_thread())),
+        )
+    assert worker.stop(PATIENCE)
+    assert jobs == [(number, "offload-eth1") for number in range(20)]
+    assert answers == []
+    loop.run()
+    assert answers == [(number, threading.main_thread()) for number in range(20)]
+
+
+def test_a_job_that_raises_does_not_end_the_thread(loop: Loop) -> None:
+    worker = DeviceWorker("eth1", loop.deliver)
+    results: list[Any] = []
+    worker.submit(raises, results.append)
+    worker.submit(lambda: 7, results.append)
+    assert worker.stop(PATIENCE)
+    loop.run()
+    assert isinstance(results[0], LookupError)
+    assert results[1] == 7
+
+
+def test_a_full_queue_says_so_and_loses_nothing(loop: Loop, gate: threading.Event) -> None:
+    worker = DeviceWorker("eth1", loop.deliver, depth=2)
+    started = threading.Event()
+    results: list[Any] = []
+
+    def hold() -> int:
+        started.set()
+        gate.wait(PATIENCE)
+        return 0
+
+    assert worker.submit(hold, results.append)
+    assert started.wait(PATIENCE)
+    assert [worker.submit(lambda n=n: n, results.append) for n in (1, 2, 3)] == [True, True, False]
+    gate.set()
+    assert worker.stop(PATIENCE)
+    loop.run()
+    assert results == [0, 1, 2]
+
+
+def test_a_thread_that_hangs_is_reported(loop: Loop, gate: threading.Event) -> None:
+    worker = DeviceWorker("eth1", loop.deliver)
+    worker.submit(lambda: gate.wait(PATIENCE), lambda result: None)
+    assert worker.stop(0.01) is False
+    gate.set()

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plugin guide has a section for every hook, with the signature, the caller and the users that it really has."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import fields
+
+import pytest
+
+from nfcore.api.flows import FLOW_ROW
+from nfcore.api.hookspecs import ROLES, Asked
+from nfcore.api.rules import RULE_ROW, Capabilities
+from nfcore.hooks import discovery
+from nfcore.hooks.faults import Fault
+from nfcore.hooks.manager import TRACE_VARIABLE, PluginManager
+from nfcore.hooks.signatures import HOOKS, describe
+from tests.paths import ROOT
+
+from .guide import TEXT, example, label, sections, signature
+
+SECTIONS = sections()
+
+
+def test_every_hook_has_a_section_and_nothing_else_has() -> None:
+    assert sorted(SECTIONS) == sorted(HOOKS)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_signature_is_the_hooks_own(hook: str) -> None:
+    assert signature(hook) == describe(hook, HOOKS[hook])
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_caller_is_told(hook: str) -> None:
+    role = ROLES[hook]
+    assert label(SECTIONS[hook], "Called on") == role.asked
+    assert label(SECTIONS[hook], "Runs on") == role.runs
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_users_are_those_that_answer_it(hook: str) -> None:
+    plugins = PluginManager()
+    ours = [name for name in discovery.installed() if discovery.describe(name).distribution == "nfcore"]
+    for name in ours:
+        plugins.load(name)
+    told = re.findall(r"`(\w+)`", label(SECTIONS[hook], "Used by"))
+    assert told == sorted(plugins.implementing(hook))
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_example_has_the_hook(hook: str) -> None:
+    functions = [node for node in ast.walk(ast.parse(example(hook))) if isinstance(node, ast.FunctionDef)]
+    assert hook in [function.name for function in functions]
+
+
+def test_every_hook_has_a_test_of_its_own() -> None:
+    tree = ast.parse((ROOT / "tests/unit/hooks/test_hooks.py").read_text(encoding="utf-8"))
+    tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert {f"test_{hook}" for hook in HOOKS} <= tests
+
+
+def test_rows_and_fields_are_those_that_exist() -> None:
+    """In their tables, in the order of the code; a rule's fields are in the text below."""
+    given = TEXT.split("## What the hooks are given", 1)[1].split("\n## ", 1)[0]
+    assert sorted(first_cells(given)) == sorted(FLOW_ROW.names or ())
+    for name in set(RULE_ROW.names or ()) - {"reserved"}:
+        assert f"`{name}`" in given
+    able = TEXT.split("## Capabilities", 1)[1].split("\n## ", 1)[0]
+    assert first_cells(able) == [
+        "mark_width",
+        *[field.name for field in fields(Capabilities) if field.name != "mark_width"],
+    ]
+
+
+def first_cells(text: str) -> list[str]:
+    """Names in the first cells of tables."""
+    rows = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+
+
+def test_every_kind_of_fault_is_told() -> None:
+    faults = TEXT.split("| kind of fault |", 1)[1]
+    assert re.findall(r"^\| `(\w+)` \|", faults, flags=re.MULTILINE) == [str(fault) for fault in Fault]
+    assert TRACE_VARIABLE in TEXT
+
+
+def test_hooks_are_in_groups_not_twice() -> None:
+    assert len(re.findall(r"^### `", TEXT, flags=re.MULTILINE)) == len(HOOKS)
+    assert {role.asked for role in ROLES.values()} == set(Asked)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (ROOT / "docs" / target).exists(), target
+    titles = re.findall(r"^#+ (.*)$", TEXT, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""First and last packets of marked connections: what they say ends the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from nfcore.api.flows import ReportKind
+from nfcore.api.marks import MarkState
+from nfcore.api.reasons import Reason
+from nfcore.engine.flow_state import FlowState
+
+from .world import GRACE, World
+
+
+def tell(world: World, kind: ReportKind, *ports: int, target: int = 7) -> None:
+    """Report first or last packets of the flows from these ports."""
+    batch = world.flows(*ports, target=target, marks=[0] * len(ports))
+    batch.rows["kind"] = kind
+    world.nf.reports.append(batch)
+    world.engine.poll()
+
+
+@pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
+def test_the_end_of_a_connection_ends_its_rule_without_losing_its_real(
+    make: Callable[..., World], strategy: str
+) -> None:
+    world = make(strategy)
+    world.start()
+    world.report(1001, 1002)
+    world.notes.clear()
+    tell(world, ReportKind.ENDED, 1001, 1001)
+    assert world.notes[:2] == ["restore [1001]", "nic remove 1"]
+    assert [rule.match.sport for rule in world.nic.rules.values()] == [1002]
+    world.pass_time(GRACE)
+    assert world.why(1001) is Reason.ENDED
+    assert world.adds_up()
+
+
+def test_a_connection_that_goes_on_after_all_gets_a_rule_again(flow_id: World) -> None:
+    flow_id.report(1001)
+    tell(flow_id, ReportKind.ENDED, 1001)
+    flow_id.pass_time(GRACE)
+    flow_id.report(1001)
+    assert [rule.match.sport for rule in flow_id.nic.rules.values()] == [1001]
+    assert flow_id.states()[MarkState.LIVE] == 1
+    assert flow_id.adds_up()
+
+
+def test_a_new_connection_elsewhere_ends_the_old_ones_rule_and_is_not_overruled(dest_id: World) -> None:
+    dest_id.report(1001, 1002, target=7)
+    dest_id.notes.clear()
+    tell(dest_id, ReportKind.MOVED, 1001, target=8)
+    tell(dest_id, ReportKind.MOVED, 1002, target=7)
+    assert dest_id.notes == ["nic remove 1"]
+    dest_id.pass_time(GRACE)
+    assert dest_id.why(1001) is Reason.MOVED
+    assert dest_id.ports(FlowState.INSTALLED) == [1002]
+    assert dest_id.adds_up()
+
+
+def test_edges_of_unknown_and_refused_flows_change_nothing(flow_id: World) -> None:
+    flow_id.report(1001, marks=[0])
+    tell(flow_id, ReportKind.ENDED, 1001, 2002)
+    tell(flow_id, ReportKind.MOVED, 1001, 2002, target=9)
+    assert flow_id.why(1001) is Reason.NO_MARK
+    assert flow_id.engine.table.count(FlowState.REFUSED) == 1
+    assert flow_id.adds_up()

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The NIC of the engine's tests with all that a NIC promises: a wire, marks, drops, counters, a life of its own."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.api.flows import PROTOCOL_NAMES, FlowMatch
+from nfcore.api.hookspecs import hookimpl
+from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.testing import NicUnderTest, Seen
+from tests.unit.engine.world import FOREIGN, Nic
+
+DEVICE = Device("eth1", 4, ("reference",))
+SIZE = 16
+
+
+@dataclass
+class Silicon:
+    """What stays when the plugin's process goes."""
+
+    size: int = SIZE
+    rules: dict[int, Rule] = field(default_factory=dict)
+    """By cookie."""
+    hits: dict[int, int] = field(default_factory=dict)
+    octets: dict[int, int] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+class ReferenceNic(Nic):
+    """A backend that keeps every promise. Its steps are methods of their own, so that a wrong one gets one wrong."""
+
+    TAKES = Capabilities(mark_width=16, table_size=SIZE)
+
+    def __init__(self, silicon: Silicon) -> None:
+        super().__init__("reference", [], silicon.size)
+        self.silicon = silicon
+        self.rules, self.hits = silicon.rules, silicon.hits
+
+    @hookimpl
+    def probe_offload(self, device: Device) -> Capabilities:
+        return self.TAKES
+
+    @hookimpl
+    def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+        with self.silicon.lock:
+            status = [self.take(rule) for rule in rules]
+        return self.answer(status)
+
+    @hookimpl
+    def remove_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+        with self.silicon.lock:
+            counted = np.array([self.counted(rule) for rule in rules], dtype=np.uint64).reshape(len(rules), 2)
+            status = [self.let_go(rule) for rule in rules]
+        answer = self.answer(status)
+        counted[answer.status != Outcome.REMOVED] = 0
+        answer.counted = counted
+        return answer
+
+    @hookimpl
+    def dump_offload(self, device: Device) -> NDArray[np.void]:
+        with self.silicon.lock:
+            rows = np.zeros(len(self.rules), dtype=INSTALLED_ROW)
+            rows["rule"] = RuleBatch.of(list(self.rules.values())).rows
+            both = [self.counted(rule) for rule in self.rules.values()]
+        rows["packets"], rows["bytes"] = [packets for packets, _ in both], [size for _, size in both]
+        return rows
+
+    def answer(self, status: list[Outcome]) -> Outcomes:
+        refused = [row for row, each in enumerate(status) if each in (Outcome.UNSUPPORTED, Outcome.FAILED)]
+        return Outcomes(np.array(status, dtype=np.uint8), dict.fromkeys(refused[:1], "reference: not this one"))
+
+    def take(self, rule: Rule) -> Outcome:
+        if not self.knows(rule):
+            return Outcome.UNSUPPORTED
+        old = next((each for each in self.rules.values() if each.match == rule.match), None)
+        if old is None and len(self.rules) >= self.silicon.size:
+            return Outcome.FULL
+        if old is not None and old.cookie != rule.cookie:
+            self.forget(old.cookie)
+        self.keep(rule)
+        return Outcome.INSTALLED
+
+    def knows(self, rule: Rule) -> bool:
+        wide = isinstance(rule.action, SetMark) and rule.action.mark >> self.TAKES.mark_width
+        return rule.match.proto in PROTOCOL_NAMES and not wide
+
+    def keep(self, rule: Rule) -> None:
+        self.rules[rule.cookie] = rule
+        self.hits.setdefault(rule.cookie, 0)
+        self.silicon.octets.setdefault(rule.cookie, 0)
+
+    def let_go(self, rule: Rule) -> Outcome:
+        there = self.rules.get(rule.cookie)
+        if there is None or there.match != rule.match:
+            return Outcome.ABSENT
+        self.forget(rule.cookie)
+        return Outcome.REMOVED
+
+    def forget(self, cookie: int) -> None:
+        for table in (self.rules, self.hits, self.silicon.octets):
+            table.pop(cookie, None)
+
+    def counted(self, rule: Rule) -> tuple[int, int]:
+        return self.hits.get(rule.cookie, 0), self.silicon.octets.get(rule.cookie, 0)
+
+    def receive(self, frame: bytes) -> int | None:
+        """Let a frame in: its mark, 0 without; None when it was dropped."""
+        flow = flow_of(frame)
+        rule = next((each for each in self.rules.values() if each.match == flow), None)
+        if rule is None:
+            return 0
+        self.hits[rule.cookie] += 1
+        self.silicon.octets[rule.cookie] += len(frame)
+        return rule.action.mark if isinstance(rule.action, SetMark) else None
+
+    def send(self, frame: bytes, count: int) -> Seen:
+        with self.silicon.lock:
+            marks = [self.receive(frame) for _ in range(count)]
+        came = [mark for mark in marks if mark is not None]
+        return Seen({mark: came.count(mark) for mark in came}, marks.count(None))
+
+
+def under_test(kind: type[ReferenceNic] = ReferenceNic) -> NicUnderTest:
+    """A NIC of a kind with all that the suite can ask for."""
+    silicon = Silicon()
+
+    def restart() -> ReferenceNic:
+        nic.plugin = kind(silicon)
+        return nic.plugin
+
+    def send(frame: bytes, count: int) -> Seen:
+        assert isinstance(nic.plugin, ReferenceNic)
+        return nic.plugin.send(frame, count)
+
+    def foreign() -> Callable[[], bool]:
+        assert isinstance(nic.plugin, ReferenceNic)
+        nic.plugin.keep(FOREIGN)
+        return lambda: FOREIGN.cookie in silicon.rules
+
+    nic = NicUnderTest(
+        plugin=kind(silicon),
+        device=DEVICE,
+        send=send,
+        restart=restart,
+        foreign=foreign,
+        leftovers=lambda: [f"rule {cookie:#x}" for cookie in silicon.rules],
+        patience=0.05,
+    )
+    return nic
+
+
+def flow_of(frame: bytes) -> FlowMatch:
+    """The 5-tuple of a frame without options."""
+    (ethertype,) = struct.unpack_from("!H", frame, 12)
+    six = ethertype == 0x86DD
+    at, length = (22, 16) if six else (26, 4)
+    ends = [ipaddress.ip_address(frame[at + length * end : at + length * (end + 1)]) for end in (0, 1)]
+    sport, dport = struct.unpack_from("!HH", frame, at + 2 * length)
+    return FlowMatch(*ends, frame[20 if six else 23], sport, dport)
