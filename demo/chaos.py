@@ -222,8 +222,8 @@ class Chaos:
         self.traffic.answers(WITHOUT)
         taken, rules = self.hardware.paths() - before, self.hardware.rules()
         if taken.fast or not taken.slow or rules:
-            raise UnseenError(f"slow path alone: not seen; {rules} rules in the NIC, {taken.words}")
-        return f"no rule in the NIC before, meanwhile and after; {taken.words}"
+            raise UnseenError(f"slow path alone: not seen; {rules} rules in the NIC, {taken.summary}")
+        return f"no rule in the NIC before, meanwhile and after; {taken.summary}"
 
     def _without_daemon(self, meanwhile: Callable[[], None]) -> str:
         self.traffic.flow_for(self._random.uniform(0, RANDOM_WITHIN))
@@ -232,7 +232,7 @@ class Chaos:
         self.traffic.until(lambda: (self.traffic.picture.recent_share or 0) >= WARM, f"{WARM:.0%} on the fast path")
         held, taken, seconds = self._restart(meanwhile)
         adopted = self.traffic.meters.adopted
-        seen = f"{adopted} of {held} rules taken over after {seconds:.1f} s without a daemon, in which {taken.words}"
+        seen = f"{adopted} of {held} rules taken over after {seconds:.1f} s without a daemon, in which {taken.summary}"
         if not adopted or not _both(taken):
             raise UnseenError(f"rules taken over and both paths in use: not seen; {seen}")
         return seen
@@ -338,7 +338,7 @@ class Chaos:
         before = self.hardware.paths()
         self.traffic.answers(WITHOUT)
         taken, rules = self.hardware.paths() - before, self.hardware.rules()
-        seen = f"{removed['rules_removed']} rules removed; since then {taken.words}"
+        seen = f"{removed['rules_removed']} rules removed; since then {taken.summary}"
         if taken.fast or not taken.slow or rules:
             raise UnseenError(f"slow path alone: not seen; {rules} rules in the NIC, {seen}")
         return seen
@@ -350,7 +350,7 @@ class Chaos:
             lambda: self.hardware.rules() >= NIC_RULES // 2 and _both(self.hardware.paths() - before),
             "rules in the NIC, and packets on the fast path",
         )
-        return f"{self.hardware.rules()} rules in the NIC; {(self.hardware.paths() - before).words}"
+        return f"{self.hardware.rules()} rules in the NIC; {(self.hardware.paths() - before).summary}"
 
 
 _KILLED = "without a daemon connections go on by both paths; the next takes over the rules"

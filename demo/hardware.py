@@ -32,7 +32,7 @@ class Paths:
         return Paths(self.fast - other.fast, self.slow - other.slow)
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """For a person."""
         return f"{self.fast:,} packets fast, {self.slow:,} slow"
 

@@ -124,20 +124,20 @@ class Outcome(IntEnum):
 
 @dataclass
 class Outcomes:
-    """A backend's answer for a batch: one status per rule, and its words for those that need any."""
+    """A backend's answer for a batch: a status per rule, and messages for the rules that need one."""
 
     status: NDArray[np.uint8]
     """:class:`Outcome` per rule."""
-    words: dict[int, str] = field(default_factory=dict)
+    messages: dict[int, str] = field(default_factory=dict)
     """Row number → what the backend or the kernel said."""
     counted: NDArray[np.uint64] | None = None
     """Of a removal, shape (rules, 2): packets and bytes that each rule had counted to its end; None where the NIC does
     not tell. What came since the last dump would be lost otherwise."""
 
     @classmethod
-    def all(cls, status: Outcome, length: int, words: str = "") -> Outcomes:
-        """Give the same status to every rule; the words stand for the first."""
-        return cls(np.full(length, status, dtype=np.uint8), {0: words} if words and length else {})
+    def all(cls, status: Outcome, length: int, message: str = "") -> Outcomes:
+        """Give the same status to every rule; the message is that of the first."""
+        return cls(np.full(length, status, dtype=np.uint8), {0: message} if message and length else {})
 
 
 @dataclass(frozen=True)

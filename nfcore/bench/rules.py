@@ -99,7 +99,7 @@ def _operate(plugins: PluginManager, backend: str, device: Device, rules: RuleBa
     done = [int((answer.status == wanted).sum()) for answer, wanted in zip(answers, _EXPECTED, strict=True)]
     if [done[0], dumped[0], done[1]] != [len(rules)] * 3:
         words = f"of {len(rules)} rules {done[0]} were installed, {dumped[0]} dumped and {done[1]} removed"
-        raise HostError(f"{words}: {'; '.join(answers[0].words.values())}")
+        raise HostError(f"{words}: {'; '.join(answers[0].messages.values())}")
     return seconds
 
 

@@ -117,7 +117,7 @@ def print_tables(results: Results) -> None:
 def _rich(table: TextTable) -> RichTable:
     made = RichTable(box=None, pad_edge=False)
     for column, head in enumerate(table.heads):
-        made.add_column(head, justify="left" if column in table.words else "right")
+        made.add_column(head, justify="left" if column in table.text_columns else "right")
     for row in table.rows:
         made.add_row(*row)
     return made

@@ -125,7 +125,7 @@ def as_line(event: dict[str, Any]) -> str:
     head = f"{stamp}  {event['kind']:<9}"
     if "flow" not in event:
         where = f"{event['interface']}: " if event.get("interface") else ""
-        return f"{head}  {where}{event['words']}"
+        return f"{head}  {where}{event['message']}"
     parts = [f"{event['flow']}"]
     if event.get("real"):
         parts.append(f"→ {event['real']}")
@@ -136,5 +136,5 @@ def as_line(event: dict[str, Any]) -> str:
         parts.append(f"({where.replace(' ', ' on ')})")
     line = f"{head}  {' '.join(parts)}"
     told = [f"{event['packets']:,} packets, {event['bytes']:,} bytes"] if event.get("packets") else []
-    told += [event[key] for key in ("why", "words") if event.get(key)]
+    told += [event[key] for key in ("why", "message") if event.get(key)]
     return f"{line}: {'; '.join(told)}" if told else line

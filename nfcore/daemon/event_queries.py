@@ -152,12 +152,12 @@ def _wanted(
 def _is_wanted(note: Note, kinds: list[str], reasons: list[str], interfaces: list[str], match: str) -> bool:
     if reasons or (kinds and note.kind.word not in kinds) or (interfaces and note.interface not in interfaces):
         return False
-    return all(word in note.words or word in (note.interface or "") for word in match.split())
+    return all(word in note.message or word in (note.interface or "") for word in match.split())
 
 
 def _note_event(note: Note) -> dict[str, Any]:
     about = {"interface": note.interface} if note.interface else {}
-    return {"seq": note.seq, "time": note.time, "kind": note.kind.word, **about, "words": note.words}
+    return {"seq": note.seq, "time": note.time, "kind": note.kind.word, **about, "message": note.message}
 
 
 def _each(records: Records) -> Iterator[dict[str, Any]]:
@@ -194,9 +194,9 @@ def _flow_event(
         event |= {"reason": reason_word(reason), "why": reason_sentence(reason)}
     if row["packets"]:
         event |= {"packets": row["packets"], "bytes": row["bytes"]}
-    words = state.events.words(row["words"])
-    if words:
-        event["words"] = words
+    message = state.events.text_of(row["text"])
+    if message:
+        event["message"] = message
     return event
 
 

@@ -24,9 +24,9 @@ class InstallResult:
     """:class:`Outcome` per rule, of the last backend that was asked."""
     backend: NDArray[np.uint8]
     """Index of that backend in the device's list."""
-    words: list[str]
+    messages: list[str]
     """What backends said, each sentence once."""
-    said: dict[int, str] = field(default_factory=dict)
+    row_messages: dict[int, str] = field(default_factory=dict)
     """Row → what the last backend that was asked said of this rule, where it did."""
 
 
@@ -107,8 +107,10 @@ class BackendChain:
             better |= (outcomes.status != Outcome.UNSUPPORTED) & (result.status[asked] == Outcome.UNSUPPORTED)
             result.status[asked[better]] = outcomes.status[better]
             result.backend[asked] = number
-            result.words = list(dict.fromkeys([*result.words, *outcomes.words.values()]))
-            result.said |= {int(asked[row]): words for row, words in outcomes.words.items() if 0 <= row < len(asked)}
+            result.messages = list(dict.fromkeys([*result.messages, *outcomes.messages.values()]))
+            result.row_messages |= {
+                int(asked[row]): text for row, text in outcomes.messages.items() if 0 <= row < len(asked)
+            }
             left = left[result.status[left] != Outcome.INSTALLED]
             if not len(left):
                 break

@@ -44,7 +44,7 @@ class DeviceState:
     """When rules were found missing that have not all been put back."""
     refill_seconds: float = 0.0
     """How long the last refill took."""
-    last_words: str = ""
+    last_message: str = ""
     """What a backend said last of a rule that it could not install."""
     to_probe: bool = False
     """The link has changed: what the NIC can do has to be found out again."""

@@ -102,7 +102,7 @@ class Dispatch:
             log.warning("%s: offload failed: %s", device.name, result)
             failed = np.full(len(slots), Outcome.FAILED, dtype=np.uint8)
             result = InstallResult(failed, np.zeros(len(slots), dtype=np.uint8), [])
-        for words in result.words:
+        for words in result.messages:
             log.warning("%s: offload: %s", device.name, words)
         good = result.status == Outcome.INSTALLED
         doomed = np.isin(table.reason[slots], FORCED_ENDS)
@@ -132,17 +132,17 @@ class Dispatch:
     def _tell_failures(
         self, device: DeviceState, result: InstallResult, rows: NDArray[np.int64], slots: NDArray[np.int64]
     ) -> None:
-        """Note failures with the backend's words: the row's own, or what it said last, since it may say it once."""
+        """Note failures with the backend's messages: the row's own, or what it said last, since it may say it once."""
         events = self._state.events
-        if result.words:
-            device.last_words = result.words[-1]
-        common = events.text(device.last_words) if device.last_words and len(rows) else 0
-        words = np.full(len(rows), common, dtype=np.uint32)
-        for number, row in enumerate(rows.tolist() if result.said else ()):
-            if row in result.said:
-                words[number] = events.text(result.said[row])
+        if result.messages:
+            device.last_message = result.messages[-1]
+        common = events.text_number(device.last_message) if device.last_message and len(rows) else 0
+        texts = np.full(len(rows), common, dtype=np.uint32)
+        for number, row in enumerate(rows.tolist() if result.row_messages else ()):
+            if row in result.row_messages:
+                texts[number] = events.text_number(result.row_messages[row])
         backend = result.backend[rows]
-        events.record(EventKind.FAILED, self._state.opaque(slots), reason=Reason.FAILED, backend=backend, words=words)
+        events.record(EventKind.FAILED, self._state.opaque(slots), reason=Reason.FAILED, backend=backend, text=texts)
 
     def _installed(self, slots: NDArray[np.int64], backend: NDArray[np.uint8], now: float) -> None:
         table = self._state.table

@@ -34,12 +34,12 @@ COLUMNS: dict[str, np.dtype[Any]] = {
     "packets": np.dtype("<u8"),
     "bytes": np.dtype("<u8"),
     "mark": np.dtype("<u4"),
-    "words": np.dtype("<u4"),
+    "text": np.dtype("<u4"),
     "kind": np.dtype("u1"),
     "reason": np.dtype("u1"),
     "backend": np.dtype("u1"),
 }
-"""What is noted of an event beside the flow. time: seconds since the epoch. packets, bytes: counted by the NIC. words:
+"""What is noted of an event beside the flow. time: seconds since the epoch. packets, bytes: counted by the NIC. text:
 number of a text, or 0. kind: :class:`EventKind`. reason: :class:`~nfcore.api.reasons.Reason`. backend: index in the
 device's list, or :data:`NO_BACKEND`."""
 
@@ -51,7 +51,7 @@ class Note:
     seq: int
     time: float
     kind: EventKind
-    words: str
+    message: str
     interface: str | None = None
 
 
@@ -90,7 +90,7 @@ class EventLog:
         self._columns: dict[str, NDArray[Any]] = {n: np.zeros(capacity, t) for n, t in COLUMNS.items()}
         self._notes: deque[Note] = deque(maxlen=NOTES_KEPT)
         self._texts: dict[str, int] = {}
-        self._text_of: dict[int, str] = {}
+        self._texts_by_number: dict[int, str] = {}
         self._last_text = 0
 
     @property
@@ -108,10 +108,10 @@ class EventLog:
         backend: int | NDArray[np.uint8] = NO_BACKEND,
         packets: int | NDArray[np.uint64] = 0,
         bytes_: int | NDArray[np.uint64] = 0,
-        words: int | NDArray[np.uint32] = 0,
+        text: int | NDArray[np.uint32] = 0,
     ) -> None:
         """Note the same event for each flow of `flows`, rows of :data:`~nfcore.api.flows.FLOW_ROW` or such rows as
-        opaque bytes. Other values are one for all, or one per flow; `words` are numbers that :meth:`text` gave.
+        opaque bytes. Other values are one for all, or one per flow; `text` is a number that :meth:`text_number` gave.
         """
         count = len(flows)
         if not count:
@@ -136,7 +136,7 @@ class EventLog:
                 ("backend", backend),
                 ("packets", packets),
                 ("bytes", bytes_),
-                ("words", words),
+                ("text", text),
             ):
                 self._columns[name][here] = value[source] if isinstance(value, np.ndarray) else value
 
@@ -163,25 +163,25 @@ class EventLog:
                 bytes_=bytes_[which],
             )
 
-    def note(self, kind: EventKind, words: str, interface: str | None = None) -> None:
+    def note(self, kind: EventKind, message: str, interface: str | None = None) -> None:
         """Note an event of the manager."""
-        self._notes.append(Note(self.next, self._wall(), kind, words, interface))
+        self._notes.append(Note(self.next, self._wall(), kind, message, interface))
         self.next += 1
 
-    def text(self, words: str) -> int:
+    def text_number(self, text: str) -> int:
         """Give the number by which records refer to a text. The oldest are forgotten when there are many."""
-        number = self._texts.get(words)
+        number = self._texts.get(text)
         if number is None:
             if len(self._texts) >= TEXTS_KEPT:
                 oldest = next(iter(self._texts))
-                del self._text_of[self._texts.pop(oldest)]
+                del self._texts_by_number[self._texts.pop(oldest)]
             self._last_text = number = self._last_text + 1
-            self._texts[words], self._text_of[number] = number, words
+            self._texts[text], self._texts_by_number[number] = number, text
         return number
 
-    def words(self, number: int) -> str | None:
+    def text_of(self, number: int) -> str | None:
         """Give a text by its number; None when there is none, or it was forgotten."""
-        return self._text_of.get(number)
+        return self._texts_by_number.get(number)
 
     def since(self, seq: int) -> tuple[Records, list[Note]]:
         """Give what is still there of the events from number `seq` on."""

@@ -140,9 +140,9 @@ class Remover:
             self.gone(slots[gone], now)
             state.counters.totals["remove_failed"] += int(np.count_nonzero(~gone))
             left = slots[~gone]
-            words = state.events.text("its rule could not be removed") if len(left) else 0
+            text = state.events.text_number("its rule could not be removed") if len(left) else 0
             state.events.record(
-                EventKind.FAILED, state.opaque(left), reason=table.reason[left], backend=backend[~gone], words=words
+                EventKind.FAILED, state.opaque(left), reason=table.reason[left], backend=backend[~gone], text=text
             )
             self._stays(slots[~gone], now)
 

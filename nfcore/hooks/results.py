@@ -95,8 +95,10 @@ def _outcomes(allowed: Sequence[Outcome], arguments: Arguments, answer: Any) -> 
         raise AnswerError(
             f"answered {_short(status[~known][0])} for a rule; a status of nfcore.api.rules.Outcome: {names}"
         )
-    if not isinstance(answer.words, Mapping) or not all(isinstance(words, str) for words in answer.words.values()):
-        raise AnswerError(f"gave the words {_short(answer.words)}; should be a dict from a rule's number to a text")
+    if not isinstance(answer.messages, Mapping) or not all(
+        isinstance(words, str) for words in answer.messages.values()
+    ):
+        raise AnswerError(f"gave the words {_short(answer.messages)}; should be a dict from a rule's number to a text")
     counted = answer.counted
     is_counts = isinstance(counted, np.ndarray) and counted.shape == (len(rules), 2) and counted.dtype.kind in "iu"
     if counted is not None and not is_counts:

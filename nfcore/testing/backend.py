@@ -317,7 +317,7 @@ class BackendConformance:
         wrong = f"good rules beside bad ones are {names(goods)}"
         backend.expect(goods == [Outcome.INSTALLED] * len(good), wrong, hook=INSTALL)
         backend.expect(Outcome.INSTALLED not in bads, f"rules for ICMP are {names(bads)}", hook=INSTALL)
-        worded = [row for row in answer.words if row % 2 == 0]
+        worded = [row for row in answer.messages if row % 2 == 0]
         backend.expect(not worded, f"words are with the rows {worded}, whose rules were installed", hook=INSTALL)
         backend.expect(backend.nic.heard, "no words say why a rule was refused", hook=INSTALL)
         found = backend.standing().keys()

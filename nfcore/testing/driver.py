@@ -220,7 +220,7 @@ class BackendDriver(Examination):
             self.broken(wrong, promise="every-rule-has-a-status", hook=hook)
         changed = (rules.rows != before).any() if len(rules) else False
         self.expect(not changed, "the batch was written to", promise="every-rule-has-a-status", hook=hook)
-        self.nic.heard += answer.words.values()
+        self.nic.heard += answer.messages.values()
         return answer  # type: ignore[no-any-return]
 
     # Life
@@ -258,7 +258,7 @@ def by_protocol(protocols: Iterable[str]) -> list[int]:
 
 
 def _words(answer: Outcomes, row: int) -> str:
-    words = answer.words.get(row) or next(iter(answer.words.values()), "")
+    words = answer.messages.get(row) or next(iter(answer.messages.values()), "")
     return f" ({words})" if words else ""
 
 
@@ -272,8 +272,8 @@ def _faults(hook: str, answer: Outcomes, length: int) -> Iterator[str]:
     strange = set(told(answer)) - _ANSWERS[hook]
     if strange:
         yield f"says {names(strange)}, which is no answer of this hook"
-    for row, words in answer.words.items():
+    for row, words in answer.messages.items():
         if not isinstance(row, int | np.integer) or not 0 <= row < length or not isinstance(words, str):
-            yield f"Outcomes.words has {row!r}: {words!r}; a batch of {length} has words for rows 0 to {length - 1}"
+            yield f"Outcomes.messages has {row!r}: {words!r}; a batch of {length} has words for rows 0 to {length - 1}"
     if answer.counted is not None and answer.counted.dtype != np.uint64:
         yield f"Outcomes.counted is {answer.counted.dtype}; should be uint64"

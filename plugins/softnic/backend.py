@@ -149,7 +149,7 @@ class SoftnicBackend:
         able = _able(rules)
         if not able.all():
             outcomes.status[~able] = Outcome.UNSUPPORTED
-            outcomes.words[int(np.argmin(able))] = "softnic: only rules for TCP and UDP match anything"
+            outcomes.messages[int(np.argmin(able))] = "softnic: only rules for TCP and UDP match anything"
         rows = np.flatnonzero(able)
         keys, values = _matches(rules)[rows], np.zeros(len(rows), dtype=RULE)
         for name in ("action", "mark", "cookie"):
@@ -166,7 +166,7 @@ class SoftnicBackend:
             full = result.errno in (errno.E2BIG, errno.ENOMEM)
             outcomes.status[row] = Outcome.FULL if full else Outcome.FAILED
             if not full:
-                outcomes.words[row] = f"softnic: {errno.errorcode.get(result.errno, result.errno)}"
+                outcomes.messages[row] = f"softnic: {errno.errorcode.get(result.errno, result.errno)}"
             done += 1
         return outcomes
 

@@ -13,7 +13,7 @@ import typer
 from nfcore.api.config import Config, Section
 from nfcore.api.context import Context
 from nfcore.api.hookspecs import hookimpl
-from nfcore.api.metrics import Histogram, MetricFamily, counter, gauge, histogram
+from nfcore.api.metrics import Histogram, MetricFamily, gauge, histogram
 from nfcore.errors import describe_error
 
 from .config import StatsTable

@@ -185,7 +185,7 @@ class TcBackend:
             if len(again):
                 self._install(batch, again)
         done = outcomes.status == Outcome.INSTALLED
-        outcomes.words = {row: words for row, words in outcomes.words.items() if not done[row]}
+        outcomes.messages = {row: words for row, words in outcomes.messages.items() if not done[row]}
         self.counts["installed"] += int(np.count_nonzero(done))
         return outcomes
 
@@ -295,7 +295,7 @@ class TcBackend:
             if verdict is Outcome.UNSUPPORTED:
                 self._say(batch.outcomes, number, f"{what} are not offloaded: {error}")
             elif new and not lost_qdisc:
-                batch.outcomes.words[number] = f"{what}: {error}"
+                batch.outcomes.messages[number] = f"{what}: {error}"
         return again
 
     def _verdict(self, error: NetlinkError, shape: Shape, action: Action) -> Outcome | None:
@@ -373,8 +373,8 @@ class TcBackend:
                 there = bool(self._index.holds(handles[row : row + 1], rules.rows["cookie"][row : row + 1])[0])
                 outcomes.status[row] = Outcome.FAILED if there else Outcome.REMOVED
                 words = f"{self.settings.filter_on}: a rule is not removed: {replies.errors.get(number, 'no answer')}"
-                if there and words not in outcomes.words.values():
-                    outcomes.words[int(row)] = words
+                if there and words not in outcomes.messages.values():
+                    outcomes.messages[int(row)] = words
         removed = outcomes.status == Outcome.REMOVED
         outcomes.counted[~removed] = 0
         self.counts["removed"] += int(np.count_nonzero(removed))
@@ -413,7 +413,7 @@ class TcBackend:
         there = self.reconcile()
         outcomes = self.remove(RuleBatch(self._index.rules(self._index.handles())))
         if there and (outcomes.status == Outcome.FAILED).any():
-            raise HostError("; ".join(outcomes.words.values()))
+            raise HostError("; ".join(outcomes.messages.values()))
         return there
 
     def filters(self) -> Filters:
@@ -519,7 +519,7 @@ class TcBackend:
         """Give words the first time only: a million flows must not make a million lines."""
         if words not in self._said and len(outcomes.status):
             self._said.add(words)
-            outcomes.words[number] = words
+            outcomes.messages[number] = words
 
 
 def _first_of_each(matches: list[bytes], which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

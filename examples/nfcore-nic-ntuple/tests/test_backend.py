@@ -110,8 +110,8 @@ def test_a_batch_succeeds_in_part(driver: Driver, start: Start) -> None:
     batch = rules([2, 3, 4, 5])
     outcomes = plugin.install_offload(DEVICE, batch)
     assert outcomes.status.tolist() == [INSTALLED, UNSUPPORTED, INSTALLED, UNSUPPORTED]
-    assert list(outcomes.words) == [1]
-    assert outcomes.words[1] == "nic0 cannot mark IPv6 TCP: nic0: Invalid argument"
+    assert list(outcomes.messages) == [1]
+    assert outcomes.messages[1] == "nic0 cannot mark IPv6 TCP: nic0: Invalid argument"
 
 
 def test_marks_without_a_queue_and_other_protocols_are_refused_with_words(driver: Driver, start: Start) -> None:
@@ -120,7 +120,7 @@ def test_marks_without_a_queue_and_other_protocols_are_refused_with_words(driver
     batch = RuleBatch.of([Rule(match, SetMark(1), 1), Rule(flow(2), SetMark(16), 2), Rule(flow(4), SetMark(15), 3)])
     outcomes = plugin.install_offload(DEVICE, batch)
     assert outcomes.status.tolist() == [UNSUPPORTED, FAILED, INSTALLED]
-    assert outcomes.words == {0: "only TCP and UDP flows can be steered", 1: "mark 16 has no queue: nic0 has 16"}
+    assert outcomes.messages == {0: "only TCP and UDP flows can be steered", 1: "mark 16 has no queue: nic0 has 16"}
 
 
 def test_an_empty_batch_is_nothing(start: Start) -> None:
@@ -163,7 +163,7 @@ def test_a_match_that_somebody_else_has_is_refused_with_words(driver: Driver, st
     driver.put(7, entry)
     outcomes = plugin.install_offload(DEVICE, rules([2]))
     assert outcomes.status.tolist() == [FAILED]
-    assert "somebody else's rule matches the same: ethtool -n nic0" in outcomes.words[0]
+    assert "somebody else's rule matches the same: ethtool -n nic0" in outcomes.messages[0]
     assert remove(plugin, rules([2])) == [ABSENT] and driver.rules == {7: entry}
 
 
@@ -219,7 +219,7 @@ def test_a_device_that_is_gone_refuses_and_may_come_back(driver: Driver, start: 
     driver.gone = errno.ENODEV
     assert plugin.dump_offload(DEVICE) is None
     outcomes = plugin.install_offload(DEVICE, rules([4]))
-    assert (outcomes.status.tolist(), outcomes.words) == ([FAILED], {0: "nic0: No such device"})
+    assert (outcomes.status.tolist(), outcomes.messages) == ([FAILED], {0: "nic0: No such device"})
     driver.gone = 0
     assert dumped(plugin) == as_set(rules([2]))
 
@@ -252,7 +252,7 @@ def test_a_nic_that_cannot_tell_is_named_once(driver: Driver, start: Start, capl
     assert [plugin.dump_offload(DEVICE) for _ in range(3)] == [None] * 3
     assert caplog.text.count("rules cannot be read: nic0: Input/output error") == 1
     outcomes = plugin.remove_offload(DEVICE, rules([2]))
-    assert (outcomes.status.tolist(), outcomes.words) == ([FAILED], {0: "nic0: Input/output error"})
+    assert (outcomes.status.tolist(), outcomes.messages) == ([FAILED], {0: "nic0: Input/output error"})
     driver.gone = 0
     assert remove(plugin, rules([2])) == [REMOVED]
 
@@ -370,7 +370,7 @@ def test_notes_that_cannot_be_kept_refuse_rules_with_words(driver: Driver, tmp_p
     plugin.setup(context_of(tmp_path / "file" / "below"))
     outcomes = plugin.install_offload(DEVICE, rules([2]))
     assert outcomes.status.tolist() == [FAILED]
-    assert outcomes.words[0].startswith(f"notes cannot be kept in {tmp_path}")
+    assert outcomes.messages[0].startswith(f"notes cannot be kept in {tmp_path}")
     assert not driver.rules
 
 

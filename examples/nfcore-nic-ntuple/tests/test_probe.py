@@ -82,7 +82,7 @@ def test_drops_that_are_refused_do_not_keep_a_shape_from_being_marked(driver: Dr
     assert plugin.probe_offload(DEVICE).drop is False
     outcomes = plugin.install_offload(DEVICE, rules([2, 3], 0))
     assert outcomes.status.tolist() == [Outcome.FAILED] * 2
-    assert "nic0 cannot drop IPv4 TCP" in outcomes.words[0]
+    assert "nic0 cannot drop IPv4 TCP" in outcomes.messages[0]
     assert install(plugin, rules([2, 3])) == [Outcome.INSTALLED] * 2
 
 

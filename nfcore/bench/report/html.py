@@ -90,7 +90,7 @@ def _profiles(results: Results) -> Iterator[str]:
 
 def _table(table: TextTable) -> str:
     def cell(tag: str, column: int, words: str) -> str:
-        kind = {"met": "met", "not met": "missed"}.get(words, "left" if column in table.words else "")
+        kind = {"met": "met", "not met": "missed"}.get(words, "left" if column in table.text_columns else "")
         return f'<{tag} class="{kind}">{escape(words)}</{tag}>' if kind else f"<{tag}>{escape(words)}</{tag}>"
 
     heads = "".join(cell("th", column, words) for column, words in enumerate(table.heads))

@@ -16,8 +16,8 @@ class TextTable:
     title: str
     heads: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
-    words: tuple[int, ...] = (0,)
-    """Columns that are words; the others are numbers."""
+    text_columns: tuple[int, ...] = (0,)
+    """Columns of text; the others are numbers."""
 
 
 def tables(results: Results) -> Iterator[TextTable]:

@@ -27,7 +27,7 @@ from nfcore.text import json_text
 from .keys import KeyReader, View, press
 from .model import Board, History, Sample, compare
 from .terminal import Terminal
-from .view import draw, draw_words, names
+from .view import draw, draw_message, names
 
 PATIENCE = 5.0
 """Seconds that an answer may take."""
@@ -108,14 +108,14 @@ class Display:
         self.view = view
         self.history = self._drawn = History()
         self.board: Board | None = None
-        self.words = "waiting for the daemon's answer"
+        self.message = "waiting for the daemon's answer"
         self._before: Sample | None = None
         self._least = 0.0
 
     def take(self, answer: Sample | NfcoreError, least: float) -> None:
         """Take an answer. least: seconds that two samples should be apart, so that rates mean something."""
         if isinstance(answer, NfcoreError):
-            self.board, self._before, self.words = None, None, str(answer)
+            self.board, self._before, self.message = None, None, str(answer)
             return
         before = self._before
         if before is not None and before.answer["run"] != answer.answer["run"]:
@@ -137,7 +137,7 @@ class Display:
     def lines(self, width: int, height: int) -> list[Text]:
         """Draw."""
         if self.board is None:
-            return draw_words(self.words, width, height)
+            return draw_message(self.message, width, height)
         return draw(self.board, self.view, self._drawn, width, height)
 
 

@@ -122,7 +122,7 @@ def draw(board: Board, view: View, history: History, width: int, height: int) ->
     return [_cut(line, width) for line in [*lines, _foot(view, width)][-height:]]
 
 
-def draw_words(words: str, width: int, height: int) -> list[Text]:
+def draw_message(words: str, width: int, height: int) -> list[Text]:
     """Draw what there is to say instead of a board."""
     lines = [
         Text("nfcore top", style="bold"),

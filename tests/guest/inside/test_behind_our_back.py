@@ -100,8 +100,8 @@ def test_offload_that_is_switched_off_is_noticed(
     assert held(backend) == held(backend) == []
     words = "sim0: hw-tc-offload was switched off; nothing is offloaded: ethtool -K sim0 hw-tc-offload on"
     outcomes = backend.install(many(5))
-    assert (outcomes.status.tolist(), outcomes.words) == ([Outcome.UNSUPPORTED] * 5, {0: words})
-    assert not backend.install(many(5)).words
+    assert (outcomes.status.tolist(), outcomes.messages) == ([Outcome.UNSUPPORTED] * 5, {0: words})
+    assert not backend.install(many(5)).messages
     assert said(caplog) == [words]
     offload(simnic, "on")
     assert held(backend) == []

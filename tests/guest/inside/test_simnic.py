@@ -181,7 +181,7 @@ def test_a_full_table_takes_no_more_until_there_is_room(simnic: SimNic, backend:
     rules = many(15)
     outcomes = backend.install(rules)
     assert outcomes.status.tolist() == [Outcome.INSTALLED] * 10 + [Outcome.FULL] * 5
-    assert "simnic: the table is full" in next(iter(outcomes.words.values()))
+    assert "simnic: the table is full" in next(iter(outcomes.messages.values()))
     assert len(backend.dump()) == 10
     assert (backend.remove(RuleBatch(rules.rows[:5])).status == Outcome.REMOVED).all()
     assert (backend.install(RuleBatch(rules.rows[10:])).status == Outcome.INSTALLED).all()
@@ -192,11 +192,11 @@ def test_a_refusal_gives_the_drivers_words_once(simnic: SimNic, backend: TcBacke
     simnic.set(ipv6=0)
     outcomes = backend.install(marks_of(TCP4, TCP6, UDP4, UDP6))
     assert outcomes.status.tolist() == [Outcome.INSTALLED, Outcome.UNSUPPORTED] * 2
-    assert "IPv6 TCP rules to set mark are not offloaded" in outcomes.words[1]
-    assert "simnic: IPv6 is not matched" in outcomes.words[1]
+    assert "IPv6 TCP rules to set mark are not offloaded" in outcomes.messages[1]
+    assert "simnic: IPv6 is not matched" in outcomes.messages[1]
     again = backend.install(marks_of(TCP6, UDP6))
     assert again.status.tolist() == [Outcome.UNSUPPORTED] * 2
-    assert not again.words
+    assert not again.messages
 
 
 def test_a_replacement_keeps_its_counters(simnic: SimNic, backend: TcBackend) -> None:

@@ -327,8 +327,8 @@ def test_a_shared_block_in_the_way_is_said_once(shell: Shell, veth_pair: VethPai
     backend.open()
     outcomes = backend.install(many(2))
     assert outcomes.status.tolist() == [Outcome.UNSUPPORTED] * 2
-    assert "This filter block is shared" in outcomes.words[0]
-    assert not backend.install(many(2)).words
+    assert "This filter block is shared" in outcomes.messages[0]
+    assert not backend.install(many(2)).messages
     backend.close()
 
 
@@ -368,8 +368,8 @@ def test_a_device_without_offload_says_so_once_and_keeps_no_rule(shell: Shell, v
     assert "hw-tc-offload" in capabilities.notes[0]
     outcomes = backend.install(many(5))
     assert outcomes.status.tolist() == [Outcome.UNSUPPORTED] * 5
-    assert list(outcomes.words.values()) == list(capabilities.notes)
-    assert not backend.install(many(5)).words
+    assert list(outcomes.messages.values()) == list(capabilities.notes)
+    assert not backend.install(many(5)).messages
     assert not shown(shell, veth_pair.near)
     assert "clsact" not in shell("tc", "qdisc", "show", "dev", veth_pair.near)
     backend.close()
@@ -390,7 +390,7 @@ def test_a_priority_of_somebody_else_is_a_failure_with_words(shell: Shell, veth_
     backend.open()
     outcomes = backend.install(RuleBatch.of([Rule(V4, SetMark(1), 1), *many(2)]))
     assert outcomes.status.tolist() == [Outcome.INSTALLED, Outcome.FAILED, Outcome.FAILED]
-    assert "protocol" in outcomes.words[1].lower()
+    assert "protocol" in outcomes.messages[1].lower()
     shell("tc", "filter", "del", "dev", veth_pair.near, "ingress", "prio", "6000")
     assert (backend.install(many(2)).status == Outcome.INSTALLED).all()
     backend.close()
@@ -404,7 +404,7 @@ def test_a_rule_of_somebody_else_for_the_same_flow_is_left(shell: Shell, veth_pa
           "dst_port", str(V4.dport), "action", "pass")  # fmt: skip
     outcomes = backend.install(RuleBatch.of([Rule(V4, SetMark(1), 1), Rule(V6, SetMark(1), 2)]))
     assert outcomes.status.tolist() == [Outcome.FAILED, Outcome.INSTALLED]
-    assert "EEXIST" in outcomes.words[0]
+    assert "EEXIST" in outcomes.messages[0]
     assert len(backend.dump()) == 1
     assert len(shown(shell, veth_pair.near)) == 2
     backend.close()
@@ -439,8 +439,8 @@ def test_a_device_that_goes_takes_its_rules_along(shell: Shell) -> None:
     shell("ip", "link", "del", "gone0")
     outcomes = backend.install(many(10, first=10))
     assert outcomes.status.tolist() == [Outcome.FAILED] * 10
-    assert len(outcomes.words) == 1
-    assert "No such device" in outcomes.words[0]
+    assert len(outcomes.messages) == 1
+    assert "No such device" in outcomes.messages[0]
     assert (backend.remove(many(10)).status != Outcome.FAILED).all()
     assert len(backend.dump()) == backend.held == 0
     assert not backend.close()
@@ -456,7 +456,7 @@ def test_a_device_that_goes_in_the_middle_of_a_batch_fails_the_rest(shell: Shell
     assert deleter.wait() == 0
     failed = outcomes.status == Outcome.FAILED
     assert failed[-1]
-    assert outcomes.words
+    assert outcomes.messages
     assert len(backend.dump()) == 0
     assert (backend.remove(batch).status != Outcome.REMOVED).all()
     backend.close()

@@ -68,9 +68,9 @@ def test_what_happens_is_told_and_why(site: Site) -> None:
         succeed("offload", "off", "--socket", str(site.socket))
         assert eventually(lambda: len(events(site, "--kind", "ended", "--reason", "switched_off")) == 4)
         ends = events(site, "--kind", "ended", "--kind", "switch")
-        assert ends[0]["words"].startswith("offloading is switched off: 4 flows")
+        assert ends[0]["message"].startswith("offloading is switched off: 4 flows")
         (ready, *_) = events(site)
-        assert (ready["kind"], ready["words"]) == ("daemon", "ready")
+        assert (ready["kind"], ready["message"]) == ("daemon", "ready")
         words = succeed("events", "--socket", str(site.socket), "--kind", "ended", "--last", "1")
         assert "offloading is switched off" in words and "→ 198.18.20." in words and "mark" in words
         assert events(site, "--since", "2100-01-01") == []
@@ -86,15 +86,15 @@ def test_a_reload_and_a_restart(site: Site) -> None:
         site.config(strategy="flow-id")
         assert nfcore("reload", "--socket", str(site.socket)).returncode == 2
         changed, refused = events(site, "--kind", "reload")
-        assert changed["words"].startswith("changed: katran_accel")
-        assert refused["words"].startswith("refused, everything stays as it was") and "marking" in refused["words"]
+        assert changed["message"].startswith("changed: katran_accel")
+        assert refused["message"].startswith("refused, everything stays as it was") and "marking" in refused["message"]
     site.config(katran=f'pin_dir = "{site.pins}"')
     succeed("reload", "--socket", str(site.socket))
     daemon.kill()
     daemon.wait()
     with site.running(config):
         told = events(site, "--kind", "adopted", "--kind", "nic")
-        assert told and (len(told) == 3 or "of an earlier run" in told[0]["words"])
+        assert told and (len(told) == 3 or "of an earlier run" in told[0]["message"])
 
 
 def test_following(site: Site) -> None:

@@ -223,8 +223,8 @@ def test_while_a_nic_is_gone_rules_fail_with_words(pins: Pins, caplog: pytest.Lo
     for _ in range(3):
         outcomes = backend.install(rules(1, 2))
         assert list(outcomes.status) == [Outcome.FAILED] * 2
-        assert outcomes.words[0].startswith("softnic.pins.eth1: there is no softnic in")
-        assert f"nfcore softnic create --wire IF --port IF --pin {pins.folder}" in outcomes.words[0]
+        assert outcomes.messages[0].startswith("softnic.pins.eth1: there is no softnic in")
+        assert f"nfcore softnic create --wire IF --port IF --pin {pins.folder}" in outcomes.messages[0]
         assert list(backend.remove(rules(1)).status) == [Outcome.ABSENT]
         assert backend.dump().shape == (0,)
         assert backend.capabilities().mark_width == 0

@@ -292,7 +292,7 @@ def test_a_program_that_somebody_took_off_or_replaced_is_told_everywhere_and_lef
             attach_xdp(ifindex, other, mode=XdpMode.NATIVE, replace=ours)
         assert eventually(lambda: attached(site) == 0)
         events = request(site.socket, "events", kinds=["link"], interfaces=["eth1"])["events"]
-        said = [each["words"].split(";")[0] for each in events if "the program" in each["words"]]
+        said = [each["message"].split(";")[0] for each in events if "the program" in each["message"]]
         assert [f"eth1: {words}" for words in said] == [off, replaced, "eth1: the program is attached again", replaced]
         daemon.terminate()
         _, log = daemon.communicate(timeout=30)

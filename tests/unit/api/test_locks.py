@@ -51,12 +51,12 @@ def test_claiming_twice_is_claiming_once(tmp_path: Path) -> None:
     with Locks(tmp_path / "locks") as locks:
         locks.acquire("thing", "the thing")
         locks.acquire("thing", "the thing")
-        claims.folder(tmp_path)
-        claims.interface("lo", 1)
+        locks.folder(tmp_path)
+        locks.interface("lo", 1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match="cannot lock the thing"):
-        Locks(tmp_path / "file" / "claims").claim("thing", "the thing")
+        Locks(tmp_path / "file" / "locks").acquire("thing", "the thing")

@@ -45,5 +45,5 @@ def test_only_the_tag_makes_a_cookie_ours(cookie: int) -> None:
 def test_one_answer_for_all() -> None:
     outcomes = Outcomes.all(Outcome.FULL, 3, "table is full")
     assert outcomes.status.tolist() == [Outcome.FULL] * 3
-    assert outcomes.words == {0: "table is full"}
-    assert Outcomes.all(Outcome.FULL, 0, "nobody to say it to").words == {}
+    assert outcomes.messages == {0: "table is full"}
+    assert Outcomes.all(Outcome.FULL, 0, "nobody to say it to").messages == {}

@@ -36,7 +36,7 @@ def told(world: World, **about: Any) -> list[tuple[str, int]]:
 
 def notes(world: World, **about: Any) -> list[tuple[str, str]]:
     events = look(world.engine.state, **about)["events"]
-    return [(event["kind"], event["words"]) for event in events if "flow" not in event]
+    return [(event["kind"], event["message"]) for event in events if "flow" not in event]
 
 
 def test_a_flow_is_installed_and_ages(make: Callable[..., World]) -> None:
@@ -88,7 +88,7 @@ def test_what_fails_says_so_in_the_backends_words(make: Callable[..., World]) ->
     world.start()
     world.report(1001)
     (failed,) = look(world.engine.state, kinds=["failed"])["events"]
-    assert failed["words"] == "nic has 0 places" and failed["reason"] == "failed"
+    assert failed["message"] == "nic has 0 places" and failed["reason"] == "failed"
     world.nic.size = 10
     world.pass_time(1.0)
     assert told(world) == [("failed", 1001), ("deferred", 1001), ("installed", 1001)]
@@ -101,7 +101,7 @@ def test_a_rule_that_cannot_be_removed(make: Callable[..., World]) -> None:
     world.nic.stuck = True
     world.engine.switch(on=False)
     (failed,) = look(world.engine.state, kinds=["failed"])["events"]
-    assert (failed["words"], failed["reason"]) == ("its rule could not be removed", "switched_off")
+    assert (failed["message"], failed["reason"]) == ("its rule could not be removed", "switched_off")
 
 
 def test_what_vanishes_is_put_back(make: Callable[..., World]) -> None:

@@ -90,7 +90,7 @@ def test_each_backend_is_asked_for_what_is_left() -> None:
     assert (first.asked, second.asked, third.asked) == ([[1, 3, 2, 4]], [[3, 4]], [[4]])
     assert result.status.tolist() == [Outcome.INSTALLED] * 3 + [Outcome.UNSUPPORTED]
     assert result.backend.tolist() == [0, 1, 0, 2]
-    assert result.words == ["odd ports only"]
+    assert result.messages == ["odd ports only"]
 
 
 def test_nobody_is_asked_for_nothing() -> None:

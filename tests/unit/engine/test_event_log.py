@@ -56,7 +56,7 @@ def test_notes_survive_a_flood_of_flows() -> None:
     for _ in range(50):
         log.record(EventKind.REFUSED, flows(list(range(1000))), reason=Reason.EXCLUDED)
     records, (note,) = log.since(0)
-    assert (len(records), note.words, note.interface) == (1000, "down", "eth1")
+    assert (len(records), note.message, note.interface) == (1000, "down", "eth1")
 
 
 def test_ends_are_told_apart_by_their_reasons() -> None:
@@ -81,12 +81,12 @@ def test_ends_are_told_apart_by_their_reasons() -> None:
 
 def test_texts_are_kept_once_and_not_without_end() -> None:
     log = EventLog(10)
-    first = log.text("no space left")
-    assert log.text("no space left") == first != 0
+    first = log.text_number("no space left")
+    assert log.text_number("no space left") == first != 0
     for number in range(TEXTS_KEPT):
-        log.text(f"words {number}")
-    assert log.words(first) is None and log.words(0) is None
-    assert log.words(log.text("words 1023")) == "words 1023"
+        log.text_number(f"words {number}")
+    assert log.text_of(first) is None and log.text_of(0) is None
+    assert log.text_of(log.text_number("words 1023")) == "words 1023"
 
 
 def test_notes_do_not_grow_without_end() -> None:

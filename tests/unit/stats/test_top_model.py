@@ -16,7 +16,17 @@ from nfcore.errors import HostError
 from nfcore.plugins.stats.top.app import Display, parameters_of
 from nfcore.plugins.stats.top.keys import TABLES, KeyReader, View, press
 from nfcore.plugins.stats.top.model import FLOW_KEYS, ROW_KEYS, History, Row, Sample, arrange, compare, growth
-from nfcore.plugins.stats.top.view import draw, draw_words, duration, gauge, names, percent, share_out, short, sparkline
+from nfcore.plugins.stats.top.view import (
+    draw,
+    draw_message,
+    duration,
+    gauge,
+    names,
+    percent,
+    share_out,
+    short,
+    sparkline,
+)
 
 Labelled = Mapping[str, float]
 
@@ -300,14 +310,14 @@ def test_names_steer_no_terminal() -> None:
     lines = draw(board, View(), History(), 80, 24)
     assert all(line.plain.isprintable() for line in lines)
     assert any(line.plain.startswith(r"\x1b[2Ja\udc80\nb ") for line in lines)
-    assert draw_words("a\x1b[2Jb", 80, 24)[2].plain == r"a\x1b[2Jb"
+    assert draw_message("a\x1b[2Jb", 80, 24)[2].plain == r"a\x1b[2Jb"
 
 
 @given(width=st.integers(1, 200), height=st.integers(1, 60), typed=st.booleans(), helping=st.booleans())
 def test_any_size_is_filled_and_not_overrun(width: int, height: int, typed: bool, helping: bool) -> None:
     view = View(typed="abc" if typed else None, helping=helping, paused=True, vip="v" if typed else "", focus="flows")
     board = compare(None, answer(1, vips={"a" * 60: 1}, reals={"2001:db8::1": 5}))
-    for lines in (draw(board, view, History(), width, height), draw_words("no daemon " * 20, width, height)):
+    for lines in (draw(board, view, History(), width, height), draw_message("no daemon " * 20, width, height)):
         assert len(lines) == height
         assert all(len(line.plain) <= width for line in lines)
 

@@ -53,13 +53,13 @@ def test_what_is_unsupported_is_not_tried_again_and_said_once(backend: TcBackend
     assert not backend._judge(batch, np.arange(3), dict.fromkeys(range(3), refusal))
     assert batch.outcomes.status.tolist() == [Outcome.UNSUPPORTED] * 3
     said = "lo: IPv4 TCP rules to drop are not offloaded: Cannot drop: Operation not supported (EOPNOTSUPP)"
-    assert batch.outcomes.words == {0: said}
+    assert batch.outcomes.messages == {0: said}
     assert backend._supported(_batch(rules)).tolist() == []
     marks = RuleBatch.of([Rule(match, SetMark(1), match.sport) for match in matches])
     assert backend._supported(_batch(marks)).tolist() == [0, 1, 2]
     again = backend.install(rules)
     assert again.status.tolist() == [Outcome.UNSUPPORTED] * 3
-    assert not again.words
+    assert not again.messages
 
 
 def test_a_full_table_and_a_failure_are_told_apart_rule_by_rule(backend: TcBackend) -> None:
@@ -69,7 +69,7 @@ def test_a_full_table_and_a_failure_are_told_apart_rule_by_rule(backend: TcBacke
     refusals = {0: NetlinkError(errno.ENOSPC, "Table full"), 2: NetlinkError(errno.EIO, "Firmware says no")}
     assert not backend._judge(batch, np.arange(3), refusals)
     assert batch.outcomes.status.tolist() == [Outcome.FULL, Outcome.INSTALLED, Outcome.FAILED]
-    assert batch.outcomes.words == {
+    assert batch.outcomes.messages == {
         0: "lo: IPv4 UDP rules to set mark: Table full: No space left on device (ENOSPC)",
         2: "lo: IPv4 UDP rules to set mark: Firmware says no: Input/output error (EIO)",
     }

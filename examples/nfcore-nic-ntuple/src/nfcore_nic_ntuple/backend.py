@@ -157,10 +157,10 @@ class NtupleBackend:
             outcomes.status[number] = status
             if words and words not in said:
                 said.add(words)
-                outcomes.words[number] = words
+                outcomes.messages[number] = words
         unknown = [number for number in range(len(rules)) if shapes[number] not in FLOW_TYPES]
         if unknown:
-            outcomes.words[unknown[0]] = "only TCP and UDP flows can be steered"
+            outcomes.messages[unknown[0]] = "only TCP and UDP flows can be steered"
         self.counts["refused"] += len(said)
         self.counts["installed"] += int(np.count_nonzero(outcomes.status == Outcome.INSTALLED))
         return outcomes
@@ -225,7 +225,7 @@ class NtupleBackend:
                     outcomes.status[slots[slot]] = Outcome.REMOVED
             except OSError as error:
                 outcomes.status[slots[slot]] = Outcome.FAILED
-                outcomes.words.setdefault(slots[slot], self._words(error))
+                outcomes.messages.setdefault(slots[slot], self._words(error))
         self.counts["removed"] += int(np.count_nonzero(outcomes.status == Outcome.REMOVED))
         return outcomes
 
