@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from hypothesis import settings
 from nfcore.api.config import Config, MarkingTable, NfTable, OffloadTable
 from nfcore.errors import UnsupportedError
 from nfcore.testing.results import is_excused
+
+from .isolation import isolate
 
 KERNEL_TIER = Path(__file__).parent / "kernel"
 NOBODY = 65_534
@@ -42,6 +46,15 @@ def missing_for_kernel_tier() -> list[str]:
     if importlib.util.find_spec("bcc") is None:
         missing.append("bcc (the distribution's python3-bpfcc)")
     return missing
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let kernel tests have the machine for themselves."""
+    if os.geteuid() == 0 and any(KERNEL_TIER in item.path.parents for item in session.items):
+        folder = Path(tempfile.mkdtemp(prefix="nfcore-tests-"))
+        session.config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        isolate(folder)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.isolation import on_one_cpu
 from tests.kernel.packaging.environments import build_wheel
 from tests.paths import ROOT
 
@@ -36,7 +36,5 @@ def strategy(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def _one_cpu() -> Iterator[None]:
     """Frames are handled on the CPU that sends them: one connection table sees them all."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    yield
-    os.sched_setaffinity(0, allowed)
+    with on_one_cpu():
+        yield

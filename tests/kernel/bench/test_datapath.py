@@ -33,6 +33,7 @@ from nfcore.kernel import XdpAction
 from nfcore.plugins.katran_accel.benchmark import FLOOD, subjects
 from nfcore.plugins.katran_accel.config import VipTable
 from nfcore.plugins.katran_accel.layouts import AccelCounter
+from tests.isolation import on_one_cpu
 from tests.kernel.katran_accel.world import World, open_world
 
 FLOWS = 100
@@ -40,10 +41,8 @@ FLOWS = 100
 
 @pytest.fixture(scope="module")
 def cpu() -> Iterator[int]:
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(allowed)})
-    yield max(allowed)
-    os.sched_setaffinity(0, allowed)
+    with on_one_cpu() as cpu:
+        yield cpu
 
 
 @pytest.fixture(scope="module", params=[4, 6])

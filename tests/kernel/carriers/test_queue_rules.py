@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from nfcore.plugins.katran_accel.layouts import AccelCounter
+from tests.isolation import own_cpu
 from tests.kernel.katran_accel.world import VIPS, tcp, udp
 from tests.kernel.network import namespaces
 from tests.paths import ROOT
@@ -62,7 +63,7 @@ def link(tmp_path: Path, driver: Any, strategy: str) -> AbstractContextManager[L
     marking = f'strategy = "{strategy}"\ncarrier = "rx-queue"\nwidth = 3\npool_chunk = 4'
     offload = "min_packets = 2\nmax_rules = 7"
     # With few marks none may lie in stock for a CPU that no frame comes to.
-    katran = f"forwarding_cpus = [{min(os.sched_getaffinity(0))}]"
+    katran = f"forwarding_cpus = [{own_cpu()}]"
     path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran, lru_size=4096) + TARGETS)
     plugin, table = NicNtuplePlugin(lambda _: driver), {"nic_ntuple": NtupleTable()}
     queue = choose_queue(HERE, QUEUES)

@@ -17,6 +17,7 @@ from nfcore.api.findings import Status
 from nfcore.errors import HostError
 from nfcore.kernel.ethtool import queue_facts
 from nfcore.plugins.katran_accel.layouts import AccelCounter
+from tests.isolation import own_cpu
 from tests.kernel.katran_accel.world import VIPS, open_world, tcp
 from tests.kernel.network import namespaces
 
@@ -47,7 +48,7 @@ def link(tmp_path: Path, strategy: str) -> AbstractContextManager[Link]:
     path = tmp_path / "nf.toml"
     marking = MARKING.format(strategy)
     # With few marks none may lie in stock for a CPU that no frame comes to.
-    katran = f"forwarding_cpus = [{min(os.sched_getaffinity(0))}]"
+    katran = f"forwarding_cpus = [{own_cpu()}]"
     path.write_text(VIPS.format(marking=marking, offload=OFFLOAD, katran=katran, lru_size=4096) + FOUR_TARGETS)
     return open_link(path, choose_queue(HERE, QUEUES), HERE, HERE, queues=QUEUES)
 

@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from operator import attrgetter
@@ -38,7 +38,8 @@ from nfcore.plugins.katran_accel.hashing import ring_slot
 from nfcore.plugins.katran_accel.layouts import AccelCounter, make_target
 from nfcore.plugins.katran_accel.maglev import Endpoint, build_ring
 from nfcore.plugins.katran_accel.maps import remove_pins
-from nfcore.plugins.katran_accel.metrics import BalancerFigures, accel_counters
+from nfcore.plugins.katran_accel.metrics import BalancerMetrics, accel_counters
+from tests.isolation import on_one_cpu
 
 from .world import VIPS, sent_to, tcp, udp
 
@@ -151,27 +152,20 @@ def bench(
     config = read(folder, vips, strategy, katran, flags)
     table = config.sections[NAME]
     assert isinstance(table, KatranTable)
-    allowed = os.sched_getaffinity(0)
-    cpu = min(allowed)
-    os.sched_setaffinity(0, {cpu})
     balancer = Balancer(config, table, STRATEGIES[strategy], clock)
     marks, state = MarkAllocator(16, 0.0), StateFile(folder / "notes.state" if pinned else None)
     context = Context(config, [], None, marks, tracing=not pinned, state_file=state)
-    try:
-        with context.locks:
-            balancer.open(context)
-            balancer._litter = None  # as after the first attach(): what is pinned stays
-            if balancer.pools is not None:
-                balancer.pools.lease(marks, 512)
-            made = Bench(balancer, folder, cpu, katran, allocator=marks)
-            if strategy == "dest-id":
-                targets = balancer.targets()
-                made.marks = {int(target): n for n, target in enumerate(targets.rows["target"], 1)}
-                balancer.publish(targets, np.arange(1, len(targets) + 1, dtype=np.uint32))
-            yield made
-    finally:
-        balancer.close()
-        os.sched_setaffinity(0, allowed)
+    with on_one_cpu() as cpu, closing(balancer), context.locks:
+        balancer.open(context)
+        balancer._unpin_on_close = None  # as after the first attach(): what is pinned stays
+        if balancer.pools is not None:
+            balancer.pools.lease(marks, 512)
+        made = Bench(balancer, folder, cpu, katran, allocator=marks)
+        if strategy == "dest-id":
+            targets = balancer.targets()
+            made.marks = {int(target): n for n, target in enumerate(targets.rows["target"], 1)}
+            balancer.publish(targets, np.arange(1, len(targets) + 1, dtype=np.uint32))
+        yield made
 
 
 def flows(count: int, vip: str = WEB) -> list[bytes]:
@@ -179,8 +173,8 @@ def flows(count: int, vip: str = WEB) -> list[bytes]:
     return [make("198.18.1.2", vip, sport=30_000 + number) for number in range(count)]
 
 
-def figure(bench: Bench | BalancerFigures, name: str, **labels: str) -> float:
-    figures = bench if isinstance(bench, BalancerFigures) else BalancerFigures(bench.balancer)
+def figure(bench: Bench | BalancerMetrics, name: str, **labels: str) -> float:
+    figures = bench if isinstance(bench, BalancerMetrics) else BalancerMetrics(bench.balancer)
     (family,) = [family for family in figures.families() if family.name == name]
     return sum(s.value for s in family.everything() if labels.items() <= s.labels.items())
 
@@ -405,7 +399,7 @@ def test_what_comes_back_begins_its_figures_anew(tmp_path: Path, strategy: str) 
     now = [100.0]
     with bench(tmp_path, BOTH, strategy, clock=lambda: now[0]) as b:
         frame, mark = b.marked(A)
-        figures = BalancerFigures(b.balancer)
+        figures = BalancerMetrics(b.balancer)
         for _ in range(3):
             b.send(frame, mark)
         assert figure(figures, "nfcore_vip_path_packets_total", path="fast") == 3
@@ -655,7 +649,7 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", ["_writer.add", "_writer.remove", "_void"])
+@pytest.mark.parametrize("step", ["_writer.add", "_writer.remove", "_void_marks"])
 def test_what_a_run_killed_in_the_middle_leaves_is_put_right(
     tmp_path: Path, strategy: str, pins: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

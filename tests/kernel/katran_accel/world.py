@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from nfcore.plugins.katran_accel.balancer import Balancer
 from nfcore.plugins.katran_accel.hashing import ring_slot
 from nfcore.plugins.katran_accel.layouts import AccelCounter
 from nfcore.plugins.katran_accel.metrics import accel_counters
+from tests.isolation import on_one_cpu
 
 GATEWAY = "02:00:5e:00:00:fe"
 NIC = "02:00:5e:00:00:01"
@@ -143,18 +143,12 @@ def open_world(
     config = load_config(path, plugins)
     plugins.register(NullBackend() if backend is None else backend, NULL_BACKEND)
     context = make_context(config, plugins, [Device("bench", 1, (NULL_BACKEND,))], tracing=True)
-    allowed = os.sched_getaffinity(0)
-    cpu = min(allowed)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        with set_up(context, plugins):
-            engine = make_engine(context, plugins, {1: InlineWorker()})
-            engine.start()
-            (balancer,) = context.nfs
-            assert isinstance(balancer, Balancer)
-            yield World(context, engine, balancer, cpu)
-    finally:
-        os.sched_setaffinity(0, allowed)
+    with on_one_cpu() as cpu, set_up(context, plugins):
+        engine = make_engine(context, plugins, {1: InlineWorker()})
+        engine.start()
+        (balancer,) = context.nfs
+        assert isinstance(balancer, Balancer)
+        yield World(context, engine, balancer, cpu)
 
 
 def tcp(src: str, dst: str, sport: int = 40000, dport: int = 80, flags: str = "A", size: int = 20) -> bytes:

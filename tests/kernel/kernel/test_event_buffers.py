@@ -22,6 +22,7 @@ from nfcore.kernel import (
     compile_program,
     possible_cpus,
 )
+from tests.isolation import on_one_cpu
 from tests.paths import PROGRAMS
 
 U32 = np.dtype(np.uint32)
@@ -37,10 +38,8 @@ SLOT = 8 + 24
 @pytest.fixture(autouse=True)
 def one_cpu() -> Iterator[None]:
     # A test packet runs on the CPU of its caller, and perf records are in order per CPU.
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    yield
-    os.sched_setaffinity(0, before)
+    with on_one_cpu():
+        yield
 
 
 @contextmanager

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import nfcore as package
 from nfcore.control.client import request
 from nfcore.kernel import Program, XdpMode, attach_xdp, compile_program, interface_index
 from nfcore.plugins.tc_offload import TcOffloadPlugin
+from tests.isolation import on_one_cpu
 from tests.kernel.carriers.veth_link import PASS
 from tests.kernel.network import enter
 from tests.kernel.site import NAMESPACE, Site, eventually, ip, nfcore, open_site
@@ -52,19 +52,17 @@ def get(path: str, method: str = "GET", port: int = 9464) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        with open_site(tmp_path_factory.mktemp("site")) as site, site.running(site.config(strategy="flow-id")):
-            with Rounds(flow_frames(5)) as rounds:
-                rounds.offload(site)
-                rounds.several(10)
-            # So that the endpoint has something to tell of itself.
-            assert get("/healthz") == (200, '{"status": "ok", "troubles": []}\n')
-            found = Seen({each["name"]: each for each in site.metrics()}, get("/metrics")[1])
-    finally:
-        os.sched_setaffinity(0, allowed)
-    return found
+    with (
+        on_one_cpu(),
+        open_site(tmp_path_factory.mktemp("site")) as site,
+        site.running(site.config(strategy="flow-id")),
+    ):
+        with Rounds(flow_frames(5)) as rounds:
+            rounds.offload(site)
+            rounds.several(10)
+        # So that the endpoint has something to tell of itself.
+        assert get("/healthz") == (200, '{"status": "ok", "troubles": []}\n')
+        return Seen({each["name"]: each for each in site.metrics()}, get("/metrics")[1])
 
 
 def test_promtool_has_nothing_to_say(seen: Seen) -> None:
