@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a flow, from the report to the rule and back."""
+"""The life of a flow: reported by XDP, given a rule on the NIC, and at the end without one again."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine has done, counted by reason: nothing is lost, refused or put off silently."""
+"""Counts what the engine does with reports and rules, by reason: nothing is refused or delayed without a count."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 
 class EngineCounters:
-    """Counters that only grow. Keys of the reason counters are numbers of `nfcore.api.reasons`."""
+    """Counters that only grow. `not_offloaded`, `deferred` and `ended` are keyed by numbers of `nfcore.api.reasons`."""
 
     def __init__(self) -> None:
         self.totals: Counter[str] = Counter()
         self.not_offloaded: Counter[int] = Counter()
         """Reports that led to no rule."""
         self.deferred: Counter[int] = Counter()
-        """Flows that had to wait, by what they had to wait for first."""
+        """Flows that had to wait, by the first thing that they waited for."""
         self.ended: Counter[int] = Counter()
-        """Rules that were removed."""
+        """Rules that are gone."""
 
     def refuse(self, reasons: NDArray[np.uint8]) -> None:
         """Count reports that lead to no rule."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From waiting flows to installed rules: as many as budget and room allow, the hottest first."""
+"""Installs rules for waiting flows: the hottest first, as many as the budget and the room on the NIC allow."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .state import EngineState
 
 log = logging.getLogger(__name__)
 JOB_RULES = 4096
-"""Rules that a worker gets at a time: some hundred milliseconds of a NIC's time, so that removals come between."""
+"""Rules in one job of a worker: a NIC needs some hundred milliseconds for them, and removals can come in between."""
 INTERVAL = 0.05
-"""Seconds between two rounds while not all that wait can go: choosing the hottest has its price."""
+"""Seconds between two rounds while there is no room for all waiting flows: finding the hottest takes time."""
 MOST_ATTEMPTS = 5
 FIRST_BACKOFF = 0.5
-"""Seconds after the first failure, doubling."""
+"""Seconds until the second attempt; doubles with each failure."""
 
 
 class Dispatch:
-    """Sends waiting flows to the workers."""
+    """Sends the rules of waiting flows to the workers, and takes the results."""
 
     def __init__(self, state: EngineState, remover: Remover) -> None:
         self._state = state
@@ -36,18 +36,16 @@ class Dispatch:
         self._next_round = 0.0
 
     def run(self) -> None:
-        """Send what may be sent now."""
+        """Send as many rules as possible now."""
         state, now = self._state, self._state.clock()
         count = state.table.count(FlowState.WAITING)
         if not count:
             for device in state.devices.values():
-                self._refilled(device, now)
+                self._note_refill(device, now)
         if not count or not state.switched_on:
             return
-        free = min(
-            [state.places, *(min(device.budget.available(), device.room(now)) for device in state.devices.values())]
-        )
-        if free < count and now < self._next_round:
+        limits = [min(device.budget.available(), device.room(now)) for device in state.devices.values()]
+        if min([state.places, *limits]) < count and now < self._next_round:
             return
         self._next_round = now + INTERVAL
         waiting = state.table.slots_in(FlowState.WAITING)
@@ -56,7 +54,7 @@ class Dispatch:
             self._send(device, slots, now)
 
     def _send(self, device: DeviceState, slots: NDArray[np.int64], now: float) -> None:
-        """Send a device's hottest flows; the others learn what they wait for."""
+        """Send the rules of a device's hottest flows; note for the others what they wait for."""
         limits = {
             Reason.TABLE_FULL: self._state.places,
             Reason.NIC_FULL: device.room(now),
@@ -65,86 +63,96 @@ class Dispatch:
         wanted = max(0, min(limits.values()))
         slots = self._state.by_heat(slots)
         if wanted < len(slots):
-            self._put_off(slots[wanted:], min(limits, key=lambda reason: limits[reason]))
+            self._defer(slots[wanted:], min(limits, key=lambda reason: limits[reason]))
             slots = slots[:wanted]
         for begin in range(0, len(slots), JOB_RULES):
             if not self._submit(device, slots[begin : begin + JOB_RULES], now):
-                self._put_off(slots[begin:], Reason.QUEUE_FULL)
+                self._defer(slots[begin:], Reason.QUEUE_FULL)
                 break
 
-    def _put_off(self, slots: NDArray[np.int64], reason: Reason) -> None:
-        """Note what flows wait for. Each is counted when it begins to wait."""
+    def _defer(self, slots: NDArray[np.int64], reason: Reason) -> None:
+        """Note what flows wait for. Each flow is counted once, when it begins to wait."""
         table = self._state.table
         fresh = slots[table.reason[slots] == Reason.ADMIT]
         self._state.counters.defer(np.full(len(fresh), reason, dtype=np.uint8))
         self._state.events.record(EventKind.DEFERRED, self._state.opaque(fresh), reason=reason)
-        kept = table.reason[slots] == Reason.VANISHED
-        table.reason[slots[~kept]] = reason
+        table.reason[slots[table.reason[slots] != Reason.VANISHED]] = reason
 
     def _submit(self, device: DeviceState, slots: NDArray[np.int64], now: float) -> bool:
+        """Queue the installation of rules; False when the worker's queue is full."""
         rules: RuleBatch = self._state.rules(slots)
         self._state.table.move(slots, FlowState.PENDING, now)
-        # Before the answer, which may come while `submit` runs.
+        # Before `submit`: the result may come before it returns.
         device.budget.take(len(slots))
         device.sent(len(slots), now)
         if not device.worker.submit(
-            lambda: device.backends.install(rules), lambda result: self.done(device, slots, result)
+            lambda: device.backends.install(rules), lambda result: self._take_result(device, slots, result)
         ):
             self._state.table.move(slots, FlowState.WAITING, now)
             device.budget.give_back(len(slots))
             return False
         return True
 
-    def done(self, device: DeviceState, slots: NDArray[np.int64], result: InstallResult | Exception) -> None:
-        """Take a worker's answer for flows that were PENDING."""
+    def _take_result(self, device: DeviceState, slots: NDArray[np.int64], result: InstallResult | Exception) -> None:
+        """Take a worker's result for flows that were PENDING."""
         table, now = self._state.table, self._state.clock()
         if isinstance(result, Exception):
             log.warning("%s: offload failed: %s", device.name, result)
             failed = np.full(len(slots), Outcome.FAILED, dtype=np.uint8)
             result = InstallResult(failed, np.zeros(len(slots), dtype=np.uint8), [])
-        for words in result.messages:
-            log.warning("%s: offload: %s", device.name, words)
+        for message in result.messages:
+            log.warning("%s: offload: %s", device.name, message)
         good = result.status == Outcome.INSTALLED
-        doomed = np.isin(table.reason[slots], FORCED_ENDS)
-        self._installed(slots[good], result.backend[good], now)
+        forced = np.isin(table.reason[slots], FORCED_ENDS)
+        self._note_installed(slots[good], result.backend[good], now)
+        self._end_forced(slots[forced], good[forced])
+        rows = np.flatnonzero(~forced)
+        status = result.status[rows]
+        self._wait_again(slots[rows[status == Outcome.FULL]], Reason.NIC_FULL, now)
+        self._note_room(device, status, now)
+        self._remover.refuse(slots[rows[status == Outcome.UNSUPPORTED]], Reason.UNSUPPORTED)
+        failed_rows = rows[~np.isin(status, (Outcome.INSTALLED, Outcome.FULL, Outcome.UNSUPPORTED))]
+        self._record_failures(device, result, failed_rows, slots[failed_rows])
+        self._retry(device, slots[failed_rows], now)
+        self._note_refill(device, now)
+
+    def _end_forced(self, slots: NDArray[np.int64], installed: NDArray[np.bool_]) -> None:
+        """End flows that were to end while the worker had their rules. installed: whether each has its rule now."""
+        table = self._state.table
         for reason in FORCED_ENDS:
-            late = doomed & (table.reason[slots] == reason)
-            self._remover.end_rules(slots[late & good], reason)
-            self._remover.refuse(slots[late & ~good], reason)
-        slots, good, status = slots[~doomed], good[~doomed], result.status[~doomed]
-        full = status == Outcome.FULL
+            due = table.reason[slots] == reason
+            self._remover.end_rules(slots[due & installed], reason)
+            self._remover.refuse(slots[due & ~installed], reason)
+
+    def _note_room(self, device: DeviceState, status: NDArray[np.uint8], now: float) -> None:
+        """Note whether the NIC had room, and record an event when that has changed."""
         was_full = device.full
-        if full.any():
+        if (status == Outcome.FULL).any():
             device.refused(now)
-            self._wait_again(slots[full], Reason.NIC_FULL, now)
-        elif good.any():
+        elif (status == Outcome.INSTALLED).any():
             device.accepted()
         if device.full != was_full:
-            held = table.count(FlowState.INSTALLED)
-            words = f"full, with {held:,} rules: the coldest make room" if device.full else "has room again"
-            self._state.events.note(EventKind.NIC, words, device.name)
-        self._remover.refuse(slots[status == Outcome.UNSUPPORTED], Reason.UNSUPPORTED)
-        failed = ~good & ~full & (status != Outcome.UNSUPPORTED)
-        self._tell_failures(device, result, np.flatnonzero(~doomed)[failed], slots[failed])
-        self._failed(device, slots[failed], now)
-        self._refilled(device, now)
+            held = self._state.table.count(FlowState.INSTALLED)
+            message = f"full, with {held:,} rules: the coldest make room" if device.full else "has room again"
+            self._state.events.note(EventKind.NIC, message, device.name)
 
-    def _tell_failures(
+    def _record_failures(
         self, device: DeviceState, result: InstallResult, rows: NDArray[np.int64], slots: NDArray[np.int64]
     ) -> None:
-        """Note failures with the backend's messages: the row's own, or what it said last, since it may say it once."""
+        """Record failures with the backend's message for the row, or with its last one: it may give a message once."""
         events = self._state.events
         if result.messages:
             device.last_message = result.messages[-1]
-        common = events.text_number(device.last_message) if device.last_message and len(rows) else 0
-        texts = np.full(len(rows), common, dtype=np.uint32)
-        for number, row in enumerate(rows.tolist() if result.row_messages else ()):
+        last = events.text_number(device.last_message) if device.last_message and len(rows) else 0
+        texts = np.full(len(rows), last, dtype=np.uint32)
+        for place, row in enumerate(rows.tolist() if result.row_messages else ()):
             if row in result.row_messages:
-                texts[number] = events.text_number(result.row_messages[row])
+                texts[place] = events.text_number(result.row_messages[row])
         backend = result.backend[rows]
         events.record(EventKind.FAILED, self._state.opaque(slots), reason=Reason.FAILED, backend=backend, text=texts)
 
-    def _installed(self, slots: NDArray[np.int64], backend: NDArray[np.uint8], now: float) -> None:
+    def _note_installed(self, slots: NDArray[np.int64], backend: NDArray[np.uint8], now: float) -> None:
+        """Move flows whose rules are on the NIC now to INSTALLED."""
         table = self._state.table
         self._state.counters.totals["installed"] += len(slots)
         table.backend[slots], table.attempts[slots] = backend, 0
@@ -158,12 +166,11 @@ class Dispatch:
         table.move(slots, FlowState.INSTALLED, now)
 
     def _wait_again(self, slots: NDArray[np.int64], reason: Reason, now: float) -> None:
-        table = self._state.table
-        table.move(slots, FlowState.WAITING, now)
-        self._put_off(slots, reason)
+        self._state.table.move(slots, FlowState.WAITING, now)
+        self._defer(slots, reason)
 
-    def _failed(self, device: DeviceState, slots: NDArray[np.int64], now: float) -> None:
-        """Try again later, with longer pauses, a few times."""
+    def _retry(self, device: DeviceState, slots: NDArray[np.int64], now: float) -> None:
+        """Let failed flows wait for another attempt, longer each time; refuse them after the last."""
         if not len(slots):
             return
         # A rule may be on the NIC though its backend failed.
@@ -176,8 +183,8 @@ class Dispatch:
         table.due[again] = now + FIRST_BACKOFF * 2.0 ** (table.attempts[again].astype(np.float64) - 1)
         self._wait_again(again, Reason.FAILED, now)
 
-    def _refilled(self, device: DeviceState, now: float) -> None:
-        """Tell how long it took to put back what had vanished from a NIC."""
+    def _note_refill(self, device: DeviceState, now: float) -> None:
+        """Log how long it took to put back rules that had vanished from a NIC, once all are back."""
         if device.refill_began is None:
             return
         table = self._state.table

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine: from the report of a new flow to an installed rule, and back.
+"""The engine: takes flows from the report to the installed rule, and back to the slow path.
 
     read_events ─► on_new_flow ─► allocate_mark ─► publish_marks ─► waiting ─► worker: install_offload
-       intake                                                      dispatch          │ idle, too cold, gone
+       intake                                                      dispatch          │ idle, replaced, ended
     free ◄─ quarantine ◄─ retire_marks ◄─ grace ◄─ worker: remove_offload ◄─ restore_flows
        removal                                                                       reconcile
 
-Everything here runs on one thread; only workers wait for a NIC.
+Everything here runs on one thread. Only the workers wait for a NIC.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,20 +52,20 @@ log = logging.getLogger(__name__)
 audit = logging.getLogger(AUDIT)
 
 READ_LIMIT = 16_384
-"""Reports taken from an NF at a time: some milliseconds of work, so that nothing else waits for long."""
+"""Reports taken from an NF in one call: some milliseconds of work, so that nothing else waits for long."""
 UPKEEP = 0.1
-"""Seconds between two looks after the marks while no report comes."""
+"""Seconds between two rounds of upkeep of the marks while no report comes."""
 SWITCH = "offload_off"
-"""Name of the note that outlives the daemon: somebody has switched offloading off."""
+"""Key of the state file: offloading was switched off, and stays off in later runs."""
 COUNTED = "counted"
-"""Name of the note of what rules have counted: the run after one that was killed goes on from there."""
+"""Key of the state file: what rules have counted. The run after one that was killed continues from there."""
 NOTE_INTERVAL = 0.2
-"""Seconds between two such notes, at least, and two looks at what the log owes. A kill loses what rules that ended
-since the last note had counted; with thousands of VIPs and reals to note beside it, one takes a millisecond."""
+"""Seconds between two writes of `COUNTED`, at least. A kill loses what rules had counted that ended after the last
+write. With thousands of VIPs and reals in the same file, a write takes a millisecond."""
 
 
 class Engine:
-    """Moves flows through the hooks. `workers` has one worker per device, by ifindex."""
+    """Moves flows through the hooks. workers: one per device, by ifindex."""
 
     def __init__(
         self,
@@ -95,19 +96,19 @@ class Engine:
         self._intake = Intake(self.state, self._remover)
         self._dispatch = Dispatch(self.state, self._remover)
         self._reconciler = Reconciler(self.state, self._remover)
-        self._next_upkeep = self._next_note = clock()
-        self._noted = ""
+        self._next_upkeep = self._next_save = clock()
+        self._saved_counts = "{}"
         if ADMISSION not in plugins.loaded():
             plugins.register(Admission(context, self._groups_held), ADMISSION)
 
     @property
     def table(self) -> FlowTable:
-        """Every flow that is known."""
+        """All known flows."""
         return self.state.table
 
     @property
     def counters(self) -> EngineCounters:
-        """What was done, counted."""
+        """Counts of what the engine has done."""
         return self.state.counters
 
     def _size_table(self) -> None:
@@ -115,7 +116,7 @@ class Engine:
         self.state.table.capacity = offload.max_rules + offload.waiting + offload.remembered
 
     def _groups_held(self, nf_number: int) -> NDArray[np.uint32]:
-        """Groups of the flows of a network function that have a rule or wait for one."""
+        """Group of each flow of a network function that has a rule or waits for one."""
         slots = self.table.slots_in(*ACTIVE)
         slots = slots[self.table.flow["nf"][slots] == nf_number]
         return self.context.nfs[nf_number - 1].groups(self.table.flow["target"][slots])
@@ -125,12 +126,9 @@ class Engine:
     def start(self) -> None:
         """Give every known target its mark, take over or remove the rules of an earlier run, fill the pools.
 
-        The one time that the caller waits for a NIC.
+        Waits for the NICs: for the time before the event loop runs.
         """
-        self.state.switched_on = self.context.state_file.recall(SWITCH) is None
-        if not self.state.switched_on:
-            log.warning("offloading is switched off, by an earlier run's order: nfcore offload on")
-            self.state.events.note(EventKind.SWITCH, "offloading is switched off, by an earlier run's order")
+        self._recall_switch()
         for device in self.state.devices.values():
             self._probe(device)
             device.begin_counting(self.state.clock())
@@ -138,14 +136,14 @@ class Engine:
         if trusted:
             self._publish_targets()
         else:
-            # A run that is killed from here on leaves rules of which the next one must trust none.
+            # If this run is killed from here on, the next one must not trust any of the rules that are left.
             self.context.state_file.forget(FINGERPRINT)
         removed = [self._take_over(device, trusted=trusted) for device in self.state.devices.values()]
         self._resume_counts()
         if not trusted:
             if any(removed):
-                # An earlier run's program may go on forwarding by its marks: what they meant stands until they are
-                # no longer on their way.
+                # An earlier run's program may still forward by its marks. Their meaning must not change before the
+                # last packets with these marks have arrived.
                 time.sleep(self.state.offload.grace)
             self._publish_targets()
         if None in removed:
@@ -155,24 +153,36 @@ class Engine:
         if self.context.strategy is not None:
             self.state.marks.lease()
 
+    def _recall_switch(self) -> None:
+        """Keep offloading off when it was switched off in an earlier run."""
+        self.state.switched_on = self.context.state_file.recall(SWITCH) is None
+        if not self.state.switched_on:
+            message = "offloading is switched off since an earlier run"
+            log.warning("%s: to switch it on: nfcore offload on", message)
+            self.state.events.note(EventKind.SWITCH, message)
+
     def _probe(self, device: DeviceState) -> None:
-        """Say once what the NIC can do; go on without what cannot set marks. ConfigError: the marks are too wide."""
-        able: dict[str, Capabilities] = device.worker.call(device.backends.probe)
+        """Log what the NIC can do; leave out backends that cannot set marks. ConfigError: the marks are too wide."""
+        found: dict[str, Capabilities] = device.worker.call(device.backends.probe)
         width = self.context.config.marking.width
-        for backend, each in able.items():
-            log.info("%s: %s: %s", device.name, backend, each.describe())
-            if 0 < each.mark_width < width:
-                message = f"is {width}; {backend} on {device.name} transports {each.mark_width} bits: "
-                message += f"set it to {each.mark_width} or less"
+        for backend, capabilities in found.items():
+            log.info("%s: %s: %s", device.name, backend, capabilities.describe())
+            if 0 < capabilities.mark_width < width:
+                message = f"is {width}; {backend} on {device.name} transports {capabilities.mark_width} bits: "
+                message += f"set it to {capabilities.mark_width} or less"
                 raise ConfigError(self.context.config.source, [Problem("marking.width", message)])
-        useless = [backend for backend, each in able.items() if each.mark_width == 0]
+        useless = [backend for backend, capabilities in found.items() if capabilities.mark_width == 0]
         if useless:
             device.backends.leave_out(useless)
-            log.warning("%s: %s cannot set marks here: going on without", device.name, ", ".join(useless))
-            words = f"{', '.join(useless)} left out: cannot set marks here"
-            self.state.events.note(EventKind.BACKEND, words, device.name)
-        device.blind = [n for n, name in enumerate(device.backends.names) if name in able and not able[name].counters]
-        device.table_sizes = {name: size for name, each in able.items() if (size := each.table_size) is not None}
+            names = ", ".join(useless)
+            log.warning("%s: %s cannot set marks here: going on without", device.name, names)
+            self.state.events.note(EventKind.BACKEND, f"{names} left out: cannot set marks here", device.name)
+        device.blind = [
+            number for number, name in enumerate(device.backends.names) if name in found and not found[name].counters
+        ]
+        device.table_sizes = {
+            name: size for name, capabilities in found.items() if (size := capabilities.table_size) is not None
+        }
 
     def _publish_targets(self) -> None:
         if self.state.marks.of_targets:
@@ -180,59 +190,63 @@ class Engine:
                 self.state.marks.publish_targets(nf)
 
     def _take_over(self, device: DeviceState, *, trusted: bool) -> int | None:
-        """Take over or remove the rules that a NIC holds; how many were removed, None when that failed."""
+        """Take over or remove the rules that a NIC holds. Returns how many were removed, None when some are left."""
         try:
-            left: Leftovers = device.worker.call(
+            leftovers: Leftovers = device.worker.call(
                 lambda: take_over(device.backends, self.context, self.table, trusted=trusted, now=self.state.clock())
             )
-        except Exception as error:  # noqa: BLE001 - an NF's or a backend's fault: unaccelerated is better than not at all
+        except Exception as error:  # noqa: BLE001 - an NF's or a backend's fault must not keep the daemon from starting
             log.warning("%s: rules of an earlier run cannot be taken over: %s", device.name, error)
             return None
-        device.rule_counters = left.rule_counters
-        if len(left.adopted) or left.removed:
-            self.counters.totals["adopted"] += len(left.adopted)
-            self.counters.totals["stale_removed"] += left.removed
-            words = (device.name, len(left.adopted), left.removed)
-            log.info("%s: of an earlier run's rules %d were taken over, %d removed", *words)
-            table, adopted = self.table, left.adopted
-            self.state.events.record(
-                EventKind.ADOPTED,
-                self.state.opaque(adopted),
-                mark=table.mark[adopted],
-                backend=table.backend[adopted],
-                packets=table.packets[adopted],
-                bytes_=table.bytes[adopted],
-            )
-            if left.removed:
-                told = f"{left.removed:,} rules of an earlier run, whose marks mean nothing any more, were removed"
-                self.state.events.note(EventKind.NIC, told, device.name)
-        return left.removed if left.cleared else None
+        device.rule_counters = leftovers.rule_counters
+        self._record_leftovers(device, leftovers)
+        return leftovers.removed if leftovers.cleared else None
+
+    def _record_leftovers(self, device: DeviceState, leftovers: Leftovers) -> None:
+        """Count, log and record as events what became of an earlier run's rules."""
+        table, adopted, removed = self.table, leftovers.adopted, leftovers.removed
+        if not len(adopted) and not removed:
+            return
+        self.counters.totals["adopted"] += len(adopted)
+        self.counters.totals["stale_removed"] += removed
+        log.info("%s: rules of an earlier run: %d taken over, %d removed", device.name, len(adopted), removed)
+        self.state.events.record(
+            EventKind.ADOPTED,
+            self.state.opaque(adopted),
+            mark=table.mark[adopted],
+            backend=table.backend[adopted],
+            packets=table.packets[adopted],
+            bytes_=table.bytes[adopted],
+        )
+        if removed:
+            message = f"{removed:,} rules of an earlier run, whose marks mean nothing any more, were removed"
+            self.state.events.note(EventKind.NIC, message, device.name)
 
     def _resume_counts(self) -> None:
-        """Go on counting where a run was that was killed."""
+        """Continue the counts of a run that was killed."""
         try:
-            noted = json.loads(self.context.state_file.recall_text(COUNTED) or "{}")
+            saved = json.loads(self.context.state_file.recall_text(COUNTED) or "{}")
         except (ValueError, RecursionError):
-            noted = {}
+            saved = {}
         for device in self.state.devices.values():
-            of_device = noted.get(device.name) if isinstance(noted, dict) else None
-            if isinstance(of_device, dict):
-                device.rule_counters.resume(device.backends.names, of_device)
+            counts = saved.get(device.name) if isinstance(saved, dict) else None
+            if isinstance(counts, dict):
+                device.rule_counters.resume(device.backends.names, counts)
 
-    def _note_counts(self) -> None:
-        """Leave word of what the rules have counted, for a run after this that takes them over."""
+    def _save_counts(self) -> None:
+        """Write what the rules have counted to the state file, for a later run that takes them over."""
         notes = {
             device.name: device.rule_counters.note(device.backends.names) for device in self.state.devices.values()
         }
-        words = json.dumps({name: note for name, note in notes.items() if note})
-        if words != (self._noted or "{}"):
-            self._noted = words
-            self.context.state_file.remember(COUNTED, words)
+        counts = json.dumps({name: note for name, note in notes.items() if note})
+        if counts != self._saved_counts:
+            self._saved_counts = counts
+            self.context.state_file.remember(COUNTED, counts)
 
     # The daemon's loop
 
     def poll(self) -> int:
-        """Take reports from every network function, and send what waits for a rule; how many reports there were."""
+        """Take reports from every network function and dispatch waiting flows. Returns how many reports there were."""
         taken = 0
         for nf in self.context.nfs:
             batch = nf.read_events(READ_LIMIT)
@@ -247,15 +261,9 @@ class Engine:
         return taken
 
     def tick(self, changed: Collection[int] = ()) -> None:
-        """Do what time asks for. changed: ifindexes of devices that may have been reset, whose links have changed."""
+        """Do what is due by the clock. changed: ifindexes of devices that may have been reset: their links changed."""
         now = self.state.clock()
-        for ifindex in changed:
-            if (device := self.state.devices.get(ifindex)) is not None:
-                device.look_soon(now)
-                device.to_probe = device.accelerated
-        for device in self.state.devices.values():
-            if device.to_probe and not device.probing:
-                self._probe_again(device)
+        self._examine(changed, now)
         self._remover.run()
         self._reconciler.run()
         self._intake.expire()
@@ -263,96 +271,108 @@ class Engine:
             self._next_upkeep = now + UPKEEP
             self.state.marks.retire_again()
             self.state.marks.lease()
-        if now >= self._next_note:
-            self._next_note = now + NOTE_INTERVAL
-            self._note_counts()
+        if now >= self._next_save:
+            self._next_save = now + NOTE_INTERVAL
+            self._save_counts()
+
+    def _examine(self, changed: Collection[int], now: float) -> None:
+        """Read the counters of devices whose links have changed, and probe those that are still to be probed."""
+        for ifindex in changed:
+            if (device := self.state.devices.get(ifindex)) is not None:
+                device.look_soon(now)
+                device.to_probe = device.accelerated
+        for device in self.state.devices.values():
+            if device.to_probe and not device.probing:
+                self._probe_again(device)
 
     def _probe_again(self, device: DeviceState) -> None:
-        """Find out what a NIC whose link has changed can do now."""
+        """Probe the backends of a NIC whose link has changed; never waits."""
 
-        def done(able: dict[str, Capabilities] | Exception) -> None:
+        def done(found: dict[str, Capabilities] | Exception) -> None:
             device.probing = False
             device.renew()
-            if isinstance(able, Exception):
-                log.warning("%s: cannot be probed again: %s", device.name, able)
-                self.state.events.note(EventKind.BACKEND, f"cannot be probed again: {able}", device.name)
+            if isinstance(found, Exception):
+                log.warning("%s: cannot be probed again: %s", device.name, found)
+                self.state.events.note(EventKind.BACKEND, f"cannot be probed again: {found}", device.name)
                 return
-            for backend, each in able.items():
-                log.info("%s: %s: %s", device.name, backend, each.describe())
-                self.state.events.note(EventKind.BACKEND, f"{backend}: {each.describe()}", device.name)
-                if 0 < each.mark_width < self.context.config.marking.width:
+            for backend, capabilities in found.items():
+                log.info("%s: %s: %s", device.name, backend, capabilities.describe())
+                self.state.events.note(EventKind.BACKEND, f"{backend}: {capabilities.describe()}", device.name)
+                if 0 < capabilities.mark_width < self.context.config.marking.width:
                     log.warning("%s: %s sets no marks of this width any more: restart nfcore", device.name, backend)
 
-        # The answer may come before `submit` returns.
+        # Set first: `done` may be called before `submit` returns.
         device.probing = True
         if device.worker.submit(device.backends.probe, done):
             device.to_probe = False
         else:
             device.probing = False
 
-    # What operators ask for
+    # Commands of operators
 
     def switch(self, *, on: bool) -> int:
-        """Switch offloading on or off, also for runs to come; how many rules are being removed."""
+        """Switch offloading on or off, also for later runs. Returns how many rules are being removed."""
         self.state.switched_on = on
         if on:
-            self.context.state_file.forget(SWITCH)
-            self.state.events.note(EventKind.SWITCH, "offloading is switched on")
-            # As loud as the order before it: who reads warnings alone must not believe that it is still off.
-            audit.warning("offloading is switched on: flows get rules as they are reported")
-            refused = self.table.slots_in(FlowState.REFUSED)
-            refused = refused[self.table.reason[refused] == Reason.SWITCHED_OFF]
-            # So that they are reported anew: after a long time their next report would be far away.
-            self._remover.restore(self.table.batch(refused))
+            self._switch_on()
             return 0
         rules = self.table.count(FlowState.PENDING, FlowState.INSTALLED)
-        self.state.events.note(
-            EventKind.SWITCH, f"offloading is switched off: {rules:,} flows go back to the slow path"
-        )
+        message = f"offloading is switched off: {rules:,} flows go back to the slow path"
+        self.state.events.note(EventKind.SWITCH, message)
         self._remover.end_rules(self.table.slots_in(*ACTIVE), Reason.SWITCHED_OFF)
         self.context.state_file.remember(SWITCH, 1)
-        audit.warning("offloading is switched off: %d flows go back to the slow path", rules)
+        audit.warning("%s", message)
         return rules
 
+    def _switch_on(self) -> None:
+        self.context.state_file.forget(SWITCH)
+        self.state.events.note(EventKind.SWITCH, "offloading is switched on")
+        # A warning, as when it is switched off: who reads only warnings must not believe that it is still off.
+        audit.warning("offloading is switched on: flows get rules as they are reported")
+        refused = self.table.slots_in(FlowState.REFUSED)
+        refused = refused[self.table.reason[refused] == Reason.SWITCHED_OFF]
+        # So that XDP reports them again soon: the intervals between the reports of a flow have become long.
+        self._remover.restore(self.table.batch(refused))
+
     def apply(self, config: Config, gone: Mapping[str, NDArray[np.uint64]]) -> Ended:
-        """Go on with another configuration, in which the targets `gone` (by NF) exist no more; flows that end."""
+        """Continue with another configuration. gone: by NF, targets that it no longer has. Returns the ended flows."""
         self.context.config = config
         self._size_table()
         offload = config.offload
         for device in self.state.devices.values():
             device.budget.limit(offload.inserts_per_second, offload.insert_burst)
-        ended = Ended(0, 0)
+        accelerated = waiting = 0
         for nf in self.context.nfs:
             targets = gone.get(nf.name)
             if targets is not None and len(targets):
-                more = self._remover.end_targets(nf, targets)
-                ended = Ended(ended.accelerated + more.accelerated, ended.waiting + more.waiting)
+                ended = self._remover.end_targets(nf, targets)
+                accelerated += ended.accelerated
+                waiting += ended.waiting
         self._publish_targets()
         renew_meaning(self.context)
-        return ended
+        return Ended(accelerated, waiting)
 
     def remove_all(self) -> None:
-        """Queue the removal of every rule: the last thing that the workers do. The next run finds nothing of this."""
+        """Queue the removal of every rule, the last job of the workers, and let the next run know of none."""
         self.context.state_file.forget(FINGERPRINT)
         self.context.state_file.forget(COUNTED)
         slots = self.table.slots_in(FlowState.INSTALLED, FlowState.PENDING)
-        for device, mine in self.state.by_device(slots):
-            rules = self.state.rules(mine)
+        for device, slots_here in self.state.by_device(slots):
+            rules = self.state.rules(slots_here)
+            # From every backend: which one takes the rule of a PENDING flow is not known.
             for number in range(len(device.backends.names)):
-                where = np.full(len(mine), number, dtype=np.uint8)
-                if not device.worker.submit(
-                    lambda device=device, rules=rules, where=where: _remove_last(device, rules, where),  # type: ignore[misc]
-                    lambda result: None,
-                ):
+                backend = np.full(len(rules), number, dtype=np.uint8)
+                if not device.worker.submit(partial(_remove_last, device, rules, backend), lambda result: None):
                     log.error("%s is too far behind: rules are left, see nfcore cleanup", device.name)
 
     def collect(self) -> list[MetricFamily]:
-        """Give the engine's own figures."""
+        """Give the engine's own metrics."""
         return list(engine_metrics(self.state))
 
 
-def _remove_last(device: DeviceState, rules: RuleBatch, where: NDArray[np.uint8]) -> None:
-    """Remove rules while nobody waits for the result any more, and say what is left."""
-    left = int(np.count_nonzero(~device.backends.remove(rules, where).gone & (where < len(device.backends.names))))
+def _remove_last(device: DeviceState, rules: RuleBatch, backend: NDArray[np.uint8]) -> None:
+    """Remove rules when nothing waits for the result any more, and log how many are left. backend: index per rule."""
+    removed = device.backends.remove(rules, backend).gone
+    left = int(np.count_nonzero(~removed & (backend < len(device.backends.names))))
     if left:
         log.error("%s: %d rules could not be removed: see nfcore cleanup", device.name, left)

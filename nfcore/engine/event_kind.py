@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine tells as events. Without numpy, so that the command line can list the names at once."""
+"""The kinds of events. Imports no numpy, so that the command line can list them without delay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class EventKind(IntEnum):
-    """What happened; those up to `VANISHED` happen to a flow, the others to the manager."""
+    """What happened: up to `VANISHED` to a flow, from `DAEMON` on to the daemon or a device."""
 
     INSTALLED = 1
     PUT_BACK = 2
@@ -15,30 +15,30 @@ class EventKind(IntEnum):
     ADOPTED = 3
     """Taken over from an earlier run."""
     DEFERRED = 4
-    """Waits for room, budget or a retry."""
+    """Waits for room, the budget or a retry."""
     REFUSED = 5
     FAILED = 6
-    """The backend could not install it, or not remove it."""
+    """The backend could not install or could not remove its rule."""
     AGED = 7
-    """Removed because its counter stood still."""
+    """Rule removed: its counter stood still."""
     REPLACED = 8
-    """Removed to make room for a hotter flow."""
+    """Rule removed to make room for a hotter flow."""
     ENDED = 9
-    """Removed for another reason: connection closed, target gone, switched off."""
+    """Rule removed for another reason: connection closed, target gone, offloading switched off."""
     VANISHED = 10
-    """Gone from the NIC without our doing."""
+    """The rule is gone from the NIC, and nfcore did not remove it."""
     DAEMON = 32
-    """Started, or about to stop."""
+    """The daemon is ready."""
     SWITCH = 33
     """Offloading was switched on or off."""
     RELOAD = 34
     LINK = 35
     BACKEND = 36
-    """A backend was left out, or can do something else than before."""
+    """A backend was left out, or its capabilities have changed."""
     NIC = 37
-    """It has become full, has room again, or held rules that belong to nobody."""
+    """It is full, has room again, or held rules of nfcore that belonged to no flow."""
 
     @property
     def word(self) -> str:
-        """The kind as `nfcore events` writes it."""
+        """The kind as `nfcore events` shows it."""
         return self.name.lower().replace("_", "-")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a flow's rule is in its life. Without numpy, so that the command line can list the names at once."""
+"""The states of a flow's rule. Imports no numpy, so that the command line can list them without delay."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from enum import IntEnum
 
 
 class FlowState(IntEnum):
-    """Where a flow's rule is in its life."""
+    """State of a flow's rule."""
 
     FREE = 0
     """No flow is in the slot."""
     PENDING = 1
-    """Admitted; the rule is on its way to the NIC."""
+    """Admitted; the device's worker has the rule and installs it."""
     INSTALLED = 2
     DRAINING = 3
-    """The rule is being removed, or gone with the grace period still running."""
+    """The rule is being removed, or it is gone and the grace period is running."""
     WAITING = 4
-    """Admitted and its mark published; waits for room on the NIC, for budget or for a retry."""
+    """Admitted, and its mark is published; waits for room on the NIC, for the budget or for a retry."""
     REFUSED = 5
     """Gets no rule; remembered with the reason."""
 
     @property
     def word(self) -> str:
-        """The state as `nfcore flows` writes it."""
+        """The state as `nfcore flows` shows it."""
         return self.name.lower()
 
 
@@ -34,7 +34,7 @@ LISTED_STATES = (
     FlowState.DRAINING,
     FlowState.REFUSED,
 )
-"""Those of flows that `nfcore flows` lists."""
+"""States that `nfcore flows` lists."""
 SORT_KEYS = {
     "rate": (),
     "packets": ("packets", "past_packets"),
@@ -42,4 +42,4 @@ SORT_KEYS = {
     "age": ("since",),
     "mark": ("mark",),
 }
-"""How `nfcore flows` sorts: by the sum of these columns of the flow table; `rate` by what flows do now."""
+"""How `nfcore flows` sorts: by the sum of these columns of the flow table; `rate` by the current rate."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the report of a flow to one that waits for its rule: known or new, judged, marked, published."""
+"""Takes reports of flows: tells known flows from new ones, judges the new, and gives them marks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .removal import Remover
 from .state import ACTIVE, EngineState
 
 SHORTEST_INTERVAL = 1e-3
-"""Seconds between two reports that a rate is computed from, at least: they are read in batches."""
+"""Shortest time in seconds between two reports for the computation of a rate: reports are read in batches."""
 SUSPICIOUS = 1.0
-"""Seconds after which a flow with a rule is no longer reported, unless its rule does nothing."""
+"""Seconds after the installation of a rule from which on a report of its flow means that the rule does not work."""
 
 
 class Intake:
-    """Takes reports."""
+    """Turns reports into flows that wait for a rule, or that get none for a reason."""
 
     def __init__(self, state: EngineState, remover: Remover) -> None:
         self._state = state
@@ -31,76 +31,81 @@ class Intake:
 
     def take(self, nf: NetworkFunction, batch: FlowBatch) -> None:
         """Take one batch of reports."""
-        state, table, now = self._state, self._state.table, self._state.clock()
-        if (edges := batch.rows["kind"] != ReportKind.SHOWN).any():
-            self._edges(batch[edges])
-            batch = batch[~edges]
+        now = self._state.clock()
+        if (changed := batch.rows["kind"] != ReportKind.SHOWN).any():
+            self._end_connections(batch[changed])
+            batch = batch[~changed]
         first = first_appearances(batch)
         if not first.all():
-            self._known(batch[~first])
+            self._count_known(batch[~first])
             batch = batch[first]
-        slots = table.find(batch)
-        there = slots >= 0
-        again = np.zeros(len(batch), dtype=bool)
-        if there.any():
-            batch.rows["rate"][there] = self._rates(slots[there], batch[there], now)
-            again[there] = table.state[slots[there]] == FlowState.REFUSED
-            tracked = there & ~again
-            self._tracked(slots[tracked], batch[tracked], now)
-        candidates = ~there | again
-        slots, batch = self._enter(slots[candidates], batch[candidates], now)
+        slots, batch = self._update_known(batch, now)
+        slots, batch = self._enter(slots, batch, now)
         reasons = self._judge(batch)
-        state.marks.give_back(batch.rows["mark"][reasons != 0])
-        self._remover.refuse(slots[reasons != 0], reasons[reasons != 0])
-        slots, batch = slots[reasons == 0], batch[reasons == 0]
+        refused = reasons != 0
+        self._state.marks.give_back(batch.rows["mark"][refused])
+        self._remover.refuse(slots[refused], reasons[refused])
+        slots, batch = slots[~refused], batch[~refused]
         if len(batch):
             self._mark(nf, slots, batch, now)
 
+    def _update_known(self, batch: FlowBatch, now: float) -> tuple[NDArray[np.int64], FlowBatch]:
+        """Update the known flows. Returns those that may get a rule now: new ones, slot -1, and refused ones."""
+        table = self._state.table
+        slots = table.find(batch)
+        known = slots >= 0
+        candidates = ~known
+        if known.any():
+            batch.rows["rate"][known] = self._rates(slots[known], batch[known], now)
+            candidates[known] = table.state[slots[known]] == FlowState.REFUSED
+            self._update_tracked(slots[~candidates], batch[~candidates], now)
+        return slots[candidates], batch[candidates]
+
     def _rates(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> NDArray[np.float32]:
-        """Packets a second since the reports before these."""
+        """Packets a second of each flow since its report before this one."""
         table = self._state.table
         packets = batch.rows["packets"].astype(np.float64)
         before = table.flow["packets"][slots].astype(np.float64)
-        # Fewer than before: the datapath has begun to count anew.
+        # Fewer than before: the datapath has started its count again.
         shown = np.where(packets > before, packets - before, packets)
         return (shown / np.maximum(now - table.seen[slots], SHORTEST_INTERVAL)).astype(np.float32)
 
-    def _known(self, batch: FlowBatch) -> None:
+    def _count_known(self, batch: FlowBatch) -> None:
+        """Count reports that lead to no new rule, and return the marks that XDP took for them."""
         self._state.marks.give_back(batch.rows["mark"])
         self._state.counters.totals["events_known"] += len(batch)
 
-    def _tracked(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
-        """Flows that have a rule or wait for one, and were reported nevertheless."""
+    def _update_tracked(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
+        """Update flows that have a rule or wait for one."""
         table = self._state.table
-        self._known(batch)
+        self._count_known(batch)
         states = table.state[slots]
         table.flow["cpu"][slots] = batch.rows["cpu"]
         waiting = states == FlowState.WAITING
         table.rate[slots[waiting]] = batch.rows["rate"][waiting]
         table.seen[slots[waiting]] = now
         table.flow["packets"][slots[waiting]] = batch.rows["packets"][waiting]
-        elsewhere = table.flow["target"][slots] != batch.rows["target"]
-        self._remover.end_rules(slots[elsewhere], Reason.MOVED)
+        moved = table.flow["target"][slots] != batch.rows["target"]
+        self._remover.end_rules(slots[moved], Reason.MOVED)
         # A rule that works keeps its flow from being reported.
         useless = (states == FlowState.INSTALLED) & (table.since[slots] < now - SUSPICIOUS)
         for device, _ in self._state.by_device(slots[useless]):
             device.look_soon(now, SUSPICIOUS)
 
-    def _edges(self, batch: FlowBatch) -> None:
-        """End the rules of connections that end, and of those whose addresses a new one uses for another target."""
+    def _end_connections(self, batch: FlowBatch) -> None:
+        """End the rules of connections that are closed or whose 5-tuple a new connection uses for another target."""
         table = self._state.table
-        self._known(batch)
+        self._count_known(batch)
         slots = table.find(batch)
         slots, batch = slots[slots >= 0], batch[slots >= 0]
-        ended = np.unique(slots[batch.rows["kind"] == ReportKind.ENDED])
-        self._remover.end_rules(ended[np.isin(table.state[ended], ACTIVE)], Reason.ENDED)
         moved = batch.rows["kind"] == ReportKind.MOVED
         moved &= table.flow["target"][slots] != batch.rows["target"]
-        moved_slots = np.unique(slots[moved])
-        self._remover.end_rules(moved_slots[np.isin(table.state[moved_slots], ACTIVE)], Reason.MOVED)
+        for which, reason in ((batch.rows["kind"] == ReportKind.ENDED, Reason.ENDED), (moved, Reason.MOVED)):
+            ended = np.unique(slots[which])
+            self._remover.end_rules(ended[np.isin(table.state[ended], ACTIVE)], reason)
 
     def _enter(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> tuple[NDArray[np.int64], FlowBatch]:
-        """Track those that are new; those for which there is no place are left out."""
+        """Track the new flows of a batch. Returns all flows that are tracked: those without a place are left out."""
         table = self._state.table
         fresh = np.flatnonzero(slots < 0)
         known = slots[slots >= 0]
@@ -115,49 +120,49 @@ class Intake:
         table.flow.view(WHOLE_FLOW)[known] = batch.rows.view(WHOLE_FLOW)[slots >= 0]
         table.rate[known] = batch.rows["rate"][slots >= 0]
         table.seen[known] = now
-        # Another life, whose rules must not be taken for those of the last.
+        # So that the cookies of its next rules differ from those of its last.
         table.generation[known] += np.uint16(1)
         slots[fresh] = table.insert(batch[fresh], FlowState.REFUSED, now)
         return slots, batch
 
     def _make_room(self, wanted: int, keep: NDArray[np.int64]) -> None:
-        """Forget flows without a rule that were not heard of for longest."""
+        """Forget refused flows, those first whose last report is the oldest. keep: slots that stay."""
         table = self._state.table
         if table.room >= wanted:
             return
         refused = np.setdiff1d(table.slots_in(FlowState.REFUSED), keep)
-        # Some more than needed, so that not every batch has to look for them.
-        goners = min(len(refused), max(wanted - table.room, self._state.offload.remembered // 8))
-        if goners:
-            oldest = np.argpartition(table.seen[refused], goners - 1)[:goners]
+        # More than needed, so that not every batch has to search for them.
+        count = min(len(refused), max(wanted - table.room, self._state.offload.remembered // 8))
+        if count:
+            oldest = np.argpartition(table.seen[refused], count - 1)[:count]
             table.remove(refused[oldest])
 
     def _judge(self, batch: FlowBatch) -> NDArray[np.uint8]:
-        """A reason per flow, 0 where nothing speaks against a rule. Every policy sees every flow."""
+        """Give the reason why each flow gets no rule, 0 if it may get one. Every policy sees every flow."""
         state = self._state
         reasons = np.zeros(len(batch), dtype=np.uint8)
         if not len(batch):
             return reasons
         for ifindex in np.unique(batch.rows["ifindex"]).tolist():
-            mine, device = batch.rows["ifindex"] == ifindex, state.devices.get(ifindex)
+            here, device = batch.rows["ifindex"] == ifindex, state.devices.get(ifindex)
             if device is None or not device.accelerated:
-                reasons[mine] = Reason.NO_BACKEND
+                reasons[here] = Reason.NO_BACKEND
             else:
-                reasons[mine & device.unsupported(batch)] = Reason.UNSUPPORTED
+                reasons[here & device.unsupported(batch)] = Reason.UNSUPPORTED
         if not state.switched_on:
             reasons[reasons == 0] = Reason.SWITCHED_OFF
         for plugin in state.plugins.implementing("on_new_flow"):
-            done, answer = state.plugins.try_call(plugin, "on_new_flow", batch=batch)
-            if done and answer is None:
+            done, result = state.plugins.try_call(plugin, "on_new_flow", batch=batch)
+            if done and result is None:
                 continue
             if not done:
-                # What a broken policy would have said is not known, and the slow path is always right.
-                answer = np.full(len(batch), Reason.HOOK_FAILED, dtype=np.uint8)
-            reasons = np.where(reasons == 0, answer, reasons).astype(np.uint8)
+                # The policy might have refused any of the flows, and the slow path is right for all of them.
+                result = np.full(len(batch), Reason.HOOK_FAILED, dtype=np.uint8)
+            reasons = np.where(reasons == 0, result, reasons).astype(np.uint8)
         return reasons
 
     def _mark(self, nf: NetworkFunction, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
-        """Give flows their marks, have them published, and let them wait for their rules."""
+        """Allocate and publish marks for flows, and let these wait for their rules."""
         state = self._state
         marks = state.marks.allocate(batch)
         if not (given := marks != 0).all():
@@ -175,12 +180,12 @@ class Intake:
         table.move(slots, FlowState.WAITING, now)
 
     def shed(self) -> None:
-        """Let the coldest go when more flows wait than may."""
+        """Refuse the coldest waiting flows when more wait than `most_waiting`."""
         state, table = self._state, self._state.table
         if table.count(FlowState.WAITING) <= state.most_waiting:
             return
         waiting = table.slots_in(FlowState.WAITING)
-        # Those that had a rule have shown what they are worth, and are no more than there are rules.
+        # Not those whose rules vanished: they deserved a rule, and there are at most `max_rules` of them.
         waiting = waiting[table.reason[waiting] != Reason.VANISHED]
         surplus = len(waiting) - state.most_waiting
         if surplus <= 0:
@@ -188,7 +193,7 @@ class Intake:
         self._remover.refuse(state.by_heat(waiting)[-surplus:], Reason.SHED)
 
     def expire(self) -> None:
-        """Let waiting flows go that have not been heard of for as long as an idle rule may live."""
+        """Refuse waiting flows that were not reported for `idle_timeout`."""
         state, table, now = self._state, self._state.table, self._state.clock()
         if now < self._next_expiry or not table.count(FlowState.WAITING):
             return

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine's stages share: the flow table, the devices, the marks, the counters and the clock.
+"""The data that the engine's stages share: flow table, devices, marks, counters, events and the clock.
 
     intake ──► dispatch ──► reconcile ──► removal
-    reported   waiting      installed     draining ─► forgotten
+    reported   waiting      installed     draining, then remembered without a rule
 
-Data, and views of it; what changes the life of a flow stands with the stage that does it.
+This file holds data and views of it. What moves a flow to its next state is in the file of the stage that does so.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .flow_table import FlowTable
 from .mark_lifecycle import MarkLifecycle
 
 OCCUPYING = (FlowState.PENDING, FlowState.INSTALLED, FlowState.DRAINING)
-"""States that take a place in the NIC."""
+"""States that take a place in the NIC's table."""
 ACTIVE = (*OCCUPYING, FlowState.WAITING)
 """States in which a flow has a mark."""
 FEW_WAITING = 16
-"""Flows that may wait however tight marks are."""
+"""Flows that may wait even when marks are scarce."""
 
 
 @dataclass
 class EngineState:
-    """The engine's data. One thread alone touches it."""
+    """The engine's data. Only the engine's thread touches it."""
 
     context: Context
     plugins: PluginManager
@@ -51,27 +51,27 @@ class EngineState:
     devices: Mapping[int, DeviceState] = field(default_factory=dict)
     """By ifindex."""
     switched_on: bool = True
-    """False: no flow gets a rule (`nfcore offload off`)."""
+    """False after `nfcore offload off`: no flow gets a rule."""
 
     @property
     def offload(self) -> OffloadTable:
-        """The TOML's `[offload]` as it is in effect."""
+        """The `[offload]` table of the TOML that is in effect."""
         return self.context.config.offload
 
     @property
     def places(self) -> int:
-        """How many more rules `max_rules` allows."""
+        """How many more rules `max_rules` allows; negative after a reload that has lowered it."""
         return self.offload.max_rules - self.table.count(*OCCUPYING)
 
     @property
     def most_waiting(self) -> int:
-        """How many flows may wait for a rule. Where each has a mark of its own, some marks must be left for others."""
+        """How many flows may wait for a rule: fewer where each has a mark of its own, so that new flows find marks."""
         if self.marks.of_targets:
             return self.offload.waiting
         return min(self.offload.waiting, max(FEW_WAITING, (self.context.marks.size - self.offload.max_rules) // 4))
 
     def rules(self, slots: NDArray[np.int64]) -> RuleBatch:
-        """Describe the rules of tracked flows."""
+        """Make the rules of tracked flows: each sets the flow's mark."""
         rows = np.zeros(len(slots), dtype=RULE_ROW)
         flows = self.table.batch(slots).rows
         rows["key"], rows["family"] = flows["key"], flows["family"]
@@ -80,19 +80,20 @@ class EngineState:
         return RuleBatch(rows)
 
     def opaque(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
-        """Give tracked flows as opaque bytes, as the event log takes them: copied at once and not field by field."""
+        """Copy tracked flows as opaque bytes, for the event log: numpy copies these at once, not field by field."""
         return self.table.flow.view(WHOLE_FLOW)[slots]
 
     def by_device(self, slots: NDArray[np.int64]) -> list[tuple[DeviceState, NDArray[np.int64]]]:
-        """Sort tracked flows by their device."""
+        """Group tracked flows by their device."""
         if len(self.devices) == 1:
             (device,) = self.devices.values()
             return [(device, slots)] if len(slots) else []
-        of = self.table.flow["ifindex"][slots]
-        return [(self.devices[index], slots[of == index]) for index in np.unique(of).tolist() if index in self.devices]
+        ifindexes = self.table.flow["ifindex"][slots]
+        present = [ifindex for ifindex in np.unique(ifindexes).tolist() if ifindex in self.devices]
+        return [(self.devices[ifindex], slots[ifindexes == ifindex]) for ifindex in present]
 
     def heat(self, waiting: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Packets a second that each of these waiting flows can be good for."""
+        """The highest rate, in packets a second, that each of these waiting flows can still have."""
         table = self.table
         packets, seen = table.flow["packets"][waiting], table.seen[waiting]
         return waiting_rates(table.rate[waiting], packets, seen, self.offload.min_packets, self.clock())
@@ -102,11 +103,11 @@ class EngineState:
         return waiting[hottest(self.heat(waiting), self.table.flow["packets"][waiting], len(waiting))]
 
     def count(self, device: DeviceState, slots: NDArray[np.int64], now: Counts) -> None:
-        """Take the counters that a NIC shows for rules of tracked flows, `now`: shape (slots, 2)."""
+        """Add what the rules of tracked flows have counted since the last time. now: the NIC's counters, (slots, 2)."""
         device.rule_counters.count(self.table.backend[slots], self.table.counts(slots), now)
         self.table.packets[slots], self.table.bytes[slots] = now[:, 0], now[:, 1]
 
     def end_counts(self, device: DeviceState, slots: NDArray[np.int64]) -> None:
-        """Keep what rules that are gone have counted."""
+        """Keep what rules have counted that are gone now."""
         device.rule_counters.end(self.table.backend[slots], self.table.counts(slots))
         self.table.end_counts(slots)
