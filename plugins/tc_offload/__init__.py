@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tc_offload: rules as flower filters, which any NIC with TC offload takes, as an ordinary offload backend."""
+"""The backend tc_offload: installs rules as TC flower filters, for any NIC whose driver offloads them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from .shapes import PRIORITIES
 
 NAME = "tc_offload"
 _COUNTERS = {
-    "installed": "Rules that the kernel took.",
-    "removed": "Rules that were removed.",
-    "refused": "Refusals of the kernel or the driver, each kind once a batch.",
-    "vanished": "Rules that somebody else removed or the hardware lost.",
-    "unheard": "Messages whose answer was lost, settled by a dump.",
-    "resyncs": "Dumps that settled a doubt.",
+    "installed": "Rules installed.",
+    "removed": "Rules removed.",
+    "refused": "Refusals by the kernel or the driver, each kind once per batch.",
+    "vanished": "Rules that another program removed or the hardware lost.",
+    "unheard": "Netlink messages whose acknowledgement was lost; a dump finds out what they did.",
+    "resyncs": "Dumps that compared the known rules with those of the kernel.",
 }
 
 
 class DeviceTable(ConfigTable):
-    """`[tc_offload.devices.NAME]`: where the rules of interface NAME sit."""
+    """`[tc_offload.devices.NAME]`: where the rules of interface NAME are installed."""
 
     filter_on: str = Field(default="", max_length=15)
     """Interface that carries the filters: empty for NAME itself; its veth peer for marks that the kernel sets."""
@@ -47,68 +47,69 @@ class TcOffloadTable(ConfigTable):
     """`[tc_offload]`."""
 
     prio: int = Field(default=6000, ge=1, le=0xFFFF - PRIORITIES + 1)
-    """First of the 16 filter priorities that are ours alone on every device."""
+    """First of the 16 filter priorities that only nfcore may use, on every device."""
     skip_sw: Literal["auto", "on", "off"] = "auto"
-    """`on`: rules in hardware alone; `off`: the kernel evaluates them, too; `auto`: `on` where the driver agrees."""
+    """`on`: rules in hardware only; `off`: the kernel evaluates them, too; `auto`: `on` where the driver accepts it."""
     last_used: bool = False
-    """Read when each rule was last hit, too: costs twice the time of reading counters."""
+    """Also read when each rule was last hit: reading counters then takes about twice the time."""
     devices: dict[str, DeviceTable] = Field(default={})
 
 
 class TcOffloadPlugin:
-    """The backend hooks over :class:`TcBackend`, one per device."""
+    """The hooks of the plugin; a :class:`TcBackend` per device does the work."""
 
     def __init__(self) -> None:
         self._backends: dict[int, TcBackend] = {}
         self._names: dict[int, str] = {}
-        self._told: set[int] = set()
-        """Devices whose capabilities were asked for before."""
+        self._probed: set[int] = set()
+        """ifindexes of devices for which `probe_offload` was called."""
         self._context: Context | None = None
 
     @hookimpl
     def config_section(self) -> Section:
-        """Own `[tc_offload]`."""
+        """Declare `[tc_offload]`."""
         return Section(TcOffloadTable, _check)
 
     @hookimpl
     def setup(self, context: Context) -> None:
-        """Find out what every device that names this backend can do, and take over the rules of ours on it."""
+        """Probe every device that names this backend, and take over the rules of an earlier run on it."""
         if context.tracing:
             return
         self._context = context
         for device, settings in _settings(context):
             backend = TcBackend(settings)
-            # Entered first: teardown gives back what open() leaves half done.
+            # Stored before open(), so that teardown also cleans up after an open() that fails.
             self._backends[device.ifindex], self._names[device.ifindex] = backend, device.name
-            # Beside a running daemon, as `nfcore doctor` may be, its qdisc is not ours to remove.
+            # `nfcore doctor` may run beside a daemon: then the qdisc belongs to the daemon.
             alone = not daemon_answers(Path(context.config.nf.socket))
             backend.owns_qdisc = alone and context.state_file.recall(_qdisc_key(settings)) == settings.ifindex
             backend.open(alone=alone)
-            self._note_qdisc(context, backend)
+            self._save_qdisc(context, backend)
 
     @staticmethod
-    def _note_qdisc(context: Context, backend: TcBackend) -> None:
+    def _save_qdisc(context: Context, backend: TcBackend) -> None:
+        """Note in the state file that nfcore created the qdisc, so that a later run may remove it."""
         if backend.owns_qdisc:
             context.state_file.remember(_qdisc_key(backend.settings), backend.settings.ifindex)
 
     @hookimpl
     def teardown(self) -> None:
-        """Remove the qdiscs that are ours and empty, and close the sockets."""
+        """Remove the qdiscs that nfcore created and that are empty, and close the sockets."""
         for backend in self._backends.values():
             if self._context is not None and backend.owns_qdisc:
-                self._note_qdisc(self._context, backend)
+                self._save_qdisc(self._context, backend)
             if backend.close() and self._context is not None:
                 self._context.state_file.forget(_qdisc_key(backend.settings))
         self._backends.clear()
-        self._told.clear()
+        self._probed.clear()
 
     @hookimpl
     def probe_offload(self, device: Device) -> Capabilities:
-        """Tell what the device can do: as tried at setup; asked again, as tried now."""
+        """Return what the device can do. The first call returns what setup() found; later calls probe again."""
         backend = self._backends[device.ifindex]
-        if device.ifindex in self._told:
+        if device.ifindex in self._probed:
             backend.reprobe()
-        self._told.add(device.ifindex)
+        self._probed.add(device.ifindex)
         return backend.capabilities()
 
     @hookimpl
@@ -128,21 +129,21 @@ class TcOffloadPlugin:
 
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
-        """Give what happened on each device, without asking the kernel."""
+        """Return the counters of each device; does not call the kernel."""
         families = []
-        for key, text in _COUNTERS.items():
-            family = counter(f"nfcore_tc_{key}_total", text, "rules", "interface")
+        for key, help_text in _COUNTERS.items():
+            family = counter(f"nfcore_tc_{key}_total", help_text, "rules", "interface")
             for ifindex, backend in self._backends.items():
                 family.add(backend.counts[key], interface=self._names[ifindex])
             families.append(family)
-        held = gauge("nfcore_tc_rules", "Flower rules of ours on the device.", "rules", "interface")
+        rules = gauge("nfcore_tc_rules", "nfcore's flower rules on the device.", "rules", "interface")
         for ifindex, backend in self._backends.items():
-            held.add(backend.held, interface=self._names[ifindex])
-        return [*families, held]
+            rules.add(backend.held, interface=self._names[ifindex])
+        return [*families, rules]
 
     @hookimpl
     def cleanup(self, context: Context) -> Iterable[str]:
-        """Remove the rules that a killed daemon left, and its qdisc when nothing else hangs on it."""
+        """Remove the rules that a killed daemon left, and its qdisc if that has no other filters."""
         lines = []
         for _, settings in _settings(context):
             backend = TcBackend(settings)
@@ -164,14 +165,17 @@ def _check(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     devices = raw.get("devices")
     for name, device in devices.items() if isinstance(devices, dict) else ():
         if isinstance(device, dict) and device.get("direction") == "egress" and not device.get("filter_on"):
-            message = f"is 'egress'; what leaves {name} never comes to its XDP program: set filter_on to its veth peer"
+            message = f"is 'egress'; what leaves {name} does not pass its XDP program: set filter_on to its veth peer"
             yield Problem(f"{path}.devices.{name}.direction", message)
 
 
 def _settings(context: Context) -> Iterator[tuple[Device, Settings]]:
-    """Settings of every device that names this backend. ConfigError or HostError for a table of no such device."""
+    """Yield each device that names this backend with its settings.
+
+    ConfigError: a table is for a device that does not. HostError: there is no interface `filter_on`.
+    """
     table = context.config.sections[NAME]
-    assert isinstance(table, TcOffloadTable)  # config_section() said so
+    assert isinstance(table, TcOffloadTable)  # by config_section()
     known = [interface.name for interface in context.config.interfaces if NAME in interface.offload]
     unknown = [name for name in table.devices if name not in known]
     if unknown:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules on one device as flower filters: in, out, and back with their counters.
+"""The flower filters of one device: install rules, remove them, read them back with their counters.
 
-What the kernel's dump says is true; the index is the memory of it. Whenever an answer was lost or contradicts the
-index (a rule that is there already, one that somebody else removed, a qdisc that is gone) a dump settles it.
+The kernel's dump is the truth; the index is a copy of it. When an acknowledgement is lost or an error contradicts the
+index (a rule exists already, a rule or the qdisc was removed by another program), a dump corrects the index.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .tcmsg.cls_flower import IN_HW, SKIP_SW
 
 log = logging.getLogger(__name__)
 _DUMP_ATTEMPTS = 5
-_GONE = (errno.ENODEV, errno.ENXIO)
+_NO_DEVICE = (errno.ENODEV, errno.ENXIO)
 
 
 @dataclass(frozen=True)
@@ -39,26 +39,25 @@ class Settings:
     """Where and how the rules of one device are installed."""
 
     filter_on: str
-    """Name of the interface that the filters sit on: the device itself, or its veth peer."""
+    """Name of the interface that carries the filters: the device itself, or its veth peer."""
     ifindex: int
     """Of `filter_on`."""
     direction: Literal["ingress", "egress"] = "ingress"
     prio: int = 6000
     skip_sw: Literal["auto", "on", "off"] = "auto"
     software_helps: bool = False
-    """Whether a rule that the kernel evaluates marks packets in time. At the device's own ingress it does not: XDP
-    runs before."""
+    """Whether rules that the kernel evaluates are of use. On the device's own ingress they are not: XDP runs before."""
     terse: bool = False
     """Read counters with terse dumps: cheaper, without last_used."""
 
     def place(self) -> Place:
-        """Give the hook."""
+        """Return where the filters are attached."""
         return Place(self.ifindex, EGRESS if self.direction == "egress" else INGRESS, self.prio)
 
 
 @dataclass
 class _Batch:
-    """Rules on their way in."""
+    """Rules to install, with what is derived from each of them."""
 
     rows: NDArray[np.void]
     matches: list[bytes]
@@ -73,25 +72,27 @@ class TcBackend:
         self.settings = settings
         self.place = settings.place()
         self.counts: Counter[str] = Counter()
-        """What happened: installed, removed, resyncs, refused, vanished."""
+        """Counters behind the metrics: installed, removed, refused, vanished, unheard, resyncs."""
         self.owns_qdisc = False
         self.probed = Probe(hardware=False, refusal=f"{settings.filter_on}: not probed yet")
         self._index = RuleIndex()
         self._reader = FilterReader()
         self._refused: set[tuple[int, int]] = set()
-        self._switchable = False
+        """Pairs of shape and action that the device does not take."""
+        self._has_feature = False
         """The device took rules while its feature hw-tc-offload was on."""
         self._off = False
-        """That feature was off at the last look."""
-        self._said: set[str] = set()
+        """The feature was off when it was last read."""
+        self._reported: set[str] = set()
         self._socket = socket or TcSocket()
 
     def open(self, *, alone: bool = True) -> None:
-        """Make the qdisc if there is none, probe the device, and take over the rules of ours that it holds.
+        """Create the qdisc if there is none, probe the device, and take over the nfcore rules that it holds.
 
-        alone: no other process uses them, so that one may go where a full table leaves no room to try anything.
-        HostError with the kernel's words when no rule could ever be added for a reason that the user can mend.
-        A device or kernel without flower is none: :attr:`probed` says so and every rule is UNSUPPORTED.
+        alone: no other process uses these rules, so that one of them may be removed when a full table leaves no room
+        for the probe. HostError with the kernel's message when no rule can be added for a reason that the user can
+        change. A device or kernel without flower is no error: then :attr:`probed` has the reason and every rule is
+        UNSUPPORTED.
         """
         self.owns_qdisc |= ensure_qdisc(self._socket, self.place, self.settings.filter_on)
         found = self._probe()
@@ -99,69 +100,69 @@ class TcBackend:
             # The rules of a killed run fill the table.
             self.remove(RuleBatch(self._index.rules(self._index.handles()[:1])))
             found = self._probe()
-        self._learn(found)
+        self._apply_probe(found)
         if not self.probed.refusal:
             self.reconcile()
 
     def reprobe(self) -> None:
-        """Find out anew what the device can do, beside the rules that it holds, and what it has lost of those.
+        """Probe the device again, beside the rules that it holds, and find out which of those it has lost.
 
-        For when something happened to the device: its link or a feature changed, its driver began anew. A device that
-        is gone, or takes no rules any more, is no error: :attr:`probed` says so until the next time.
+        Called when the link or a feature of the device changed, or its driver was reset. A device that is gone or
+        takes no rules any more is no error: :attr:`probed` has the reason until the next call.
         """
         before = self.probed
         try:
-            self._is_off()
+            self._offload_is_off()
             self.owns_qdisc |= ensure_qdisc(self._socket, self.place, self.settings.filter_on)
             found = self._probe()
         except HostError as error:
             found = Probe(before.hardware, refusal=str(error))
         if found.full and not before.refusal:
-            found = before  # it took what it now holds
+            found = before  # the table is full of its own rules
         if found.hardware != before.hardware:
-            self._clear()  # hardware's rules are none of the kernel's, nor the other way round
+            self._clear()  # a rule with skip_sw is of no use without it, and the reverse
             self._off = False
-        self._learn(found)
+        self._apply_probe(found)
         if not found.refusal:
-            self._remember(self._without_useless(self._fetch(terse=False), ask_driver=True))
+            self._update_index(self._remove_useless(self._fetch(terse=False), ask_driver=True))
 
-    def _learn(self, found: Probe) -> None:
+    def _apply_probe(self, found: Probe) -> None:
         if found.refusal != self.probed.refusal:
-            self._said.clear()
+            self._reported.clear()
         self.probed = found
-        self._refused = {(shape, action) for shape in Shape for action in Action if self._cannot(shape, action)}
+        self._refused = {(shape, action) for shape in Shape for action in Action if self._lacks(shape, action)}
         if found.refusal and self.owns_qdisc and remove_qdisc(self._socket, self.place.ifindex):
             self.owns_qdisc = False
         if found.hardware and not found.refusal:
-            self._switchable = feature_is_on(self.place.ifindex, HW_TC_OFFLOAD) is True
+            self._has_feature = feature_is_on(self.place.ifindex, HW_TC_OFFLOAD) is True
 
     def close(self, *, remove: bool = True) -> bool:
-        """Remove the qdisc if it is ours and empty, and close the socket; whether the qdisc was removed."""
+        """Remove the qdisc if nfcore created it and it is empty, and close the socket; whether it was removed."""
         if remove and self._off:
-            self._clear()  # nobody was told of these rules any more, so that nobody removes them
+            self._clear()  # dump() did not show these rules any more, so no caller has removed them
         removed = remove and self.owns_qdisc and remove_qdisc(self._socket, self.place.ifindex)
         self._socket.close()
         return removed
 
     def capabilities(self) -> Capabilities:
-        """Tell what the device can do, as probed by :meth:`open`."""
+        """Return what the device can do, as last probed."""
         return self.probed.capabilities()
 
     @property
     def held(self) -> int:
-        """Rules that the device holds for us, as of the last look at it."""
+        """Number of nfcore's rules on the device, as last known."""
         return len(self._index)
 
     def _probe(self) -> Probe:
-        name, wanted = self.settings.filter_on, self.settings.skip_sw
-        if wanted == "off":
+        name, skip_sw = self.settings.filter_on, self.settings.skip_sw
+        if skip_sw == "off":
             return probe_device(self._socket, self.place, name, hardware=False)
         found = probe_device(self._socket, self.place, name, hardware=True)
-        if not found.refusal or found.full or wanted == "on" or not self.settings.software_helps:
+        if not found.refusal or found.full or skip_sw == "on" or not self.settings.software_helps:
             return found
         return probe_device(self._socket, self.place, name, hardware=False)
 
-    def _cannot(self, shape: Shape, action: Action) -> bool:
+    def _lacks(self, shape: Shape, action: Action) -> bool:
         return str(shape) in self.probed.refused or (action is Action.DROP and "drop" in self.probed.refused)
 
     # Install
@@ -169,163 +170,164 @@ class TcBackend:
     def install(self, rules: RuleBatch) -> Outcomes:
         """Install rules. One whose match is there already is replaced: deleted, then added.
 
-        A rule that is replaced by itself (the same cookie) keeps what it had counted.
+        A rule that is replaced by itself (the same cookie) keeps its counters.
         """
         outcomes = Outcomes.all(Outcome.UNSUPPORTED, len(rules))
-        unable = self.probed.refusal or (self._off_words() if self._is_off() else "")
-        if unable:
-            self._say(outcomes, 0, unable)
+        refusal = self.probed.refusal or (self._off_message() if self._offload_is_off() else "")
+        if refusal:
+            self._report_once(outcomes, 0, refusal)
             return outcomes
         batch = _Batch(rules.rows, matches_of(rules.rows), shapes_of(rules.rows), outcomes)
         left = self._supported(batch)
         outcomes.status[left] = Outcome.FAILED
         while len(left):
-            now, left = _first_of_each(batch.matches, left)
-            again = self._install(batch, now)
-            if len(again):
-                self._install(batch, again)
+            now, left = _split_duplicates(batch.matches, left)
+            retry = self._install(batch, now)
+            if len(retry):
+                self._install(batch, retry)
         done = outcomes.status == Outcome.INSTALLED
-        outcomes.messages = {row: words for row, words in outcomes.messages.items() if not done[row]}
+        outcomes.messages = {row: message for row, message in outcomes.messages.items() if not done[row]}
         self.counts["installed"] += int(np.count_nonzero(done))
         return outcomes
 
     def _supported(self, batch: _Batch) -> NDArray[np.int64]:
-        """Numbers of the rules that are worth trying."""
+        """Numbers of the rules that the device may take."""
+        name = self.settings.filter_on
         good = batch.shapes >= 0
         if not good.all():
-            words = "a rule for another protocol than TCP and UDP, or without a mark, is not offloaded"
-            self._say(batch.outcomes, int(np.argmin(good)), f"{self.settings.filter_on}: {words}")
-        # Not left to the driver, whose refusal would be taken for one of the whole shape.
+            reason = "a rule for another protocol than TCP and UDP, or without a mark, is not offloaded"
+            self._report_once(batch.outcomes, int(np.argmin(good)), f"{name}: {reason}")
+        # Checked here: the driver's refusal would be taken for one of the whole shape.
         wide = good & (batch.rows["mark"].astype(np.uint64) >> np.uint64(self.probed.mark_width) > 0)
         if wide.any():
-            words = f"a mark wider than {self.probed.mark_width} bits is not offloaded"
-            self._say(batch.outcomes, int(np.argmax(wide)), f"{self.settings.filter_on}: {words}")
+            reason = f"a mark wider than {self.probed.mark_width} bits is not offloaded"
+            self._report_once(batch.outcomes, int(np.argmax(wide)), f"{name}: {reason}")
         good &= ~wide
         for shape, action in self._refused:
             good &= (batch.shapes != shape) | (batch.rows["action"] != action)
         return np.flatnonzero(good)
 
     def _install(self, batch: _Batch, which: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Install the rules numbered `which`, of different matches; numbers of those to be tried once more."""
+        """Install the rules numbered `which`, of different matches; numbers of those to try once more."""
         rows = batch.rows.take(which)
         matches = (
             [batch.matches[number] for number in which.tolist()] if len(which) < len(batch.rows) else batch.matches
         )
-        carried = self._delete_same(rows, matches)
+        earlier = self._delete_same(rows, matches)
         handles = self._index.add(rows, matches)
-        failed, unheard = self._add(batch, which, handles)
+        failed, unanswered = self._add(batch, which, handles)
         done = np.ones(len(which), dtype=bool)
-        done[[*failed, *unheard]] = False
+        done[[*failed, *unanswered]] = False
         batch.outcomes.status[which[done]] = Outcome.INSTALLED
-        if carried.any():
-            self._index.carry(handles[done], carried[done, 0], carried[done, 1])
+        if earlier.any():
+            self._index.add_earlier(handles[done], earlier[done, 0], earlier[done, 1])
         self._index.forget(handles[sorted(failed)])
-        doubtful = sorted({*unheard, *self._judge(batch, which, failed)})
+        doubtful = sorted({*unanswered, *self._set_refusals(batch, which, failed)})
         if not doubtful:
             return which[:0]
         self.reconcile()
-        asked = which[doubtful]
-        there = self._index.holds(handles[doubtful], batch.rows["cookie"][asked])
-        batch.outcomes.status[asked[there]] = Outcome.INSTALLED
-        return asked[~there]
+        checked = which[doubtful]
+        there = self._index.holds(handles[doubtful], batch.rows["cookie"][checked])
+        batch.outcomes.status[checked[there]] = Outcome.INSTALLED
+        return checked[~there]
 
     def _add(
         self, batch: _Batch, which: NDArray[np.int64], handles: NDArray[np.uint32]
     ) -> tuple[dict[int, NetlinkError], list[int]]:
-        """Send rules; positions in `which` of those that failed, and of those whose answer was lost."""
+        """Send rules; positions in `which` of those that failed, and of those whose acknowledgement was lost."""
         failed: dict[int, NetlinkError] = {}
-        unheard: list[int] = []
+        unanswered: list[int] = []
         kinds = batch.shapes[which] * 256 + batch.rows["action"][which]
         for kind in np.unique(kinds).tolist():
-            mine = np.flatnonzero(kinds == kind)
+            positions = np.flatnonzero(kinds == kind)
             made = template(self.place, Shape(kind // 256), Action(kind % 256), self.probed.hardware)
-            replies = self._execute(made.fill(batch.rows.take(which[mine]), handles[mine]))
-            failed |= {int(mine[number]): error for number, error in replies.errors.items()}
-            lost = {number for part in replies.unheard for number in part} - replies.errors.keys()
-            unheard += [int(mine[number]) for number in lost]
-        return failed, unheard
+            replies = self._execute(made.fill(batch.rows.take(which[positions]), handles[positions]))
+            failed |= {int(positions[number]): error for number, error in replies.errors.items()}
+            unanswered += [int(positions[number]) for number in replies.unanswered - replies.errors.keys()]
+        return failed, unanswered
 
     def _delete_same(self, rows: NDArray[np.void], matches: list[bytes]) -> NDArray[np.uint64]:
-        """Delete the rules that have these matches; packets and bytes, shape (rules, 2), that go over to the new."""
-        carried = np.zeros((len(rows), 2), dtype=np.uint64)
+        """Delete the rules that have these matches; packets and bytes, shape (rules, 2), that the new rules keep."""
+        earlier = np.zeros((len(rows), 2), dtype=np.uint64)
         old = self._index.find(matches)
         there = np.flatnonzero(old)
         if not len(there):
-            return carried
+            return earlier
         handles = old[there]
-        before = self._index.before(handles)
+        before = self._index.earlier(handles)
         same = self._index.holds(handles, rows["cookie"][there])
         shapes = shapes_of(self._index.rules(handles))
         replies = self._execute(delete_messages(self.place, shapes, handles, echo=True))
-        carried[there[same]] = (before + self._last_counted(replies, handles))[same]
+        earlier[there[same]] = (before + self._last_counted(replies, handles))[same]
         self._index.forget(handles)
-        return carried
+        return earlier
 
     def _last_counted(self, replies: Replies, handles: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """Packets and bytes, shape (rules, 2), with which deleted filters were echoed; 0 where none was."""
+        """Packets and bytes, shape (rules, 2), in the echoes of deleted filters; 0 where there is no echo."""
         echoed = self._reader.read_echoes(replies.echoes)
         last = np.zeros((len(handles), 2), dtype=np.uint64)
         if len(echoed):
             order = np.argsort(echoed.handle)
             at = order[np.searchsorted(echoed.handle, handles, sorter=order).clip(max=len(order) - 1)]
-            heard = echoed.handle[at] == handles
+            found = echoed.handle[at] == handles
             for column, name in enumerate(("packets", "bytes")):
-                last[heard, column] = echoed.installed[name][at[heard]]
+                last[found, column] = echoed.installed[name][at[found]]
         return last
 
-    def _judge(self, batch: _Batch, which: NDArray[np.int64], failed: dict[int, NetlinkError]) -> list[int]:
-        """Turn refusals into outcomes; positions in `which` of those that a look at the device may mend."""
-        again: list[int] = []
-        lost_qdisc = any(error.number == errno.EINVAL for error in failed.values()) and self._mend_qdisc()
-        verdicts: dict[tuple[int, str, int, int], Outcome | None] = {}
+    def _set_refusals(self, batch: _Batch, which: NDArray[np.int64], failed: dict[int, NetlinkError]) -> list[int]:
+        """Turn refusals into outcomes; positions in `which` of those that a dump and a second try may mend."""
+        retry: list[int] = []
+        qdisc_restored = any(error.number == errno.EINVAL for error in failed.values()) and self._restore_qdisc()
+        outcomes: dict[tuple[int, str, int, int], Outcome | None] = {}
         for position, error in failed.items():
             number = int(which[position])
             shape, action = Shape(batch.shapes[number]), Action(batch.rows["action"][number])
-            about = (error.number, error.text, int(shape), int(action))
-            new = about not in verdicts
+            key = (error.number, error.text, int(shape), int(action))
+            new = key not in outcomes
             if new:
-                mended = lost_qdisc and error.number == errno.EINVAL
-                verdicts[about] = None if mended else self._verdict(error, shape, action)
+                mended = qdisc_restored and error.number == errno.EINVAL
+                outcomes[key] = None if mended else self._outcome_of(error, shape, action)
                 self.counts["refused"] += 1
-            verdict = verdicts[about]
-            batch.outcomes.status[number] = verdict or Outcome.FAILED
-            if verdict is None:
-                again.append(position)
+            outcome = outcomes[key]
+            batch.outcomes.status[number] = outcome or Outcome.FAILED
+            if outcome is None:
+                retry.append(position)
             what = f"{self.settings.filter_on}: {shape} rules to {action.name.lower().replace('_', ' ')}"
-            if verdict is Outcome.UNSUPPORTED:
-                self._say(batch.outcomes, number, f"{what} are not offloaded: {error}")
-            elif new and not lost_qdisc:
+            if outcome is Outcome.UNSUPPORTED:
+                self._report_once(batch.outcomes, number, f"{what} are not offloaded: {error}")
+            elif new and not qdisc_restored:
                 batch.outcomes.messages[number] = f"{what}: {error}"
-        return again
+        return retry
 
-    def _verdict(self, error: NetlinkError, shape: Shape, action: Action) -> Outcome | None:
-        """What a refusal means; None: the device is not as remembered."""
+    def _outcome_of(self, error: NetlinkError, shape: Shape, action: Action) -> Outcome | None:
+        """Outcome that a refusal stands for; None: the index differs from the device, so dump and try again."""
         if error.number == errno.ENOSPC:
             return Outcome.FULL
         if error.number in (errno.EEXIST, errno.ENOENT):
             return None
         if error.number == errno.EOPNOTSUPP or (error.number == errno.EINVAL and error.text):
-            if self._foreign_at(shape):
+            if self._has_foreign_filters(shape):
                 return Outcome.FAILED
-            if self._is_off():
-                return Outcome.UNSUPPORTED  # for now, and no matter of this shape
+            if self._offload_is_off():
+                return Outcome.UNSUPPORTED  # for now; it does not concern this shape alone
             self._refused.add((shape, action))
             return Outcome.UNSUPPORTED
         return Outcome.FAILED
 
-    def _mend_qdisc(self) -> bool:
-        """Make the qdisc again if somebody removed it; whether it was missing."""
+    def _restore_qdisc(self) -> bool:
+        """Create the qdisc again if another program removed it; whether it was missing."""
         try:
             made = ensure_qdisc(self._socket, self.place, self.settings.filter_on)
         except HostError:
             return False
         self.owns_qdisc |= made
         if made:
-            log.warning("%s: somebody removed the qdisc with all rules; made again", self.settings.filter_on)
+            name = self.settings.filter_on
+            log.warning("%s: another program removed the qdisc with all rules; it has been created again", name)
         return made
 
-    def _foreign_at(self, shape: Shape) -> bool:
-        """Whether somebody else's filters, of another protocol or kind, have a shape's priority."""
+    def _has_foreign_filters(self, shape: Shape) -> bool:
+        """Whether the prio of a shape has filters of another protocol or kind, which only other programs add."""
         info = (self.place.prio + shape) << 16
         own = self.place.info(shape)
         try:
@@ -334,82 +336,83 @@ class TcBackend:
                 if (infos != own).any() or not len(self._reader.read([run])):
                     return True
         except NetlinkError:
-            return False  # it cannot be known, and the refusal stands
+            return False  # unknown; then the driver's refusal counts
         return False
 
     # Remove
 
     def remove(self, rules: RuleBatch) -> Outcomes:
-        """Remove rules, and tell what they had counted; one that is another's by now or gone is ABSENT."""
+        """Remove rules and return their last counters; a rule that was replaced by another or is gone is ABSENT."""
         outcomes = Outcomes.all(Outcome.ABSENT, len(rules))
         outcomes.counted = np.zeros((len(rules), 2), dtype=np.uint64)
         matches = matches_of(rules.rows)
         handles = self._index.find(matches)
-        mine = np.flatnonzero(self._index.holds(handles, rules.rows["cookie"]) & (handles != 0))
-        if not len(mine):
+        held = np.flatnonzero(self._index.holds(handles, rules.rows["cookie"]) & (handles != 0))
+        if not len(held):
             return outcomes
-        shapes = shapes_of(self._index.rules(handles[mine]))
-        before = self._index.before(handles[mine])
-        replies = self._execute(delete_messages(self.place, shapes, handles[mine], echo=True))
-        outcomes.status[mine] = Outcome.REMOVED
-        outcomes.counted[mine] = before + self._last_counted(replies, handles[mine])
-        doubtful = {number for part in replies.unheard for number in part}
+        shapes = shapes_of(self._index.rules(handles[held]))
+        earlier = self._index.earlier(handles[held])
+        replies = self._execute(delete_messages(self.place, shapes, handles[held], echo=True))
+        outcomes.status[held] = Outcome.REMOVED
+        outcomes.counted[held] = earlier + self._last_counted(replies, handles[held])
+        doubtful = set(replies.unanswered)
         for number, error in replies.errors.items():
             if error.number == errno.ENOENT:
-                outcomes.status[mine[number]] = Outcome.ABSENT
+                outcomes.status[held[number]] = Outcome.ABSENT
                 doubtful.discard(number)
             else:
                 doubtful.add(number)
-        sure = np.ones(len(mine), dtype=bool)
+        sure = np.ones(len(held), dtype=bool)
         sure[sorted(doubtful)] = False
-        gone = mine[sure]
+        gone = held[sure]
         self._index.forget(
             handles[gone], matches if len(gone) == len(matches) else [matches[row] for row in gone.tolist()]
         )
         if doubtful:
             self.reconcile()
             for number in sorted(doubtful):
-                row = mine[number]
+                row = held[number]
                 there = bool(self._index.holds(handles[row : row + 1], rules.rows["cookie"][row : row + 1])[0])
                 outcomes.status[row] = Outcome.FAILED if there else Outcome.REMOVED
-                words = f"{self.settings.filter_on}: a rule is not removed: {replies.errors.get(number, 'no answer')}"
-                if there and words not in outcomes.messages.values():
-                    outcomes.messages[int(row)] = words
+                reason = replies.errors.get(number, "no acknowledgement")
+                message = f"{self.settings.filter_on}: a rule is not removed: {reason}"
+                if there and message not in outcomes.messages.values():
+                    outcomes.messages[int(row)] = message
         removed = outcomes.status == Outcome.REMOVED
         outcomes.counted[~removed] = 0
         self.counts["removed"] += int(np.count_nonzero(removed))
         return outcomes
 
-    # Read back
+    # Dump
 
     def dump(self) -> NDArray[np.void]:
-        """Give our rules with their counters, rows of INSTALLED_ROW; none when the device or its qdisc is gone.
+        """Return nfcore's rules with their counters, rows of INSTALLED_ROW; none when device or qdisc are gone.
 
-        Rules that cannot mark anything are left out and removed: those that the kernel has but the hardware has not.
-        While the device's feature hw-tc-offload is off, that is all of them.
+        Rules that cannot mark anything, since the kernel has them but the hardware has not, are removed and not
+        returned. While the device's feature hw-tc-offload is off, none is returned.
         """
-        if self._is_off():
+        if self._offload_is_off():
             return np.zeros(0, dtype=INSTALLED_ROW)
-        found = self._without_useless(self._fetch(terse=self.settings.terse))
+        found = self._remove_useless(self._fetch(terse=self.settings.terse))
         if self.settings.terse:
             if not self._index.holds(found.handle, found.installed["rule"]["cookie"]).all():
-                found = self._without_useless(self._fetch(terse=False))
+                found = self._remove_useless(self._fetch(terse=False))
             else:
                 found.installed["rule"].view(WHOLE_RULE)[:] = self._index.rules(found.handle).view(WHOLE_RULE)
-        self._remember(found)
-        before = self._index.before(found.handle)
-        found.installed["packets"] += before[:, 0]
-        found.installed["bytes"] += before[:, 1]
+        self._update_index(found)
+        earlier = self._index.earlier(found.handle)
+        found.installed["packets"] += earlier[:, 0]
+        found.installed["bytes"] += earlier[:, 1]
         return found.installed
 
     def reconcile(self) -> int:
-        """Look at the device and make the index what it holds; how many rules of ours that are."""
+        """Dump the device and make the index equal to it; number of nfcore's rules there."""
         self.counts["resyncs"] += 1
-        self._remember(self._fetch(terse=False))
+        self._update_index(self._fetch(terse=False))
         return len(self._index)
 
     def sweep(self) -> int:
-        """Remove all rules of ours that the device holds, with or without :meth:`open`; how many there were."""
+        """Remove all of nfcore's rules from the device, :meth:`open` or not; how many there were."""
         there = self.reconcile()
         outcomes = self.remove(RuleBatch(self._index.rules(self._index.handles())))
         if there and (outcomes.status == Outcome.FAILED).any():
@@ -417,7 +420,7 @@ class TcBackend:
         return there
 
     def filters(self) -> Filters:
-        """Give our rules as the kernel tells them."""
+        """Return nfcore's filters as the kernel dumps them."""
         return self._fetch(terse=False)
 
     def _fetch(self, *, terse: bool) -> Filters:
@@ -425,7 +428,7 @@ class TcBackend:
             try:
                 return self._fetch_once(terse=terse)
             except NetlinkError as error:
-                if error.number in _GONE:
+                if error.number in _NO_DEVICE:
                     break
                 if error.number not in (errno.EINTR, errno.ENOBUFS) or attempt == _DUMP_ATTEMPTS - 1:
                     raise HostError(f"{self.settings.filter_on}: rules cannot be read: {error}") from None
@@ -436,11 +439,11 @@ class TcBackend:
         for shape in Shape:
             found = self._reader.read(self._socket.dump(encode_dump(self.place, self.place.info(shape), terse=terse)))
             if len(found):
-                parts.append(found.where(found.ours if terse else found.ours & found.keyed))
+                parts.append(found.where(found.ours if terse else found.ours & found.complete))
         return Filters.joined(parts)
 
-    def _remember(self, found: Filters) -> None:
-        """Make the index what a complete dump says."""
+    def _update_index(self, found: Filters) -> None:
+        """Make the index equal to a complete dump."""
         rules = found.installed["rule"]
         known = self._index.holds(found.handle, rules["cookie"])
         held = self._index.handles()
@@ -451,59 +454,59 @@ class TcBackend:
         if not known.all():
             self._index.adopt(np.ascontiguousarray(rules[~known]), found.handle[~known])
 
-    # What happens to the hardware
+    # Rules that the hardware has lost
 
-    def _is_off(self) -> bool:
-        """Whether somebody switched off the offload that our rules need; said when it changes.
+    def _offload_is_off(self) -> bool:
+        """Whether the feature hw-tc-offload, which the rules need, is off now; logs each change.
 
-        A driver forgets its rules then, or keeps them, as it likes, and the kernel does not know. When it is on again,
-        those of before are removed: they have been given up, and must not be in the way of new ones.
+        When it is switched off a driver may forget its rules or keep them, and the kernel does not know which. When it
+        is on again the old rules are removed: dump() did not show them meanwhile, and new ones must not collide.
         """
-        if not self.probed.hardware or not self._switchable:
+        if not self.probed.hardware or not self._has_feature:
             return False
         off = feature_is_on(self.place.ifindex, HW_TC_OFFLOAD) is False
         if off and not self._off:
-            log.warning("%s", self._off_words())
+            log.warning("%s", self._off_message())
         if self._off and not off:
             log.warning("%s: %s is on again", self.settings.filter_on, HW_TC_OFFLOAD)
-            self._said.clear()
+            self._reported.clear()
             self._clear()
         self._off = off
         return off
 
-    def _off_words(self) -> str:
+    def _off_message(self) -> str:
         name = self.settings.filter_on
         return f"{name}: {HW_TC_OFFLOAD} was switched off; nothing is offloaded: ethtool -K {name} {HW_TC_OFFLOAD} on"
 
-    def _without_useless(self, found: Filters, *, ask_driver: bool = False) -> Filters:
-        """Remove the filters that mark nothing because the hardware does not hold them; those that are left.
+    def _remove_useless(self, found: Filters, *, ask_driver: bool = False) -> Filters:
+        """Remove the filters that mark nothing because the hardware does not hold them; returns the others.
 
-        ask_driver: believe the driver, too, which gives no counters for what it does not know; `found` must be a full
-        dump. After a reset the kernel still takes such filters for installed.
+        ask_driver: also remove those for which a driver that always gives counters gives none; `found` must be a full
+        dump. After a reset the kernel still lists such filters as installed.
         """
         if self.probed.refusal:
             return found
         outside = found.flags & IN_HW == 0
-        # No flags at all tell nothing; in software only those that the kernel must not evaluate are useless.
+        # Flags of 0 say nothing; in software only filters that the kernel must not evaluate are useless.
         useless = outside & (found.flags != 0) if self.probed.hardware else outside & (found.flags & SKIP_SW != 0)
-        if ask_driver and self.probed.hardware and self.probed.answers:
-            useless |= ~found.answered
+        if ask_driver and self.probed.hardware and self.probed.gives_counters:
+            useless |= ~found.driver_counted
         if not useless.any():
             return found
         self._delete(found.where(useless))
         return found.where(~useless)
 
     def _delete(self, filters: Filters) -> None:
-        """Delete filters of ours, whatever the index knows of them."""
+        """Delete filters of nfcore, whether the index has them or not."""
         shapes = (filters.info >> 16).astype(np.int64) - self.place.prio
         self._execute(delete_messages(self.place, shapes, filters.handle))
 
     def _clear(self) -> None:
-        """Delete all filters of ours; to those who look they have vanished."""
+        """Delete all of nfcore's filters; they count as vanished."""
         self._delete(self._fetch(terse=False))
-        self._remember(Filters.empty())
+        self._update_index(Filters.empty())
 
-    # Common
+    # For all of the above
 
     def _execute(self, messages: NDArray[np.uint8]) -> Replies:
         try:
@@ -511,19 +514,18 @@ class TcBackend:
         except OSError as error:
             number = error.errno or errno.EIO
             return Replies(errors=dict.fromkeys(range(len(messages)), NetlinkError(number, "cannot be sent")))
-        if replies.unheard:
-            self.counts["unheard"] += sum(len(part) for part in replies.unheard)
+        self.counts["unheard"] += len(replies.unanswered)
         return replies
 
-    def _say(self, outcomes: Outcomes, number: int, words: str) -> None:
-        """Give words the first time only: a million flows must not make a million lines."""
-        if words not in self._said and len(outcomes.status):
-            self._said.add(words)
-            outcomes.messages[number] = words
+    def _report_once(self, outcomes: Outcomes, number: int, message: str) -> None:
+        """Give rule `number` a message unless it was given before: a million flows must not make a million lines."""
+        if message not in self._reported and len(outcomes.status):
+            self._reported.add(message)
+            outcomes.messages[number] = message
 
 
-def _first_of_each(matches: list[bytes], which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split the rules numbered `which` into the first of each match and the others."""
+def _split_duplicates(matches: list[bytes], which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split the rules numbered `which` into the first of each match, and the others."""
     firsts = {matches[number]: number for number in reversed(which.tolist())}
     if len(firsts) == len(which):
         return which, which[:0]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters of a dump, decoded in columns.
+"""Decodes the filters of a dump into columns.
 
-Messages of equal length whose attributes have equal headers are laid out alike. The first of each kind is decoded
-through pyroute2, which says where everything is; the others are read at the same offsets, all at once.
+Messages of equal length whose attributes have equal headers have the same layout. pyroute2 decodes the first message of
+each layout and so gives the offsets; numpy reads all others at these offsets, at once.
 """
 
 from __future__ import annotations
@@ -25,48 +25,48 @@ from .shapes import COOKIE_MAGIC
 from .tcmsg.cls_flower import ETH_P_IP, ETH_P_IPV6, FilterMessage
 
 TICK = 10_000_000
-"""Nanoseconds of the kernel's clock_t (USER_HZ), in which an action's times are told."""
+"""Nanoseconds in a clock_t (1/USER_HZ), the unit of an action's times."""
 
 
 @dataclass
 class Filters:
-    """Filters as the kernel tells them: columns of one length."""
+    """Filters as the kernel dumps them: columns of one length."""
 
     installed: NDArray[np.void]
-    """Rule and counters (of hardware and software together), rows of INSTALLED_ROW."""
+    """Rule and counters (hardware and software together), rows of INSTALLED_ROW."""
     handle: NDArray[np.uint32]
     info: NDArray[np.uint32]
-    """`tcm_info`: priority above, ethertype in network byte order below."""
+    """`tcm_info`: prio in the upper 16 bits, ethertype in network byte order in the lower."""
     flags: NDArray[np.uint32]
     """TCA_FLOWER_FLAGS."""
     in_hw_count: NDArray[np.uint32]
-    """Devices that hold it in hardware."""
+    """Number of devices that hold the filter in hardware."""
     hw_packets: NDArray[np.uint64]
     hw_bytes: NDArray[np.uint64]
-    """What hardware alone has counted."""
+    """Counted by the hardware alone."""
     ours: NDArray[np.bool_]
-    """The action has a cookie of ours."""
-    keyed: NDArray[np.bool_]
-    """Match and action are there and are those of a rule of ours; a terse dump leaves them out."""
-    answered: NDArray[np.bool_]
-    """The driver gave counters for this very dump; a terse dump does not tell."""
+    """The action has a cookie of nfcore."""
+    complete: NDArray[np.bool_]
+    """The message has match and action, and nfcore makes such rules; a terse dump has neither."""
+    driver_counted: NDArray[np.bool_]
+    """The driver gave counters for this dump; always false in a terse dump."""
 
     def __len__(self) -> int:
         return len(self.handle)
 
     @classmethod
     def empty(cls, length: int = 0) -> Filters:
-        """Give `length` filters of zeros."""
-        word, counter = (np.zeros((4, length), dtype=np.uint32), np.zeros((2, length), dtype=np.uint64))
+        """Return `length` filters of zeros."""
+        numbers, counters = np.zeros((4, length), dtype=np.uint32), np.zeros((2, length), dtype=np.uint64)
         flags = np.zeros((3, length), dtype=bool)
-        return cls(np.zeros(length, dtype=INSTALLED_ROW), *word, *counter, *flags)
+        return cls(np.zeros(length, dtype=INSTALLED_ROW), *numbers, *counters, *flags)
 
     @classmethod
     def joined(cls, parts: Sequence[Filters]) -> Filters:
-        """Give the filters of several reads as one."""
+        """Return the filters of several reads as one."""
         if len(parts) <= 1:
             return parts[0] if parts else cls.empty()
-        # Joined as bytes: numpy's concatenate would turn the ports to the host's byte order.
+        # As bytes: numpy's concatenate would convert the ports to the host's byte order.
         raw = [part.installed.view(np.uint8) for part in parts]
         rest = [
             np.concatenate([getattr(part, column.name) for part in parts]) for column in dataclasses.fields(cls)[1:]
@@ -74,29 +74,30 @@ class Filters:
         return cls(np.concatenate(raw).view(INSTALLED_ROW), *rest)
 
     def where(self, which: NDArray[np.bool_]) -> Filters:
-        """Give the filters that `which` marks."""
+        """Return the filters for which `which` is true."""
         if which.all():
             return self
         numbers = np.flatnonzero(which)
-        # take() copies rows whole; indexing goes field by field, thirty times slower.
+        # take() copies whole rows; indexing copies field by field, thirty times slower.
         return Filters(*[getattr(self, column.name).take(numbers) for column in dataclasses.fields(self)])
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything is in messages of one kind."""
+    """Offsets of the attributes in messages of one layout."""
 
     length: int
     positions: NDArray[np.int64]
-    """32-bit words that tell this layout from others: headers of attributes, and the names of kinds."""
+    """Indexes of the 32-bit words that identify this layout: attribute headers, and the names of kinds."""
     words: NDArray[np.uint32]
+    """Values of these words."""
     at: dict[str, tuple[int, int]]
     """Attribute → offset and length of its payload."""
     is_flower: bool
 
     @classmethod
     def of(cls, raw: bytes) -> Layout:
-        """Learn the layout of one message from pyroute2."""
+        """Return the layout of one message, decoded by pyroute2."""
         message = FilterMessage(bytearray(raw))
         message.decode()
         positions = {1}  # type and flags of the message
@@ -105,28 +106,29 @@ class Layout:
             if name.endswith("_KIND"):
                 positions.update(range(offset // 4, (offset + length + 3) // 4))
         words = _words(np.frombuffer(raw, dtype=np.uint8).reshape(1, -1))
-        where = np.array(sorted(at for at in positions if at < words.shape[1]), dtype=np.int64)
-        return cls(len(raw), where, words[0, where].copy(), payloads(message), message.get_attr("TCA_KIND") == "flower")
+        indexes = np.array(sorted(at for at in positions if at < words.shape[1]), dtype=np.int64)
+        is_flower = message.get_attr("TCA_KIND") == "flower"
+        return cls(len(raw), indexes, words[0, indexes].copy(), payloads(message), is_flower)
 
     def same(self, words: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Which messages, given as 32-bit words, have this layout."""
-        found: NDArray[np.bool_] = (words.take(self.positions, axis=1) == self.words).all(axis=1)
-        return found
+        """Which messages, shape (messages, 32-bit words), have this layout."""
+        same: NDArray[np.bool_] = (words.take(self.positions, axis=1) == self.words).all(axis=1)
+        return same
 
 
 class FilterReader:
-    """Decodes dumps; remembers the layouts that it has met."""
+    """Decodes dumps; keeps the layouts that it has seen, by length."""
 
     def __init__(self) -> None:
         self._layouts: dict[int, list[Layout]] = {}
 
     def read(self, runs: Iterable[Run], now: int | None = None) -> Filters:
-        """Give the filters of a dump. now: ns of CLOCK_MONOTONIC, for last_used."""
+        """Return the filters of a dump. now: ns of CLOCK_MONOTONIC, for last_used."""
         now = time.monotonic_ns() if now is None else now
         return Filters.joined([filters for run in runs for filters in self._read_run(run, now)])
 
     def read_echoes(self, messages: list[bytes]) -> Filters:
-        """Give the filters of single messages, as NLM_F_ECHO brings them."""
+        """Return the filters of single messages, as NLM_F_ECHO gives them."""
         by_length: dict[int, list[bytes]] = {}
         for message in messages:
             by_length.setdefault(len(message), []).append(message)
@@ -156,8 +158,8 @@ class FilterReader:
 
 def _words(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Messages as 32-bit words, to which all headers are aligned."""
-    whole = rows.shape[1] & ~3
-    return np.ascontiguousarray(rows[:, :whole]).view(np.uint32)
+    aligned = rows.shape[1] & ~3
+    return np.ascontiguousarray(rows[:, :aligned]).view(np.uint32)
 
 
 def _decode(layout: Layout, rows: NDArray[np.uint8], now: int) -> Filters:
@@ -166,7 +168,7 @@ def _decode(layout: Layout, rows: NDArray[np.uint8], now: int) -> Filters:
     for column, name in ((out.flags, "TCA_FLOWER_FLAGS"), (out.in_hw_count, "TCA_FLOWER_IN_HW_COUNT")):
         if name in layout.at:
             column[:] = _column(rows, layout.at[name][0], "<u4")
-    out.answered[:] = "TCA_ACT_USED_HW_STATS" in layout.at
+    out.driver_counted[:] = "TCA_ACT_USED_HW_STATS" in layout.at
     _decode_cookie(layout, rows, out)
     _decode_counters(layout, rows, out, now)
     _decode_rule(layout, rows, out)
@@ -184,12 +186,12 @@ def _decode_cookie(layout: Layout, rows: NDArray[np.uint8], out: Filters) -> Non
 
 def _decode_counters(layout: Layout, rows: NDArray[np.uint8], out: Filters, now: int) -> None:
     installed = out.installed
-    for name, packets, size in (
+    for name, packets, byte_counts in (
         ("TCA_STATS_BASIC", installed["packets"], installed["bytes"]),
         ("TCA_STATS_BASIC_HW", out.hw_packets, out.hw_bytes),
     ):
         if name in layout.at:
-            size[:] = _column(rows, layout.at[name][0], "<u8")
+            byte_counts[:] = _column(rows, layout.at[name][0], "<u8")
             packets[:] = _column(rows, layout.at[name][0] + 8, "<u4")
     if "TCA_STATS_PKT64" in layout.at:
         installed["packets"] = _column(rows, layout.at["TCA_STATS_PKT64"][0], "<u8")
@@ -202,8 +204,10 @@ def _decode_counters(layout: Layout, rows: NDArray[np.uint8], out: Filters, now:
 
 def _decode_rule(layout: Layout, rows: NDArray[np.uint8], out: Filters) -> None:
     rule, at = out.installed["rule"], layout.at
-    ports = next((p for p in ("TCP", "UDP") if f"TCA_FLOWER_KEY_{p}_SRC" in at and f"TCA_FLOWER_KEY_{p}_DST" in at), "")
-    if not ports or "TCA_FLOWER_KEY_ETH_TYPE" not in at or "TCA_FLOWER_KEY_IP_PROTO" not in at:
+    transport = next(
+        (p for p in ("TCP", "UDP") if f"TCA_FLOWER_KEY_{p}_SRC" in at and f"TCA_FLOWER_KEY_{p}_DST" in at), ""
+    )
+    if not transport or "TCA_FLOWER_KEY_ETH_TYPE" not in at or "TCA_FLOWER_KEY_IP_PROTO" not in at:
         return
     ethertype = _column(rows, at["TCA_FLOWER_KEY_ETH_TYPE"][0], ">u2")
     rule["family"] = np.select([ethertype == ETH_P_IP, ethertype == ETH_P_IPV6], [4, 6], 0)
@@ -212,16 +216,16 @@ def _decode_rule(layout: Layout, rows: NDArray[np.uint8], out: Filters) -> None:
         offset, width = at.get(f"TCA_FLOWER_KEY_IPV{family}_{end}", (0, 0))
         rule["key"][field][:, :width] = rows[:, offset : offset + width]
     rule["key"]["proto"] = rows[:, at["TCA_FLOWER_KEY_IP_PROTO"][0]]
-    rule["key"]["sport"] = _column(rows, at[f"TCA_FLOWER_KEY_{ports}_SRC"][0], ">u2")
-    rule["key"]["dport"] = _column(rows, at[f"TCA_FLOWER_KEY_{ports}_DST"][0], ">u2")
+    rule["key"]["sport"] = _column(rows, at[f"TCA_FLOWER_KEY_{transport}_SRC"][0], ">u2")
+    rule["key"]["dport"] = _column(rows, at[f"TCA_FLOWER_KEY_{transport}_DST"][0], ">u2")
     if "TCA_SKBEDIT_MARK" in at:
         rule["action"], rule["mark"] = Action.SET_MARK, _column(rows, at["TCA_SKBEDIT_MARK"][0], "<u4")
     elif "TCA_GACT_PARMS" in at:
         rule["action"] = Action.DROP
-    out.keyed[:] = (rule["family"] != 0) & (rule["action"] != 0)
+    out.complete[:] = (rule["family"] != 0) & (rule["action"] != 0)
 
 
 def _column(rows: NDArray[np.uint8], at: int, dtype: str) -> NDArray[Any]:
-    """Read a column of numbers."""
+    """Numbers of one type at offset `at` of every message."""
     column: NDArray[Any] = rows[:, at : at + np.dtype(dtype).itemsize].view(dtype)[:, 0]
     return column

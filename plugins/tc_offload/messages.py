@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages for many rules: encoded once through pyroute2 as a template, then filled by columns.
+"""Encodes messages for many rules: pyroute2 encodes one as a template, numpy copies it and fills in columns.
 
-pyroute2's encoder takes hundreds of microseconds for a message; a row of numpy's columns well under one. Where the
-columns are, the encoded template itself says, so that nothing here knows the layout of an attribute but its name.
+pyroute2's encoder takes hundreds of microseconds per message; numpy well under one per row. The offsets of the columns
+come from the encoded template, so this module knows attributes by name only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PLACEHOLDERS = {4: ("0.0.0.1", "0.0.0.2"), 6: ("::1", "::2")}
 
 
 def tc_message(kind: int, flags: int, place: Place, **fields: Any) -> FilterMessage:
-    """Give an encoded `struct tcmsg` message; `fields` are handle, info, parent and attrs. `.data` has the bytes."""
+    """Return an encoded `struct tcmsg` message; `fields` are handle, info, parent and attrs. `.data` has the bytes."""
     message = FilterMessage()
     message["header"] = {"type": kind, "flags": flags | NLM_F_REQUEST, "sequence_number": 0, "pid": 0}
     message["index"], message["parent"] = place.ifindex, place.parent
@@ -49,7 +49,7 @@ def tc_message(kind: int, flags: int, place: Place, **fields: Any) -> FilterMess
 
 
 def encode_rule(place: Place, shape: Shape, rule: Mapping[str, Any], handle: int = 0) -> FilterMessage:
-    """Give the message that adds one rule; `rule` has the keys of `flower.get_parameters` beyond the shape's own."""
+    """Return the message that adds one rule; `rule` has the keys of `get_parameters` beyond those of the shape."""
     parameters = get_parameters({"protocol": shape.ethertype, "ip_proto": shape.protocol, **rule})
     return tc_message(
         RTM_NEWTFILTER,
@@ -62,13 +62,13 @@ def encode_rule(place: Place, shape: Shape, rule: Mapping[str, Any], handle: int
 
 
 def encode_dump(place: Place, info: int, *, terse: bool) -> bytes:
-    """Give the message that asks for all filters of a hook, or those of the priority and protocol in `info`."""
+    """Return the message that requests all filters at `place`, or those of the prio and protocol in `info`."""
     attrs = [["TCA_DUMP_FLAGS", {"value": _TERSE, "selector": _TERSE}]] if terse else []
     return bytes(tc_message(RTM_GETTFILTER, NLM_F_DUMP, place, info=info, attrs=attrs).data)
 
 
 def payloads(message: Any) -> dict[str, tuple[int, int]]:
-    """Give attribute → offset and length of its payload, of a message that pyroute2 has encoded or decoded."""
+    """Return attribute → offset and length of its payload, of a message that pyroute2 has encoded or decoded."""
     found: dict[str, tuple[int, int]] = {}
     for name, offset, length in attributes(message):
         found.setdefault(name, (offset + _ATTRIBUTE_HEADER, length - _ATTRIBUTE_HEADER))
@@ -76,7 +76,7 @@ def payloads(message: Any) -> dict[str, tuple[int, int]]:
 
 
 def attributes(message: Any) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and length (both with the header) of every attribute, nested ones after the one around them."""
+    """Yield name, offset and length (both with the header) of every attribute, nested ones after their parent."""
     for slot in message.get("attrs", ()):
         nla = slot.nla
         yield slot.name, nla.offset, nla.length
@@ -85,7 +85,7 @@ def attributes(message: Any) -> Iterator[tuple[str, int, int]]:
 
 
 class Template:
-    """Messages that add rules of one shape and action."""
+    """Makes the messages that add rules of one shape and action."""
 
     def __init__(self, place: Place, shape: Shape, action: Action, *, skip_sw: bool) -> None:
         src, dst = _PLACEHOLDERS[shape.family]
@@ -100,7 +100,7 @@ class Template:
         self._action = action
 
     def fill(self, rows: NDArray[np.void], handles: NDArray[np.uint32]) -> NDArray[np.uint8]:
-        """Give the messages, shape (rules, length), of rows of `nfcore.api.rules.RULE_ROW` that have this shape."""
+        """Return the messages, shape (rules, length), for rows of `nfcore.api.rules.RULE_ROW` of this shape."""
         out: NDArray[np.uint8] = np.empty((len(rows), len(self._bytes)), dtype=np.uint8)
         out[:] = self._bytes
         family, protocol = self._shape.family, self._shape.protocol.upper()
@@ -119,21 +119,21 @@ class Template:
 
 @cache
 def template(place: Place, shape: Shape, action: Action, skip_sw: bool) -> Template:
-    """Give the template, made when it is first wanted."""
+    """Return the template; it is made at the first call."""
     return Template(place, shape, action, skip_sw=skip_sw)
 
 
 def delete_messages(
     place: Place, shapes: NDArray[np.int64], handles: NDArray[np.uint32], *, echo: bool = False
 ) -> NDArray[np.uint8]:
-    """Give the messages, shape (rules, length), that delete rules by handle.
+    """Return the messages, shape (rules, length), that delete rules by handle.
 
-    With `echo` the kernel sends each rule back as it was at its end, with its counters.
+    echo: the kernel sends each deleted rule back, with its last counters.
     """
     base = tc_message(RTM_DELTFILTER, NLM_F_ECHO if echo else 0, place, attrs=[["TCA_KIND", "flower"]])
-    sample = np.frombuffer(bytes(base.data), dtype=np.uint8)
-    out: NDArray[np.uint8] = np.empty((len(handles), len(sample)), dtype=np.uint8)
-    out[:] = sample
+    raw = np.frombuffer(bytes(base.data), dtype=np.uint8)
+    out: NDArray[np.uint8] = np.empty((len(handles), len(raw)), dtype=np.uint8)
+    out[:] = raw
     infos = np.array([place.info(shape) for shape in Shape], dtype="<u4")
     _put(out, HANDLE, handles.astype("<u4"))
     _put(out, INFO, infos[shapes])
@@ -141,6 +141,6 @@ def delete_messages(
 
 
 def _put(out: NDArray[np.uint8], at: int, values: NDArray[Any]) -> None:
-    """Write a column of numbers in their own byte order."""
+    """Write a column of numbers at offset `at`, in the byte order of their type."""
     raw = np.ascontiguousarray(values)
     out[:, at : at + raw.itemsize] = raw.view(np.uint8).reshape(len(raw), raw.itemsize)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rtnetlink socket for many messages at a time: what to send is numpy's, what comes back is errors and blocks.
+"""A rtnetlink socket for batches: thousands of messages out as numpy rows, errors and blocks of a dump back.
 
-A batch is an array of messages of one length. The kernel works through a datagram of many messages one after the
-other, reports each that fails under its sequence number and goes on, and acknowledges only where asked to: at the
-last. It does so within the call of send, so that whatever it has to say is there when that returns.
+A batch is an array of messages of one length. The kernel processes the messages of a datagram in order, reports each
+failure under its sequence number and goes on; it acknowledges only messages that ask for it: here the last of each
+datagram. It does so within the send call, so all replies are in the socket when that returns.
 """
 
 from __future__ import annotations
@@ -27,29 +27,28 @@ _CONTROL = (_NLMSG_ERROR, _NLMSG_DONE)
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
-HEADER = np.dtype([("length", "<u4"), ("type", "<u2"), ("flags", "<u2"), ("seq", "<u4"), ("pid", "<u4")])
-"""`struct nlmsghdr`; nfcore runs on little-endian machines."""
 _HEADER = struct.Struct("=IHHII")
+"""`struct nlmsghdr`: length, type, flags, sequence number, port id. nfcore runs on little-endian machines only."""
 _ERROR_ATTRIBUTES = 36
-"""Where an acknowledgement's attributes begin: two headers and an errno, as NETLINK_CAP_ACK leaves the message out."""
+"""Offset of the attributes of an NLMSG_ERROR: two headers and an errno, since NETLINK_CAP_ACK omits the message."""
 _EXTACK_MESSAGE = 1
 
 SEND_BYTES = 192 << 10
-"""Bytes of messages in a datagram: what fits a socket's default buffer. A thousand rules, or four thousand handles."""
+"""Bytes of messages in a datagram: fits a socket's default buffer. A thousand new rules, or four thousand deletions."""
 ECHO_MESSAGES = 256
-"""Messages in a datagram whose echoes are asked for: the kernel takes 4 to 8 kB of the receive buffer for each."""
+"""Messages in a datagram that asks for echoes: each takes 4 to 8 kB of the receive buffer."""
 BUFFER = 8 << 20
-"""Bytes of the socket's buffers: room for the error of every message of a datagram, or its echo."""
+"""Bytes of the socket's buffers: room for an error or an echo of every message of a datagram."""
 DATAGRAM = 1 << 16
-"""Bytes to receive at once; the kernel builds dumps of up to 32 kB when it sees that so much is welcome."""
+"""Bytes to receive at once; the kernel makes the datagrams of a dump up to 32 kB long if the buffer allows it."""
 BLOCK = 1 << 20
-"""Bytes of a dump that are handed over together, at least."""
-PATIENCE = 10
-"""Seconds to wait for the next part of a dump."""
+"""Bytes of a dump that are passed on together, at least."""
+DUMP_TIMEOUT = 10
+"""Seconds to wait for the next datagram of a dump."""
 
 
 class NetlinkError(Exception):
-    """The kernel's refusal: its errno and, if it had any, its words."""
+    """A refusal by the kernel: its errno and, if there is one, its message (extended acknowledgement)."""
 
     def __init__(self, number: int, text: str = "") -> None:
         self.number = number
@@ -57,27 +56,27 @@ class NetlinkError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        # Python knows this number by its other name, which no kernel says.
+        # errno.errorcode has this number as ENOTSUP, a name that the kernel does not use.
         name = "EOPNOTSUPP" if self.number == errno.EOPNOTSUPP else errno.errorcode.get(self.number, self.number)
-        word = f"{os.strerror(self.number)} ({name})"
-        return f"{self.text.rstrip('.')}: {word}" if self.text else word
+        meaning = f"{os.strerror(self.number)} ({name})"
+        return f"{self.text.rstrip('.')}: {meaning}" if self.text else meaning
 
 
 @dataclass
 class Replies:
-    """What the kernel said of a batch."""
+    """The kernel's replies to a batch."""
 
     errors: dict[int, NetlinkError] = field(default_factory=dict)
-    """Number of the message → why it failed. Those not named here were done, unless they are unheard."""
+    """Number of the message → why it failed. Messages that are not here succeeded, unless they are unanswered."""
     echoes: list[bytes] = field(default_factory=list)
     """Messages that NLM_F_ECHO asked for."""
-    unheard: list[range] = field(default_factory=list)
-    """Messages of which the answer was lost: the kernel had no room for it. Only a dump tells what became of them."""
+    unanswered: set[int] = field(default_factory=set)
+    """Numbers of messages whose reply was lost for lack of buffer. Only a dump shows what they did."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Messages of one length in a block of a dump."""
+    """Messages of one length and type in a block of a dump."""
 
     rows: NDArray[np.uint8]
     """Shape (messages, length)."""
@@ -85,7 +84,7 @@ class Run:
 
 
 class TcSocket:
-    """A socket for RTM_*; used by one thread at a time. OSError when the kernel gives none."""
+    """A rtnetlink socket; used by one thread at a time. OSError when the kernel gives none."""
 
     def __init__(self, buffer: int = BUFFER, send_bytes: int = SEND_BYTES) -> None:
         self._send_bytes = send_bytes
@@ -93,11 +92,11 @@ class TcSocket:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", PATIENCE, 0))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", DUMP_TIMEOUT, 0))
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
-        except PermissionError:  # the kernel will refuse the changes themselves, with better words
+        except PermissionError:  # the kernel refuses the requests themselves later, with a clearer error
             pass
         self._socket.bind((0, 0))
         self._received = bytearray(DATAGRAM)
@@ -120,21 +119,24 @@ class TcSocket:
             part = messages[start : start + step]
             first = self._number(part)
             self._socket.sendto(part.data.cast("B") if part.flags.c_contiguous else part.tobytes(), (0, 0))
-            if not self._listen(first, len(part), start, replies):
-                replies.unheard.append(range(start, start + len(part)))
+            if not self._read_replies(first, len(part), start, replies):
+                replies.unanswered.update(range(start, start + len(part)))
         return replies
 
     def request(self, message: bytes) -> list[bytes]:
-        """Send one message; the kernel's other answers than the acknowledgement. NetlinkError when it refuses."""
+        """Send one message; returns the replies other than the acknowledgement. NetlinkError when it is refused."""
         replies = self.execute(np.frombuffer(bytearray(message), dtype=np.uint8).reshape(1, -1))
         if replies.errors:
             raise replies.errors[0]
-        if replies.unheard:
-            raise NetlinkError(errno.ENOBUFS, "the kernel's answer was lost")
+        if replies.unanswered:
+            raise NetlinkError(errno.ENOBUFS, "the kernel's reply was lost")
         return replies.echoes
 
     def _number(self, part: NDArray[np.uint8]) -> int:
-        """Give the messages of a datagram their sequence numbers, and ask the last for its acknowledgement."""
+        """Write the sequence numbers of a datagram and ask for an acknowledgement of its last message.
+
+        Returns the first number.
+        """
         count = len(part)
         if self._sequence + count >= 1 << 31:
             self._sequence = 0
@@ -145,8 +147,8 @@ class TcSocket:
         part[-1, 6] |= NLM_F_ACK
         return first
 
-    def _listen(self, first: int, count: int, start: int, replies: Replies) -> bool:
-        """Take what the kernel has said of a datagram; whether all of it was heard."""
+    def _read_replies(self, first: int, count: int, start: int, replies: Replies) -> bool:
+        """Read the replies to a datagram of messages `start` and on; whether none of them was lost."""
         lost = False
         while True:
             try:
@@ -158,24 +160,24 @@ class TcSocket:
                     raise
                 lost = True
                 continue
-            heard_last = False
+            acknowledged = False
             for offset, length, kind, number in _walk(memoryview(self._received)[:size]):
                 if not first <= number < first + count:
-                    continue  # of an earlier datagram, whose answers were given up
+                    continue  # a late reply to an earlier datagram
                 if kind != _NLMSG_ERROR:
                     replies.echoes.append(bytes(self._received[offset : offset + length]))
                     continue
-                error_found = _read_error(self._received, offset, length)
-                if error_found is not None:
-                    replies.errors[start + number - first] = error_found
-                heard_last |= number == first + count - 1
-            if heard_last:
+                failure = _read_error(self._received, offset, length)
+                if failure is not None:
+                    replies.errors[start + number - first] = failure
+                acknowledged |= number == first + count - 1
+            if acknowledged:
                 return not lost
 
     def dump(self, message: bytes) -> Iterator[Run]:
-        """Ask for a dump; its messages by length and type, in arrays that are valid until the next block.
+        """Request a dump and yield its messages by length and type, in arrays that are valid until the next block.
 
-        NetlinkError when the kernel refuses or does not answer, EINTR when what was dumped changed meanwhile.
+        NetlinkError when the kernel refuses or times out, EINTR when the dumped rules changed meanwhile.
         """
         self._sequence = self._sequence + 1 if self._sequence + 1 < 1 << 31 else 1
         raw = bytearray(message)
@@ -195,24 +197,24 @@ class TcSocket:
         try:
             return self._socket.recv_into(into, DATAGRAM)
         except BlockingIOError:
-            raise NetlinkError(errno.ETIMEDOUT, "the kernel does not go on with its dump") from None
+            raise NetlinkError(errno.ETIMEDOUT, f"the kernel sent nothing of its dump for {DUMP_TIMEOUT} s") from None
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO, "the dump cannot be received") from None
 
     def _check(self, datagram: memoryview) -> tuple[int, bool]:
-        """Bytes of a datagram that are the dump's own messages, and whether it is the last."""
+        """Number of bytes of a datagram that belong to the dump, and whether the dump ends with it."""
         size = len(datagram)
         if size < _HEADER.size:
             return 0, False
         length, kind, flags, number, _ = _HEADER.unpack_from(datagram)
         if number != self._sequence:
-            return 0, False  # of a dump that was given up
+            return 0, False  # of an earlier dump that was given up
         if kind not in _CONTROL and not flags & NLM_F_DUMP_INTR and size % ((length + 3) & ~3) == 0:
-            return size, False  # messages of one length: nothing ends here
+            return size, False  # messages of one length: no control message among them
         for offset, length, _, kind, flags in _strides(np.frombuffer(datagram, dtype=np.uint8)):
             if flags & NLM_F_DUMP_INTR:
                 if kind != _NLMSG_DONE:
-                    self._drain()  # or the next request would find the rest of this
+                    self._drain()  # the next request must not receive the rest of this dump
                 raise NetlinkError(errno.EINTR, "the rules changed during the dump")
             if kind == _NLMSG_ERROR:
                 raise _read_error(datagram, offset, length) or NetlinkError(errno.EPROTO)
@@ -234,7 +236,7 @@ class TcSocket:
 
 
 def _walk(datagram: memoryview) -> Iterator[tuple[int, int, int, int]]:
-    """Offset, length, type and sequence number of each message."""
+    """Yield offset, length, type and sequence number of each message."""
     offset = 0
     while offset + _HEADER.size <= len(datagram):
         length, kind, _, number, _ = _HEADER.unpack_from(datagram, offset)
@@ -245,14 +247,14 @@ def _walk(datagram: memoryview) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _strides(raw: NDArray[np.uint8]) -> Iterator[tuple[int, int, int, int, int]]:
-    """Messages that follow each other with one length, type and flags: offset, length, count, type, flags.
+    """Yield groups of adjacent messages of equal length, type and flags: offset, length, count, type, flags.
 
-    A dump's messages mostly are of one length, so that most are found by looking at one column.
+    Most messages of a dump have one length, so comparing one column finds most of them.
     """
     offset, size = 0, len(raw)
-    while offset + HEADER.itemsize <= size:
+    while offset + _HEADER.size <= size:
         length, kind, flags, _, _ = _HEADER.unpack_from(raw.data, offset)
-        if length < HEADER.itemsize or offset + length > size:
+        if length < _HEADER.size or offset + length > size:
             return
         aligned = (length + 3) & ~3
         count = _equal_messages(raw[offset:], aligned)
@@ -261,10 +263,10 @@ def _strides(raw: NDArray[np.uint8]) -> Iterator[tuple[int, int, int, int, int]]
 
 
 def _equal_messages(raw: NDArray[np.uint8], aligned: int) -> int:
-    """How many messages begin as the first does, each `aligned` bytes after the one before; at least 1."""
+    """Number of adjacent messages, `aligned` bytes apart, with the first one's length, type and flags; at least 1."""
     most = len(raw) // aligned
     count = 1
-    # In growing steps: where lengths alternate, looking at the whole rest each time would take for ever.
+    # In growing steps: where lengths alternate, comparing the whole rest each time would be quadratic.
     step = 8
     while count < most:
         end = min(count + step, most)
@@ -277,7 +279,7 @@ def _equal_messages(raw: NDArray[np.uint8], aligned: int) -> int:
 
 
 def _runs(block: NDArray[np.uint8]) -> Iterator[Run]:
-    """The messages of a block by length and type, each in the block's order."""
+    """Yield the messages of a block by length and type, each in the block's order."""
     groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for offset, length, count, kind, _ in _strides(block):
         groups.setdefault((length, kind), []).append((offset, count))

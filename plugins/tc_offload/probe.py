@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device can do, found out by adding rules of each shape to it and removing them again.
+"""Probes what a device can do: adds a rule of each shape and action, and removes it again.
 
-The rules match addresses that are reserved for documentation (RFC 5737, RFC 3849) and use priorities of their own
-behind those of real rules, so that no traffic meets them.
+The rules match addresses that are reserved for documentation (RFC 5737, RFC 3849) and use prios of their own after
+those of real rules, so that no traffic matches them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .messages import encode_dump, encode_rule, tc_message
 from .netlink import RTM_DELTFILTER, NetlinkError, TcSocket
 from .shapes import Place, Shape
 
-_NOT_ITS_FAULT = (errno.EPERM, errno.EACCES, errno.ENODEV)
+_NOT_THE_DEVICE = (errno.EPERM, errno.EACCES, errno.ENODEV)
+"""Errors that say nothing about the abilities of the device."""
 _PRIO_OFFSET = 8
 _WIDTHS = (32, 24, 16, 8)
 _ENDS = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
@@ -31,22 +32,22 @@ _DROP = {"kind": "gact", "action": "drop"}
 
 @dataclass
 class Probe:
-    """Answers of one device."""
+    """What was found out about one device."""
 
     hardware: bool
-    """Rules go to hardware alone (skip_sw)."""
+    """Rules go to hardware only (skip_sw)."""
     mark_width: int = 0
     refused: dict[str, NetlinkError] = field(default_factory=dict)
     """What it does not do → the kernel's refusal: `IPv6 TCP`, `drop`, `nofrag`, `indev`, `pedit`, …"""
     refusal: str = ""
-    """Why it takes no rules at all, if so: one sentence."""
+    """Why it takes no rules at all, one sentence; empty if it does."""
     full: bool = False
-    """There was no room to try anything: the rest tells nothing."""
-    answers: bool = False
-    """The driver gives counters whenever rules are read, so that one without is not in the NIC."""
+    """The table was full, so nothing could be tried; the other fields mean nothing."""
+    gives_counters: bool = False
+    """The driver gives counters with every dump, so that a rule without counters is not in the NIC."""
 
     def capabilities(self) -> Capabilities:
-        """Give the answers in the core's words."""
+        """Return the result as the core has it."""
         if self.refusal:
             return Capabilities(mark_width=0, ipv6=False, drop=False, notes=(self.refusal,))
         where = "rules in hardware alone (skip_sw)" if self.hardware else "rules in software"
@@ -56,18 +57,18 @@ class Probe:
 
 
 def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -> Probe:
-    """Try everything on the device `name`, with skip_sw if `hardware`. HostError when we may not, or it is gone."""
+    """Probe the device `name`, with skip_sw if `hardware`. HostError without permission, or when it is gone."""
     attempt = _Attempt(socket, place, skip_sw=hardware)
     found = Probe(hardware)
     for width in _WIDTHS:
-        error = attempt(Shape.TCP4, look=hardware, action={**_MARK, "mark": (1 << width) - 1})
+        error = attempt(Shape.TCP4, dump=hardware, action={**_MARK, "mark": (1 << width) - 1})
         if error is None:
-            found.mark_width, found.answers = width, attempt.answered
+            found.mark_width, found.gives_counters = width, attempt.driver_counted
             break
     else:
-        if error is not None and error.number in _NOT_ITS_FAULT:
+        if error is not None and error.number in _NOT_THE_DEVICE:
             raise HostError(f"{name}: flower rules cannot be added: {error}")
-        found.refusal = _why_not(name, error, hardware=hardware)
+        found.refusal = _explain_refusal(name, error, hardware=hardware)
         found.full = error is not None and error.number == errno.ENOSPC
         return found
     tries: dict[str, tuple[Shape, Mapping[str, Any]]] = {
@@ -85,16 +86,16 @@ def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -
 
 
 class _Attempt:
-    """Adds one rule, removes it, and tells how that went."""
+    """Adds one rule and removes it; returns the kernel's error, if any."""
 
     def __init__(self, socket: TcSocket, place: Place, *, skip_sw: bool) -> None:
         self._socket = socket
         self._place = Place(place.ifindex, place.parent, place.prio + _PRIO_OFFSET)
         self._skip_sw = skip_sw
-        self.answered = False
-        """Whether the driver gave counters for the last rule that was looked at."""
+        self.driver_counted = False
+        """Whether the driver gave counters for the last rule that was dumped."""
 
-    def __call__(self, shape: Shape, *, look: bool = False, **rule: Any) -> NetlinkError | None:
+    def __call__(self, shape: Shape, *, dump: bool = False, **rule: Any) -> NetlinkError | None:
         src, dst = _ENDS[shape.family]
         match = {"src_ip": src, "dst_ip": dst, "src_port": 9, "dst_port": 9, "skip_sw": self._skip_sw}
         message = bytes(encode_rule(self._place, shape, {**match, **rule}, handle=1).data)
@@ -103,22 +104,21 @@ class _Attempt:
         except NetlinkError as error:
             if error.number != errno.EEXIST:
                 return error
-            # A killed daemon's attempt was left behind: it says nothing of this one.
-            self._remove(shape)
+            self._remove(shape)  # left by a daemon that was killed during its probe
             try:
                 self._socket.request(message)
             except NetlinkError as second:
                 return second
-        if look:
-            self._look(shape)
+        if dump:
+            self._dump(shape)
         self._remove(shape)
         return None
 
-    def _look(self, shape: Shape) -> None:
-        self.answered = False
+    def _dump(self, shape: Shape) -> None:
+        self.driver_counted = False
         with suppress(NetlinkError):
             runs = self._socket.dump(encode_dump(self._place, self._place.info(shape), terse=False))
-            self.answered = bool(FilterReader().read(runs).answered.any())
+            self.driver_counted = bool(FilterReader().read(runs).driver_counted.any())
 
     def _remove(self, shape: Shape) -> None:
         attrs = [["TCA_KIND", "flower"]]
@@ -127,12 +127,12 @@ class _Attempt:
             self._socket.request(bytes(message.data))
 
 
-def _why_not(name: str, error: NetlinkError | None, *, hardware: bool) -> str:
+def _explain_refusal(name: str, error: NetlinkError | None, *, hardware: bool) -> str:
     if error is not None and error.number == errno.ENOENT:
         return f"{name}: this kernel lacks the classifier flower or the action skbedit ({error}); nothing is offloaded"
     if hardware:
         return (
             f"{name}: its driver takes no flower rules ({error}); nothing is offloaded. "
-            f"If the NIC should: ethtool -K {name} hw-tc-offload on"
+            f"If the NIC can offload them: ethtool -K {name} hw-tc-offload on"
         )
     return f"{name}: the kernel takes no flower rules here ({error}); nothing is offloaded"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The qdisc that rules hang on: used as it is found, made only when there is none, removed only when it is ours."""
+"""The qdisc that rules are attached to: created only when there is none, removed only when no filter is left on it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _IFINDEX_WORD, _HANDLE_WORD = 5, 6
 
 
 def qdisc_kind(socket: TcSocket, ifindex: int) -> str | None:
-    """Kind of the qdisc ffff: of a device, `clsact` or `ingress`; None without one."""
+    """Return the kind of a device's qdisc ffff: (`clsact` or `ingress`); None without one."""
     request = bytes(tc_message(RTM_GETQDISC, NLM_F_DUMP, Place(ifindex, 0, 0)).data)
     kind = None
     for run in socket.dump(request):
         words = np.ascontiguousarray(run.rows[:, :36]).view("<u4")
-        mine = (words[:, _IFINDEX_WORD] == ifindex) & (words[:, _HANDLE_WORD] == _HANDLE)
-        for raw in run.rows[mine]:
+        wanted = (words[:, _IFINDEX_WORD] == ifindex) & (words[:, _HANDLE_WORD] == _HANDLE)
+        for raw in run.rows[wanted]:
             message = FilterMessage(bytearray(raw.tobytes()))
             message.decode()
             kind = str(message.get_attr("TCA_KIND"))
@@ -44,9 +44,9 @@ def qdisc_kind(socket: TcSocket, ifindex: int) -> str | None:
 
 
 def ensure_qdisc(socket: TcSocket, place: Place, name: str) -> bool:
-    """See that rules can be added at `place` of device `name`; True when the qdisc had to be made.
+    """Create the qdisc of device `name` unless there is one that fits `place`; whether it was created.
 
-    HostError with the kernel's words when that cannot be.
+    HostError when the kernel refuses, with its message, or when a qdisc of another kind is there.
     """
     try:
         kind = qdisc_kind(socket, place.ifindex)
@@ -70,7 +70,7 @@ def ensure_qdisc(socket: TcSocket, place: Place, name: str) -> bool:
 
 
 def remove_qdisc(socket: TcSocket, ifindex: int) -> bool:
-    """Remove the qdisc unless it still holds filters, anybody's; whether it was removed."""
+    """Remove the qdisc unless it has filters, of any program; whether it was removed."""
     try:
         if qdisc_kind(socket, ifindex) != _QDISC:
             return False
@@ -81,5 +81,5 @@ def remove_qdisc(socket: TcSocket, ifindex: int) -> bool:
         message = tc_message(RTM_DELQDISC, 0, Place(ifindex, _PARENT, 0), handle=_HANDLE, attrs=attrs)
         socket.request(bytes(message.data))
     except NetlinkError:
-        return False  # the device is gone, or somebody else was faster
+        return False  # the device is gone, or another program has removed the qdisc
     return True

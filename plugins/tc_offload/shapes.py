@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes of rules: family and protocol, each with a priority of its own, as flower wants one ethertype for each."""
+"""The shape of a rule (IP version and transport protocol), and where the rules of a device are attached."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from nfcore.api.rules import Action
 from .tcmsg.cls_flower import ETH_P_IP, ETH_P_IPV6, filter_info
 
 COOKIE_MAGIC = b"nfcoreTC"
-"""First half of an action's cookie; the second is the rule's, little-endian."""
+"""First half of an action's cookie; the second half is the rule's cookie, little-endian."""
 PRIORITIES = 16
-"""Priorities that one device's rules may use, from `[tc_offload] prio` on."""
+"""Number of prios reserved on a device, from `[tc_offload] prio` on: 4 for shapes, 4 for the probe, the rest unused."""
 
 
 class Shape(IntEnum):
-    """Offset of a shape's priority in our range."""
+    """IP version and protocol of a rule. The value is added to the first prio: flower has one ethertype per prio."""
 
     TCP4 = 0
     UDP4 = 1
@@ -36,12 +36,12 @@ class Shape(IntEnum):
 
     @property
     def ethertype(self) -> int:
-        """Protocol of the filter."""
+        """Ethertype of the filter."""
         return ETH_P_IPV6 if self.family == 6 else ETH_P_IP
 
     @property
     def protocol(self) -> str:
-        """The IP protocol, in lower case."""
+        """Transport protocol, in lower case."""
         return "udp" if self & 1 else "tcp"
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Shape(IntEnum):
 
 
 def shapes_of(rows: NDArray[np.void]) -> NDArray[np.int64]:
-    """Give the shape of each row of `nfcore.api.rules.RULE_ROW`; -1 where flower rules of ours cannot say it."""
+    """Return the shape of each row of `nfcore.api.rules.RULE_ROW`; -1 for rules that this backend cannot install."""
     family, protocol = rows["family"], rows["key"]["proto"]
     known = ((family == 4) | (family == 6)) & np.isin(protocol, (socket.IPPROTO_TCP, socket.IPPROTO_UDP))
     known &= (rows["action"] == Action.DROP) | ((rows["action"] == Action.SET_MARK) & (rows["mark"] != 0))
@@ -58,23 +58,23 @@ def shapes_of(rows: NDArray[np.void]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where rules sit: a device's hook and our range of priorities there."""
+    """Where rules are attached: interface, direction and the first prio."""
 
     ifindex: int
     parent: int
-    """Handle of the hook: :data:`INGRESS` or :data:`EGRESS`."""
+    """Direction: :data:`INGRESS` or :data:`EGRESS`."""
     prio: int
-    """First of :data:`PRIORITIES`."""
+    """First of the :data:`PRIORITIES` prios."""
 
     def info(self, shape: Shape) -> int:
-        """`tcm_info` of a shape's rules."""
+        """`tcm_info` of the rules of a shape."""
         return filter_info(self.prio + shape, shape.ethertype)
 
 
 INGRESS, EGRESS = 0xFFFF_FFF2, 0xFFFF_FFF3
-"""Parents of filters, TC_H_MIN_INGRESS and TC_H_MIN_EGRESS of the qdisc ffff:."""
+"""`tcm_parent` of filters: TC_H_MIN_INGRESS and TC_H_MIN_EGRESS of the qdisc ffff:."""
 
 
 def action_cookie(cookie: int) -> bytes:
-    """Give the 16 bytes that an action carries for a rule's cookie."""
+    """Return the 16-byte cookie of an action for a rule's cookie."""
     return COOKIE_MAGIC + struct.pack("<Q", cookie)

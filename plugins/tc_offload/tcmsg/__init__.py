@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Netlink encodings that pyroute2 lacks: the flower classifier and the actions of its rules."""
+"""Netlink encodings that pyroute2 lacks: the flower classifier and the actions of its filters."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disallow-subclassing-any=False
-"""The generic action (`tc_gact.h`): pass, drop and their like, with times and probability.
+"""The generic action gact (`tc_gact.h`): pass, drop and similar, with times and probability.
 
 {"kind": "gact", "action": "drop"}
 """
@@ -31,7 +31,7 @@ class Options(nla):
     parms = GenericParms
 
     class probability(nla):  # noqa: N801
-        """`struct tc_gact_p`: another action, for one packet in `pval`."""
+        """`struct tc_gact_p`: another action for one packet in `pval`."""
 
         fields = (("ptype", "H"), ("pval", "H"), ("paction", "i"))
 
@@ -40,5 +40,5 @@ options = Options
 
 
 def get_parameters(kwarg: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the attributes for `action`, a word of pyroute2's `tc_actions`."""
+    """Return the attributes for `action`, a key of pyroute2's `tc_actions`."""
     return {"attrs": [["TCA_GACT_PARMS", {"action": tc_actions[kwarg.get("action", "drop")]}]]}

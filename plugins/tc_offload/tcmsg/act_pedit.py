@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disallow-subclassing-any=False
-"""The action that edits a packet's headers (`tc_pedit.h`), in its extended form, with fields of the Ethernet header.
+"""The action pedit (`tc_pedit.h`), which edits headers of a packet; here its extended form, for the Ethernet header.
 
     {"kind": "pedit", "eth": {"dst": "02:00:00:00:00:07"}}
 
-The kernel knows only 32-bit windows of a header: each keeps the bits of its mask and takes the others from its value.
+The kernel edits a header in windows of 32 bits: each keeps the bits of its mask and takes the others from its value.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Options(nla):
     times = ActionTimes
 
     class parms_ex(nla):  # noqa: N801
-        """`struct tc_pedit_sel`; `keys` are mappings, mask and val as they lie in memory."""
+        """`struct tc_pedit_sel`; `keys` are mappings, with mask and val in memory order."""
 
         fields: tuple[tuple[str, str], ...] = (
             ("index", "I"),
@@ -55,14 +55,14 @@ class Options(nla):
         )
 
         def encode(self) -> None:
-            """Put the keys behind the selector."""
+            """Encode the selector and, after it, the keys."""
             keys = self.get("keys", ())
             packed = b"".join(_KEY.pack(*(key.get(name, 0) for name in _KEY_NAMES)) for key in keys)
             self["nkeys"], self["raw"] = len(keys), b"\0\0" + packed
             nla.encode(self)
 
         def decode(self) -> None:
-            """Read the keys behind the selector."""
+            """Decode the selector and the keys after it."""
             self.fields = self.fields[:-1]
             nla.decode(self)
             start = self.offset + 28
@@ -71,7 +71,7 @@ class Options(nla):
             self["keys"] = [dict(zip(_KEY_NAMES, values, strict=True)) for values in found]
 
     class keys_ex(nla):  # noqa: N801
-        """What header each key is of, in the keys' order."""
+        """The header that each key edits, in the order of the keys."""
 
         nla_flags = NLA_F_NESTED
         nla_map = ((6, "TCA_PEDIT_KEY_EX", "key_ex", 0),)
@@ -91,7 +91,7 @@ options = Options
 
 
 def ethernet_keys(field: str, value: bytes) -> Iterator[dict[str, int]]:
-    """Give the 32-bit windows that set `field` of the Ethernet header to `value`, its bytes in wire order."""
+    """Yield the 32-bit windows that set `field` of the Ethernet header to `value`, bytes in network order."""
     start, length = FIELDS[field]
     if len(value) != length:
         raise ValueError(f"eth {field} has {len(value)} bytes; should be {length}")
@@ -105,7 +105,7 @@ def ethernet_keys(field: str, value: bytes) -> Iterator[dict[str, int]]:
 
 
 def get_parameters(kwarg: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the attributes for `eth`: field → new value, MAC addresses as text, `type` as a number."""
+    """Return the attributes for `eth`: field → new value, MAC addresses as text, `type` as a number."""
     keys: list[dict[str, int]] = []
     for field, value in kwarg["eth"].items():
         raw = value.to_bytes(2, "big") if isinstance(value, int) else bytes.fromhex(value.replace(":", ""))

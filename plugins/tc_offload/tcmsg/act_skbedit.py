@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disallow-subclassing-any=False
-"""The action that edits the metadata of a packet (`tc_skbedit.h`): mark, queue, priority, packet type.
+"""The action skbedit (`tc_skbedit.h`), which edits metadata of a packet: mark, queue, priority, packet type.
 
 {"kind": "skbedit", "mark": 7, "queue": 3, "action": "pipe"}
 """
@@ -50,12 +50,12 @@ _ATTRIBUTES = {
 
 
 def get_parameters(kwarg: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the attributes for mark, mask, queue, queue_max, priority (numbers) and ptype (a word).
+    """Return the attributes for mark, mask, queue, queue_max, priority (numbers) and ptype (a name).
 
-    `action` is what happens next, `pipe` (the next action) unless told.
+    `action` is what happens next: `pipe`, the next action, by default.
     """
     attrs: list[list[Any]] = [["TCA_SKBEDIT_PARMS", {"action": tc_actions[kwarg.get("action", "pipe")]}]]
-    attrs += [[name, kwarg[word]] for word, name in _ATTRIBUTES.items() if kwarg.get(word) is not None]
+    attrs += [[name, kwarg[key]] for key, name in _ATTRIBUTES.items() if kwarg.get(key) is not None]
     if kwarg.get("ptype") is not None:
         attrs.append(["TCA_SKBEDIT_PTYPE", convert_ptype(kwarg["ptype"])])
     return {"attrs": attrs}

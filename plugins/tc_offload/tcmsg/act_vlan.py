@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disallow-subclassing-any=False
-"""The action that pushes, pops and changes VLAN tags (`tc_vlan.h`), with times and Ethernet headers.
+"""The action vlan (`tc_vlan.h`), which pushes, pops and changes VLAN tags and Ethernet headers, with times.
 
 {"kind": "vlan", "v_action": "push", "id": 5, "priority": 2, "protocol": "802.1Q"}
 """
@@ -53,16 +53,16 @@ options = Options
 
 
 def get_parameters(kwarg: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the attributes for `v_action` and, where that needs them, id, priority, protocol, eth_dst and eth_src."""
-    word = kwarg["v_action"]
-    parms = {"v_action": VLAN_ACTIONS[word], "action": tc_actions[kwarg.get("action", "pipe")]}
+    """Return the attributes for `v_action` and, where it needs them, id, priority, protocol, eth_dst and eth_src."""
+    v_action = kwarg["v_action"]
+    parms = {"v_action": VLAN_ACTIONS[v_action], "action": tc_actions[kwarg.get("action", "pipe")]}
     attrs: list[list[Any]] = [["TCA_VLAN_PARMS", parms]]
-    if word in ("push", "modify"):
+    if v_action in ("push", "modify"):
         attrs.append(["TCA_VLAN_PUSH_VLAN_ID", kwarg["id"]])
         attrs.append(["TCA_VLAN_PUSH_VLAN_PROTOCOL", PROTOCOLS[kwarg.get("protocol", "802.1Q")]])
         if kwarg.get("priority") is not None:
             attrs.append(["TCA_VLAN_PUSH_VLAN_PRIORITY", kwarg["priority"]])
-    if word == "push_eth":
+    if v_action == "push_eth":
         attrs.append(["TCA_VLAN_PUSH_ETH_DST", kwarg["eth_dst"]])
         attrs.append(["TCA_VLAN_PUSH_ETH_SRC", kwarg["eth_src"]])
     return {"attrs": attrs}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disallow-subclassing-any=False
-"""TC actions as pyroute2 attributes: what every kind has in common (`pkt_cls.h`, `gen_stats.h`).
+"""TC actions as pyroute2 attributes: what all kinds have in common (`pkt_cls.h`, `gen_stats.h`).
 
-pyroute2's own `common_act` knows neither the cookie of an action nor its hardware statistics; these classes do, and
-take the kinds from the same table, `pyroute2.netlink.rtnl.tcmsg.common_act.plugins`.
+pyroute2's own `common_act` has neither the cookie of an action nor its hardware statistics. These classes have both;
+the kinds come from the same table, `pyroute2.netlink.rtnl.tcmsg.common_act.plugins`.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ COOKIE_BYTES = 16
 
 
 class ActionTimes(nla):
-    """`struct tcf_t`: ages in 1/100 s (USER_HZ); firstuse is 0 while software has never used the action."""
+    """`struct tcf_t`: ages in 1/100 s (USER_HZ); firstuse is 0 until software uses the action."""
 
     fields = (("install", "Q"), ("lastuse", "Q"), ("expires", "Q"), ("firstuse", "Q"))
 
 
 class GenericParms(nla):
-    """`tc_gen`, with which the parameters of every action begin; action is what happens to the packet next."""
+    """`tc_gen`, the beginning of every action's parameters; `action` is what happens to the packet next."""
 
     fields = (("index", "I"), ("capab", "I"), ("action", "i"), ("refcnt", "i"), ("bindcnt", "i"))
 
 
 class Bitfield32(nla):
-    """`struct nla_bitfield32`: the bits of `value` that `selector` has are meant."""
+    """`struct nla_bitfield32`: only the bits of `value` that are set in `selector` count."""
 
     fields = (("value", "I"), ("selector", "I"))
 
 
 class Statistics(nla):
-    """`TCA_ACT_STATS`. basic counts hardware and software, basic_hw hardware alone; pkt64 only beyond 2³²."""
+    """`TCA_ACT_STATS`. basic counts hardware and software, basic_hw hardware alone; pkt64 is there beyond 2³²."""
 
     nla_map = (
         ("TCA_STATS_UNSPEC", "none"),
@@ -74,7 +74,7 @@ class Statistics(nla):
 
 
 class ActionChain(nla):
-    """The actions of a filter by order, from 1."""
+    """The actions of a filter by position, from 1."""
 
     nla_map = tuple((f"TCA_ACT_PRIO_{number}", "act") for number in range(TCA_ACT_MAX_PRIO + 1))
 
@@ -99,17 +99,16 @@ class ActionChain(nla):
 
         @staticmethod
         def get_act_options(self: nla, *_: Any, **__: Any) -> Any:  # noqa: PLW0211 - pyroute2 passes the attribute
-            """Give the class of this kind's options; bytes of an unknown kind stay a hex dump."""
+            """Return the class of this kind's options; those of an unknown kind stay a hex dump."""
             kind = self.get_attr("TCA_ACT_KIND")
             return kinds[kind].options if kind in kinds else self.hex
 
 
 def encode_actions(actions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Give the attributes of an action chain.
+    """Return the attributes of a chain of actions.
 
-    Each action is a mapping with its `kind`, that kind's own keys and, if wanted, a `cookie` of up to
-    :data:`COOKIE_BYTES` bytes. ValueError for a kind that is not known, which the kernel would refuse without
-    saying which.
+    Each action is a mapping with its `kind`, the keys of that kind and, optionally, a `cookie` of up to
+    :data:`COOKIE_BYTES` bytes. ValueError names an unknown kind; the kernel's refusal would not.
     """
     chain = []
     for order, action in enumerate(actions, start=1):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disallow-subclassing-any=False
-"""The flower classifier for pyroute2: every key of `pkt_cls.h` by name, in the form of that library's plugins.
+"""The flower classifier as a plugin of pyroute2, with every attribute of `pkt_cls.h` by name.
 
     from pyroute2 import IPRoute
     register()
@@ -9,10 +9,9 @@
               ip_proto="tcp", src_ip="198.18.0.1", dst_ip="198.18.10.0/24", dst_port=80, skip_sw=True,
               action={"kind": "skbedit", "mark": 7, "cookie": b"seven"})
 
-Keys of :func:`get_parameters`, named as `tc` names them: indev; ip_proto; src_ip, dst_ip (with a prefix length if
-wanted); src_port, dst_port (a number, or number and mask); ip_flags (`nofrag`, `frag`, `firstfrag`, `nofirstfrag`);
-src_mac, dst_mac; vlan_id, vlan_prio, vlan_ethtype; eth_type; skip_sw, skip_hw; action, one mapping or several.
-Where `tc` asks for the reader's patience with hexadecimal, so do the numbers of the kernel's headers here.
+Keys of :func:`get_parameters`, named as in `tc`: indev; ip_proto; src_ip, dst_ip (optionally with a prefix length);
+src_port, dst_port (a number, or number and mask); ip_flags (`nofrag`, `frag`, `firstfrag`, `nofirstfrag`);
+src_mac, dst_mac; vlan_id, vlan_prio, vlan_ethtype; eth_type; classid; skip_sw, skip_hw; action, one mapping or several.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from .actions import ActionChain, Bitfield32, encode_actions
 ETH_P_IP, ETH_P_IPV6, ETH_P_ALL = 0x0800, 0x86DD, 0x0003
 VLAN_TYPES = (0x8100, 0x88A8)
 SKIP_HW, SKIP_SW, IN_HW, NOT_IN_HW = 1, 2, 4, 8
-"""Bits of TCA_FLOWER_FLAGS, TCA_CLS_FLAGS_*: the first two are asked for, the others are the kernel's answer."""
+"""Bits of TCA_FLOWER_FLAGS, TCA_CLS_FLAGS_*: user space sets the first two, the kernel returns the others."""
 IP_FLAGS = {"nofrag": (0, 1), "frag": (1, 1), "nofirstfrag": (0, 2), "firstfrag": (2, 2)}
-"""Word → TCA_FLOWER_KEY_FLAGS and its mask. Bit 0: is a fragment; bit 1: is the first one."""
+"""Name → TCA_FLOWER_KEY_FLAGS and its mask. Bit 0: is a fragment; bit 1: is the first one."""
 PORT_KEYS = {socket.IPPROTO_TCP: "TCP", socket.IPPROTO_UDP: "UDP", socket.IPPROTO_SCTP: "SCTP"}
 _PROTOCOLS = {
     "tcp": socket.IPPROTO_TCP,
@@ -171,7 +170,7 @@ options = Options
 
 
 class FilterMessage(nlmsg):
-    """`struct tcmsg` with all attributes of a filter: pyroute2's own stops before those of dumps and chains."""
+    """`struct tcmsg` with all attributes of a filter; pyroute2's own lacks those from TCA_PAD on."""
 
     prefix = "TCA_"
     fields = tcmsg.fields
@@ -194,31 +193,31 @@ class FilterMessage(nlmsg):
 
 
 def register() -> None:
-    """Make pyroute2 know the classifier and the actions, in its own tables."""
+    """Add the classifier and the actions to pyroute2's tables of plugins."""
     tc_module.plugins["flower"] = _this_module()
     for kind, module in {"gact": act_gact, "pedit": act_pedit, "skbedit": act_skbedit, "vlan": act_vlan}.items():
         common_act.plugins[kind] = module
 
 
 def _this_module() -> Any:
-    import sys  # noqa: PLC0415 - the table wants the module, which cannot name itself otherwise
+    import sys  # noqa: PLC0415 - the table holds modules, and this is how a module refers to itself
 
     return sys.modules[__name__]
 
 
 def fix_request(request: dict[str, Any]) -> None:
-    """Put priority and protocol where the kernel has them: `tcm_info`."""
+    """Write prio and protocol into `tcm_info`; pyroute2 calls this."""
     request.pop("rate", None)
     request["info"] = filter_info(request.get("prio", 0), request.get("protocol", ETH_P_ALL))
 
 
 def filter_info(prio: int, protocol: int) -> int:
-    """Give `tcm_info`: the priority above, the ethertype in network byte order below."""
+    """Return `tcm_info`: prio in the upper 16 bits, ethertype in network byte order in the lower."""
     return socket.htons(protocol) | prio << 16
 
 
 def get_parameters(kwarg: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the attributes of a filter; the module says for which keys. ValueError names a value that is wrong."""
+    """Return the attributes of a filter; the module's docstring lists the keys. ValueError names a wrong value."""
     protocol = kwarg.get("protocol", ETH_P_ALL)
     attrs: list[tuple[str, Any]] = []
     if kwarg.get("classid"):
@@ -239,9 +238,9 @@ def get_parameters(kwarg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _macs(kwarg: Mapping[str, Any]) -> Attrs:
-    for word, key in (("src_mac", "ETH_SRC"), ("dst_mac", "ETH_DST")):
-        if kwarg.get(word):
-            yield f"TCA_FLOWER_KEY_{key}", kwarg[word]
+    for key, attribute in (("src_mac", "ETH_SRC"), ("dst_mac", "ETH_DST")):
+        if kwarg.get(key):
+            yield f"TCA_FLOWER_KEY_{attribute}", kwarg[key]
 
 
 def _vlan(kwarg: Mapping[str, Any]) -> Attrs:
@@ -255,14 +254,14 @@ def _vlan(kwarg: Mapping[str, Any]) -> Attrs:
 
 
 def _addresses(kwarg: Mapping[str, Any]) -> Attrs:
-    for word, end in (("src_ip", "SRC"), ("dst_ip", "DST")):
-        if kwarg.get(word) is None:
+    for key, end in (("src_ip", "SRC"), ("dst_ip", "DST")):
+        if kwarg.get(key) is None:
             continue
-        interface = ipaddress.ip_interface(kwarg[word])
-        key = f"TCA_FLOWER_KEY_IPV{interface.version}_{end}"
-        yield key, str(interface.ip)
+        interface = ipaddress.ip_interface(kwarg[key])
+        attribute = f"TCA_FLOWER_KEY_IPV{interface.version}_{end}"
+        yield attribute, str(interface.ip)
         if interface.network.prefixlen != interface.max_prefixlen:
-            yield f"{key}_MASK", str(interface.netmask)
+            yield f"{attribute}_MASK", str(interface.netmask)
 
 
 def _transport(kwarg: Mapping[str, Any]) -> Attrs:
@@ -272,16 +271,16 @@ def _transport(kwarg: Mapping[str, Any]) -> Attrs:
         raise ValueError(f"ip_proto is {protocol!r}; should be a number or one of {', '.join(_PROTOCOLS)}")
     if number is not None:
         yield "TCA_FLOWER_KEY_IP_PROTO", number
-    for word, end in (("src_port", "SRC"), ("dst_port", "DST")):
-        if kwarg.get(word) is None:
+    for key, end in (("src_port", "SRC"), ("dst_port", "DST")):
+        if kwarg.get(key) is None:
             continue
         if number not in PORT_KEYS:
-            raise ValueError(f"{word} needs ip_proto tcp, udp or sctp, not {protocol!r}")
-        value, mask = kwarg[word] if isinstance(kwarg[word], tuple) else (kwarg[word], None)
+            raise ValueError(f"{key} needs ip_proto tcp, udp or sctp, not {protocol!r}")
+        value, mask = kwarg[key] if isinstance(kwarg[key], tuple) else (kwarg[key], None)
         yield f"TCA_FLOWER_KEY_{PORT_KEYS[number]}_{end}", value
         if mask is not None:
             yield f"TCA_FLOWER_KEY_{PORT_KEYS[number]}_{end}_MASK", mask
     if kwarg.get("ip_flags") is not None:
-        bits = [IP_FLAGS[word] for word in kwarg["ip_flags"].split("/")]
+        bits = [IP_FLAGS[name] for name in kwarg["ip_flags"].split("/")]
         yield "TCA_FLOWER_KEY_FLAGS", sum(value for value, _ in bits)
         yield "TCA_FLOWER_KEY_FLAGS_MASK", sum(mask for _, mask in bits)

@@ -76,7 +76,7 @@ def test_messages_are_read_back_in_columns(rules: list[Rule]) -> None:
     assert sorted(found.handle.tolist()) == list(range(1, len(rules) + 1))
     order = np.argsort(found.handle)
     assert found.ours.all()
-    assert found.keyed.all()
+    assert found.complete.all()
     assert (found.flags == 2).all()
     assert list(RuleBatch(found.installed["rule"].take(order))) == rules
 
@@ -94,9 +94,9 @@ def test_a_driver_that_gave_counters_is_told_from_one_that_did_not() -> None:
     struct.pack_into("=I", answered, 0, len(answered))
     struct.pack_into("=I", answered, 24, 2)
     found = FilterReader().read(_runs(np.frombuffer(silent + bytes(answered) + silent, dtype=np.uint8)))
-    told = sorted(zip(found.handle.tolist(), found.answered.tolist(), strict=True))
+    told = sorted(zip(found.handle.tolist(), found.driver_counted.tolist(), strict=True))
     assert told == [(1, False), (1, False), (2, True)]
-    assert found.keyed.all()
+    assert found.complete.all()
 
 
 def _decoded(raw: bytes) -> FilterMessage:
@@ -160,14 +160,14 @@ def test_the_kernel_answers_every_message_that_fails() -> None:
     assert sorted(replies.errors) == list(range(30))
     # Who may, learns that there is no such device; who may not, that.
     assert {error.number for error in replies.errors.values()} <= {errno.ENODEV, errno.EPERM}
-    assert not replies.unheard
+    assert not replies.unanswered
 
 
 def test_answers_that_find_no_room_are_known_to_be_missing() -> None:
     socket = TcSocket(buffer=2304, send_bytes=1 << 17)
     count = 2000
     replies = socket.execute(delete_messages(NOWHERE, np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.uint32)))
-    assert [(part.start, part.stop) for part in replies.unheard] == [(0, count)]
+    assert replies.unanswered == set(range(count))
     assert len(replies.errors) < count
     # The socket is none the worse for it.
     again = socket.execute(delete_messages(NOWHERE, np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.uint32)))
@@ -203,13 +203,13 @@ class TestIndex:
     def test_gives_handles_again(self) -> None:
         index, rows = RuleIndex(), self.rows(10)
         handles = index.add(rows, matches_of(rows))
-        index.carry(handles, np.full(10, 5, np.uint64), np.full(10, 500, np.uint64))
-        assert index.before(handles).tolist() == [[5, 500]] * 10
+        index.add_earlier(handles, np.full(10, 5, np.uint64), np.full(10, 500, np.uint64))
+        assert index.earlier(handles).tolist() == [[5, 500]] * 10
         index.forget(handles[::2])
         assert len(index) == 5
         again = index.add(self.rows(5, 100), matches_of(self.rows(5, 100)))
         assert set(again.tolist()) == set(handles[::2].tolist())
-        assert index.before(again).tolist() == [[0, 0]] * 5
+        assert index.earlier(again).tolist() == [[0, 0]] * 5
 
     @given(st.sets(st.integers(1, 5000), min_size=1, max_size=40))
     def test_adopted_handles_are_not_given(self, taken: set[int]) -> None:

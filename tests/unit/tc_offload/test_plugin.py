@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tc_offload's table in the TOML: what it takes, what it refuses and how it says so."""
+"""tc_offload's table in the TOML: accepted and refused values, and the error messages."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_without_a_table_the_defaults_hold(tmp_path: Path) -> None:
         ("pirio = 1", "tc_offload.pirio: unknown key; did you mean 'prio'?"),
         (
             'devices.eth1.direction = "egress"',
-            "tc_offload.devices.eth1.direction: is 'egress'; what leaves eth1 never comes to its XDP program: "
+            "tc_offload.devices.eth1.direction: is 'egress'; what leaves eth1 does not pass its XDP program: "
             "set filter_on to its veth peer",
         ),
     ],

@@ -42,7 +42,7 @@ def backend() -> Iterator[TcBackend]:
     ],
 )
 def test_verdicts(backend: TcBackend, number: int, text: str, outcome: Outcome | None) -> None:
-    assert backend._verdict(NetlinkError(number, text), Shape.TCP4, Action.SET_MARK) is outcome
+    assert backend._outcome_of(NetlinkError(number, text), Shape.TCP4, Action.SET_MARK) is outcome
 
 
 def test_what_is_unsupported_is_not_tried_again_and_said_once(backend: TcBackend) -> None:
@@ -50,7 +50,7 @@ def test_what_is_unsupported_is_not_tried_again_and_said_once(backend: TcBackend
     rules = RuleBatch.of([Rule(match, Drop(), match.sport) for match in matches])
     refusal = NetlinkError(errno.EOPNOTSUPP, "Cannot drop")
     batch = _batch(rules)
-    assert not backend._judge(batch, np.arange(3), dict.fromkeys(range(3), refusal))
+    assert not backend._set_refusals(batch, np.arange(3), dict.fromkeys(range(3), refusal))
     assert batch.outcomes.status.tolist() == [Outcome.UNSUPPORTED] * 3
     said = "lo: IPv4 TCP rules to drop are not offloaded: Cannot drop: Operation not supported (EOPNOTSUPP)"
     assert batch.outcomes.messages == {0: said}
@@ -67,7 +67,7 @@ def test_a_full_table_and_a_failure_are_told_apart_rule_by_rule(backend: TcBacke
     batch = _batch(RuleBatch.of([Rule(match, SetMark(1), 1) for match in matches]))
     batch.outcomes.status[:] = Outcome.INSTALLED
     refusals = {0: NetlinkError(errno.ENOSPC, "Table full"), 2: NetlinkError(errno.EIO, "Firmware says no")}
-    assert not backend._judge(batch, np.arange(3), refusals)
+    assert not backend._set_refusals(batch, np.arange(3), refusals)
     assert batch.outcomes.status.tolist() == [Outcome.FULL, Outcome.INSTALLED, Outcome.FAILED]
     assert batch.outcomes.messages == {
         0: "lo: IPv4 UDP rules to set mark: Table full: No space left on device (ENOSPC)",
