@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line."""
+"""The command line: every `nfcore` command, its options, and what it prints."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore bench` as a person meets it: progress, tables, a report, one JSON object."""
+"""`nfcore bench`: shows progress, then prints tables or one JSON object, and writes the report."""
 
 from __future__ import annotations
 
@@ -25,59 +25,58 @@ from .tables import show
 
 
 def read_parts(text: str) -> list[str]:
-    """Give the parts of a comma-separated list, in the order of measuring; ConfigError names an unknown one."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    wrong = [word for word in words if word not in PARTS]
-    if wrong or not words:
+    """Return the parts of a comma-separated list, in the order of measuring. ConfigError: one is unknown."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or not set(names) <= set(PARTS):
         message = f"is {text!r}; should be some of {', '.join(PARTS)}, with commas between them"
         raise ConfigError("nfcore bench", [Problem("--parts", message)])
-    return [part for part in PARTS if part in words]
+    return [part for part in PARTS if part in names]
 
 
-class Announcer:
-    """Tells what is being measured: a bar on a terminal, a line a step elsewhere."""
+class ProgressDisplay:
+    """Shows what is being measured: a progress bar on a terminal, one line per step elsewhere."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self._task = progress.add_task("", total=None) if progress else None
 
     def step(self, name: str, number: int, count: int) -> None:
-        """Say that a step begins."""
+        """Show that a step begins; steps are numbered from 0."""
         if self._progress is None or self._task is None:
             print(f"[{number + 1}/{count}] {name}", file=sys.stderr, flush=True)
             return
         self._progress.update(self._task, total=count, completed=number, description=name)
         self._progress.refresh()
 
-    def say(self, name: str, words: str) -> None:
-        """Say what goes on within a step."""
+    def detail(self, name: str, text: str) -> None:
+        """Show what happens within the step `name`, on a terminal only."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=f"{name}: {words}")
+            self._progress.update(self._task, description=f"{name}: {text}")
             self._progress.refresh()
 
 
 @contextmanager
-def announcing() -> Iterator[Announcer]:
-    """Give an announcer for standard error."""
+def progress_display() -> Iterator[ProgressDisplay]:
+    """Give a display on standard error, for the time of a `with` block."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Announcer(None)
+        yield ProgressDisplay(None)
         return
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-    # Without a thread that refreshes: processes are forked meanwhile.
+    # No refresh thread: the benchmark forks processes meanwhile.
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
-        yield Announcer(progress)
+        yield ProgressDisplay(progress)
 
 
 def run_bench(parts: list[str], sizes: Sizes, nf: str | None, report: Path, *, as_json: bool) -> None:
     """Measure, write the report, print tables or JSON. HostError when the report cannot be written."""
     if logging.getLogger().level > logging.DEBUG:
-        # Engines and daemons by the dozen come and go; what matters of them is in the result.
+        # Dozens of engines and daemons start and stop; what matters is in the results.
         logging.getLogger().setLevel(logging.ERROR)
-    _refuse(report)
-    with stopping_in_order(), announcing() as announcer:
+    _check_writable(report)
+    with stopping_in_order(), progress_display() as display:
         name, workload = choose_workload(nf)
-        results = Bench(name, workload, sizes, announcer.say).run(parts, announcer.step)
+        results = Bench(name, workload, sizes, display.detail).run(parts, display.step)
     _write(report, render(results))
     if as_json:
         print(json.dumps(results.as_json()))
@@ -86,10 +85,10 @@ def run_bench(parts: list[str], sizes: Sizes, nf: str | None, report: Path, *, a
     print(f"report: {report.absolute()}")
 
 
-def _refuse(report: Path) -> None:
-    """HostError before the run when the report could not be written after it."""
+def _check_writable(report: Path) -> None:
+    """HostError, before the long run, when the report could not be written after it."""
     if not os.access(report if report.exists() else report.absolute().parent, os.W_OK) or report.is_dir():
-        raise HostError(f"--report: cannot write {report}: should be a file in a folder that is there")
+        raise HostError(f"--report: cannot write {report}: should be a file in an existing folder")
 
 
 def _write(report: Path, text: str) -> None:
@@ -100,7 +99,7 @@ def _write(report: Path, text: str) -> None:
 
 
 def print_tables(results: Results) -> None:
-    """Print everything for people."""
+    """Print machine, tables, profiles of missed targets, and notes."""
     machine = results.machine
     jit = ", ".join(f"{name} {value}" for name, value in machine["jit"].items())
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}")
@@ -108,16 +107,16 @@ def print_tables(results: Results) -> None:
     for table in tables(results):
         print(f"\n{table.title}")
         show(_rich(table))
-    for bar in results.bars:
-        if not bar.met and bar.profile:
-            print(f"\n{bar.name}: where the time goes\n{bar.profile}")
+    for target in results.targets:
+        if not target.met and target.profile:
+            print(f"\n{target.name}: where the time goes\n{target.profile}")
     print("", *(f"- {note}" for note in results.notes), "", sep="\n")
 
 
 def _rich(table: TextTable) -> RichTable:
-    made = RichTable(box=None, pad_edge=False)
+    rich_table = RichTable(box=None, pad_edge=False)
     for column, head in enumerate(table.heads):
-        made.add_column(head, justify="left" if column in table.text_columns else "right")
+        rich_table.add_column(head, justify="left" if column in table.text_columns else "right")
     for row in table.rows:
-        made.add_row(*row)
-    return made
+        rich_table.add_row(*row)
+    return rich_table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore cleanup`: what a killed daemon left behind, and only that."""
+"""`nfcore cleanup`: removes what a killed daemon left behind, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from ..hooks.manager import PluginManager
 
 
 def cleanup(config: Config, plugins: PluginManager) -> list[str]:
-    """Remove programs, rules, pins and the socket of a daemon that is gone; a line for each thing removed."""
+    """Remove programs, rules, pins and the socket of a dead daemon; return a line for each thing removed.
+
+    HostError: the daemon runs, or a plugin failed; then state file and socket stay for another try.
+    """
     socket = Path(config.nf.socket)
     if daemon_answers(socket):
         raise HostError(f"the daemon is running: its socket {socket} answers; stop it instead (SIGTERM)")
-    # What hung on an interface that is gone went with it.
+    # The kernel has removed what was attached to an interface that no longer exists.
     context = make_context(config, plugins, find_devices(config, all_of_them=False))
     lines: list[str] = []
     faults: list[str] = []
@@ -27,14 +30,14 @@ def cleanup(config: Config, plugins: PluginManager) -> list[str]:
         for plugin in plugins.implementing("cleanup"):
             try:
                 lines += plugins.call(plugin, "cleanup", context=context) or ()
-            except Exception as error:  # noqa: BLE001 - the others clean up all the same, and all faults are told
+            except Exception as error:  # noqa: BLE001 - the other plugins still clean up; all faults are reported
                 faults.append(f"{plugin}: {error}")
     if faults:
-        # The notes stay: another try needs them.
         done = "".join(f"\nremoved before: {line}" for line in lines)
         raise HostError("cleanup is not complete: " + "; ".join(faults) + done)
-    for leftover, is_ours in ((socket, socket.is_socket()), (state_path(config), state_path(config).is_file())):
-        if is_ours:
-            leftover.unlink()
-            lines.append(f"nfcore: removed {leftover}")
+    state_file = state_path(config)
+    for path, exists in ((socket, socket.is_socket()), (state_file, state_file.is_file())):
+        if exists:
+            path.unlink()
+            lines.append(f"nfcore: removed {path}")
     return lines

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that ask the running daemon, or tell it something: they need its socket and nothing else."""
+"""Commands that talk to the running daemon over its socket: they need nothing else of the machine."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from typing import Annotated, Any
 
 import typer
 
+from ..api.flows import FlowMatch
+from ..control.client import request
 from ..engine.event_kind import EventKind
 from ..engine.flow_state import LISTED_STATES, SORT_KEYS
+from ..errors import ConfigError, Problem
 from ..text import json_text, printable
+from .events import Selection, show_events
 from .options import ConfigOption, JsonOption, OptionalConfig, SocketOption, ask_metrics, find_socket
 from .tables import TextTable, show
 
 app = typer.Typer()
 
 
-# typer takes choices as an enumeration of texts.
-_StateName = StrEnum("_StateName", [(state.name, state.word) for state in LISTED_STATES])  # type: ignore[misc]
-_SortKey = StrEnum("_SortKey", [(key.upper(), key) for key in SORT_KEYS])  # type: ignore[misc]
-_BY_RATE = _SortKey("rate")
-_EventName = StrEnum("_EventName", [(kind.name, kind.word) for kind in EventKind])  # type: ignore[misc]
+# typer wants the choices of an option as an enumeration of strings.
+_StateChoice = StrEnum("_StateChoice", [(state.name, state.word) for state in LISTED_STATES])  # type: ignore[misc]
+_SortChoice = StrEnum("_SortChoice", [(key.upper(), key) for key in SORT_KEYS])  # type: ignore[misc]
+_SORT_BY_RATE = _SortChoice("rate")
+_KindChoice = StrEnum("_KindChoice", [(kind.name, kind.word) for kind in EventKind])  # type: ignore[misc]
 
 
 class Switch(StrEnum):
-    """What to do with offloading."""
+    """Argument of `nfcore offload`."""
 
     ON = "on"
     OFF = "off"
 
 
-def _ask(config: Path | None, socket: Path | None, method: str, **parameters: Any) -> Any:
-    from ..control.client import request  # noqa: PLC0415 - `--help` must not load asyncio and numpy
-
+def _request(config: Path | None, socket: Path | None, method: str, **parameters: Any) -> Any:
     return request(find_socket(config, socket), method, timeout=30.0, **parameters)
 
 
@@ -43,14 +45,14 @@ def _ask(config: Path | None, socket: Path | None, method: str, **parameters: An
 def stats(
     config: OptionalConfig = None,
     match: Annotated[
-        str, typer.Option(help="Only figures that have each of these words in their name or labels (reason=idle).")
+        str, typer.Option(help="Only metrics whose name and labels contain each of these words (reason=idle).")
     ] = "",
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the running daemon's figures.
+    """Print the running daemon's metrics.
 
-    In JSON, a value that is no number is a text: "NaN", "+Inf" or "-Inf".
+    In JSON, a value that is not a finite number is a string: "NaN", "+Inf" or "-Inf".
 
     Examples:
 
@@ -60,41 +62,39 @@ def stats(
 
       nfcore stats examples/demo.toml --json
     """
-    place = find_socket(config, socket)
-    metrics = _chosen(ask_metrics(lambda: _ask(None, place, "stats"), place)["metrics"], match.split())
+    path = find_socket(config, socket)
+    metrics = _matching(ask_metrics(lambda: _request(None, path, "stats"), path)["metrics"], match.split())
     if as_json:
         print(json_text({"metrics": metrics}))
         return
-    table = TextTable("figure", "labels", "value", "unit")
+    table = TextTable("metric", "labels", "value", "unit")
     for metric in metrics:
         for sample in metric["samples"]:
-            table.add_row(metric["name"], printable(_labels(sample)), _figure(sample), metric["unit"])
+            table.add_row(metric["name"], printable(_labels(sample)), _value(sample), metric["unit"])
     show(table)
 
 
-def _chosen(metrics: list[dict[str, Any]], words: list[str]) -> list[dict[str, Any]]:
-    """Leave out samples in whose name and labels a word is missing, and then families without samples that are not
-    meant by their name alone.
-    """
+def _matching(metrics: list[dict[str, Any]], words: list[str]) -> list[dict[str, Any]]:
+    """Keep samples whose name and labels contain every word; drop a metric without samples unless its name matches."""
 
     def has_all(text: str) -> bool:
         return all(word in text for word in words)
 
-    chosen = []
+    kept = []
     for metric in metrics:
         name = metric["name"]
         samples = [sample for sample in metric["samples"] if has_all(f"{name} {_labels(sample)}")]
         if samples or has_all(name):
-            chosen.append({**metric, "samples": samples})
-    return chosen
+            kept.append({**metric, "samples": samples})
+    return kept
 
 
 def _labels(sample: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sample["labels"].items())
 
 
-def _figure(sample: Mapping[str, Any]) -> str:
-    """One figure for a person; of a histogram, how many there were and their average."""
+def _value(sample: Mapping[str, Any]) -> str:
+    """Format a sample's value; of a histogram, the number of observations and their average."""
     if "value" in sample:
         return _number(sample["value"])
     try:
@@ -105,7 +105,7 @@ def _figure(sample: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
-    """Write whatever a plugin takes for a number."""
+    """Format a number; whatever else a plugin gave is printed as it is."""
     try:
         return f"{value:,}"
     except (TypeError, ValueError):
@@ -116,19 +116,23 @@ def _number(value: Any) -> str:
 def flows(
     config: OptionalConfig = None,
     state: Annotated[
-        list[_StateName] | None,
-        typer.Option(help="State of the flow's rule. Repeatable; default: all.", show_default=False),
+        list[_StateChoice] | None,
+        typer.Option(help="Only flows whose rule is in this state. Repeatable; default: all.", show_default=False),
     ] = None,
     match: Annotated[
         str, typer.Option(help="An address, prefix or address:port, or part of the name of a VIP, real or reason.")
     ] = "",
-    sort: Annotated[_SortKey, typer.Option(help="The largest first; age: the oldest.")] = _BY_RATE,
-    reverse: Annotated[bool, typer.Option("--reverse", "-r", help="The smallest first; age: the youngest.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many to list.")] = 50,
+    sort: Annotated[_SortChoice, typer.Option(help="The largest first; age: the oldest first.")] = _SORT_BY_RATE,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", "-r", help="The smallest first; age: the youngest first.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many flows to list.")] = 50,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the flows that the daemon knows: which are in hardware, how hot they are, and why the others are not.
+    """List the flows that the daemon knows.
+
+    Shows which are in hardware, at what rate, and why the others are not.
 
     Examples:
 
@@ -136,20 +140,20 @@ def flows(
 
       nfcore flows lb.toml --match 198.18.1.0/24 --json
     """
-    states = [str(each) for each in state or ()]
-    wanted = {"states": states, "match": match, "sort": str(sort), "reverse": reverse, "limit": limit}
-    answer = _ask(config, socket, "flows", **wanted)
+    states = [str(choice) for choice in state or ()]
+    filters = {"states": states, "match": match, "sort": str(sort), "reverse": reverse, "limit": limit}
+    answer = _request(config, socket, "flows", **filters)
     if as_json:
         print(json_text(answer))
         return
     table = TextTable("flow", "state", "why", "real", "mark", "packets/s", "in hardware", "since")
     for row in answer["flows"]:
-        known = [row["flow"], row["state"], row["reason"] or "", row.get("real", ""), row["mark"] or "–"]
-        figures = [f"{row['rate']:,.1f}", f"{row['hardware_packets']:,}", f"{row['since_seconds']:,.1f} s"]
-        table.add_row(*map(str, known), *figures)
+        texts = [row["flow"], row["state"], row["reason"] or "", row.get("real", ""), row["mark"] or "–"]
+        numbers = [f"{row['rate']:,.1f}", f"{row['hardware_packets']:,}", f"{row['since_seconds']:,.1f} s"]
+        table.add_row(*map(str, texts), *numbers)
     show(table)
     counts = ", ".join(f"{number:,} {name}" for name, number in answer["states"].items())
-    print(f"{len(answer['flows']):,} of {answer['matching']:,} matching flows; in all {counts}")
+    print(f"{len(answer['flows']):,} of {answer['matching']:,} matching flows; in total {counts}")
     if not answer["offload"]:
         print("offloading is switched off: nfcore offload on")
 
@@ -161,7 +165,9 @@ def explain(
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether a flow is in hardware, why or why not, since when, by which mark, and how hot it is.
+    """Explain why a flow is in hardware, or is not.
+
+    Shows since when, by which mark and at what rate.
 
     Examples:
 
@@ -169,7 +175,7 @@ def explain(
 
       nfcore explain "[2001:db8::2]:40000 > [2001:db8:10::1]:80/tcp" --config lb.toml --json
     """
-    answer = _ask(config, socket, "explain", flow=_checked(flow))
+    answer = _request(config, socket, "explain", flow=_checked_flow(flow))
     if as_json:
         print(json_text(answer))
         return
@@ -181,10 +187,8 @@ def explain(
             print(f"  {printable(line)}")
 
 
-def _checked(flow: str) -> str:
-    from ..api.flows import FlowMatch  # noqa: PLC0415
-    from ..errors import ConfigError, Problem  # noqa: PLC0415
-
+def _checked_flow(flow: str) -> str:
+    """Return a flow as the daemon writes it. ConfigError: the text is no flow."""
     try:
         return str(FlowMatch.parse(flow))
     except ValueError as error:
@@ -192,7 +196,7 @@ def _checked(flow: str) -> str:
 
 
 def _lines(row: dict[str, Any]) -> list[str]:
-    """Say what is known of one flow, a sentence a line."""
+    """Describe one flow, one fact per line."""
     target = " → ".join(str(row[key]) for key in ("vip", "real") if row.get(key))
     lines = [row["why"], f"{row['state']} for {row['since_seconds']:,.1f} s on {row['interface']}"]
     if target:
@@ -203,50 +207,54 @@ def _lines(row: dict[str, Any]) -> list[str]:
         lines.append(f"the NIC counted {row['packets']:,} packets, {row['bytes']:,} bytes")
     if row["hardware_packets"] > row["packets"]:
         counted = f"{row['hardware_packets']:,} packets, {row['hardware_bytes']:,} bytes"
-        lines.append(f"in hardware since it is known: {counted}")
-    heat = f"{row['rate']:,.1f} packets/s" if row["rate"] else "rate not known yet"
-    reported = "of an earlier run" if row["cpu"] is None else f"reported by CPU {row['cpu']}"
-    lines.append(f"{heat}; last seen {row['seen_seconds']:,.1f} s ago; {reported}")
+        lines.append(f"in hardware since it is tracked, over all its rules: {counted}")
+    rate = f"{row['rate']:,.1f} packets/s" if row["rate"] else "rate not known yet"
+    reported = "taken over from an earlier run" if row["cpu"] is None else f"reported by CPU {row['cpu']}"
+    lines.append(f"{rate}; last seen {row['seen_seconds']:,.1f} s ago; {reported}")
     return lines
 
 
 @app.command()
 def events(
     config: OptionalConfig = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens from now on.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep running and print new events.")] = False,
     last: Annotated[
         int | None,
         typer.Option(
             "--last",
             "-n",
             min=0,
-            help="Begin with the last N that fit. Default: all, or 10 with --follow.",
+            help="Begin with the last N matching events. Default: all, or 10 with --follow.",
             show_default=False,
         ),
     ] = None,
     since: Annotated[
-        str, typer.Option(metavar="WHEN", help="Begin then: a duration such as 5m, a time of day, a date with time.")
+        str, typer.Option(metavar="WHEN", help="Begin at a time: 5m ago, a time of day, or a date with a time.")
     ] = "",
     kind: Annotated[
-        list[_EventName] | None, typer.Option(help="What happened. Repeatable; default: all.", show_default=False)
+        list[_KindChoice] | None,
+        typer.Option(help="Only events of this kind. Repeatable; default: all.", show_default=False),
     ] = None,
     reason: Annotated[
         list[str] | None,
-        typer.Option(metavar="WORD", help="Why, as nfcore flows has it. Repeatable.", show_default=False),
+        typer.Option(
+            metavar="WORD", help="Only this reason, as nfcore flows writes it. Repeatable.", show_default=False
+        ),
     ] = None,
     interface: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Where. Repeatable.", show_default=False)
+        list[str] | None, typer.Option(metavar="NAME", help="Only this interface. Repeatable.", show_default=False)
     ] = None,
     match: Annotated[
         str, typer.Option(help="An address, prefix or address:port, or part of the name of a VIP, real or reason.")
     ] = "",
     socket: SocketOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of text.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")] = False,
 ) -> None:
-    """Tell what the daemon has done, and with --follow what it does: rules installed, aged, refused and why.
+    """Print the daemon's events; with --follow also new ones.
 
-    The daemon keeps the last [nf] events_kept events of flows. --follow ends with Ctrl-C, or with the daemon, which
-    it says (exit status 1). When flows come faster than they can be told, some are left out, and it says how many.
+    Events are rules installed, aged, refused, failed, … and why; also reloads, links and backends. The daemon keeps
+    the last [nf] events_kept events of flows. --follow ends with Ctrl-C, or with an error (exit status 1) when the
+    daemon ends. When events come faster than they can be printed, some are left out and counted.
 
     Examples:
 
@@ -254,34 +262,32 @@ def events(
 
       nfcore events -f --match 198.18.10.1:80 --json
     """
-    from .events import Wanted, show_events  # noqa: PLC0415
-
-    wanted = Wanted(
-        kinds=[str(each) for each in kind or ()],
+    selection = Selection(
+        kinds=[str(choice) for choice in kind or ()],
         reasons=reason or [],
         interfaces=interface or [],
         match=match,
         last=last,
         since=since,
     )
-    show_events(find_socket(config, socket), wanted, follow=follow, as_json=as_json)
+    show_events(find_socket(config, socket), selection, follow=follow, as_json=as_json)
 
 
 @app.command()
 def offload(
-    switch: Annotated[Switch, typer.Argument(help="off: take every rule out of the NIC and install no more.")],
+    switch: Annotated[Switch, typer.Argument(help="off: remove every rule from the NIC and install no more.")],
     config: ConfigOption = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Switch offloading off or on, at once: the kill switch.
+    """Switch offloading off or on at once: the kill switch.
 
-    Off: every flow goes back to the slow path with the real that it has, and stays there, also after a restart of
-    the daemon, until it is switched on. Balancing goes on meanwhile.
+    Off: every flow goes back to the slow path and keeps its real. Offloading stays off, also after a restart of the
+    daemon, until you switch it on. Balancing goes on meanwhile.
 
     Example: nfcore offload off --config lb.toml
     """
-    answer = _ask(config, socket, "offload", on=switch is Switch.ON)
+    answer = _request(config, socket, "offload", on=switch is Switch.ON)
     if as_json:
         print(json_text(answer))
     elif answer["on"]:
@@ -292,15 +298,15 @@ def offload(
 
 @app.command()
 def reload(config: OptionalConfig = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
-    """Let the daemon read its TOML again: VIPs, reals, weights and most of [offload] change without a restart.
+    """Make the daemon read its TOML again, without a restart.
 
-    That is the file that it was started with; the answer names it.
-    A real that is no longer named gets no packet any more when this returns; connections of the others stay.
-    What is wrong, or takes a restart, is named, and everything stays as it was. SIGHUP does the same.
+    VIPs, reals, weights and most of [offload] can change. The daemon reads the file that it was started with; the
+    output names it. When this returns, a real that was removed gets no more packets; connections to the other reals
+    stay. A mistake, or a change that needs a restart, is named, and nothing changes. SIGHUP does the same.
 
     Example: nfcore reload lb.toml
     """
-    answer = _ask(config, socket, "reload")
+    answer = _request(config, socket, "reload")
     if as_json:
         print(json_text(answer))
     elif answer["changed"]:

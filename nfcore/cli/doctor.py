@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore doctor`: why nothing is forwarded, or would not be. Each line is fine, or says why not and what to do."""
+"""`nfcore doctor`: finds why nothing is forwarded. Each line is ok, or has the cause and what to do."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from ..kernel.ethtool import LinkFacts, link_facts
 
 OK, WARNING, FAULT = Status.OK, Status.WARNING, Status.FAULT
 SMALLEST_MTU = 1500
+"""Bytes; a smaller MTU draws a warning."""
 
 
 def examine_machine() -> Iterator[Finding]:
-    """Look at what every configuration needs."""
+    """Check what every configuration needs."""
     yield Finding("kernel", OK, f"{platform.release()} on {platform.machine()}")
     root = os.geteuid() == 0
     yield Finding("privileges", OK if root else FAULT, "root" if root else "not root", "" if root else "use sudo")
@@ -52,9 +53,9 @@ def examine_machine() -> Iterator[Finding]:
 
 
 def examine(config: Config, plugins: PluginManager) -> Iterator[Finding]:
-    """Look at the interfaces, backends and network functions of a configuration."""
-    of_daemon, programs = _examine_daemon(Path(config.nf.socket))
-    yield of_daemon
+    """Check daemon, interfaces, backends and network functions of a configuration."""
+    finding, programs = _examine_daemon(Path(config.nf.socket))
+    yield finding
     try:
         devices = find_devices(config)
     except HostError as error:
@@ -63,32 +64,33 @@ def examine(config: Config, plugins: PluginManager) -> Iterator[Finding]:
         return
     if not devices:
         yield Finding("interface", FAULT, "the configuration names none", "add a table [[interfaces]]")
+    carrier = Carrier(config.marking.carrier)
+    offloads = any(device.backends for device in devices)
     for device, interface in zip(devices, config.interfaces, strict=True):
         yield from _examine_link(device, XdpMode(interface.xdp_mode), programs.get(device.name))
         yield from _examine_backends(config, plugins, device)
-        if any(each.backends for each in devices):
-            finding = examine_carrier(Carrier(config.marking.carrier), device)
-            yield from [finding] if finding is not None else []
+        if offloads and (carrier_finding := examine_carrier(carrier, device)):
+            yield carrier_finding
     context = make_context(config, plugins, devices, tracing=True)
     for _, findings in plugins.call_each("diagnose", context=context):
         yield from findings or ()
 
 
 def _examine_daemon(socket: Path) -> tuple[Finding, Mapping[str, int]]:
-    """Ask a daemon that runs how it is; interface → the kernel's number of the program that it has attached there."""
+    """Request a running daemon's health; with it, interface → ID of the program that it has attached there."""
     if not daemon_answers(socket):
         return Finding("daemon", OK, "not running", "nfcore run"), {}
     try:
-        told = request(socket, "health")
+        health = request(socket, "health")
     except HostError as error:
-        return Finding("daemon", FAULT, f"runs, but does not tell how it is: {error}", "look at its log"), {}
-    troubles = "; ".join(told["troubles"])
+        return Finding("daemon", FAULT, f"runs, but does not report its health: {error}", "look at its log"), {}
+    troubles = "; ".join(health["troubles"])
     finding = Finding("daemon", FAULT if troubles else OK, f"running: {troubles}" if troubles else "running")
-    return finding, {interface: program["id"] for interface, program in told["programs"].items()}
+    return finding, {interface: program["id"] for interface, program in health["programs"].items()}
 
 
-def _examine_link(device: Device, mode: XdpMode, ours: int | None) -> Iterator[Finding]:
-    """`ours`: number of the program that a running daemon has attached."""
+def _examine_link(device: Device, mode: XdpMode, own_program: int | None) -> Iterator[Finding]:
+    """`own_program`: ID of the program that a running daemon has attached."""
     name = device.name
     facts = link_facts(device.ifindex, name)
     yield Finding(
@@ -100,15 +102,15 @@ def _examine_link(device: Device, mode: XdpMode, ours: int | None) -> Iterator[F
     if facts.mtu < SMALLEST_MTU:
         advice = f"ip link set {name} mtu {SMALLEST_MTU}"
         yield Finding(f"{name}: MTU", WARNING, f"{facts.mtu}: full-sized packets do not arrive", advice)
-    yield _examine_xdp(device, mode, ours)
+    yield _examine_xdp(device, mode, own_program)
     yield from _examine_features(name, facts)
 
 
 def _examine_features(name: str, facts: LinkFacts) -> Iterator[Finding]:
     lro = facts.features.get("rx-lro")
     if lro:
-        why = "on: packets are merged before XDP sees them"
-        yield Finding(f"{name}: LRO", FAULT, why, f"ethtool -K {name} lro off")
+        found = "on: packets are merged before XDP sees them"
+        yield Finding(f"{name}: LRO", FAULT, found, f"ethtool -K {name} lro off")
     elif lro is not None:
         yield Finding(f"{name}: LRO", OK, "off")
     gro = facts.features.get("rx-gro")
@@ -122,56 +124,57 @@ def _examine_features(name: str, facts: LinkFacts) -> Iterator[Finding]:
         yield Finding(f"{name}: hw-tc-offload", OK, found, advice)
 
 
-def _examine_xdp(device: Device, mode: XdpMode, ours: int | None) -> Finding:
-    """See what is attached, or whether a program can be: by attaching one that passes everything, for a moment."""
+def _examine_xdp(device: Device, mode: XdpMode, own_program: int | None) -> Finding:
+    """Find what is attached; without a program, try for a moment to attach one that passes every packet."""
     what = f"{device.name}: XDP"
-    there = attached_xdp(device.ifindex)
-    if ours is not None and (there is None or there.id != ours):
-        found = f"the daemon's program {ours} is no longer attached, so no packet reaches it"
-        if there is None:
+    attached = attached_xdp(device.ifindex)
+    if own_program is not None and (attached is None or attached.id != own_program):
+        found = f"the daemon's program {own_program} is no longer attached, so no packet reaches it"
+        if attached is None:
             return Finding(what, FAULT, found, "restart nfcore")
-        in_its_place = f"{found}: program {there.id} is in its place"
-        return Finding(what, FAULT, in_its_place, f"{make_way(device.name)}; then restart nfcore")
-    if there is not None:
-        status = OK if there.mode is XdpMode.NATIVE or mode is not XdpMode.NATIVE else WARNING
-        return Finding(what, status, f"program {there.id} attached in {there.mode} mode")
+        replaced = f"{found}: program {attached.id} is in its place"
+        return Finding(what, FAULT, replaced, f"{make_way(device.name)}; then restart nfcore")
+    if attached is not None:
+        status = OK if attached.mode is XdpMode.NATIVE or mode is not XdpMode.NATIVE else WARNING
+        return Finding(what, status, f"program {attached.id} attached in {attached.mode} mode")
     try:
         with compile_program(BPF_SOURCES / "pass.c", "pass", defines={}, maps={}) as program:
             used = attach_xdp(device.ifindex, program, mode=mode)
             detach_xdp(device.ifindex, expected=program.id)
     except NfcoreError as error:
-        return Finding(what, FAULT, str(error), 'set xdp_mode = "generic" to go on, slowly')
+        return Finding(what, FAULT, str(error), 'set xdp_mode = "generic": works, but slowly')
     if used is XdpMode.GENERIC and mode is not XdpMode.GENERIC:
-        return Finding(what, WARNING, "only generic mode works: slow, and most carriers are lost")
+        return Finding(what, WARNING, "only generic mode works: it is slow, and most carriers do not work in it")
     return Finding(what, OK, f"a program can be attached in {used} mode")
 
 
 def _examine_backends(config: Config, plugins: PluginManager, device: Device) -> Iterator[Finding]:
     if not device.backends:
-        yield Finding(f"{device.name}: offload", WARNING, "no backend is named: unaccelerated", "interfaces[].offload")
+        found = "the configuration names no backend: no flow is accelerated"
+        yield Finding(f"{device.name}: offload", WARNING, found, "set interfaces[].offload")
     for backend in device.backends:
         what = f"{device.name}: {backend}"
         context = make_context(config, plugins, [device])
         try:
-            with ExitStack() as leaving:
-                set_up_plugin(backend, context, plugins, leaving)
-                able = check_result("probe_offload", {}, plugins.call(backend, "probe_offload", device=device))
+            with ExitStack() as teardown:
+                set_up_plugin(backend, context, plugins, teardown)
+                capabilities = check_result("probe_offload", {}, plugins.call(backend, "probe_offload", device=device))
         except AnswerError as error:
             yield Finding(what, FAULT, f"plugin {backend}: probe_offload {error}")
             continue
         except NfcoreError as error:
             yield Finding(what, FAULT, str(error))
             continue
-        if able is None:
-            yield Finding(what, WARNING, "does not tell what it can do")
+        if capabilities is None:
+            yield Finding(what, WARNING, "does not report what it can do")
         else:
-            yield _judge(what, able, config.marking.width)
+            yield _judge(what, capabilities, config.marking.width)
 
 
-def _judge(what: str, able: Capabilities, width: int) -> Finding:
-    found = able.describe()
-    if able.mark_width == 0:
+def _judge(what: str, capabilities: Capabilities, width: int) -> Finding:
+    found = capabilities.describe()
+    if capabilities.mark_width == 0:
         return Finding(what, WARNING, f"{found}: flows stay on the slow path")
-    if able.mark_width < width:
-        return Finding(what, FAULT, found, f"set marking.width to {able.mark_width} or less")
+    if capabilities.mark_width < width:
+        return Finding(what, FAULT, found, f"set marking.width to {capabilities.mark_width} or less")
     return Finding(what, OK, found)

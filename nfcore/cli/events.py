@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore events`: asks for events until there are no more, or for good, and writes each on a line."""
+"""`nfcore events`: requests events until there are no more, or forever with --follow; prints one per line."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ..errors import ConfigError, Problem
 from ..text import json_text, printable
 
 FOLLOWED_FROM = 10
-"""Events that a follower is shown of the past, as by `journalctl -f`."""
+"""Past events that --follow begins with, as `journalctl -f` does."""
 WAIT = 1.0
-"""Seconds that one question waits for an event: as long as a follower may not know that nobody reads it any more."""
+"""Seconds that one request waits for an event. A closed output pipe is noticed only between two requests."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which events. Empty lists and texts ask for all."""
+class Selection:
+    """Which events to print. An empty list or text selects all."""
 
     kinds: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
@@ -35,26 +35,27 @@ class Wanted:
     last: int | None = None
     since: str = ""
 
-    def first_question(self, *, follow: bool, now: float) -> dict[str, Any]:
-        """Give the parameters of the first question. ConfigError: `since` is no time."""
-        asked: dict[str, Any] = {}
+    def first_parameters(self, *, follow: bool, now: float) -> dict[str, Any]:
+        """Return the parameters of the first request. ConfigError: `since` is no time."""
+        parameters = self.filters()
         if self.last is not None:
-            asked["last"] = self.last
+            parameters["last"] = self.last
         elif follow and not self.since:
-            asked["last"] = FOLLOWED_FROM
+            parameters["last"] = FOLLOWED_FROM
         if self.since:
-            asked["after"] = parse_since(self.since, now)
-        return asked | self.filters()
+            parameters["after"] = parse_since(self.since, now)
+        return parameters
 
     def filters(self) -> dict[str, Any]:
-        """Give the parameters of every question."""
-        given = {"kinds": self.kinds, "reasons": self.reasons, "interfaces": self.interfaces, "match": self.match}
-        return {name: value for name, value in given.items() if value}
+        """Return the parameters that every request has."""
+        filters = {"kinds": self.kinds, "reasons": self.reasons, "interfaces": self.interfaces, "match": self.match}
+        return {name: value for name, value in filters.items() if value}
 
 
 def parse_since(text: str, now: float) -> float:
-    """Give the seconds since the epoch that a person means by ``5m``, ``12:30``, ``12:30:05`` or ``2026-03-01 12:30``,
-    in local time unless it has an offset. ConfigError when it is none of those.
+    """Return the seconds since the epoch that ``5m`` (ago), ``12:30``, ``12:30:05`` or ``2026-03-01 12:30`` stands for.
+
+    Times are local unless they have an offset. ConfigError: the text is none of those.
     """
     try:
         return max(0.0, now - parse_duration(text))
@@ -70,57 +71,57 @@ def parse_since(text: str, now: float) -> float:
     raise ConfigError("events", [Problem("since", message)])
 
 
-def show_events(socket: Path, wanted: Wanted, *, follow: bool, as_json: bool) -> None:
-    """Print events to standard output, what was lost to standard error. EndedError when the daemon ends meanwhile."""
-    for answer in ask(socket, wanted, follow=follow):
+def show_events(socket: Path, selection: Selection, *, follow: bool, as_json: bool) -> None:
+    """Print events to standard output, how many were lost to standard error. EndedError: the daemon ended meanwhile."""
+    for answer in request_events(socket, selection, follow=follow):
         if answer["lost"]:
             print(f"{answer['lost']:,} events came too fast and were lost", file=sys.stderr, flush=True)
         for event in answer["events"]:
             print(as_json_line(event) if as_json else printable(as_line(event)))
         sys.stdout.flush()
-        if _reader_is_gone():
-            raise BrokenPipeError(errno.EPIPE, "nobody reads what is written")
+        if _stdout_is_closed():
+            raise BrokenPipeError(errno.EPIPE, "the reader of standard output has closed it")
 
 
-def _reader_is_gone() -> bool:
-    """Whether standard output is a pipe that was closed, also while there is nothing to write."""
+def _stdout_is_closed() -> bool:
+    """Whether standard output is a pipe whose reader has closed it; needs no write to find out."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def ask(socket: Path, wanted: Wanted, *, follow: bool) -> Iterator[dict[str, Any]]:
-    """Give one answer of the daemon after the other."""
-    question = wanted.first_question(follow=follow, now=time.time())
+def request_events(socket: Path, selection: Selection, *, follow: bool) -> Iterator[dict[str, Any]]:
+    """Yield the daemon's answers one after the other. EndedError: the daemon ended meanwhile."""
+    parameters = selection.first_parameters(follow=follow, now=time.time())
     with Client(socket, timeout=WAIT + 30.0) as daemon:
-        last, newest = question.get("last"), None
+        last, newest = parameters.get("last"), None
         while True:
             try:
-                answer = daemon.ask("events", **question)
+                answer = daemon.ask("events", **parameters)
             except EndedError:
                 raise EndedError(f"the daemon at {socket} has ended") from None
             yield answer
             newest = answer["newest"] if newest is None else newest
             if not follow and (not answer["events"] or answer["next"] >= newest):
-                return  # what has happened since the first answer is not asked for
-            question = wanted.filters() | {"since": answer["next"]}
+                return  # events since the first answer are not requested
+            parameters = selection.filters() | {"since": answer["next"]}
             if last is not None and not follow:
                 last -= len(answer["events"])
                 if last <= 0:
                     return
-                question["limit"] = last
+                parameters["limit"] = last
             if follow:
-                question["wait"] = WAIT
+                parameters["wait"] = WAIT
 
 
 def as_json_line(event: dict[str, Any]) -> str:
-    """Write an event as a JSON object; its time is UTC, as ISO 8601 has it."""
+    """Format an event as a JSON object; its time is UTC, in ISO 8601."""
     stamp = datetime.fromtimestamp(event["time"], UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return json_text(event | {"time": stamp})
 
 
 def as_line(event: dict[str, Any]) -> str:
-    """Write an event for a person; its time is local."""
+    """Format an event as one line of text; its time is local."""
     stamp = datetime.fromtimestamp(event["time"]).isoformat(" ", "milliseconds")
     head = f"{stamp}  {event['kind']:<9}"
     if "flow" not in event:
@@ -135,6 +136,6 @@ def as_line(event: dict[str, Any]) -> str:
     if where:
         parts.append(f"({where.replace(' ', ' on ')})")
     line = f"{head}  {' '.join(parts)}"
-    told = [f"{event['packets']:,} packets, {event['bytes']:,} bytes"] if event.get("packets") else []
-    told += [event[key] for key in ("why", "message") if event.get(key)]
-    return f"{line}: {'; '.join(told)}" if told else line
+    details = [f"{event['packets']:,} packets, {event['bytes']:,} bytes"] if event.get("packets") else []
+    details += [event[key] for key in ("why", "message") if event.get(key)]
+    return f"{line}: {'; '.join(details)}" if details else line

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line. Exit status: 0 done, 1 the machine is not as needed, 2 the configuration or the call is wrong."""
+"""The command line. Exit status: 0 done; 1 the machine is not as needed; 2 the configuration or the call is wrong."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
+from ..api.config import Config
+from ..api.findings import Finding, Status
+from ..config.loader import load_config
+from ..config.reader import write_toml
 from ..errors import NfcoreError
 from ..hooks import discovery
+from ..hooks.manager import PluginManager
 from ..logs import Format, Level, print_user, set_up_logging
 from ..scaffold import Kind, make_skeleton, write_skeleton
 from ..text import json_text
 from ..version import __version__
 from .daemon_commands import app as daemon_commands
 from .options import JsonOption
+from .plugin_list import calling_order, installed
 from .stdio import prepare_streams
 from .tables import TextTable, show
 
@@ -50,10 +56,10 @@ def options(
         bool, typer.Option("--verbose", "-v", help="Log more, with tracebacks of faults: --log-level debug.")
     ] = False,
     log_level: Annotated[
-        Level, typer.Option("--log-level", envvar="NFCORE_LOG_LEVEL", help="What is worth a line on standard error.")
+        Level, typer.Option("--log-level", envvar="NFCORE_LOG_LEVEL", help="The least severe level that is logged.")
     ] = Level.INFO,
     log_format: Annotated[
-        Format, typer.Option("--log-format", envvar="NFCORE_LOG_FORMAT", help="json: one object a line.")
+        Format, typer.Option("--log-format", envvar="NFCORE_LOG_FORMAT", help="json: one object per line.")
     ] = Format.TEXT,
     version: Annotated[
         bool,
@@ -68,11 +74,11 @@ def options(
 def run(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Run the network functions of CONFIG until SIGINT or SIGTERM.
 
-    Prints a line with "ready" on standard error once packets are taken. On the way out the program is detached, the
-    rules are removed and the maps are gone, unless the configuration pins them.
+    Prints a line with "ready" on standard error once it takes packets. When it stops, it detaches the program and
+    removes the rules; the maps go too, unless the configuration pins them.
 
     With katran_accel.pin_dir the program is pinned there as balancer_ingress and the maps under their own names
-    (vip_map, ch_rings, reals, lru_0, stats, hw_accel_stats, …), so that any harness can time what is deployed.
+    (vip_map, ch_rings, reals, lru_0, stats, hw_accel_stats, …), so that other tools can measure the deployed program.
 
     Examples:
 
@@ -81,23 +87,23 @@ def run(config: ConfigArgument, overrides: SetOption = None) -> None:
       nfcore run examples/demo.toml --set marking.strategy=flow-id
     """
     from ..daemon.bootstrap import require_root  # noqa: PLC0415
-    from ..daemon.run import run as run_daemon  # noqa: PLC0415 - `--help` must not load numpy and netlink
+    from ..daemon.run import run as run_daemon  # noqa: PLC0415 - slow to import: other commands start faster
 
     loaded, plugins = _load(config, overrides)
     require_root("run")
-    run_daemon(loaded, plugins, lambda line: print_user(logging.INFO, line))
+    run_daemon(loaded, plugins, lambda message: print_user(logging.INFO, message))
 
 
 @app.command()
 def check(
     config: ConfigArgument,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Print all that is in effect, as TOML.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print the resulting configuration as TOML.")] = False,
     as_json: JsonOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Check CONFIG without touching the machine.
 
-    Every mistake is named by its full key, with its value and what would be right; exit status 2.
+    Names every mistake by its full key, with its value and what would be right, and exits with status 2.
 
     Examples:
 
@@ -109,8 +115,6 @@ def check(
     if as_json:
         print(json_text(loaded.resolved()))
     elif resolved:
-        from ..config.reader import write_toml  # noqa: PLC0415
-
         print(write_toml(loaded.resolved()), end="")
     else:
         print(f"{config}: no mistakes found")
@@ -119,14 +123,14 @@ def check(
 @app.command()
 def plugins(
     config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG", help="With --verbose: order the calls as this TOML does.")
+        Path | None, typer.Argument(metavar="CONFIG", help="With --verbose: show the order of calls with this TOML.")
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also list each hook: whom it is called on, in order, and where.")
+        bool, typer.Option("--verbose", "-v", help="Also list each hook: where it runs, and its plugins in order.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the installed plugins with version, source and the hooks that they answer.
+    """List the installed plugins with version, source and hooks.
 
     Examples:
 
@@ -134,9 +138,7 @@ def plugins(
 
       nfcore plugins -v lb.toml
     """
-    from .plugin_list import calling_order, installed  # noqa: PLC0415
-
-    loaded, plugins = _load(config, None) if config else (None, _everything_installed())
+    loaded, plugins = _load(config, None) if config else (None, _load_installed())
     rows = list(installed())
     hooks = list(calling_order(plugins, loaded)) if verbose else []
     if as_json:
@@ -145,8 +147,8 @@ def plugins(
         return
     table = TextTable("plugin", "version", "distribution", "source", "hooks")
     for row in rows:
-        answered = ", ".join(row.hooks) if row.error is None else f"cannot be loaded: {row.error}"
-        table.add_row(row.name, row.version, row.distribution, row.source, answered)
+        implemented = ", ".join(row.hooks) if row.error is None else f"cannot be loaded: {row.error}"
+        table.add_row(row.name, row.version, row.distribution, row.source, implemented)
     show(table)
     for row in rows:
         for remark in row.remarks:
@@ -154,15 +156,15 @@ def plugins(
     if verbose:
         table = TextTable("hook", "called on", "runs on", "order")
         for hook in hooks:
-            table.add_row(hook.hook, hook.asked, hook.runs, "\n".join(hook.order) or "nobody")
+            table.add_row(hook.hook, hook.asked, hook.runs, "\n".join(hook.order) or "–")
         show(table)
 
 
 @app.command()
 def cleanup(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Remove everything of ours that a killed daemon of CONFIG left: programs, rules, pins, socket.
+    """Remove what a killed daemon of CONFIG left.
 
-    Nothing that others made is touched. Refuses while the daemon runs.
+    Removes programs, rules, pins and socket, and touches nothing that others made. Fails while the daemon runs.
 
     Example: nfcore cleanup /etc/nfcore.toml
     """
@@ -174,23 +176,21 @@ def cleanup(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOp
     lines = clean(loaded, plugins)
     if as_json:
         print(json_text({"removed": lines}))
-        return
-    for line in lines:
-        print(line)
-    if not lines:
-        print("nothing was left")
+    else:
+        print("\n".join(lines) or "nothing was left")
 
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Examine what this TOML names.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Also check what this TOML names.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say why nothing is forwarded, or would not be: each line is ok, or why not and what to do.
+    """Find why nothing is forwarded, or would not be.
 
-    Looks at kernel, headers and bcc; with CONFIG also at its interfaces (XDP mode, MTU, LRO, hw-tc-offload), at what
-    the offload backends can do, tried on the device, and at what the network functions need, such as the gateway's
-    address. An interface without an XDP program gets one for a moment. Exit status 1 when there is a fault.
+    Each line is ok, or has the cause and what to do. Checks kernel, headers and bcc; with CONFIG also its interfaces
+    (XDP mode, MTU, LRO, hw-tc-offload), what the offload backends can do, by trying it on the device, and what the
+    network functions need, such as the gateway's address. Attaches an XDP program for a moment to an interface that
+    has none. Exit status 1 when there is a fault.
 
     Examples:
 
@@ -198,7 +198,6 @@ def doctor(
 
       nfcore doctor /etc/nfcore.toml --json
     """
-    from ..api.findings import Finding, Status  # noqa: PLC0415
     from ..daemon.bootstrap import require_root  # noqa: PLC0415
     from .doctor import examine, examine_machine  # noqa: PLC0415
 
@@ -226,15 +225,15 @@ def trace(
     frames: Annotated[
         list[str] | None, typer.Option("--hex", metavar="FRAME", help="A frame as hex. Repeatable.")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="A frame a line as hex, optionally followed by mark=N.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with one frame per line: hex, optionally mark=N.")] = None,
     as_json: JsonOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Show where packets go, and why, without attaching anything.
 
-    Loads the configured program with fresh maps and runs the frames through it in order, on one CPU. Flows are
-    reported by their first packet that can be, and get a mark as in the daemon, but no rule: give mark=N to see what
-    a marked packet does. dest-id marks are numbered from 1 in the order of the TOML's VIPs and reals.
+    Loads the configured program with fresh maps and runs the frames through it in order, on one CPU. The first packet
+    of a flow that is no SYN, FIN or RST reports it, and the flow gets a mark as in the daemon, but no rule: give
+    mark=N to see what a marked packet does. dest-id marks count from 1 in the order of the TOML's VIPs and reals.
 
     Examples:
 
@@ -250,29 +249,29 @@ def trace(
     packets = [parse_line(text, f"--hex {number}") for number, text in enumerate(frames or (), 1)]
     packets += read_frames(file) if file else []
     if not packets:
-        raise typer.BadParameter("give at least one frame, with --hex FRAME or --file F")
+        raise typer.BadParameter("give at least one frame, with --hex FRAME or --file FILE")
     require_root("trace")
     traced = run_trace(loaded, plugins, packets)
     if as_json:
         print(json_text({"packets": [packet.as_json() for packet in traced]}))
         return
     table = TextTable("#", "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out", "why")
-    for number, (given, packet) in enumerate(zip(packets, traced, strict=True), 1):
+    for number, (sent, packet) in enumerate(zip(packets, traced, strict=True), 1):
         result = packet.trace
-        cells = (result.vip, result.real, given.mark or None, packet.mark_allocated)
-        shown = ["–" if cell is None else str(cell) for cell in cells]
-        table.add_row(str(number), result.verdict, result.path, *shown, str(len(result.output)), result.why)
+        values = (result.vip, result.real, sent.mark or None, packet.mark_allocated)
+        cells = ["–" if value is None else str(value) for value in values]
+        table.add_row(str(number), result.verdict, result.path, *cells, str(len(result.output)), result.why)
     show(table)
 
 
 @app.command()
 def bench(
     parts: Annotated[
-        str, typer.Option(metavar="PART,…", help="What to measure, of: datapath, cores, live, control, rules.")
+        str, typer.Option(metavar="PART,…", help="What to measure: some of datapath, cores, live, control, rules.")
     ] = "datapath,cores,live,control,rules",
-    quick: Annotated[bool, typer.Option("--quick", help="Below 3 minutes instead of 20.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Takes less than 3 minutes instead of 20.")] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Only see that everything works: the figures mean nothing.")
+        bool, typer.Option("--smoke", help="Only check that everything works; the results mean nothing.")
     ] = False,
     report: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the HTML page.")] = Path(
         "nfcore-bench.html"
@@ -283,11 +282,11 @@ def bench(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what a packet, a flow, a rule and a start cost on this machine.
+    """Measure what packets, flows and rules cost on this machine.
 
-    Needs no configuration and no NIC, and touches no interface: networks and daemons are its own, and gone at the end.
-    Prints tables, and writes a page with plots that needs nothing but a browser. Each figure that the project promises
-    stands beside what it should be; the exit status is 0 whether it is met or not. docs/benchmark.md has the method.
+    Needs no configuration and no NIC, and touches no existing interface: it makes its own networks and daemons, and
+    removes them at the end. Prints tables, and writes an HTML page with plots. Each result that the project promises
+    stands beside its target; the exit status is 0 also when a target is not met. docs/benchmark.md has the method.
 
     Examples:
 
@@ -308,17 +307,18 @@ def bench(
 @app.command("new-plugin")
 def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The plugin's name, such as acme_nic.")],
-    kind: Annotated[Kind, typer.Option(help="What it is to be: an offload backend, a marking strategy, an NF.")],
+    kind: Annotated[Kind, typer.Option(help="An offload backend, a marking strategy, or a network function.")],
     into: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where to write it; default: nfcore-NAME, here.")
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write it; default: ./nfcore-NAME.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over files that are there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a plugin that works, as a distribution of its own, for you to change.
+    """Write a plugin that works, for you to change.
 
-    It has a table in the TOML, its hooks, a README, an example TOML, and tests that pass at once: for a backend and a
-    strategy the conformance suite of nfcore.testing. NAME is the plugin's name in nf.plugins and that of its table.
+    The plugin is a distribution of its own and has a table in the TOML, its hooks, a README, an example TOML, and
+    tests that pass: for a backend or a strategy the conformance suite of nfcore.testing. NAME is the plugin's name in
+    nf.plugins and the name of its table.
 
     Examples:
 
@@ -342,18 +342,13 @@ def new_plugin(
 app.registered_commands += daemon_commands.registered_commands
 
 
-def _load(config: Path, overrides: list[str] | None) -> Any:
-    from ..config.loader import load_config  # noqa: PLC0415
-    from ..hooks.manager import PluginManager  # noqa: PLC0415
-
+def _load(config: Path, overrides: list[str] | None) -> tuple[Config, PluginManager]:
     plugins = PluginManager()
     return load_config(config, plugins, overrides or ()), plugins
 
 
-def _everything_installed() -> Any:
-    """A host with every installed plugin. One that cannot be loaded is `nfcore plugins`' to report."""
-    from ..hooks.manager import PluginManager  # noqa: PLC0415
-
+def _load_installed() -> PluginManager:
+    """Load every installed plugin. One that cannot be loaded is left out here; `nfcore plugins` reports it."""
     plugins = PluginManager()
     for name in discovery.installed():
         try:
@@ -364,26 +359,26 @@ def _everything_installed() -> Any:
 
 
 def _add_plugin_commands() -> None:
-    """Let installed plugins add commands."""
-    plugins = _everything_installed()
+    """Call `register_commands` of the installed plugins; leave out those whose commands exist already."""
+    plugins = _load_installed()
     for plugin in plugins.implementing("register_commands"):
         commands, groups = list(app.registered_commands), list(app.registered_groups)
         plugins.try_call(plugin, "register_commands", app=app)
-        taken = {_command_name(each) for each in (*commands, *groups)}
-        fresh = [*app.registered_commands[len(commands) :], *app.registered_groups[len(groups) :]]
-        if twice := sorted({_command_name(each) for each in fresh} & taken):
-            log.warning("plugin %s: its commands are left out: there is a %s already", plugin, ", ".join(twice))
+        taken = {_command_name(command) for command in (*commands, *groups)}
+        added = [*app.registered_commands[len(commands) :], *app.registered_groups[len(groups) :]]
+        if twice := sorted({_command_name(command) for command in added} & taken):
+            log.warning("plugin %s: its commands are left out: %s exists already", plugin, ", ".join(twice))
             app.registered_commands, app.registered_groups = commands, groups
 
 
 def _command_name(registered: Any) -> str:
-    """As it is typed, of a command or of a group of commands."""
+    """The name of a command, or of a group of commands, as the user types it."""
     callback = getattr(registered, "callback", None)
     return str(registered.name or (callback.__name__.replace("_", "-") if callback else ""))
 
 
 def main() -> None:
-    """Entry point: errors become text and an exit status."""
+    """Run the command line; turn errors into a message and an exit status."""
     try:
         prepare_streams()
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands share, and the daemon's socket that they lead to."""
+"""Options that several commands share, and how they lead to the daemon's socket."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ..config.loader import load_config
+from ..errors import HostError, NfcoreError
+from ..hooks.manager import PluginManager
 
 DEFAULT_SOCKET = "/run/nfcore/nfcore.sock"
 ConfigOption = Annotated[
@@ -21,26 +25,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def ask_metrics(ask: Callable[[], Any], socket: Path) -> Any:
-    """Ask what the stats plugin answers; HostError says so when the daemon at `socket` goes without it."""
-    from ..errors import HostError, NfcoreError  # noqa: PLC0415
-
+    """Call `ask`, a request to a method of the stats plugin. HostError: the daemon at `socket` runs without stats."""
     try:
         return ask()
     except NfcoreError as error:
         if not str(error).startswith("no method "):
             raise
-        raise HostError(f'the daemon at {socket} has no figures: add "stats" to [nf] plugins') from None
+        raise HostError(f'the daemon at {socket} has no metrics: add "stats" to [nf] plugins') from None
 
 
 def find_socket(config: Path | None, socket: Path | None) -> Path:
-    """Say where the daemon listens: as told, as the TOML has it, or where it is by default."""
+    """Return the path of the daemon's socket: as given, else from the TOML, else the default."""
     if socket is not None:
         return socket
-    return Path(_socket_of(config)) if config else Path(DEFAULT_SOCKET)
-
-
-def _socket_of(config: Path) -> str:
-    from ..config.loader import load_config  # noqa: PLC0415
-    from ..hooks.manager import PluginManager  # noqa: PLC0415
-
-    return load_config(config, PluginManager()).nf.socket
+    if config is None:
+        return Path(DEFAULT_SOCKET)
+    return Path(load_config(config, PluginManager()).nf.socket)

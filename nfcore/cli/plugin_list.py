@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What plugins are installed, and in which order their hooks are called."""
+"""`nfcore plugins`: which plugins are installed, and in which order their hooks are called."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class PluginRow:
     """Module and attribute of its entry point."""
     hooks: list[str]
     api: int | None
-    """Version of the hooks that it states it was written for; None: it states none."""
+    """Version of the hooks that the plugin states it was written for; None: it states none."""
     error: str | None
     """Why it cannot be loaded."""
     remarks: list[str]
-    """What is no error, but hardly meant."""
+    """No errors, but probably mistakes."""
 
 
 @dataclass(frozen=True)
 class HookRow:
-    """A hook, and who answers it."""
+    """A hook, and the plugins that implement it."""
 
     hook: str
     asked: str
@@ -44,7 +44,7 @@ class HookRow:
 
 
 def installed() -> Iterator[PluginRow]:
-    """Load every installed plugin by itself, and describe it; one that cannot be loaded says why."""
+    """Load every installed plugin by itself and describe it, or why it cannot be loaded."""
     for name in discovery.installed():
         info = discovery.describe(name)
         hooks, api, error = [], None, None
@@ -62,7 +62,7 @@ def installed() -> Iterator[PluginRow]:
 
 
 def calling_order(plugins: PluginManager, config: Config | None) -> Iterator[HookRow]:
-    """Tell for each hook whom it is called on, in order, of the plugins that are loaded into `host`."""
+    """Yield for each hook the loaded plugins that it is called on, in order."""
     for hook, role in ROLES.items():
         order = plugins.implementing(hook)
         if role.asked is Asked.REVERSED:
@@ -74,8 +74,8 @@ def calling_order(plugins: PluginManager, config: Config | None) -> Iterator[Hoo
         yield HookRow(hook, str(role.asked), str(role.runs), order)
 
 
-def _by_interface(config: Config, asked: Asked, answering: list[str]) -> Iterator[str]:
+def _by_interface(config: Config, asked: Asked, implementing: list[str]) -> Iterator[str]:
     for interface in config.interfaces:
         named = interface.offload if asked is Asked.BACKEND else interface.chain
-        order = [name for name in named if name in answering or name == NO_BACKEND]
+        order = [name for name in named if name in implementing or name == NO_BACKEND]
         yield f"{interface.name}: {', '.join(order)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard output as every command finds it: open, of any character set, and with words for what goes wrong with it."""
+"""The standard streams of every command: always open, any character set, one clear error when output fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REPLACED = str.maketrans(
     | dict.fromkeys("▄▅▆", "=")
     | {"▇": "#"}
 )
-"""What stands for characters that a terminal may not know, one for one: columns stay where they are."""
+"""Replacements for characters that the output's encoding lacks. One for one, so that columns stay aligned."""
 _ERRORS = "nfcore-replace"
 
 
@@ -29,54 +29,55 @@ class OutputError(HostError, OSError):
 
 
 class _SafeStdout(io.FileIO):
-    """Standard output's descriptor. What cannot be written is said once, and nothing of it is tried again."""
+    """Standard output's descriptor. After the first failed write it leads to /dev/null, so one error is reported."""
 
     def write(self, data: Any, /) -> int:
         try:
-            # None: somebody who shares the descriptor has made it one that does not wait.
+            # None: another process that shares the descriptor has made it non-blocking.
             while (written := cast("int | None", super().write(data))) is None:
                 select.select([], [self], [])
         except OSError as error:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
             if isinstance(error, BrokenPipeError):
                 raise
-            words = "is closed" if error.errno == errno.EBADF else f"cannot be written: {error.strerror}"
-            raise OutputError(f"standard output: {words}") from None
+            reason = "is closed" if error.errno == errno.EBADF else f"cannot be written: {error.strerror}"
+            raise OutputError(f"standard output: {reason}") from None
         return written
 
 
 def prepare_streams() -> None:
-    """Make the standard streams fit to be used, output in any case. Once, before anything else opens a file."""
-    _occupy()
+    """Make the standard streams usable. Call it once, before anything else opens a file."""
+    _open_missing_descriptors()
     codecs.register_error(_ERRORS, _replace)
-    before = sys.stdout
-    # Whoever closed it has no use for a character set.
+    before = sys.stdout  # None when descriptor 1 was closed
     encoding = before.encoding if before is not None else "utf-8"
-    at_once = bool(before is not None and (before.line_buffering or getattr(before, "write_through", False)))
+    by_line = bool(before is not None and (before.line_buffering or getattr(before, "write_through", False)))
     raw = _SafeStdout(1, "wb", closefd=False)
     sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding=encoding, errors=_ERRORS, newline="\n", line_buffering=at_once
+        io.BufferedWriter(raw), encoding=encoding, errors=_ERRORS, newline="\n", line_buffering=by_line
     )
     if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for good
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - until the process ends
     if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", errors=_ERRORS, closefd=False)  # noqa: SIM115 - for good
+        sys.stderr = open(2, "w", encoding="utf-8", errors=_ERRORS, closefd=False)  # noqa: SIM115 - until the process ends
 
 
-def _occupy() -> None:
-    """Let none of the first three descriptors be free: the next socket would get it, and what is printed would go
-    there. Written to standard output that was closed fails, as it should.
+def _open_missing_descriptors() -> None:
+    """Open /dev/null for each of the descriptors 0 to 2 that is closed.
+
+    Otherwise the next socket would get its number, and output would go there. Standard output is opened read-only, so
+    that a write to it still fails.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            there = os.open(os.devnull, mode)
-            if there != number:
-                os.dup2(there, number)
-                os.close(there)
+            opened = os.open(os.devnull, mode)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

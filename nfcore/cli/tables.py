@@ -12,18 +12,18 @@ from ..text import printable
 
 
 class TextTable(RichTable):
-    """A table of texts. What a plugin has put into them steers no terminal; only ends of lines are kept."""
+    """A table that escapes control characters in its cells, as plugins may put some there; line ends stay."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """Add a row."""
-        super().add_row(*(printable(each, "\n") if isinstance(each, str) else each for each in cells), **options)
+        """Add a row; cells that are text are escaped."""
+        super().add_row(*(printable(cell, "\n") if isinstance(cell, str) else cell for cell in cells), **options)
 
 
 def show(table: RichTable) -> None:
-    """Print a table: folded to a terminal's width, in full length elsewhere, and never cut."""
+    """Print a table: folded to the width of a terminal, at full width elsewhere; no cell is cut."""
     for column in table.columns:
         column.overflow = "fold"
-    # What is shown says "[offload]" and means it.
+    # Without markup: a text such as "[offload]" is printed as it is.
     console = Console(markup=False)
     if not console.is_terminal:
         console = Console(width=Console(width=10_000, markup=False).measure(table).maximum, markup=False)

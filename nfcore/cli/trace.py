@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore trace`: the configured program over given frames, one after the other, without attaching anything.
+"""`nfcore trace`: runs given frames through the configured program, one after the other, without attaching anything.
 
-The hooks run as in the daemon, with a backend that keeps no rule and every flow reported by its first packet that
-can be.
+The hooks run as in the daemon, but the backend keeps no rule, and the first packet of a flow that XDP may report (no
+SYN, FIN or RST) reports it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from ..errors import ConfigError, HostError, Problem
 from ..hooks.manager import PluginManager
 
 LOOPBACK = 1
-"""ifindex that a test run gives to a packet."""
+"""ifindex that the kernel gives to a packet of a test run."""
 SHORTEST_FRAME = 14
+"""Bytes: an Ethernet header."""
 LONGEST_FRAME = 3500
-"""Bytes; a page less headroom and the kernel's own room at the end."""
+"""Bytes: a page less the headroom and the kernel's own data at its end."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,23 @@ class TraceInput:
 
 @dataclass(frozen=True)
 class TracedPacket:
-    """What became of one frame, and the mark that its flow was given because of it."""
+    """What the program did with one frame, and the mark that its flow got because of it."""
 
     trace: PacketTrace
     mark_allocated: int | None
 
     def as_json(self) -> dict[str, Any]:
-        """Give the documented JSON object."""
-        told = asdict(self.trace)
-        del told["why"]
-        return told | {"output": self.trace.output.hex(), "mark_allocated": self.mark_allocated}
+        """Return the documented JSON object."""
+        row = asdict(self.trace)
+        del row["why"]
+        return row | {"output": self.trace.output.hex(), "mark_allocated": self.mark_allocated}
 
 
 def parse_line(text: str, where: str) -> TraceInput:
-    """Read ``HEX [mark=N]``; ConfigError names the place and what would be right."""
-    words = text.split()
-    marks = [word for word in words if word.startswith("mark=")]
-    digits = "".join(word for word in words if not word.startswith("mark="))
+    """Parse ``HEX [mark=N]``. ConfigError names `where` the text stands and what would be right."""
+    tokens = text.split()
+    marks = [token for token in tokens if token.startswith("mark=")]
+    digits = "".join(token for token in tokens if not token.startswith("mark="))
     problem = None
     mark = 0
     if len(marks) > 1:
@@ -72,7 +73,7 @@ def parse_line(text: str, where: str) -> TraceInput:
         else:
             problem = f"{marks[0]!r}: a mark is a number from 0 to 4294967295"
     if problem is None and (not re.fullmatch(r"([0-9a-fA-F]{2})+", digits)):
-        problem = f"{text.strip():.40}: a frame is written as pairs of hex digits, then perhaps mark=N"
+        problem = f"{text.strip():.40}: a frame is written as pairs of hex digits, optionally followed by mark=N"
     frame = b"" if problem else bytes.fromhex(digits)
     if problem is None and not SHORTEST_FRAME <= len(frame) <= LONGEST_FRAME:
         problem = f"a frame of {len(frame)} bytes; should be {SHORTEST_FRAME} to {LONGEST_FRAME}"
@@ -82,13 +83,13 @@ def parse_line(text: str, where: str) -> TraceInput:
 
 
 def read_frames(path: Path) -> list[TraceInput]:
-    """Read a file of frames, one a line; empty lines and those that begin with # are passed over."""
+    """Read a file of frames, one per line; skip empty lines and comments (#). ConfigError names every wrong line."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except OSError as error:
         raise ConfigError(str(path), [Problem("", f"cannot be read: {error.strerror or error}")]) from None
     except UnicodeDecodeError:
-        raise ConfigError(str(path), [Problem("", "is not text: a frame a line, as hex")]) from None
+        raise ConfigError(str(path), [Problem("", "is not text; should be one frame per line, as hex")]) from None
     frames, problems = [], []
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):
@@ -102,20 +103,19 @@ def read_frames(path: Path) -> list[TraceInput]:
 
 
 def _cpu_for(context: Context, allowed: set[int]) -> int:
-    """Choose one that the network function has marks for, if there is one."""
-    pooled = {cpu for nf in context.nfs if nf.pools is not None for cpu in nf.pools.cpus}
-    return min(pooled & allowed or allowed)
+    """Choose the CPU of the run: if possible one for which the network function has a pool of marks."""
+    with_pool = {cpu for nf in context.nfs if nf.pools is not None for cpu in nf.pools.cpus}
+    return min(with_pool & allowed or allowed)
 
 
 def trace(config: Config, plugins: PluginManager, packets: Iterable[TraceInput]) -> list[TracedPacket]:
-    """Run the packets in order on one CPU, with fresh maps."""
+    """Run the packets in order on one CPU, with fresh maps. HostError: there is not exactly one network function."""
     functions = [name for interface in config.interfaces for name in interface.chain]
     functions = list(dict.fromkeys(functions)) or plugins.implementing("trace_packet")
     if len(functions) != 1:
-        raise HostError(
-            f"{config.source}: trace follows one network function; here are: {', '.join(functions) or 'none'}"
-        )
-    # Rates, budgets and shares say nothing about frames that are given one by one.
+        found = ", ".join(functions) or "none"
+        raise HostError(f"{config.source}: trace needs exactly one network function; found: {found}")
+    # Limits of rates and shares make no sense for single frames: every flow may get a mark.
     unlimited = {"min_packets": 1, "min_rate": 0.0, "inserts_per_second": 0.0, "max_share": 1.0}
     offload = config.offload.model_copy(update=unlimited)
     config = replace(config, offload=offload)
@@ -133,8 +133,8 @@ def trace(config: Config, plugins: PluginManager, packets: Iterable[TraceInput])
                 before = set(engine.table.slots_in(FlowState.INSTALLED).tolist())
                 result = plugins.call(functions[0], "trace_packet", nf=1, frame=packet.frame, mark=packet.mark)
                 engine.poll()
-                fresh = set(engine.table.slots_in(FlowState.INSTALLED).tolist()) - before
-                marks = [int(engine.table.mark[slot]) for slot in fresh]
+                added = set(engine.table.slots_in(FlowState.INSTALLED).tolist()) - before
+                marks = [int(engine.table.mark[slot]) for slot in added]
                 traced.append(TracedPacket(result, marks[0] if marks else None))
             return traced
     finally:

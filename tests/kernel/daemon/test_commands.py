@@ -111,7 +111,7 @@ def test_flows_are_listed_filtered_and_sorted(site: Site, rounds: Rounds, strate
         assert {row["flow"] for row in mine} == {flow_text(n) for n in range(8) if rounds.reals[n] == {real}}
         shown = succeed("flows", str(config), "--state", "installed")
         assert all(flow_text(number) in shown for number in range(8))
-        assert "8 of 8 matching flows; in all 8 installed" in shown
+        assert "8 of 8 matching flows; in total 8 installed" in shown
         wrong = nfcore("flows", str(config), "--state", "instaled")
         assert wrong.returncode == 2
         assert "instaled" in wrong.stderr and "installed" in wrong.stderr

@@ -236,7 +236,7 @@ def test_without_figures(site: Site, config: Path) -> None:
         for command in (["top", "--once"], ["stats"], ["stats", "--json"]):
             done = nfcore(*command, "--socket", str(site.socket))
             assert (done.returncode, done.stdout) == (1, "")
-            assert done.stderr == f'error: the daemon at {site.socket} has no figures: add "stats" to [nf] plugins\n'
+            assert done.stderr == f'error: the daemon at {site.socket} has no metrics: add "stats" to [nf] plugins\n'
 
 
 def test_figures_that_are_chosen(site: Site, config: Path) -> None:
