@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The L4 load balancer that speaks Katran's map ABI and is driven by marks."""
+"""An L4 load balancer that uses Katran's map ABI and sends packets by the marks that a NIC sets."""
 
 from __future__ import annotations
 
@@ -21,59 +21,55 @@ from .attachment import NAME, remove_leftovers
 from .balancer import Balancer
 from .config import KatranTable, check_table, count_pairs
 from .diagnosis import diagnose
-from .metrics import BalancerFigures
+from .metrics import BalancerMetrics
 from .tracing import trace
 
 
 class KatranAccelPlugin:
-    """Answers the hooks for the balancer. The kernel is touched from `setup` on, never by importing."""
+    """The balancer's hooks. The first one that touches the kernel is `setup`; the import does not."""
 
     def __init__(self) -> None:
         self._balancer: Balancer | None = None
-        self._figures: BalancerFigures | None = None
+        self._metrics: BalancerMetrics | None = None
 
     @hookimpl
     def config_section(self) -> Section:
-        """Own `[katran_accel]`."""
+        """Declare `[katran_accel]`."""
         return Section(KatranTable, check_table, count_pairs)
 
     @hookimpl
     def setup(self, context: Context) -> None:
         """Create the maps, load the program, register the network function."""
-        table = context.config.sections[NAME]
-        assert isinstance(table, KatranTable)  # config_section() said so
         meaning = context.strategy.meaning if context.strategy else None
-        self._balancer = Balancer(context.config, table, meaning)
+        self._balancer = Balancer(context.config, _table(context.config), meaning)
         self._balancer.open(context)
-        self._figures = BalancerFigures(self._balancer)
+        self._metrics = BalancerMetrics(self._balancer)
         context.register_nf(self._balancer)
 
     @hookimpl
     def reconfigure(self, config: Config) -> NDArray[np.uint64]:
         """Change VIPs, reals, weights and the gateway while packets flow."""
-        table = config.sections[NAME]
-        assert isinstance(table, KatranTable)  # config_section() said so
         try:
-            return self._running.reconfigure(config, table)
+            return self._running.reconfigure(config, _table(config))
         finally:
-            if self._figures is not None:
-                self._figures.follow()
+            if self._metrics is not None:
+                self._metrics.follow()
 
     @hookimpl
     def teardown(self) -> None:
-        """Detach the program and let go of everything."""
+        """Detach the program and close it and its maps."""
         if self._balancer is not None:
             self._balancer.close()
-            self._balancer = self._figures = None
+            self._balancer = self._metrics = None
 
     @hookimpl
     def publish_marks(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Write hw_accel_targets, or check what XDP wrote to hw_accel_mapping."""
+        """Write `hw_accel_targets`, or check what XDP has written to `hw_accel_mapping`."""
         return self._running.publish(batch, marks)
 
     @hookimpl
     def retire_marks(self, nf: int, marks: NDArray[np.uint32]) -> None:
-        """Erase the marks' entries."""
+        """Erase the entries of the marks."""
         self._running.retire(marks)
 
     @hookimpl
@@ -83,8 +79,8 @@ class KatranAccelPlugin:
 
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
-        """Give packets and bytes per VIP and real, paths, verdicts, drops."""
-        return list(self._figures.families()) if self._figures is not None else ()
+        """Read packets and bytes per VIP and real, paths, verdicts and drops."""
+        return list(self._metrics.families()) if self._metrics is not None else ()
 
     @hookimpl
     def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:
@@ -93,14 +89,13 @@ class KatranAccelPlugin:
 
     @hookimpl
     def diagnose(self, context: Context) -> Iterable[Finding]:
-        """Try the gateway and the program, without attaching anything."""
-        return list(diagnose(context))
+        """Check that the program loads and that the gateway can be found, without attaching anything."""
+        return list(diagnose(context, _table(context.config)))
 
     @hookimpl
     def cleanup(self, context: Context) -> Iterable[str]:
-        """Detach a killed daemon's program and remove its pins."""
-        table = context.config.sections[NAME]
-        assert isinstance(table, KatranTable)  # config_section() said so
+        """Detach the program of a killed daemon and remove its pins."""
+        table = _table(context.config)
         return list(remove_leftovers(context, Path(table.pin_dir) if table.pin_dir else None))
 
     @hookimpl
@@ -114,3 +109,9 @@ class KatranAccelPlugin:
     def _running(self) -> Balancer:
         assert self._balancer is not None, "the core calls setup() before any other hook of a network function"
         return self._balancer
+
+
+def _table(config: Config) -> KatranTable:
+    table = config.sections[NAME]
+    assert isinstance(table, KatranTable), "config_section() declares it"
+    return table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The balancer as the engine sees it: maps filled, program loaded, events read, marks published."""
+"""The balancer as the engine's network function: fills its maps, loads its program, reads reports, publishes marks."""
 
 from __future__ import annotations
 
@@ -40,15 +40,13 @@ from .maps import BalancerMaps, Sizes, forwarding_cpus, perf_pages, remove_pins,
 from .mark_entries import MarkEntries
 
 NO_GATEWAY = "00:00:00:00:00:00"
-"""Stands in while tracing on a machine that does not have the interface."""
-
-
-FIXED = ("forwarding_cpus", "lru_size", "maglev", "pin_dir")
-"""Keys of the table that are read at the start only."""
+"""Used by `nfcore trace` on a machine that does not have the interface."""
+NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir")
+"""Keys of the table that are read only at the start."""
 
 
 class Balancer:
-    """One data plane: its maps, its program, and what they were configured for."""
+    """One data plane: its maps, its program and their configuration."""
 
     name = NAME
     number = 0
@@ -64,23 +62,25 @@ class Balancer:
         self.table = table
         self.meaning = meaning
         self._clock = clock
-        self.numbering = Numbering(_rest(config), clock)
-        self._use(self.numbering.plan(table))
+        self.numbering = Numbering(_rest_seconds(config), clock)
+        self._set_inventory(self.numbering.plan(table))
         self._names: tuple[dict[int, str], dict[int, str]] = {}, {}
+        """Of VIPs and of reals by number. The name of a removed one stays until its number is given again."""
         self._history: list[str] = []
+        """The targets at the start, then each that a reload removed (-) or added (+)."""
         self._generation = 0
         self.marks: MarkEntries | None = None
         self.pools: CpuPools | None = None
         self.cpus = forwarding_cpus(table.forwarding_cpus)
         self.pin_dir = Path(table.pin_dir) if table.pin_dir else None
         self._modes = {interface.name: XdpMode(interface.xdp_mode) for interface in config.interfaces}
-        self._litter: Path | None = None
+        self._unpin_on_close: Path | None = None
         self._reader: EventReader | None = None
 
-    # Life
+    # Start and stop
 
     def open(self, context: Context) -> None:
-        """Create and fill the maps, load the program. HostError names what stands in the way."""
+        """Create and fill the maps, load the program. HostError says why that is not possible."""
         if context.tracing:
             self.pin_dir = None
         self._context, self._state = context, context.state_file
@@ -89,8 +89,8 @@ class Balancer:
         self._attachments = Attachments(context.state_file, self._modes, self.pin_dir)
         self._attachments.refuse_occupied(() if context.tracing else context.devices_of(NAME))
         gateway = self._gateway(self.table)
-        # Pins of an earlier run are worth keeping; those of a start that fails are litter.
-        self._litter = self.pin_dir if self.pin_dir is not None and not self.pin_dir.exists() else None
+        # Pins of an earlier run are kept. Those that this start creates are removed again when it fails.
+        self._unpin_on_close = self.pin_dir if self.pin_dir is not None and not self.pin_dir.exists() else None
         note = self._read_note()
         sizes = Sizes(
             vips=max(self.inventory.vips) + 1,
@@ -104,12 +104,12 @@ class Balancer:
         self.program = self._load(tracing=context.tracing)
         self._open_marks()
         self._writer = MapWriter(self.maps, self.marks)
-        known = self._resume(note)
+        resumed = self._resume_maps(note)
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
-        self._apply(Change.between(self.numbering, None, self.inventory, gateway, purge=known))
+        self._apply(Change.between(self.numbering, None, self.inventory, gateway, purge=resumed))
 
     def close(self) -> None:
-        """Let go of program and maps; pinned ones stay in the kernel, with a note of what their numbers mean."""
+        """Close program and maps. Pinned ones stay in the kernel, and the state file keeps their numbers."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -120,17 +120,17 @@ class Balancer:
             self.program.close()
         if hasattr(self, "maps"):
             self.maps.close()
-        if self._litter is not None:
-            list(remove_pins(self._litter))
+        if self._unpin_on_close is not None:
+            list(remove_pins(self._unpin_on_close))
             self._state.forget(NUMBERING)
 
     def attach(self, device: Device) -> None:
-        """Attach the program to the device, in place of one that a killed run left there."""
+        """Attach the program to the device. It replaces the program of a killed run."""
         self._attachments.attach(device, self.program)
-        self._litter = None
+        self._unpin_on_close = None
 
     def detach(self, device: Device) -> None:
-        """Detach the program from the device, if it is still ours."""
+        """Detach the program from the device, if it is still the attached one."""
         self._attachments.detach(device, self.program)
 
     def _load(self, *, tracing: bool) -> Program:
@@ -166,33 +166,36 @@ class Balancer:
             else PerfReader(events, lay.HW_ACCEL_EVENT, perf_pages())
         )
 
-    # Numbers
+    # Numbers and pinned maps
 
     def _read_note(self) -> dict[str, object] | None:
-        """Number as an earlier run with pins did, if its note can be read and the numbers suffice; the note."""
+        """Continue the numbering of an earlier run with these pins, and return its note.
+
+        None, with a new numbering, when there is no note, it cannot be read, or it leaves too few numbers.
+        """
         text = None if self.pin_dir is None else self._state.recall_text(NUMBERING)
         try:
             note = json.loads(text or "null")
             if not isinstance(note, dict) or type(note.get("generation")) is not int:
                 return None
             self.numbering.resume(note)
-            self._use(self.numbering.plan(self.table))
+            self._set_inventory(self.numbering.plan(self.table))
         except (ValueError, RecursionError, NumbersExhaustedError):
-            self._start_anew()
+            self._restart_numbering()
             return None
         return note
 
-    def _start_anew(self) -> None:
-        self.numbering = Numbering(_rest(self.config), self._clock)
-        self._use(self.numbering.plan(self.table))
+    def _restart_numbering(self) -> None:
+        self.numbering = Numbering(_rest_seconds(self.config), self._clock)
+        self._set_inventory(self.numbering.plan(self.table))
 
-    def _resume(self, note: dict[str, object] | None) -> bool:
-        """Whether the maps are those that the note is about. If not, void whatever in them holds a number.
+    def _resume_maps(self, note: dict[str, object] | None) -> bool:
+        """Whether the maps are those of the note. If not, erase the connections and marks that they hold.
 
-        That is done before anything new is written: an earlier run's program may still be forwarding by these maps.
+        That comes before anything new is written: the program of an earlier run may still forward by these maps.
         """
         if note is None or note.get("maps") != self.maps["reals"].id:
-            self._start_anew()
+            self._restart_numbering()
             self.connections.clear()
             if self.pin_dir is not None:
                 unpin_other_tables(self.pin_dir, self.cpus)
@@ -200,11 +203,11 @@ class Balancer:
                 self.marks.forget()
             return False
         generation = note["generation"]
-        assert isinstance(generation, int)  # _read_note() looked
+        assert isinstance(generation, int)  # _read_note() has checked it
         self._generation = generation
         if self.marks is not None:
             self._generation = max(generation, self.marks.newest_generation)
-            # A run with marks of another kind, or without, left behind what it did not have open.
+            # A run with another kind of mark, or without marks, did not update these entries.
             if note.get("marks") != self.meaning:
                 self.marks.forget()
         return True
@@ -214,8 +217,8 @@ class Balancer:
             facts = {"maps": self.maps["reals"].id, "generation": self._generation, "marks": self.meaning}
             self._state.remember(NUMBERING, json.dumps(facts | self.numbering.note(planned)))
 
-    def _use(self, inventory: Inventory) -> None:
-        """Take what the maps hold from now on for the present."""
+    def _set_inventory(self, inventory: Inventory) -> None:
+        """Make an inventory the current one."""
         self.inventory = inventory
         self.finder = VipFinder(inventory)
         targets = inventory.targets()
@@ -223,29 +226,30 @@ class Balancer:
             targets = targets[~np.isin(targets >> np.uint64(32), list(inventory.shadowed()))]
         self._targets = targets
 
-    # What the maps hold
+    # Changes
 
     def reconfigure(self, config: Config, table: KatranTable) -> NDArray[np.uint64]:
-        """Take over another table while packets flow; the targets that exist no more, sorted.
+        """Apply another table while packets flow. Returns the targets whose rules must end, sorted.
 
-        They, and marks of them, have stopped steering by then. ConfigError with every reason, and HostError when the
-        gateway does not answer, come before anything is changed.
+        Those are targets that no longer exist, to which no packet is sent any more, and targets of VIPs that now lose
+        packets to a new VIP. ConfigError with every problem, and HostError when the gateway does not answer, are
+        raised before anything changes.
         """
         change = self._plan(config, table)
         before, targets = self.inventory, self._targets
-        self.numbering.let_rest_for(max(_rest(self.config), _rest(config)))
+        self.numbering.let_rest_for(max(_rest_seconds(self.config), _rest_seconds(config)))
         self._apply(change)
         self.config, self.table = config, table
-        gone = np.union1d(np.setdiff1d(targets, self._targets), self._overtaken(before))
+        gone = np.union1d(np.setdiff1d(targets, self._targets), self._overlapped_targets(before))
         self._history += [f"-{target}" for target in gone.tolist()]
         self._history += [f"+{target}" for target in np.setdiff1d(self._targets, targets).tolist()]
         return gone
 
     def _plan(self, config: Config, table: KatranTable) -> Change:
-        before, after = (each.model_dump(mode="json", include=set(FIXED)) for each in (self.table, table))
+        before, after = (each.model_dump(mode="json", include=set(NEEDS_RESTART)) for each in (self.table, table))
         problems = [
             Problem(f"{NAME}.{key}", f"is {after[key]!r} now and was {before[key]!r}; a change needs a restart")
-            for key in FIXED
+            for key in NEEDS_RESTART
             if after[key] != before[key]
         ]
         vips = f"{NAME}.vips"
@@ -254,67 +258,67 @@ class Balancer:
         except NumbersExhaustedError as error:
             raise ConfigError(config.source, [*problems, Problem(vips, str(error))]) from None
         if len(inventory.vips) > self.maps.rings:
-            message = f"names {len(inventory.vips)} VIPs; there is room for {self.maps.rings}: more need a restart"
+            message = f"has {len(inventory.vips)} VIPs; {self.maps.rings} fit, and more need a restart"
             problems.append(Problem(vips, message))
         elif max(inventory.vips) >= self.maps.rings:
-            message = f"does not fit yet: the number of a removed VIP rests for {self.numbering.vips.rest:g} s, and "
-            message += f"there are {self.maps.rings}; wait, or restart"
+            message = f"does not fit yet: there are {self.maps.rings} VIP numbers, and the number of a removed VIP "
+            message += f"rests for {self.numbering.vips.rest:g} s; wait, or restart"
             problems.append(Problem(vips, message))
         prefixes = {
-            held.lpm_key(number).tobytes()
-            for held in (self.inventory, inventory)
-            for number, vip in held.vips.items()
+            each.lpm_key(number).tobytes()
+            for each in (self.inventory, inventory)
+            for number, vip in each.vips.items()
             if vip.is_prefix
         }
         if len(prefixes) > lay.MAX_PREFIX_VIPS:
-            message = f"names {len(prefixes)} prefixes, with those that are to go; at most {lay.MAX_PREFIX_VIPS} fit"
+            message = f"has {len(prefixes)} prefixes, those to be removed included; at most {lay.MAX_PREFIX_VIPS} fit"
             problems.append(Problem(vips, message))
         if problems:
             raise ConfigError(config.source, problems)
         gateway = None if table.gateway_mac == self.table.gateway_mac else self._gateway(table)
-        moved = set(inventory.targets().tolist()) != set(self.inventory.targets().tolist())
-        return Change.between(self.numbering, self.inventory, inventory, gateway, purge=moved)
+        targets_changed = set(inventory.targets().tolist()) != set(self.inventory.targets().tolist())
+        return Change.between(self.numbering, self.inventory, inventory, gateway, purge=targets_changed)
 
-    def _overtaken(self, before: Inventory) -> NDArray[np.uint64]:
-        """Targets of VIPs that share packets with a VIP which was not there before and goes first.
+    def _overlapped_targets(self, before: Inventory) -> NDArray[np.uint64]:
+        """Targets of VIPs that now lose packets to a VIP to which they lost none before.
 
-        Under dest-id they are gone already, as all that have no mark of their own.
+        Under dest-id there are none: such VIPs have no targets with marks.
         """
-        had, now = before.winners, self.inventory.winners
-        fewer = [n for n in now if n in before.vips and now[n] - had.get(n, frozenset())]
-        overtaken: NDArray[np.uint64] = self._targets[np.isin(self._targets >> np.uint64(32), fewer)]
-        return overtaken
+        winners = self.inventory.winners
+        vips = [n for n in winners if n in before.vips and winners[n] - before.winners.get(n, frozenset())]
+        overlapped: NDArray[np.uint64] = self._targets[np.isin(self._targets >> np.uint64(32), vips)]
+        return overlapped
 
     def _apply(self, change: Change) -> None:
-        """Bring the maps from what is numbered now to what is planned, while packets flow."""
+        """Write a change into the maps while packets flow."""
         self._generation = max(self._generation + 1, time.time_ns() // 1_000_000_000 & 0xFFFF_FFFF)
-        # A run that is killed between here and the end leaves a note of all that may be in the maps.
+        # If the run is killed before the end, this note has every number that may be in the maps.
         self._write_note(change.inventory)
         self._writer.add(change, self._generation)
-        self._use(change.inventory)
+        self._set_inventory(change.inventory)
         self._writer.remove(change)
         if change.purge:
-            self._void()
+            self._void_marks()
             wait_for_programs()
             self.connections.purge(self.inventory, self.finder)
-            self._void()
+            self._void_marks()
         self.numbering.take(change.inventory)
         self._write_note()
         self._names[0].update({number: vip.name for number, vip in self.inventory.vips.items()})
         self._names[1].update({number: str(address) for address, number in self.inventory.reals.items()})
 
-    def _void(self) -> None:
+    def _void_marks(self) -> None:
         if self.marks is not None:
             self.marks.void_foreign(self._targets, self.finder)
 
-    # Marks
+    # Reports and marks
 
     def wake_fds(self) -> Sequence[int]:
-        """The event buffer's."""
+        """Descriptors of the event buffer."""
         return () if self._reader is None else self._reader.fds
 
     def read_events(self, limit: int) -> FlowBatch:
-        """Take the reports that XDP has made."""
+        """Read up to `limit` reports of XDP."""
         if self._reader is None:
             return FlowBatch.empty()
         events = self._reader.read(limit)
@@ -327,7 +331,7 @@ class Balancer:
         return batch
 
     def targets(self) -> FlowBatch:
-        """All (VIP, real) pairs in the TOML's order; under dest-id those that can have a mark."""
+        """Give all (VIP, real) pairs in the TOML's order; under dest-id only those that can have a mark."""
         batch = FlowBatch.empty(len(self._targets))
         batch.rows["nf"] = self.number
         batch.rows["target"] = self._targets
@@ -338,42 +342,42 @@ class Balancer:
         return (targets >> np.uint64(32)).astype(np.uint32)
 
     def describe(self, target: int) -> Mapping[str, str]:
-        """Name VIP and real; also of what is gone, until its number is given again."""
+        """Name VIP and real; removed ones too, until their number is given again."""
         vip, real = target >> 32, target & 0xFFFF_FFFF
         return {"vip": self._names[0].get(vip, f"VIP {vip}"), "real": self._names[1].get(real, f"real {real}")}
 
     def fingerprint(self) -> bytes:
-        """What decides what a mark means.
+        """Give bytes that are equal in two runs when marks mean the same in both.
 
-        For flow-id, the map that says so: each entry tells by itself whether it still holds. For dest-id, the
-        targets in the order in which they were given marks, with their numbers.
+        For flow-id, the map of the entries: each entry shows whether it is live. For dest-id, the numbers of VIPs and
+        reals, and the order in which targets got their marks.
         """
         if self.meaning is MarkMeaning.FLOW:
             return repr(("flow", self.maps["hw_accel_mapping"].id)).encode()
         return repr((self.inventory.vip_numbers, self.inventory.real_numbers, self._history)).encode()
 
     def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Read the targets of a former run's marks: dest-id's are numbered alike, flow-id's need pinned maps."""
-        return self._live_marks.recognise(batch, marks)
+        """Fill in the targets of an earlier run's marks; True where the entry is live (flow-id: in pinned maps)."""
+        return self._mark_entries.recognise(batch, marks)
 
     def publish(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Write what the marks mean, or check what XDP wrote; True where the entry stands and is live."""
-        return self._live_marks.publish(batch, marks, self._targets)
+        """Write the entries of the marks (dest-id), or check those of XDP (flow-id); True where the entry is live."""
+        return self._mark_entries.publish(batch, marks, self._targets)
 
     def retire(self, marks: NDArray[np.uint32]) -> None:
-        """Erase what the marks meant."""
-        self._live_marks.retire(marks)
+        """Erase the entries of the marks."""
+        self._mark_entries.retire(marks)
 
     def restore(self, batch: FlowBatch) -> None:
-        """Put flows back into the connection tables; those whose target is gone are left out."""
+        """Put flows back into the connection tables, except those whose target no longer exists."""
         self.connections.restore(batch, self.inventory, self.finder)
 
     @property
-    def _live_marks(self) -> MarkEntries:
-        assert self.marks is not None, "nobody gives marks without a strategy"
+    def _mark_entries(self) -> MarkEntries:
+        assert self.marks is not None, "there are no marks without a strategy"
         return self.marks
 
 
-def _rest(config: Config) -> float:
-    """Seconds that the number of something removed rests: until no rule, mark or packet of it can be left."""
+def _rest_seconds(config: Config) -> float:
+    """How long the number of a removed VIP or real rests: until no rule, mark or packet of it can be left."""
     return config.marking.quarantine + 2 * config.offload.grace

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TOML's `[katran_accel]`."""
+"""The TOML table `[katran_accel]`: its model and its checks."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def _address(value: object) -> Address:
         raise ValueError("should be an IPv4 or IPv6 address such as '198.18.20.11'") from None
 
 
-# A real is written once for each VIP that it serves, and read twice.
+# A real's address is parsed twice for each VIP that it serves: for the model and by check_table().
 _parse_address = lru_cache(2 * MAX_REALS)(ipaddress.ip_address)
 
 
-def _station(value: object) -> Address:
+def _server_address(value: object) -> Address:
     address = _address(value)
     if address.is_multicast or address.is_unspecified:
         raise ValueError("should be the address of one server, neither multicast nor unspecified")
@@ -48,7 +48,7 @@ def _mac(value: object) -> str:
     raise ValueError("should be 'auto' or the MAC address of one station, such as '02:00:5e:10:00:01'")
 
 
-def _absolute(value: object) -> str | None:
+def _absolute_path(value: object) -> str | None:
     if value is None or (isinstance(value, str) and value.startswith("/") and "\0" not in value):
         return value
     raise ValueError("should be the absolute path of a folder, such as '/run/nfcore/bpf/lb'")
@@ -81,7 +81,7 @@ def format_network(network: Network) -> str:
 class RealTable(ConfigTable):
     """One real of a VIP."""
 
-    address: Annotated[Address, BeforeValidator(_station), PlainSerializer(str)]
+    address: Annotated[Address, BeforeValidator(_server_address), PlainSerializer(str)]
     weight: int = Field(default=1, ge=0, le=65_535)
     """Share of the ring against the VIP's other reals; 0 drains."""
 
@@ -98,11 +98,10 @@ class VipTable(ConfigTable):
 
     @property
     def name(self) -> str:
-        """The VIP as people and metrics write it, such as ``198.18.10.1:80/tcp``."""
+        """The VIP as in metrics and messages, such as ``198.18.10.1:80/tcp``."""
         address = format_network(self.address)
-        return (
-            f"[{address}]:{self.port}/{self.protocol}" if ":" in address else f"{address}:{self.port}/{self.protocol}"
-        )
+        host = f"[{address}]" if self.address.version == 6 else address
+        return f"{host}:{self.port}/{self.protocol}"
 
     @property
     def proto(self) -> int:
@@ -116,11 +115,11 @@ class VipTable(ConfigTable):
 
     @property
     def is_prefix(self) -> bool:
-        """Whether it takes more than one address."""
+        """Whether the VIP has more than one address."""
         return self.address.prefixlen < self.address.max_prefixlen
 
     def loses_to(self, other: VipTable) -> bool:
-        """Whether some packet that matches this VIP belongs to `other`: a port goes before any port, then length."""
+        """Whether `other` takes packets that match this VIP: a port wins over port 0, then the longer prefix wins."""
         if self.proto != other.proto or self.address.version != other.address.version:
             return False
         same_port = 0 in (self.port, other.port) or self.port == other.port
@@ -133,25 +132,25 @@ class KatranTable(ConfigTable):
     """`[katran_accel]`."""
 
     gateway_mac: Annotated[str, BeforeValidator(_mac)] = "auto"
-    """Where encapsulated packets go; `auto` asks the default route of the first interface for its neighbour."""
+    """MAC address to which encapsulated packets go; `auto`: the gateway of the first interface's default route."""
     forwarding_cpus: Annotated[list[int] | None, BeforeValidator(_cpus), PlainSerializer(_format_cpus)] = "all"  # type: ignore[assignment]
     """CPUs with a connection table and marks of their own; the others share the fallback table."""
     lru_size: int = Field(default=262_144, ge=128, le=64_000_000)
     """Flows in the connection table of one CPU."""
     maglev: Literal[1, 2] = 2
-    """2 shares the ring by weight; 1 is the ring of older Katran set-ups, which hardly does."""
-    pin_dir: Annotated[str | None, BeforeValidator(_absolute)] = None
+    """Version of the ring. 2 shares slots by weight; 1, of older Katran set-ups, hardly regards weights."""
+    pin_dir: Annotated[str | None, BeforeValidator(_absolute_path)] = None
     """Folder of a bpf file system where program and maps are pinned and outlive the daemon."""
     vips: list[VipTable] = Field(min_length=1, max_length=MAX_VIPS)
 
 
 def count_pairs(table: KatranTable) -> int:
-    """How many (VIP, real) pairs there are: the balancer's targets."""
+    """Count the (VIP, real) pairs: the balancer's targets."""
     return sum(len(vip.reals) for vip in table.vips)
 
 
 def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
-    """Find duplicates and impossible pairs, as far as the values can be read at all."""
+    """Find duplicates, impossible pairs and too many entries. Values that cannot be parsed are reported elsewhere."""
     vips = raw.get("vips")
     seen: dict[tuple[object, ...], int] = {}
     reals: set[Address] = set()
@@ -165,24 +164,24 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
         identity = (network, str(vip.get("port")), str(vip.get("protocol")))
         if network is not None and seen.setdefault(identity, number) != number:
             text = f"{format_network(network)}:{vip.get('port')}/{vip.get('protocol')}"
-            yield Problem(where, f"VIP {text} is already {path}.vips[{seen[identity]}]; each VIP stands once")
+            yield Problem(where, f"VIP {text} is already {path}.vips[{seen[identity]}]; list each VIP once")
         yield from _check_reals(vip.get("reals"), network, where, reals)
     if prefixes > MAX_PREFIX_VIPS:
-        yield Problem(f"{path}.vips", f"name {prefixes} prefixes; at most {MAX_PREFIX_VIPS} fit")
+        yield Problem(f"{path}.vips", f"has {prefixes} prefixes; at most {MAX_PREFIX_VIPS} fit")
     if len(reals) >= MAX_REALS:
-        yield Problem(f"{path}.vips", f"name {len(reals)} different reals; at most {MAX_REALS - 1} fit")
+        yield Problem(f"{path}.vips", f"has {len(reals)} different reals; at most {MAX_REALS - 1} fit")
 
 
 def _check_reals(raw: object, vip: Network | None, where: str, reals: set[Address]) -> Iterator[Problem]:
-    mine: dict[Address, int] = {}
+    known: dict[Address, int] = {}
     for number, real in enumerate(raw if isinstance(raw, list) else ()):
         address = _try(_address, real.get("address")) if isinstance(real, dict) else None
         if address is None:
             continue
         reals.add(address)
         here = f"{where}.reals[{number}].address"
-        if mine.setdefault(address, number) != number:
-            yield Problem(here, f"{str(address)!r} is already reals[{mine[address]}] of this VIP")
+        if known.setdefault(address, number) != number:
+            yield Problem(here, f"{str(address)!r} is already reals[{known[address]}] of this VIP")
         if vip is not None and vip.version == 6 and address.version == 4:
             yield Problem(here, f"{str(address)!r} cannot serve an IPv6 VIP: IPv6 is encapsulated in IPv6 only")
 

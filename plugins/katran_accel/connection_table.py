@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connection tables from user space: which VIP an entry belongs to, what must go, what is put back.
+"""The connection tables from user space: finds the VIP of each entry, removes entries, puts flows back.
 
-Everything is an array: a batch of N flows has keys of shape (N,), dtype :data:`nfcore.api.flows.FLOW_KEY`.
+Works on arrays: N flows have keys of shape (N,), dtype :data:`nfcore.api.flows.FLOW_KEY`.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from socket import IPPROTO_UDP
@@ -26,11 +27,11 @@ from .maps import BalancerMaps
 NO_VIP = -1
 _PER_PORT = lay.VipFlag.HASH_DPORT_ONLY | lay.VipFlag.HASH_SRC_DST_PORT
 _EXACT = 129
-"""Rank of a VIP of one address: before any prefix, as `vip_map` is asked before `vip_lpm_map`."""
+"""Rank of a VIP of one address: above any prefix, as XDP looks into `vip_map` before `vip_lpm_map`."""
 
 
 class VipFinder:
-    """What vip.h and slow_path.h in bpf/balancer/ do to find VIP and connection, over arrays, for one inventory."""
+    """Finds VIP, connection entry and ring slot as vip.h and slow_path.h in bpf/balancer/ do, for one inventory."""
 
     def __init__(self, inventory: Inventory) -> None:
         self._flags = np.zeros(lay.MAX_VIPS, np.int64)
@@ -41,34 +42,34 @@ class VipFinder:
         self._patterns = [(number, vip.port, vip.proto, *_pattern(vip)) for number, vip in ranked]
 
     def owners(self, keys: NDArray[np.void]) -> NDArray[np.int64]:
-        """Number of the VIP that packets of these keys belong to, :data:`NO_VIP` without one.
+        """Number of the VIP of each flow, :data:`NO_VIP` without one.
 
-        Like the program's maps it takes addresses for 16 bytes, whatever the family.
+        Like the program's maps it compares addresses as 16 bytes, whatever the family.
         """
         raw = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), FLOW_KEY.itemsize)
-        # dst, dport and proto; sport, which lies between them, does not count.
-        ends = np.delete(raw[:, 16:37], (16, 17), axis=1)
-        _, firsts, back = np.unique(np.ascontiguousarray(ends).view("V19"), return_index=True, return_inverse=True)
-        few = keys[firsts]
-        words = np.ascontiguousarray(few["dst"]).view(np.uint64).reshape(len(few), 2)
-        found = np.full(len(few), NO_VIP, np.int64)
+        # dst, dport and proto: what decides the VIP. sport lies between them.
+        destinations = np.ascontiguousarray(np.delete(raw[:, 16:37], (16, 17), axis=1)).view("V19")
+        _, firsts, inverse = np.unique(destinations, return_index=True, return_inverse=True)
+        distinct = keys[firsts]
+        words = np.ascontiguousarray(distinct["dst"]).view(np.uint64).reshape(len(distinct), 2)
+        found = np.full(len(distinct), NO_VIP, np.int64)
         for number, port, proto, address, mask in self._patterns:
-            match = (few["proto"] == proto) & ((few["dport"] == port) | (port == 0))
+            match = (distinct["proto"] == proto) & ((distinct["dport"] == port) | (port == 0))
             found[match & (((words ^ address) & mask) == 0).all(axis=1)] = number
-        owners: NDArray[np.int64] = found[back.reshape(-1)]
+        owners: NDArray[np.int64] = found[inverse.reshape(-1)]
         return owners
 
     def owners_of_entries(self, keys: NDArray[np.void]) -> NDArray[np.int64]:
-        """Number of the VIP whose packets find these connection entries; :data:`NO_VIP` when none does."""
+        """Number of the VIP whose packets find each connection entry; :data:`NO_VIP` when no packet does."""
         owners = self.owners(keys)
         flags, any_port = self._flags[owners], self._any_port[owners]
-        # What the VIP's packets leave out of the key is zero in every key that they are looked up by.
-        odd = ((flags & lay.VipFlag.HASH_NO_SRC_PORT) != 0) & (keys["sport"] != 0)
-        odd |= any_port & ((flags & _PER_PORT) == 0) & (keys["dport"] != 0)
-        return np.where(odd, NO_VIP, owners)
+        # XDP looks up keys with zero in the fields that the VIP ignores: it never finds an entry with another value.
+        unreachable = ((flags & lay.VipFlag.HASH_NO_SRC_PORT) != 0) & (keys["sport"] != 0)
+        unreachable |= any_port & ((flags & _PER_PORT) == 0) & (keys["dport"] != 0)
+        return np.where(unreachable, NO_VIP, owners)
 
     def entry_keys(self, keys: NDArray[np.void], vips: NDArray[np.int64]) -> NDArray[np.void]:
-        """Keys of flows of these VIPs in the connection table: what the VIP's flags ignore is zero there."""
+        """Keys of the flows in the connection table: a field that the VIP ignores is zero there."""
         entries = keys.copy()
         flags = self._flags[vips]
         entries["sport"][(flags & lay.VipFlag.HASH_NO_SRC_PORT) != 0] = 0
@@ -87,12 +88,12 @@ class VipFinder:
 
 
 def _rank(vip: VipTable) -> tuple[bool, int]:
-    """Later in this order is found first: a port goes before any port, then one address, then the longer prefix."""
+    """The highest rank wins: a port before port 0, then one address before a prefix, then the longer prefix."""
     return vip.port != 0, vip.address.prefixlen if vip.is_prefix else _EXACT
 
 
 def _pattern(vip: VipTable) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Address and mask as two words each, in the order of the packet's bytes."""
+    """Address and mask, two words of 64 bits each, in the packet's byte order."""
     mask = np.full(16, 0xFF, np.uint8)
     if vip.is_prefix:
         mask = pack_address(vip.address.netmask)
@@ -100,37 +101,37 @@ def _pattern(vip: VipTable) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 
 class Connections:
-    """The connection tables of all CPUs, and the fallback of those that have none."""
+    """The connection tables: one per forwarding CPU, and the fallback for the other CPUs."""
 
     def __init__(self, maps: BalancerMaps) -> None:
         self._maps = maps
 
     def tables(self) -> Iterable[tuple[int | None, Map]]:
-        """Each table with its CPU; None: the fallback."""
+        """Each table with its CPU, None for the fallback."""
         return [*self._maps.lrus.items(), (None, self._maps["fallback_cache"])]
 
     def clear(self) -> None:
-        """Forget every connection."""
+        """Remove all connections."""
         for _, table in self.tables():
             _delete(table, table.lookup_all()[0])
 
     def purge(self, inventory: Inventory, finder: VipFinder) -> int:
-        """Forget connections whose VIP is gone or does not have their real; how many there were."""
+        """Remove connections whose VIP is gone or no longer has their real; returns how many."""
         targets, purged = inventory.targets(), 0
         for _, table in self.tables():
             keys, values = table.lookup_all()
             owners = finder.owners_of_entries(keys)
-            good = (owners != NO_VIP) & np.isin(_targets(owners, values["pos"]), targets)
-            purged += _delete(table, keys[~good])
+            valid = (owners != NO_VIP) & np.isin(_targets(owners, values["pos"]), targets)
+            purged += _delete(table, keys[~valid])
         return purged
 
     def restore(self, batch: FlowBatch, inventory: Inventory, finder: VipFinder) -> None:
-        """Put flows back: into the table of the CPU that reported them, or into all.
+        """Put flows back into the table of the CPU that reported them, or into all tables.
 
-        All are meant when the CPU is unknown, and when the ring has changed since: RSS may have moved the flow, and
-        elsewhere the ring would choose another real. Entries that are there keep their real; those of UDP flows are
-        made fresh, since marked packets did not. What has the same real is reported anew, as a new flow would be.
-        Flows whose target is gone, or that are another VIP's by now, are left out.
+        Into all when the CPU is unknown, and when the ring has another real for the flow by now: RSS may have moved
+        the flow to another CPU, which would then choose that real. An existing entry keeps its real. If that is the
+        flow's real, its report state starts again, as for a new flow. UDP entries are always written: marked packets
+        have not updated their time. Flows whose target is gone or that belong to another VIP by now are left out.
         """
         owners = finder.owners(batch.rows["key"])
         rows = batch.rows[(owners == _vips(batch)) & np.isin(batch.rows["target"], inventory.targets())]
@@ -142,32 +143,31 @@ class Connections:
         everywhere = rows["cpu"] == ANY_CPU
         everywhere |= self._ring_reals(vips, finder.slots(keys, vips, rows["family"])) != values["pos"]
         for cpu, table in self.tables():
-            mine = everywhere | (~np.isin(rows["cpu"], list(self._maps.lrus)) if cpu is None else rows["cpu"] == cpu)
-            if mine.any():
-                _restore_into(table, keys[mine], values[mine])
+            here = everywhere | (~np.isin(rows["cpu"], list(self._maps.lrus)) if cpu is None else rows["cpu"] == cpu)
+            if here.any():
+                _restore_into(table, keys[here], values[here])
 
     def _ring_reals(self, vips: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """What the rings hold now."""
+        """Real number in each flow's slot of its VIP's ring, as the map has it now."""
         reals = np.zeros(len(vips), dtype=np.uint32)
         for vip in np.unique(vips).tolist():
-            mine = vips == vip
-            # Slots of one ring lie close together: many of them are read by one system call.
-            _, reals[mine] = self._maps["ch_rings"].lookup_batch_keys(
-                (vip * lay.RING_SLOTS + slots[mine]).astype(np.uint32)
-            )
+            of_vip = vips == vip
+            # Slots of one ring lie close together: one system call reads many of them.
+            ring_keys = (vip * lay.RING_SLOTS + slots[of_vip]).astype(np.uint32)
+            _, reals[of_vip] = self._maps["ch_rings"].lookup_batch_keys(ring_keys)
         return reals
 
 
 def _restore_into(table: Map, keys: NDArray[np.void], values: NDArray[np.void]) -> None:
-    there, held = table.lookup_batch_keys(keys)
-    due = ~there | (keys["proto"] == IPPROTO_UDP) | (held["pos"] == values["pos"])
-    table.update_batch(keys[due], values[due])
+    found, existing = table.lookup_batch_keys(keys)
+    to_write = ~found | (keys["proto"] == IPPROTO_UDP) | (existing["pos"] == values["pos"])
+    table.update_batch(keys[to_write], values[to_write])
 
 
 def _delete(table: Map, keys: NDArray[np.void]) -> int:
     result = table.delete_batch(keys)
     if result.errno:
-        raise HostError(f"the connection table {table.spec.name} cannot be purged: error {result.errno}")
+        raise HostError(f"cannot delete from the connection table {table.spec.name}: {os.strerror(result.errno)}")
     return result.done
 
 

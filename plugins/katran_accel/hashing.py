@@ -119,8 +119,8 @@ def flow_hash(keys: NDArray[Any], family: Literal[4, 6]) -> U32:
 
     ``keys`` is a one-dimensional structured array with at least ``src`` (16 bytes, ``V16`` or ``u1[16]``; a
     v4 address fills the first four), ``sport`` and ``dport`` (``>u2``, network order as in Katran's
-    flow_key), all of one ``family``. What a VIP's flags do to the ports (zeroing them) is the caller's
-    business. Returns native u32 of the shape of ``keys``.
+    flow_key), all of one ``family``. Fields that the VIP's flags ignore are zero already. Returns native u32 of the
+    shape of ``keys``.
 
     Raises NfcoreError when ``family`` is neither 4 nor 6.
     """
@@ -144,9 +144,9 @@ def ring_slots(keys: NDArray[Any], families: NDArray[Any]) -> NDArray[np.int64]:
     """
     slots = np.zeros(len(keys), np.int64)
     for family in (4, 6):
-        mine = families == family
-        if mine.any():
-            slots[mine] = flow_hash(keys[mine], 4 if family == 4 else 6) % np.uint32(RING_SIZE)
+        rows = families == family
+        if rows.any():
+            slots[rows] = flow_hash(keys[rows], 4 if family == 4 else 6) % np.uint32(RING_SIZE)
     return slots
 
 
@@ -185,7 +185,7 @@ def _spooky128(octets: U8) -> tuple[U64, U64]:
         i, j, k = (step + 2) % 4, (step + 3) % 4, step % 4
         h[i] = _rotated64(h[i], bits) + h[j]
         h[k] = h[k] ^ h[i]
-    # No bytes are left after the first 16: the length goes on top, then the filler of an empty rest.
+    # No bytes follow the first 16: the length and the constants of an empty rest are added.
     h[2] = h[2] + _SPOOKY_CONSTANT
     h[3] = h[3] + _SPOOKY_LENGTH + _SPOOKY_CONSTANT
     for step, bits in enumerate(_SPOOKY_END_ROTATIONS):
@@ -197,7 +197,7 @@ def _spooky128(octets: U8) -> tuple[U64, U64]:
 
 
 def endpoint_hashes(addresses: Sequence[Address]) -> U64:
-    """Hash of each real's address, which orders the reals and seeds their walks over a Maglev ring.
+    """Hash of each real's address: it orders the reals and seeds their permutations of a Maglev ring's slots.
 
     Any mix of v4 and v6. Returns u64 of shape (len(addresses),), in the order given.
     """

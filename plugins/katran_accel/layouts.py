@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's structs as numpy dtypes: bpf/balancer/katran_abi.h, hw_accel.h, report.h and counters.h, field by field.
+"""The structs of bpf/balancer as numpy dtypes: katran_abi.h, mark_entry.h, mark_pool.h and report.h; and its counters.
 
-Addresses and ports are in network byte order, the rest in the host's. A test compares sizes and offsets with
-what the compiler makes of the headers.
+Addresses and ports are in network byte order, the rest in the host's. A test compares sizes and offsets with those
+that the compiler gives the structs.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ MARK_POOL = np.dtype(
 
 
 class VipFlag(IntFlag):
-    """Katran's VIP flags, those that exist here."""
+    """Katran's VIP flags that are supported here."""
 
     HASH_NO_SRC_PORT = 1 << 0
     LRU_BYPASS = 1 << 1
@@ -91,11 +91,11 @@ class RealFlag(IntFlag):
 
     IPV6 = 1 << 0
     GONE = 1 << 7
-    """Ours: nothing is sent there any more."""
+    """nfcore's own: nothing is sent to the real any more."""
 
 
 class StatsSlot(IntEnum):
-    """Slots of `stats` behind the VIPs' own."""
+    """Slots of `stats` after those of the VIPs."""
 
     LRU = 512
     TCP_MISS = 513
@@ -109,7 +109,7 @@ class StatsSlot(IntEnum):
     XDP_DROP = 530
     XDP_PASS = 531
     RING = 1023
-    """Ours; the others are Katran's."""
+    """nfcore's own; the others are Katran's."""
 
 
 class AccelCounter(IntEnum):
@@ -129,5 +129,5 @@ class AccelCounter(IntEnum):
 
 
 def make_target(vip_num: int, real: int) -> int:
-    """The u64 by which the core knows (VIP, real)."""
+    """The target of a (VIP, real), a u64."""
     return vip_num << 32 | real

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one inventory of VIPs and reals to the next, in maps by which packets are forwarded meanwhile.
+"""Writes an inventory of VIPs and reals into the maps while packets are forwarded by them.
 
-add: counters ─► entries of marks ─► reals ─► rings ─► VIPs          each before whatever leads to it
-remove: VIPs ─► reals ─► entries of marks                            each stops steering by one write
+add: counters ─► entries of marks ─► reals ─► rings ─► VIPs          each before what leads to it
+remove: VIPs ─► reals ─► entries of marks                            one write ends each
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .mark_entries import MarkEntries
 
 @dataclass(frozen=True)
 class Change:
-    """From one inventory to the next: what the maps have to be told."""
+    """What is different between two inventories, and has to be written into the maps."""
 
     inventory: Inventory
     rings: list[int]
@@ -36,15 +36,15 @@ class Change:
     gone_vips: frozenset[int]
     gone_reals: frozenset[int]
     gateway: str | None
-    """MAC address; None: as it is."""
+    """MAC address; None: unchanged."""
     purge: bool
-    """Whether connections or marks may be of something that is gone."""
+    """Whether connections or marks of removed VIPs or reals may exist."""
 
     @classmethod
     def between(
         cls, numbering: Numbering, before: Inventory | None, after: Inventory, gateway: str | None, *, purge: bool
     ) -> Change:
-        """Compare a plan with what is numbered now. Changes nothing."""
+        """Compare a plan with the current numbers. Changes nothing."""
         vips, reals = set(numbering.vips.taken.values()), set(numbering.reals.taken.values())
         rings = [
             number
@@ -64,7 +64,7 @@ class Change:
 
 
 class MapWriter:
-    """Writes changes into a balancer's maps. `marks`: what marks mean, where there are any."""
+    """Writes changes into a balancer's maps. `marks`: the entries of the marks; None without marks."""
 
     def __init__(self, maps: BalancerMaps, marks: MarkEntries | None) -> None:
         self._maps = maps
@@ -72,11 +72,11 @@ class MapWriter:
         self._rings = RingBuilder()
 
     def close(self) -> None:
-        """Let go of what builds rings."""
+        """Close the program that builds rings."""
         self._rings.close()
 
     def add(self, change: Change, generation: int) -> None:
-        """Write what is new, each thing before whatever leads there. HostError when the kernel refuses a key."""
+        """Write what is new, each thing before what leads to it. HostError when the kernel refuses a key."""
         inventory, maps = change.inventory, self._maps
         if change.gateway is not None:
             ctl = np.zeros(1, dtype=lay.CTL_VALUE)
@@ -87,10 +87,10 @@ class MapWriter:
             (("reals_stats", "real_slow_stats"), change.new_reals),
         ):
             for name in names:
-                nothing = np.zeros((len(new), possible_cpus()), dtype=maps[name].spec.value)
-                _write(maps[name], np.array(sorted(new), dtype=np.uint32), nothing)
+                zeros = np.zeros((len(new), possible_cpus()), dtype=maps[name].spec.value)
+                _write(maps[name], np.array(sorted(new), dtype=np.uint32), zeros)
         if self._marks is not None:
-            self._marks.bring_to_life(inventory, generation)
+            self._marks.give_generations(inventory, generation)
         reals = maps["reals"].read_array()
         for address, number in inventory.reals.items():
             reals[number] = inventory.real_definition(address)
@@ -102,8 +102,8 @@ class MapWriter:
         ):
             numbers = [number for number, vip in inventory.vips.items() if vip.is_prefix == prefixes]
             keys, metas = np.zeros(len(numbers), maps[name].spec.key), np.zeros(len(numbers), lay.VIP_META)
-            for place, number in enumerate(numbers):
-                keys[place], metas[place] = key_of(number), (inventory.vips[number].flag_bits, number)
+            for row, number in enumerate(numbers):
+                keys[row], metas[row] = key_of(number), (inventory.vips[number].flag_bits, number)
             _write(maps[name], keys, metas)
 
     def _write_rings(self, inventory: Inventory, numbers: list[int]) -> None:
@@ -112,7 +112,7 @@ class MapWriter:
             self._maps.write_ring(number, inventory.ring(number, self._rings.build))
 
     def remove(self, change: Change) -> None:
-        """Stop what is gone from steering."""
+        """End what is gone: from then on no packet is sent by it."""
         inventory = change.inventory
         self._remove_other_vips(inventory)
         reals = self._maps["reals"].read_array()
@@ -124,7 +124,7 @@ class MapWriter:
             self._marks.end(change.gone_vips, change.gone_reals)
 
     def _remove_other_vips(self, inventory: Inventory) -> None:
-        """Remove the VIPs that the inventory does not name, whoever wrote them."""
+        """Remove VIPs that are not in the inventory, those of an earlier run included."""
         for name, key_of in (("vip_map", inventory.vip_definition), ("vip_lpm_map", inventory.lpm_key)):
             wanted = {key_of(number).tobytes() for number in inventory.vips}
             keys, _ = self._maps[name].lookup_all()
@@ -132,7 +132,7 @@ class MapWriter:
 
 
 def _write(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> None:
-    """Set many keys. HostError when the kernel refuses one."""
+    """Set keys. HostError when the kernel refuses one."""
     result = map_.update_batch(keys, values)
     if result.errno:
         raise HostError(f"cannot set key {keys[result.done]} of map {map_.spec.name}: {os.strerror(result.errno)}")

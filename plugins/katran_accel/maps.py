@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The balancer's maps: Katran's by Katran's names and layouts, and those of the marks."""
+"""The balancer's maps: Katran's, with Katran's names and layouts, and those of the marks."""
 
 from __future__ import annotations
 
@@ -33,36 +33,37 @@ U64 = np.dtype("<u8")
 FALLBACK_ENTRIES = 1000
 LRU_CPUS = 128
 SPARE_RINGS = 16
-"""`ch_rings` is made in steps of so many rings, with at least one to spare: VIPs come while the balancer runs."""
-_SPACING = 8
+"""`ch_rings` has room for a multiple of so many rings, at least one of them spare: a reload may add VIPs."""
+_ELEMENT_SPACING = 8
+"""Bytes from one element of an array map to the next in memory."""
 EVENT_BYTES = 1 << 23
-"""Ring buffer: 116,000 reports."""
+"""Size of the ring buffer: 116,000 reports."""
 PERF_PAGES = 8192
-"""Pages of the perf buffers of all CPUs together: 190,000 reports on each of two CPUs."""
+"""Pages of all CPUs' perf buffers together: with two CPUs, 190,000 reports each."""
 FEWEST_PERF_PAGES = 64
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What of the maps' sizes the configuration decides."""
+    """Sizes of the maps, as far as the configuration decides them."""
 
     vips: int
-    """VIP numbers in use: one more than the largest."""
+    """The largest VIP number and one."""
     lru_entries: int
     mark_width: int
     meaning: MarkMeaning | None
     events: str
     rings: int = 0
-    """Rings that there is room for; 0: as many as `vips` asks for."""
+    """Rings that fit into `ch_rings`; 0: as many as `vips` needs."""
 
 
 def ring_room(vips: int) -> int:
-    """How many rings to make room for when so many VIP numbers are in use."""
+    """How many rings `ch_rings` has room for when there are so many VIP numbers."""
     return min(lay.MAX_VIPS, (vips // SPARE_RINGS + 1) * SPARE_RINGS)
 
 
 def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
-    """Specify every map of one program; those of marks only when marks are used."""
+    """Specify every map of the program; those of marks only when marks are used."""
     lru = MapSpec("lru", MapType.LRU_HASH, FLOW_KEY, lay.REAL_POS_LRU, sizes.lru_entries)
     array, hashed, per_cpu = MapType.ARRAY, MapType.HASH, MapType.PERCPU_ARRAY
     specs = [
@@ -85,7 +86,7 @@ def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
 
 
 def _ring_spec(rings: int) -> MapSpec:
-    # A ring is written in memory: by system calls that takes 300 times as long.
+    # Rings are written in shared memory: by system calls that takes 300 times as long.
     return MapSpec("ch_rings", MapType.ARRAY, U32, U32, rings * lay.RING_SLOTS, MapFlags.MMAPABLE)
 
 
@@ -122,40 +123,39 @@ class BalancerMaps:
 
     @property
     def rings(self) -> int:
-        """How many VIPs there are rings for."""
+        """How many rings fit into `ch_rings`."""
         return self["ch_rings"].spec.max_entries // lay.RING_SLOTS
 
     def write_ring(self, number: int, ring: NDArray[np.uint32]) -> None:
         """Write the ring of a VIP number below :attr:`rings`, slot by slot under the packets; shape (RING_SLOTS,)."""
         table = self["ch_rings"]
-        # The kernel spaces elements 8 bytes apart, and maps whole pages. All rings at once would take longer to map
-        # than one takes to write, and count as the daemon's memory.
-        first = number * lay.RING_SLOTS * _SPACING
+        # The kernel maps whole pages. Only this ring is mapped: mapping all of them takes longer than writing one, and
+        # all would count as the daemon's memory.
+        first = number * lay.RING_SLOTS * _ELEMENT_SPACING
         before = first % memory_map.ALLOCATIONGRANULARITY
         try:
-            with memory_map.mmap(table.fd, before + lay.RING_SLOTS * _SPACING, offset=first - before) as memory:
-                np.ndarray(lay.RING_SLOTS, U32, buffer=memory, offset=before, strides=(_SPACING,))[:] = ring
+            with memory_map.mmap(table.fd, before + lay.RING_SLOTS * _ELEMENT_SPACING, offset=first - before) as memory:
+                np.ndarray(lay.RING_SLOTS, U32, buffer=memory, offset=before, strides=(_ELEMENT_SPACING,))[:] = ring
         except OSError as error:
             raise HostError(f"cannot map ring {number} of map {table.spec.name}: {error.strerror}") from error
 
     @classmethod
     def open(cls, sizes: Sizes, cpus: list[int], pin_dir: Path | None) -> BalancerMaps:
-        """Create the maps, or take those that are pinned in `pin_dir`. HostError when a pin has another shape."""
+        """Create the maps, or open those that are pinned in `pin_dir`. HostError when a pin has another shape."""
         maps = cls({})
         try:
             if pin_dir is not None:
                 ensure_bpffs(pin_dir)
             rings = 0 if pin_dir is None else _pinned_rings(pin_dir, sizes.vips)
             specs = map_specs(replace(sizes, rings=rings))
-            # What the event buffer and the pools hold belongs to one run only; rings are built at every start.
-            fleeting = {"hw_accel_events", "markid_pool_mapping"} | ({"ch_rings"} if not rings else set())
+            # Reports and pools belong to one run only. Rings are built at every start.
+            renewed = {"hw_accel_events", "markid_pool_mapping"} | ({"ch_rings"} if not rings else set())
             for name, spec in specs.items():
-                maps.maps[name] = _open_or_create(spec, pin_dir, renew=name in fleeting)
+                maps.maps[name] = _open_or_create(spec, pin_dir, renew=name in renewed)
             for cpu in cpus:
                 inner = specs["lru_mapping"].inner
                 assert inner is not None  # map_specs() gave it
-                named = MapSpec(f"lru_{cpu}", inner.type, inner.key, inner.value, inner.max_entries)
-                maps.lrus[cpu] = _open_or_create(named, pin_dir, renew=False)
+                maps.lrus[cpu] = _open_or_create(replace(inner, name=f"lru_{cpu}"), pin_dir, renew=False)
                 maps["lru_mapping"].update(cpu, maps.lrus[cpu])
         except BaseException:
             maps.close()
@@ -163,7 +163,7 @@ class BalancerMaps:
         return maps
 
     def close(self) -> None:
-        """Let go of every map; the kernel keeps those that a program or a pin holds."""
+        """Close every map. The kernel keeps those that a program or a pin refers to."""
         for opened in [*self.maps.values(), *self.lrus.values()]:
             opened.close()
         self.maps.clear()
@@ -171,10 +171,10 @@ class BalancerMaps:
 
 
 def _pinned_rings(pin_dir: Path, vips: int) -> int:
-    """How many rings the pinned `ch_rings` has.
+    """How many rings fit into the pinned `ch_rings`.
 
-    0 when there is none, or one that will not do: too small for so many VIP numbers, or made by a version that did
-    not write it in memory.
+    0 when there is none or it cannot be used: too small for so many VIP numbers, or not mappable, as earlier versions
+    made it.
     """
     pin = pin_dir / "ch_rings"
     rings = pinned_entries(pin) // lay.RING_SLOTS if pin.exists() else 0
@@ -188,17 +188,17 @@ def _pinned_rings(pin_dir: Path, vips: int) -> int:
 
 
 def unpin_other_tables(pin_dir: Path, cpus: list[int]) -> None:
-    """Give up the pinned connection tables of CPUs that have none now."""
-    mine = {f"lru_{cpu}" for cpu in cpus}
+    """Unpin the connection tables of CPUs that have none now."""
+    kept = {f"lru_{cpu}" for cpu in cpus}
     for pin in list(pin_dir.glob("lru_[0-9]*")):
-        if pin.name not in mine:
+        if pin.name not in kept:
             pin.unlink()
 
 
 def wait_for_programs() -> None:
-    """Return when every run of a program has ended that had begun before: it may act on what maps held then.
+    """Wait until every program run that began before this call has ended: it may use what it read from maps earlier.
 
-    The kernel waits so before it reports that a map of maps was changed; tens of milliseconds.
+    Changes a map of maps for that: the kernel waits for such runs before it returns. Takes tens of milliseconds.
     """
     spec = MapSpec("none", MapType.ARRAY, U32, U32, 1)
     with (
@@ -216,7 +216,7 @@ def _open_or_create(spec: MapSpec, pin_dir: Path | None, *, renew: bool) -> Map:
         try:
             return Map.open_pinned(pin, spec)
         except HostError as error:
-            advice = "the pins are of another configuration: nfcore cleanup CONFIG removes them, or set another pin_dir"
+            advice = "the pins are of another configuration: run nfcore cleanup CONFIG, or set another pin_dir"
             raise HostError(f"{error}; {advice}") from None
     pin.unlink(missing_ok=True)
     created = Map.create(spec)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What marks mean, in memory that XDP shares: bpf/balancer/mark_entry.h from user space.
+"""Reads and writes the entries of marks in memory that XDP shares: bpf/balancer/mark_entry.h from user space.
 
-An entry of a mark is live while its generations equal those of its VIP and its real; generation 0 is never live.
+An entry is live while its generations equal those of its VIP and its real; generation 0 is never live.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .maps import BalancerMaps
 
 
 class MarkEntries:
-    """`vip_map_by_id`, `hw_accel_reals` and the entries of the marks."""
+    """The maps `vip_map_by_id`, `hw_accel_reals` and that of the entries."""
 
     def __init__(self, maps: BalancerMaps, meaning: MarkMeaning, cpus: list[int]) -> None:
         self.meaning = meaning
@@ -37,16 +37,16 @@ class MarkEntries:
 
     @property
     def newest_generation(self) -> int:
-        """The largest generation in use."""
+        """The largest generation in the maps."""
         return max(int(self._vips["generation"].max()), int(self._reals.max()))
 
     def forget(self) -> None:
-        """Void every entry, every VIP and every real."""
+        """Erase all entries and all generations."""
         for shared in (self._entries, self._vips, self._reals):
             shared[:] = np.zeros((), dtype=shared.dtype)
 
-    def bring_to_life(self, inventory: Inventory, generation: int) -> None:
-        """Give VIPs and reals that have no generation this one, which no entry of theirs can have."""
+    def give_generations(self, inventory: Inventory, generation: int) -> None:
+        """Give `generation`, which no entry has, to the VIPs and reals that have none."""
         for number in inventory.vips:
             if not self._vips["generation"][number]:
                 self._vips[number] = inventory.vip_by_id(number, 0)
@@ -56,52 +56,56 @@ class MarkEntries:
                 self._reals[number] = generation
 
     def end(self, vips: Iterable[int], reals: Iterable[int]) -> None:
-        """Let no mark lead to these VIPs and reals any more."""
+        """Set the generations of VIPs and reals to 0, so that no mark leads to them any more."""
         for number in vips:
             self._vips["generation"][number] = 0
         for number in reals:
             self._reals[number] = 0
 
     def void_foreign(self, targets: NDArray[np.uint64], finder: VipFinder) -> int:
-        """Void entries of other targets than these, and of flows that are another VIP's by now; how many."""
-        live = np.flatnonzero(self._entries["vip_generation"])
-        entries = self._entries[live]
+        """Erase entries of other targets, and of flows that belong to another VIP by now; returns how many."""
+        used = np.flatnonzero(self._entries["vip_generation"])
+        entries = self._entries[used]
         vips = entries["vip_num"].astype(np.uint64)
-        good = np.isin(vips << np.uint64(32) | entries["real_key"].astype(np.uint64), targets)
+        valid = np.isin(vips << np.uint64(32) | entries["real_key"].astype(np.uint64), targets)
         if self.meaning is MarkMeaning.FLOW:
-            good &= finder.owners(entries["flow"]) == vips.astype(np.int64)
-        self._entries["vip_generation"][live[~good]] = 0
-        return int(np.count_nonzero(~good))
+            valid &= finder.owners(entries["flow"]) == vips.astype(np.int64)
+        self._entries["vip_generation"][used[~valid]] = 0
+        return int(np.count_nonzero(~valid))
 
     # Marks
 
     def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Read the targets of a former run's marks: dest-id's are numbered alike, flow-id's need pinned maps."""
-        known: NDArray[np.bool_] = marks < len(self._entries)
-        entries = self._entries[np.where(known, marks, 0)]
+        """Fill in the targets of an earlier run's marks; True where the entry is live (flow-id: in pinned maps)."""
+        live: NDArray[np.bool_] = marks < len(self._entries)
+        entries = self._entries[np.where(live, marks, 0)]
         vips, reals = entries["vip_num"].astype(np.int64), entries["real_key"].astype(np.int64)
-        known &= (entries["vip_generation"] != 0) & (entries["vip_generation"] == self._vips["generation"][vips])
-        known &= entries["real_generation"] == self._reals[reals]
+        live &= self._are_live(entries, vips, reals)
         batch.rows["target"] = vips.astype(np.uint64) << np.uint64(32) | reals.astype(np.uint64)
         if self.meaning is MarkMeaning.FLOW:
-            known &= entries["flow"] == batch.rows["key"]
-            known &= entries["family"] == batch.rows["family"]
-        return known
+            live &= entries["flow"] == batch.rows["key"]
+            live &= entries["family"] == batch.rows["family"]
+        return live
 
     def publish(self, batch: FlowBatch, marks: NDArray[np.uint32], targets: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Write what the marks mean, or check what XDP wrote; True where the entry stands and is live."""
+        """Write the entries of the marks (dest-id), or check those of XDP (flow-id); True where the entry is live."""
         vips = (batch.rows["target"] >> np.uint64(32)).astype(np.int64)
         reals = (batch.rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.int64)
         live: NDArray[np.bool_] = np.isin(batch.rows["target"], targets)
         if self.meaning is MarkMeaning.FLOW:
             entries = self._entries[marks]
-            live &= (entries["flow"] == batch.rows["key"]) & (entries["vip_generation"] != 0)
-            live &= entries["vip_generation"] == self._vips["generation"][vips]
-            live &= entries["real_generation"] == self._reals[reals]
-            return live
+            return live & (entries["flow"] == batch.rows["key"]) & self._are_live(entries, vips, reals)
         for row in _first_per_mark(marks, live):
             self._write_target(int(marks[row]), int(vips[row]), int(reals[row]))
         return live
+
+    def _are_live(
+        self, entries: NDArray[np.void], vips: NDArray[np.int64], reals: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Whether the generations in each entry are not 0 and equal those of its VIP and real."""
+        generations = entries["vip_generation"]
+        live: NDArray[np.bool_] = (generations != 0) & (generations == self._vips["generation"][vips])
+        return live & (entries["real_generation"] == self._reals[reals])
 
     def _write_target(self, mark: int, vip_num: int, real: int) -> None:
         entry = self._entries[mark : mark + 1]
@@ -109,13 +113,13 @@ class MarkEntries:
         wanted = (vip_num, real, generation, real_generation)
         if tuple(entry[0]) == wanted:
             return
-        # The generation goes first and comes last: a packet meanwhile takes the slow path.
+        # The generation is cleared first and set last: a packet in between takes the slow path.
         entry["vip_generation"] = 0
         entry["vip_num"], entry["real_key"], entry["real_generation"] = vip_num, real, real_generation
         entry["vip_generation"] = generation
 
     def retire(self, marks: NDArray[np.uint32]) -> None:
-        """Erase what the marks meant."""
+        """Erase the entries of the marks."""
         self._entries["vip_generation"][marks] = 0
 
 

@@ -27,7 +27,7 @@ def accel_counters(balancer: Balancer) -> Counts:
 
 
 def _summed(balancer: Balancer, name: str, entries: int) -> NDArray[np.void]:
-    """A per-CPU map of `struct lb_stats`, summed over the CPUs; only the first entries are read, the others are 0."""
+    """Sum a per-CPU map of `struct lb_stats` over the CPUs. Only the first `entries` are read, the others are 0."""
     per_cpu = balancer.maps[name].read_slice(0, entries)
     total = np.zeros(balancer.maps[name].spec.max_entries, dtype=lay.LB_STATS)
     for field in ("v1", "v2"):
@@ -37,11 +37,11 @@ def _summed(balancer: Balancer, name: str, entries: int) -> NDArray[np.void]:
 
 @dataclass
 class _Readings:
-    """All counters, in the order in which they are read: wholes first, then the parts to be taken from them.
+    """All counters, in the order in which they are read: each total before the parts that are subtracted from it.
 
-    A packet raises the part before the whole (bpf/balancer/counters.h). So a part that is read after its whole holds
-    every packet of that whole, and the difference is never too large. What it lacks comes with the next reading; what
-    is too much would stay for ever, since a counter must not go back.
+    A packet raises the part before the total (bpf/balancer/counters.h). So a part that is read after its total has
+    every packet of that total, and the difference is never too large. It may be too small until the next reading. A
+    difference that is too large would stay, since a counter must not go back.
     """
 
     stats: NDArray[np.void]
@@ -51,14 +51,14 @@ class _Readings:
     reals_slow: NDArray[np.void]
     """`real_slow_stats`, parts of `reals`."""
     accel: Counts
-    """Of it `FAST` and `SLOW` are parts of all frames in `stats`."""
+    """Its `FAST` and `SLOW` are parts of all frames in `stats`."""
     misses: int
-    """Part of the look-ups in `stats`, where its place is beside them: read once more."""
+    """Part of the look-ups in `stats`. It is in the same slot, so it is read again."""
 
     @classmethod
     def take(cls, balancer: Balancer) -> _Readings:
         reals = max(balancer.inventory.reals.values(), default=0) + 1
-        # Python evaluates them in this order.
+        # Python evaluates arguments in this order.
         return cls(
             stats=_summed(balancer, "stats", 2 * lay.MAX_VIPS),
             reals=_summed(balancer, "reals_stats", reals),
@@ -83,15 +83,15 @@ class _Readings:
 
 @dataclass(frozen=True)
 class _Names:
-    """Labels of VIPs and reals, with their numbers, row by row."""
+    """Labels of VIPs and reals with their numbers, row by row."""
 
     inventory: Inventory
     vips: LabelSets
     vip_paths: LabelSets
-    """All VIPs by the fast path, then all by the slow one."""
+    """All VIPs with path `fast`, then all with `slow`."""
     vip_numbers: NDArray[np.int64]
     uncounted: NDArray[np.uint64]
-    """Bytes of the IP header that the maps leave out, as Katran's do: those of IPv6."""
+    """Bytes of the IP header that the maps do not count, as Katran's do not: 40 for IPv6, else 0."""
     reals: LabelSets
     real_paths: LabelSets
     real_numbers: NDArray[np.int64]
@@ -114,24 +114,23 @@ class _Names:
         )
 
 
-class BalancerFigures:
-    """Reads a balancer's counters. Remembers derived ones, which must not go back."""
+class BalancerMetrics:
+    """Reads a balancer's counters. Remembers those that are differences: they must not go back."""
 
     def __init__(self, balancer: Balancer) -> None:
         self._balancer = balancer
         self._ratchet = Ratchet()
         self._names = _Names.of(balancer.inventory)
-        """Of the VIPs and reals that there are."""
 
     def follow(self) -> None:
-        """Go on with the VIPs and reals that a reload has left. A number that was given anew counts from 0."""
+        """Take over the VIPs and reals of a reload. A number that was given again counts from 0."""
         before, now = self._names.inventory, self._balancer.inventory
         self._ratchet.forget("vip", list(now.vips.keys() - before.vips.keys()))
         self._ratchet.forget("real", list(set(now.reals.values()) - set(before.reals.values())))
         self._names = _Names.of(now)
 
     def families(self) -> Iterator[MetricFamily]:
-        """Give all figures of the balancer."""
+        """Give all metrics of the balancer."""
         now = _Readings.take(self._balancer)
         yield self._paths(now)
         yield from self._per_vip(now)
@@ -145,10 +144,10 @@ class BalancerFigures:
         family = counter("nfcore_packets_total", "Packets by how their way was found.", "packets", "path")
         family.add(fast, path="fast")
         family.add(slow, path="slow")
-        family.add(self._left_over("none", total, fast, slow), path="none")
+        family.add(self._remainder("none", total, fast, slow), path="none")
         return family
 
-    def _left_over(self, key: str, total: int, *others: int) -> int:
+    def _remainder(self, key: str, total: int, *others: int) -> int:
         return int(self._ratchet.hold(key, np.array(total), *map(np.array, others)))
 
     def _per_vip(self, now: _Readings) -> Iterator[MetricFamily]:
@@ -185,15 +184,15 @@ class BalancerFigures:
         yield paths
 
     def _by_path(self, key: str, packets: Counts, slow: Counts, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Packets of VIPs or reals by the fast path, then by the slow one, which counts nothing without marks."""
+        """Packets of VIPs or reals by the fast path, then by the slow path. Without marks all packets are slow."""
         slow = packets if self._balancer.meaning is None else slow
         by_mark = self._ratchet.hold(key, packets, slow)
         return np.concatenate([by_mark[numbers], slow[numbers].astype(np.int64)])
 
     def _tables(self, now: _Readings) -> Iterator[MetricFamily]:
-        """Connection tables and rings."""
+        """Metrics of the connection tables and rings."""
         lookups = counter("nfcore_lru_lookups_total", "Look-ups in the connection tables.", "packets", "result")
-        lookups.add(self._left_over("hits", now.v1(_SLOT.LRU), now.misses), result="hit")
+        lookups.add(self._remainder("hits", now.v1(_SLOT.LRU), now.misses), result="hit")
         lookups.add(now.misses, result="miss")
         kinds = counter("nfcore_lru_tcp_misses_total", "TCP packets of flows that were in no table.", "packets", "kind")
         kinds.add(now.v1(_SLOT.TCP_MISS), kind="syn")
@@ -236,7 +235,7 @@ def _verdicts(now: _Readings) -> Iterator[MetricFamily]:
 def _reports(now: _Readings) -> Iterator[MetricFamily]:
     for name, text, value in (
         ("nfcore_reports_total", "Reports of flows made by the datapath.", now.of(_ACCEL.REPORTED)),
-        # What the kernel says it has lost of a perf buffer, the program knew already.
+        # The program counts losses itself: those that the kernel reports for a perf buffer are the same.
         ("nfcore_reports_lost_total", "Reports of flows without room in the buffer.", now.of(_ACCEL.REPORT_LOST)),
         (
             "nfcore_mark_pool_empty_total",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One frame through the loaded program: what it did, told from the counters that it moved."""
+"""Runs one frame through the loaded program and tells what it did by the counters that changed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .balancer import Balancer
 
 REASONS = {
     lay.AccelCounter.MALFORMED: "truncated, fragment or IP options",
-    lay.AccelCounter.INELIGIBLE: "SYN, FIN, RST or too long: never by a mark",
+    lay.AccelCounter.INELIGIBLE: "SYN, FIN, RST or too long: never sent by a mark",
     lay.AccelCounter.UNKNOWN_MARK: "the mark has no entry",
-    lay.AccelCounter.OTHER_FLOW: "the mark is another flow's or VIP's",
+    lay.AccelCounter.OTHER_FLOW: "the mark belongs to another flow or VIP",
     lay.AccelCounter.STALE: "VIP or real changed since the mark was given",
-    lay.AccelCounter.REAL_GONE: "its real is gone: the ring chose anew",
+    lay.AccelCounter.REAL_GONE: "its real is gone: the ring chose another",
 }
-"""What a counter that moved says about a packet."""
+"""Counter → what it says about a packet that raised it."""
 
 
 def trace(balancer: Balancer, frame: bytes, mark: int) -> PacketTrace:
-    """Run `frame` with `mark` (0 = none) as its metadata through the program, exactly as deployed."""
-    before = _snapshot(balancer)
+    """Run `frame` with `mark` (0: none) in its metadata through the program."""
+    counters = _snapshot(balancer)
     metadata = struct.pack("=I", mark) if mark else b""
     run = balancer.program.test_run(frame, metadata=metadata)
-    vips, reals, accel = (now - then for now, then in zip(_snapshot(balancer), before, strict=True))
-    vip, real = _moved(vips), _moved(reals)
+    vips, reals, accel = (after - before for after, before in zip(_snapshot(balancer), counters, strict=True))
+    vip, real = _changed(vips), _changed(reals)
     path = "none"
     if accel[lay.AccelCounter.FAST]:
         path = "fast"
@@ -42,7 +42,7 @@ def trace(balancer: Balancer, frame: bytes, mark: int) -> PacketTrace:
         path=path,
         vip=None if vip is None else balancer.inventory.vips[vip].name,
         real=None if real is None else balancer.inventory.real_name(real),
-        why=next((words for counter, words in REASONS.items() if accel[counter]), ""),
+        why=next((reason for counter, reason in REASONS.items() if accel[counter]), ""),
     )
 
 
@@ -54,7 +54,7 @@ def _snapshot(balancer: Balancer) -> tuple[NDArray[np.int64], NDArray[np.int64],
     return vips.astype(np.int64), reals.astype(np.int64), accel.astype(np.int64)
 
 
-def _moved(delta: NDArray[np.int64]) -> int | None:
-    """Index of the counter that moved."""
-    moved = np.flatnonzero(delta)
-    return int(moved[0]) if len(moved) else None
+def _changed(delta: NDArray[np.int64]) -> int | None:
+    """Index of the counter that changed, None when none did."""
+    changed = np.flatnonzero(delta)
+    return int(changed[0]) if len(changed) else None

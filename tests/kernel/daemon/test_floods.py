@@ -13,7 +13,7 @@ import pytest
 from nfcore.api.json_rows import materialize
 from nfcore.bench import FlowSource, make_services
 from nfcore.engine.flow_state import FlowState
-from nfcore.plugins.katran_accel.metrics import BalancerFigures
+from nfcore.plugins.katran_accel.metrics import BalancerMetrics
 from nfcore.plugins.stats.registry import Registry
 from tests.kernel.katran_accel.world import World, forget_connections, open_world
 from tests.kernel.site import Figures, Site, eventually
@@ -94,7 +94,7 @@ def figures_of(world: World) -> Figures:
     """What engine and balancer count."""
     registry = Registry()
     registry.add(world.engine.collect())
-    registry.add(BalancerFigures(world.balancer).families())
+    registry.add(BalancerMetrics(world.balancer).families())
     return Figures(materialize(registry.as_rows())["metrics"])
 
 

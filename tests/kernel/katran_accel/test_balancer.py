@@ -19,7 +19,7 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 
 from nfcore.plugins.katran_accel.layouts import AccelCounter, StatsSlot
-from nfcore.plugins.katran_accel.metrics import BalancerFigures
+from nfcore.plugins.katran_accel.metrics import BalancerMetrics
 
 from .world import CLIENT, NIC, World, forget_connections, open_world, outer, sent_to, set_ring, tcp, udp
 
@@ -30,8 +30,8 @@ FAMILIES = {
 }
 
 
-def figure(world: World | BalancerFigures, name: str, **labels: str) -> float:
-    figures = world if isinstance(world, BalancerFigures) else BalancerFigures(world.balancer)
+def figure(world: World | BalancerMetrics, name: str, **labels: str) -> float:
+    figures = world if isinstance(world, BalancerMetrics) else BalancerMetrics(world.balancer)
     (family,) = [family for family in figures.families() if family.name == name]
     return sum(s.value for s in family.everything() if labels.items() <= s.labels.items())
 
@@ -135,7 +135,7 @@ def under_fire(world: World, frame: bytes, repeat: int = 1) -> Iterator[list[int
 def test_what_is_left_of_counters_is_never_too_much_while_packets_come(tmp_path: Path) -> None:
     syn = tcp("198.18.1.2", "198.18.10.1", flags="S")
     with open_world(tmp_path) as world:
-        figures = BalancerFigures(world.balancer)
+        figures = BalancerMetrics(world.balancer)
         with under_fire(world, syn) as sent:
             for _ in range(300):
                 assert figure(figures, "nfcore_vip_path_packets_total", path="fast") == 0

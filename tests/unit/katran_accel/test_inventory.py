@@ -31,6 +31,10 @@ def table(*vips: dict[str, Any]) -> KatranTable:
     return KatranTable.model_validate({"vips": list(vips)})
 
 
+def numbered(*vips: dict[str, Any]) -> Inventory:
+    return Numbering(0.0).plan(table(*vips))
+
+
 def reals(inventory: Inventory) -> dict[int, int]:
     return {int(str(address).rsplit(".", 1)[1]): number for address, number in inventory.reals.items()}
 
@@ -75,7 +79,7 @@ def test_numbers_stay_and_none_is_given_again_too_early(steps: list[tuple[list[s
 
 
 def test_a_first_table_is_numbered_in_its_order() -> None:
-    inventory = Inventory.of(table(vip(2, (7, 3)), vip(1, (3, 5)), vip(3, (7,))))
+    inventory = numbered(vip(2, (7, 3)), vip(1, (3, 5)), vip(3, (7,)))
     assert [(number, vip.name) for number, vip in inventory.vips.items()] == [
         (0, "198.18.10.2:80/tcp"),
         (1, "198.18.10.1:80/tcp"),
@@ -168,7 +172,7 @@ def test_a_note_that_cannot_be_is_refused_as_a_whole(changes: dict[str, Any]) ->
 
 def test_who_takes_packets_of_whom() -> None:
     wide, port, exact = vip(address="198.18.10.0/24"), vip(1, port=0), vip(1)
-    inventory = Inventory.of(table(wide, port, exact, vip(9, protocol="udp")))
+    inventory = numbered(wide, port, exact, vip(9, protocol="udp"))
     name = {number: identity(each) for number, each in inventory.vips.items()}
     assert inventory.winners == {0: {name[2]}, 1: {name[0], name[2]}}
     assert inventory.shadowed() == {0, 1}
@@ -188,9 +192,7 @@ def test_winners_are_all_those_to_whom_a_vip_loses(drawn: list[tuple[str, int, i
         (str(ip_network((address, min(length, ip_address(address).max_prefixlen)), strict=False)), port, protocol)
         for address, length, port, protocol in drawn
     }
-    inventory = Inventory.of(
-        table(*(vip(address=address, port=port, protocol=protocol) for address, port, protocol in sorted(vips)))
-    )
+    inventory = numbered(*(vip(address=address, port=port, protocol=proto) for address, port, proto in sorted(vips)))
     for number, mine in inventory.vips.items():
         others = {identity(other) for other in inventory.vips.values() if mine.loses_to(other)}
         assert inventory.winners.get(number, frozenset()) == others
