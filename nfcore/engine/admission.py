@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a flow worth a rule? The policies of `[offload]`, as a plugin among others: each answers `on_new_flow`.
+"""The policies of `[offload]` that decide whether a flow may get a rule, as a plugin with the hook `on_new_flow`.
 
-What depends on room and time (the budget of insertions, the size of the table) is not decided here: flows that
-are admitted wait for it, the hottest first (`engine.py`).
+Limits of room and time (`max_rules`, the NIC's table, the budget of insertions) are not applied here: admitted flows
+wait until there is room, the hottest first (`dispatch.py`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..api.reasons import Reason
 
 NAME = "admission"
 Held = Callable[[int], NDArray[np.uint32]]
-"""NF number → group of each flow of it that has a rule or waits for one."""
+"""NF number → the group of each of its flows that has a rule or waits for one."""
 
 
 class Admission:
-    """The core's own policies. `held` tells what is in hardware, for the share of a group."""
+    """nfcore's own policies. held: gives the flows that count towards the share of a group."""
 
     def __init__(self, context: Context, held: Held) -> None:
         self._context = context
@@ -37,7 +37,7 @@ class Admission:
 
     @hookimpl
     def on_new_flow(self, batch: FlowBatch) -> NDArray[np.uint8] | None:
-        """Refuse excluded flows, those that are too slow, and those whose group has its share."""
+        """Refuse flows that are excluded or too slow, or whose group has its share of the rules already."""
         reasons = np.zeros(len(batch), dtype=np.uint8)
         if self._table.min_rate:
             reasons[batch.rows["rate"] < self._table.min_rate] = Reason.TOO_SLOW
@@ -48,7 +48,7 @@ class Admission:
         return reasons if reasons.any() else None
 
     def _share(self, batch: FlowBatch, reasons: NDArray[np.uint8]) -> None:
-        """Refuse what would bring a group over its share, the coldest of the batch first."""
+        """Refuse flows that would bring their group over its share; flows with more packets come first."""
         limit = max(1, int(self._table.max_rules * self._table.max_share))
         open_rows = np.flatnonzero(reasons == 0)
         for number in np.unique(batch.rows["nf"][open_rows]).tolist():
@@ -62,7 +62,7 @@ class Admission:
 
 
 def _touches(batch: FlowBatch, network: Network) -> NDArray[np.bool_]:
-    """Rows either of whose addresses is in the prefix."""
+    """Which rows have their source or destination address in the prefix."""
     mask, wanted = pack_address(network.netmask), pack_address(network.network_address)
     keys = batch.rows["key"]
     inside: NDArray[np.bool_] = ((keys["src"] & mask) == wanted).all(axis=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's dealings in marks: from whom they come, what they are made to mean, and how they go back."""
+"""The lifecycle of a mark: allocated by the strategy, published and retired by the network function, released."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ from ..hooks.manager import PluginManager
 
 
 class MarkLifecycle:
-    """Asks strategies and network functions."""
+    """Calls the hooks of marking strategies and network functions that deal with marks."""
 
     def __init__(self, context: Context, plugins: PluginManager) -> None:
         self._context = context
         self._plugins = plugins
         self._ending: dict[int, NDArray[np.uint32]] = {}
-        """NF number → marks of targets that are gone, which rules may still set."""
+        """NF number → marks of targets that are gone. Rules may still set them."""
         self._unretired: dict[int, NDArray[np.uint32]] = {}
-        """NF number → marks of flows that are gone, which the NF failed to retire."""
+        """NF number → marks of flows that are gone, and that the NF failed to retire."""
 
     @property
     def of_targets(self) -> bool:
-        """Whether a mark is shared by all flows of a target."""
+        """Whether all flows of a target share one mark."""
         strategy = self._context.strategy
         return strategy is not None and strategy.meaning is MarkMeaning.TARGET
 
     @property
     def ending(self) -> bool:
-        """Whether there are marks of targets that are gone."""
+        """Whether marks of gone targets are still to be retired."""
         return bool(self._ending)
 
     def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
-        """Marks of the strategy in charge, 0 where there is none; a mark that XDP took in vain goes back."""
+        """Give each flow the strategy's mark, 0 if there is none. Marks that XDP took and that are not used go back."""
         marks = np.zeros(len(batch), dtype=np.uint32)
         plugin, given = self._plugins.call_first("allocate_mark", batch=batch)
         if given is not None:
-            marks = self._within(plugin, given)
+            marks = self._without_too_wide(plugin, given)
         self.give_back(batch.rows["mark"][batch.rows["mark"] != marks])
         for ending in self._ending.values():
             marks[np.isin(marks, ending)] = 0
         return marks
 
-    def _within(self, plugin: str, marks: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """Leave out marks that are wider than all that is agreed on."""
+    def _without_too_wide(self, plugin: str, marks: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Replace marks of more bits than `[marking] width` by 0, and report the plugin's fault."""
         wide = marks >= self._context.marks.size
         if wide.any():
-            words = f"answered {marks[wide][0]}; should be marks of [marking] width = {self._context.marks.width} bits"
-            self._plugins.report_fault(plugin, "allocate_mark", Fault.WRONG_ANSWER, words)
+            text = f"returned {marks[wide][0]}; should be marks of [marking] width = {self._context.marks.width} bits"
+            self._plugins.report_fault(plugin, "allocate_mark", Fault.WRONG_ANSWER, text)
         return np.where(wide, 0, marks).astype(np.uint32)
 
     def publish(
         self, nf: NetworkFunction, batch: FlowBatch, marks: NDArray[np.uint32]
     ) -> tuple[NDArray[np.bool_], Reason]:
-        """Let the NF write what the marks mean. Which of them stand, and the reason of the others, which go back."""
-        done, answer = self._plugins.try_call(nf.name, "publish_marks", batch=batch, marks=marks)
-        published = answer if done else np.zeros(len(batch), dtype=bool)
+        """Let the NF write what the marks mean. Returns which it has written, and the reason why the others go back."""
+        done, result = self._plugins.try_call(nf.name, "publish_marks", batch=batch, marks=marks)
+        published = result if done else np.zeros(len(batch), dtype=bool)
         self.undo(nf.number, marks[~published])
         if self.of_targets and not published.all():
-            # A report that was on its way when its target went must not leave a mark to nowhere.
+            # The report of a flow may come after its target was removed: the mark of that target must be retired.
             refused = np.unique(batch.rows["target"][~published])
             self.begin_end(nf, np.setdiff1d(refused, nf.targets().rows["target"]))
         return published, Reason.NOT_PUBLISHED if done else Reason.HOOK_FAILED
@@ -78,29 +78,29 @@ class MarkLifecycle:
             self._plugins.try_call(nf.name, "publish_marks", batch=targets[given], marks=marks[given])
 
     def undo(self, nf_number: int, marks: NDArray[np.uint32]) -> None:
-        """Retire and give back marks of single flows; a target's mark goes on for the other flows."""
+        """Retire and release the marks of flows; marks of targets stay, for the other flows."""
         if not self.of_targets and len(marks) and not self._retire(nf_number, marks):
             before = self._unretired.get(nf_number, marks[:0])
             self._unretired[nf_number] = np.concatenate([before, marks])
 
     def retire_again(self) -> None:
-        """Try again what the NF failed to do."""
+        """Retry to retire marks where the NF has failed."""
         again, self._unretired = self._unretired, {}
         for nf_number, marks in again.items():
             self.undo(nf_number, marks)
 
     def give_back(self, taken: NDArray[np.uint32]) -> None:
-        """Return marks that XDP took and no flow will use. What is not on lease is in use, or never was ours."""
+        """Release marks that XDP took and no flow uses. Of those that are not on lease none is free to be released."""
         self._release(taken[self._context.marks.leased(taken)])
 
     def lease(self) -> None:
-        """Fill the pools that XDP takes marks from."""
+        """Fill the pools from which XDP takes marks."""
         for nf in self._context.nfs:
             if nf.pools is not None:
                 nf.pools.lease(self._context.marks, self._context.config.marking.pool_chunk)
 
     def begin_end(self, nf: NetworkFunction, targets: NDArray[np.uint64]) -> None:
-        """Give no flow the marks of targets that are gone, and retire them once nothing sets them."""
+        """From now on allocate no marks of these targets, which are gone; retire them once no rule sets them."""
         if not self.of_targets or not len(targets):
             return
         batch = FlowBatch.empty(len(targets))
@@ -110,23 +110,24 @@ class MarkLifecycle:
         self._ending[nf.number] = np.union1d(before, marks[marks != 0]).astype(np.uint32)
 
     def unused(self, in_use: NDArray[np.uint32]) -> dict[int, NDArray[np.uint32]]:
-        """Marks of gone targets that no flow in a NIC or on its way there has: for :meth:`end` after a grace."""
+        """Give the marks of gone targets that are not `in_use` by a flow: for :meth:`end` after a grace period."""
         return {number: free for number, marks in self._ending.items() if len(free := np.setdiff1d(marks, in_use))}
 
     def end(self, ended: dict[int, NDArray[np.uint32]]) -> None:
-        """Retire and give back marks of targets that are gone."""
+        """Retire and release marks of targets that are gone."""
         for number, marks in ended.items():
-            now = np.intersect1d(marks, self._ending.get(number, marks[:0]))
-            if self._retire(number, now):
-                left = np.setdiff1d(self._ending[number], now)
-                self._ending[number] = left
-                if not len(left):
+            still_ending = np.intersect1d(marks, self._ending.get(number, marks[:0]))
+            if self._retire(number, still_ending):
+                left = np.setdiff1d(self._ending[number], still_ending)
+                if len(left):
+                    self._ending[number] = left
+                else:
                     del self._ending[number]
 
     def _retire(self, nf_number: int, marks: NDArray[np.uint32]) -> bool:
         nf = self._context.nfs[nf_number - 1]
         retired, _ = self._plugins.try_call(nf.name, "retire_marks", nf=nf_number, marks=marks)
-        if retired:  # a mark that may still mean something must not be given to another flow
+        if retired:  # otherwise the mark may still have an entry, and must not be given to another flow
             self._release(marks)
         return retired
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the NIC holds against what the flow table says, each time that the counters are read.
+"""Compares the NIC's rules with the flow table, each time that the counters are read.
 
-dump ─► counters and rates ─► gone without our doing: put back ─► idle, or colder than what waits: removed
+dump ─► counters and rates ─► vanished rules: put back ─► idle rules, and those colder than waiting flows: removed
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ SHORTEST_POLL, LONGEST_POLL = 0.1, 5.0
 
 
 def _keys(rows: NDArray[np.void]) -> NDArray[np.uint8]:
-    """Give the bytes of the flow keys that flows, as well as rules with counters, begin with."""
+    """Give the bytes of the flow keys with which the rows begin, be they of flows or of rules with counters."""
     raw = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
     return raw[:, : FLOW_KEY.itemsize]
 
 
 class Reconciler:
-    """Reads the counters of every device, and acts on what it finds."""
+    """Reads the counters of every device, and removes or restores rules by what it finds."""
 
     def __init__(self, state: EngineState, remover: Remover) -> None:
         self._state = state
         self._remover = remover
 
     def run(self) -> None:
-        """Have the counters read that are due; never waits."""
+        """Let the workers read the counters that are due; never waits."""
         now = self._state.clock()
         for device in self._state.devices.values():
             if now >= device.next_poll:
                 self._poll(device, now)
 
     def _poll(self, device: DeviceState, now: float) -> None:
-        device.next_poll = now + min(max(self._patience(device) / 4, SHORTEST_POLL), LONGEST_POLL)
+        device.next_poll = now + min(max(self._idle_timeout(device) / 4, SHORTEST_POLL), LONGEST_POLL)
         if device.polling or not device.accelerated:
             return
         self._remover.end_forced(device)
@@ -59,87 +59,92 @@ class Reconciler:
             if isinstance(result, Exception):
                 log.warning("%s: counters cannot be read: %s", device.name, result)
             else:
-                self.counted(device, result, now)
+                self._compare(device, result, now)
 
-        # The answer may come before `submit` returns.
+        # Set first: `done` may be called before `submit` returns.
         device.polling = True
         if not device.worker.submit(device.backends.dump, done):
             device.polling = False
 
-    def _patience(self, device: DeviceState) -> float:
+    def _idle_timeout(self, device: DeviceState) -> float:
         held = self._state.table.count(*OCCUPYING)
         room = held if device.full else self._state.offload.max_rules
         return idle_timeout_at(self._state.offload.idle_timeout, held, room)
 
-    def counted(self, device: DeviceState, dump: Dump, asked: float) -> None:
-        """Compare the flow table with what the NIC holds. `asked`: since when the dump may have been read."""
-        state, table, now = self._state, self._state.table, self._state.clock()
-        ours, slots, _ = split_cookies(dump.rows["rule"]["cookie"])
+    def _compare(self, device: DeviceState, dump: Dump, requested: float) -> None:
+        """Compare the flow table with what the NIC holds. requested: the dump was read then or later."""
+        table = self._state.table
+        own, slots, _ = split_cookies(dump.rows["rule"]["cookie"])
         known = self._accounted_for(device, dump)
-        self._remove_orphans(device, dump, ours & ~known)
-        leaving = known.copy()
-        leaving[leaving] &= table.state[slots[leaving]] == FlowState.DRAINING
-        self._state.count(device, slots[leaving], counts_of(dump.rows[leaving]))
-        known[known] &= table.state[slots[known]] == FlowState.INSTALLED
-        slots = slots[known]
-        self._note(device, slots, dump.rows[known], asked)
-        held = table.slots_in(FlowState.INSTALLED)
-        held = held[(table.flow["ifindex"][held] == device.ifindex) & np.isin(table.backend[held], dump.answered)]
-        there = np.zeros(len(table.state), dtype=bool)
-        there[slots] = True
-        self._vanished(device, held[~there[held]], now)
-        held = held[there[held]]
+        self._remove_orphans(device, dump, own & ~known)
+        rows = np.flatnonzero(known)
+        states = table.state[slots[rows]]
+        draining, installed = rows[states == FlowState.DRAINING], rows[states == FlowState.INSTALLED]
+        self._state.count(device, slots[draining], counts_of(dump.rows[draining]))
+        self._update(device, slots[installed], dump.rows[installed], requested)
+        held = self._put_back_vanished(device, dump, slots[installed])
         held = held[~np.isin(table.reason[held], FORCED_ENDS)]
-        # All that the NIC had counted `counter_lag` before the dump shows in it; the dump itself may be old by now.
-        silence = asked - table.seen[held] - state.offload.counter_lag
-        idle = silence >= self._patience(device)
+        # Packets that came up to `counter_lag` before the dump may be missing in it.
+        silence = requested - table.seen[held] - self._state.offload.counter_lag
+        idle = silence >= self._idle_timeout(device)
         self._remover.end_rules(held[idle], Reason.IDLE)
         self._replace(device, held[~idle])
-        device.polled = asked
-        device.counted[dump.answered] = asked
+        device.polled = requested
+        device.counted[dump.answered] = requested
 
     def _accounted_for(self, device: DeviceState, dump: Dump) -> NDArray[np.bool_]:
-        """Rules of ours that belong to flows which are on their way to the NIC, in it, or on their way out."""
+        """Which rows are rules of tracked flows: PENDING, INSTALLED or DRAINING."""
         table = self._state.table
         known, slots, generations = split_cookies(dump.rows["rule"]["cookie"])
         known &= slots < len(table.state)
         known[known] &= table.generation[slots[known]] == generations[known]
         known[known] &= table.flow["ifindex"][slots[known]] == device.ifindex
-        # The cookies of a run before this, which found the NIC deaf at its start, may be the same.
+        # Rules of an earlier run may have the same cookies, if the NIC could not be read when this run started.
         known[known] &= table.mark[slots[known]] == dump.rows["rule"]["mark"][known]
         known[known] &= (_keys(dump.rows)[known] == _keys(table.batch(slots[known]).rows)).all(axis=1)
         states, backend = table.state[slots[known]], table.backend[slots[known]]
-        # Which backend takes a rule that is on its way is not known yet.
+        # Which backend takes the rule of a PENDING flow is not known yet.
         in_place = np.isin(states, (FlowState.INSTALLED, FlowState.DRAINING)) & (backend == dump.backend[known])
         known[known] &= in_place | (states == FlowState.PENDING)
         return known
 
-    def _note(self, device: DeviceState, slots: NDArray[np.int64], rows: NDArray[np.void], asked: float) -> None:
-        """Keep the counters, and how fast they grow."""
+    def _update(self, device: DeviceState, slots: NDArray[np.int64], rows: NDArray[np.void], requested: float) -> None:
+        """Take over the counters of installed rules, and compute the flows' rates."""
         table = self._state.table
         before = table.packets[slots]
         packets = rows["packets"]
-        # A counter that is less than it was is another rule's, or began anew: what it shows is what is new.
+        # A counter below its last value is another rule's or has been reset: all that it shows is new.
         grown = np.where(packets >= before, packets - before, packets).astype(np.float64)
         counted = device.counted[table.backend[slots]]
-        interval = np.maximum(asked - counted, SHORTEST_POLL)
+        interval = np.maximum(requested - counted, SHORTEST_POLL)
         rates = grown / interval
-        # Two dumps tell a rate when the counter had begun to move by the first. Until then the slow path's stands.
+        # The first dump that shows the counter at work starts the measurement; until then the slow path's rate stays.
         settled = counted - table.since[slots] - self._state.offload.counter_lag
         average = np.where(settled < interval, rates, (table.rate[slots] + rates) / 2)
         table.rate[slots] = np.where(settled >= 0, average, table.rate[slots])
         table.seen[slots[packets != before]] = self._state.clock()
         self._state.count(device, slots, counts_of(rows))
 
+    def _put_back_vanished(self, device: DeviceState, dump: Dump, present: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Let flows wait again whose rules are missing. present: slots of the rules in the dump. Returns the others."""
+        table = self._state.table
+        held = table.slots_in(FlowState.INSTALLED)
+        held = held[(table.flow["ifindex"][held] == device.ifindex) & np.isin(table.backend[held], dump.answered)]
+        is_present = np.zeros(len(table.state), dtype=bool)
+        is_present[present] = True
+        self._vanished(device, held[~is_present[held]], self._state.clock())
+        kept: NDArray[np.int64] = held[is_present[held]]
+        return kept
+
     def _vanished(self, device: DeviceState, slots: NDArray[np.int64], now: float) -> None:
-        """Let flows wait again whose rules the NIC no longer has though nobody here removed them."""
-        state = self._state
+        """Let flows wait again whose rules are gone from the NIC, though nfcore did not remove them."""
+        state, table = self._state, self._state.table
         device.freed(len(slots))
         state.end_counts(device, slots)
-        doomed = np.isin(state.table.reason[slots], FORCED_ENDS)
-        state.table.move(slots[doomed], FlowState.DRAINING, now)
-        self._remover.gone(slots[doomed], now)
-        slots = slots[~doomed]
+        forced = np.isin(table.reason[slots], FORCED_ENDS)
+        table.move(slots[forced], FlowState.DRAINING, now)
+        self._remover.gone(slots[forced], now)
+        slots = slots[~forced]
         if not len(slots):
             return
         state.counters.totals["vanished"] += len(slots)
@@ -147,20 +152,20 @@ class Reconciler:
             EventKind.VANISHED,
             state.opaque(slots),
             reason=Reason.VANISHED,
-            mark=state.table.mark[slots],
-            backend=state.table.backend[slots],
+            mark=table.mark[slots],
+            backend=table.backend[slots],
         )
         if device.refill_began is None:
             device.refill_began = now
-            log.warning("%s: %d rules are gone without our doing; putting them back", device.name, len(slots))
-        # Their packets are on the slow path already, which must send them where their marks did.
-        self._remover.restore(state.table.batch(slots))
-        state.table.reason[slots], state.table.due[slots] = Reason.VANISHED, 0.0
-        state.table.seen[slots] = now
-        state.table.move(slots, FlowState.WAITING, now)
+            log.warning("%s: %d rules have vanished from the NIC; putting them back", device.name, len(slots))
+        # Their packets take the slow path already, which must send them where their marks did.
+        self._remover.restore(table.batch(slots))
+        table.reason[slots], table.due[slots] = Reason.VANISHED, 0.0
+        table.seen[slots] = now
+        table.move(slots, FlowState.WAITING, now)
 
     def _remove_orphans(self, device: DeviceState, dump: Dump, which: NDArray[np.bool_]) -> None:
-        """Take rules of ours off the NIC that no flow accounts for, such as those whose answer was lost."""
+        """Remove nfcore's rules that belong to no tracked flow, such as those that a backend reported as failed."""
         if not which.any():
             return
         rules, backend = RuleBatch(np.ascontiguousarray(dump.rows["rule"][which])), dump.backend[which]
@@ -169,20 +174,20 @@ class Reconciler:
         def done(result: Removal | Exception) -> None:
             if isinstance(result, Exception) or not result.gone.any():
                 return
-            number = int(np.count_nonzero(result.gone))
-            self._state.counters.totals["orphans_removed"] += number
-            words = f"{number:,} rules of ours that belonged to no flow were removed"
-            self._state.events.note(EventKind.NIC, words, device.name)
-            last, of = np.maximum(shown, result.counted)[result.gone], backend[result.gone]
-            device.rule_counters.count(of, np.zeros_like(last), last)
-            device.rule_counters.end(of, last)
+            count = int(np.count_nonzero(result.gone))
+            self._state.counters.totals["orphans_removed"] += count
+            message = f"{count:,} of nfcore's rules that belonged to no flow were removed"
+            self._state.events.note(EventKind.NIC, message, device.name)
+            last, holders = np.maximum(shown, result.counted)[result.gone], backend[result.gone]
+            device.rule_counters.count(holders, np.zeros_like(last), last)
+            device.rule_counters.end(holders, last)
 
         device.worker.submit(lambda: device.backends.remove(rules, backend), done)
 
     def _replace(self, device: DeviceState, installed: NDArray[np.int64]) -> None:
-        """Let the coldest rules go when there is no room for waiting flows that are much hotter, or none at all."""
+        """Remove the coldest rules: those beyond `max_rules`, and those whose place much hotter flows wait for."""
         state, table = self._state, self._state.table
-        # More than `max_rules` after a reload that lowered it; what goes already counts.
+        # Rules beyond `max_rules` after a reload that lowered it, less those that are being removed already.
         surplus = max(0, -state.places - table.count(FlowState.DRAINING))
         if not surplus and not self._is_crowded(device):
             return
@@ -191,15 +196,13 @@ class Reconciler:
         installed = installed[surplus:]
         if not self._is_crowded(device):
             return
-        # Of rules that count nothing it is not known who deserves a place more.
+        # Only rules whose rate is known: their backend has counters, and these have been read since the installation.
         installed = installed[~np.isin(table.backend[installed], device.blind)]
-        # Only of those that two dumps have told the rate.
-        installed = installed[
-            device.counted[table.backend[installed]] - table.since[installed] >= state.offload.counter_lag
-        ]
+        counted = device.counted[table.backend[installed]]
+        installed = installed[counted - table.since[installed] >= state.offload.counter_lag]
         waiting = table.slots_in(FlowState.WAITING)
         waiting = waiting[table.flow["ifindex"][waiting] == device.ifindex]
-        # Places that are being vacated already are for the first of them.
+        # The hottest of them get the places of the rules that are being removed already.
         rates = np.sort(state.heat(waiting))[::-1][table.count(FlowState.DRAINING) :]
         count = min(replaceable(table.rate[installed].astype(np.float64), rates), device.budget.available())
         self._remover.end_rules(installed[:count], Reason.REPLACED)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How flows end: refused, no longer waited for, or with a rule that has to go.
+"""Ends flows: refuses those without a rule, removes the rules of the others, and then retires the marks.
 
-restore_flows ─► rule removed ─► grace ─► entry retired ─► mark in quarantine
+restore_flows ─► rule removed ─► grace period ─► entry of the mark retired ─► mark in quarantine
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .flow_state import FlowState
 from .state import ACTIVE, OCCUPYING, EngineState
 
 FORCED_ENDS = (Reason.TARGET_GONE, Reason.MOVED, Reason.SWITCHED_OFF)
-"""Ends that are tried again until the rule is gone. A rule on its way to the NIC ends as soon as it is there."""
+"""Reasons for which a removal is retried until the rule is gone. A PENDING rule is removed once it is installed."""
 NO_RESTORE = (Reason.TARGET_GONE, Reason.MOVED)
-"""Ends after which the slow path must choose the flow's target anew."""
+"""Reasons for which the slow path must choose the flow's target again."""
 
 
 class Ended(NamedTuple):
-    """Flows that have ended because their target is gone."""
+    """How many flows have ended because their target is gone."""
 
     accelerated: int
-    """Had a rule, or one on its way."""
+    """Flows that had a rule, or whose rule was being installed."""
     waiting: int
-    """Waited for a rule, and get none."""
+    """Flows that waited for a rule."""
 
 
 class Remover:
-    """Ends flows, and retires their marks when no rule sets them any more."""
+    """Ends flows, and retires their marks when no rule sets them any more and the grace period is over."""
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
@@ -64,13 +64,13 @@ class Remover:
     # Without a rule
 
     def refuse(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
-        """Note that flows get no rule, count them, and retire the marks that they have."""
+        """Note that flows get no rule, count them, and retire their marks."""
         self._state.counters.refuse(np.full(len(slots), reason, dtype=np.uint8))
         self._state.events.record(EventKind.REFUSED, self._state.opaque(slots), reason=reason)
         self._retire(slots, reason)
 
     def _retire(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
-        """Take the marks of flows that have no rule; the flows are remembered with the reason."""
+        """Retire the marks of flows without a rule, and remember the flows with the reason."""
         if not len(slots):
             return
         state, table = self._state, self._state.table
@@ -84,31 +84,30 @@ class Remover:
         table.move(slots, FlowState.REFUSED, state.clock())
 
     def restore(self, flows: FlowBatch) -> NDArray[np.bool_]:
-        """Let the slow path send flows to the targets of their marks; whether it does, per row."""
-        known = np.ones(len(flows), dtype=bool)
+        """Make the slow path send flows to the targets of their marks. Returns whether it does, per row."""
+        restored = np.ones(len(flows), dtype=bool)
         for nf in self._state.context.nfs:
             mine = flows.rows["nf"] == nf.number
             if mine.any():
-                known[mine], _ = self._state.plugins.try_call(nf.name, "restore_flows", batch=flows[mine])
-        return known
+                restored[mine], _ = self._state.plugins.try_call(nf.name, "restore_flows", batch=flows[mine])
+        return restored
 
     # With a rule
 
     def end_rules(self, slots: NDArray[np.int64], reason: Reason) -> None:
-        """End flows that have a rule, or are about to. Those that wait are settled at once."""
+        """End flows that have a rule, wait for one or are about to get one."""
         state, table = self._state, self._state.table
         if not len(slots):
             return
         states = table.state[slots]
         self.refuse(slots[states == FlowState.WAITING], reason)
-        # While the worker has it, it cannot be called back: it goes as soon as it is there, or is tried again should
-        # its removal, which is under way, fail.
+        # The worker has these rules. After an installation the rule is removed; a removal that fails is retried.
         under_way = np.isin(states, (FlowState.PENDING, FlowState.DRAINING))
         self._force(slots[under_way], reason)
         installed = slots[states == FlowState.INSTALLED]
         self._force(installed, reason)
         restorable = ~np.isin(table.reason[installed], NO_RESTORE) & (reason not in NO_RESTORE)
-        # Those that cannot be restored now would lose their target: they keep their rules.
+        # A flow that cannot be restored now would lose its target: it keeps its rule.
         ready = ~restorable
         ready[restorable] = self.restore(table.batch(installed[restorable]))
         installed = installed[ready]
@@ -119,12 +118,13 @@ class Remover:
             self._remove(device, mine)
 
     def _force(self, slots: NDArray[np.int64], reason: Reason) -> None:
-        """Note an end that is to be pursued; that a flow must not be restored is never forgotten."""
+        """Note a forced end as the flows' reason. A reason of NO_RESTORE stays: such a flow must never be restored."""
         if reason in FORCED_ENDS:
             reasons = self._state.table.reason
             reasons[slots[~np.isin(reasons[slots], NO_RESTORE)]] = reason
 
     def _remove(self, device: DeviceState, slots: NDArray[np.int64]) -> None:
+        """Let the worker remove the rules of DRAINING flows."""
         state, table = self._state, self._state.table
         rules, backend = state.rules(slots), table.backend[slots].copy()
 
@@ -133,24 +133,24 @@ class Remover:
             gone = np.zeros(len(slots), dtype=bool)
             if not isinstance(result, Exception):
                 gone = result.gone
-                # Less than a dump has shown before is what a NIC says that reads its counters now and then.
+                # A NIC that reads its counters only now and then may report less than an earlier dump has shown.
                 state.count(device, slots[gone], np.maximum(table.counts(slots[gone]), result.counted[gone]))
                 state.end_counts(device, slots[gone])
             device.freed(int(np.count_nonzero(gone)))
             self.gone(slots[gone], now)
-            state.counters.totals["remove_failed"] += int(np.count_nonzero(~gone))
             left = slots[~gone]
+            state.counters.totals["remove_failed"] += len(left)
             text = state.events.text_number("its rule could not be removed") if len(left) else 0
             state.events.record(
                 EventKind.FAILED, state.opaque(left), reason=table.reason[left], backend=backend[~gone], text=text
             )
-            self._stays(slots[~gone], now)
+            self._keep(left, now)
 
         if not device.worker.submit(lambda: device.backends.remove(rules, backend), done):
-            self._stays(slots, state.clock())
+            self._keep(slots, state.clock())
 
     def gone(self, slots: NDArray[np.int64], now: float) -> None:
-        """Let the grace period begin for flows whose rules are off the NIC."""
+        """Start the grace period of flows whose rules are gone from the NIC."""
         if len(slots):
             table = self._state.table
             self._state.counters.end(table.reason[slots])
@@ -159,20 +159,20 @@ class Remover:
                 table.reason[slots],
                 mark=table.mark[slots],
                 backend=table.backend[slots],
-                # With those of rules that it had before and lost; what this one had counted is among them by now.
-                packets=table.past_packets[slots] + table.packets[slots],
-                bytes_=table.past_bytes[slots] + table.bytes[slots],
+                # Of all rules that the flow had: `end_counts` has added the last one's.
+                packets=table.past_packets[slots],
+                bytes_=table.past_bytes[slots],
             )
             self._graces.append((now + self._state.offload.grace, slots))
 
-    def _stays(self, slots: NDArray[np.int64], now: float) -> None:
-        """Go on tracking flows whose rules are still on the NIC: the next look at the counters finds them again."""
+    def _keep(self, slots: NDArray[np.int64], now: float) -> None:
+        """Track flows as INSTALLED again whose rules are still on the NIC: the next poll of the counters finds them."""
         table = self._state.table
         table.move(slots, FlowState.INSTALLED, now)
         table.reason[slots[~np.isin(table.reason[slots], FORCED_ENDS)]] = Reason.ADMIT
 
     def end_targets(self, nf: NetworkFunction, targets: NDArray[np.uint64]) -> Ended:
-        """End all flows to targets that exist no more, whose marks the NF has made void already; which those were."""
+        """End all flows to targets that no longer exist. The NF has made the marks void already."""
         table = self._state.table
         self._state.marks.begin_end(nf, targets)
         slots = table.slots_in(FlowState.WAITING, *OCCUPYING)
@@ -184,7 +184,7 @@ class Remover:
         return ended
 
     def end_forced(self, device: DeviceState) -> None:
-        """Try again to end rules that could not be removed though they must not stay."""
+        """Retry removals that failed and that are forced."""
         table = self._state.table
         installed = table.slots_in(FlowState.INSTALLED)
         installed = installed[np.isin(table.reason[installed], FORCED_ENDS)]

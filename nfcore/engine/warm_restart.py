@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules that an earlier run left on the NIC: taken over when their marks still mean the same, removed otherwise.
+"""Takes over the rules that an earlier run left on the NIC if their marks still mean the same, removes them otherwise.
 
-Told apart by cookie: rules of others are not touched. Whether marks mean the same is told by a fingerprint of
-strategy, its table, width and the network functions' numbering, which each run leaves for the next.
+nfcore's rules are known by their cookies; other rules are not touched. Each run leaves a fingerprint for the next:
+a hash of the strategy, its table, the marks' width and the network functions' numbering. The same fingerprint means
+that the marks mean the same.
 """
 
 from __future__ import annotations
@@ -24,37 +25,38 @@ from .flow_state import FlowState
 from .flow_table import FlowTable
 
 FINGERPRINT = "fingerprint"
+"""Key of the state file."""
 
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What became of the rules that a device held."""
+    """What became of the rules of an earlier run on a device."""
 
     adopted: NDArray[np.int64]
-    """Slots of the flows that are tracked from now on."""
+    """Slots of the flows whose rules were taken over: they are tracked from now on."""
     removed: int
     cleared: bool
-    """Whether no rule of ours is left that was not adopted."""
+    """Whether all rules that were not adopted have been removed."""
     rule_counters: RuleCounters
-    """What all of them have counted."""
+    """What all of these rules have counted."""
 
 
 def same_meaning(context: Context) -> bool:
-    """Whether marks mean what they meant in the run before."""
+    """Whether marks mean the same as in the run before this one."""
     return context.state_file.recall(FINGERPRINT) == _fingerprint(context)
 
 
 def note_meaning(context: Context) -> None:
-    """Leave this run's fingerprint for the next. Only rules whose marks mean this may be left on any NIC by then."""
+    """Leave this run's fingerprint for the next. By then no NIC may hold rules whose marks mean anything else."""
     context.state_file.remember(FINGERPRINT, _fingerprint(context))
 
 
 def renew_meaning(context: Context) -> None:
-    """Leave another fingerprint after a change of the targets, which the next run will have from its start."""
+    """Renew the fingerprint after the targets have changed: the next run starts with the new ones."""
     now = _fingerprint(context)
     shared = context.strategy is not None and context.strategy.meaning is MarkMeaning.TARGET
     if shared and context.state_file.recall(FINGERPRINT) != now:
-        # The next run would give the targets other marks than they have now.
+        # The next run numbers the marks of its targets from the start: they would differ from those of now.
         context.state_file.forget(FINGERPRINT)
     else:
         context.state_file.remember(FINGERPRINT, now)
@@ -64,7 +66,7 @@ def _fingerprint(context: Context) -> int:
     digest = hashlib.blake2b(digest_size=7)
     strategy = context.strategy
     digest.update(f"{strategy and strategy.name} {context.marks.width}".encode())
-    # What a strategy is told to do may decide which target gets which mark.
+    # The configuration of a strategy may decide which target gets which mark.
     table = context.config.sections.get(context.strategist or "")
     if table is not None:
         digest.update(table.model_dump_json().encode())
@@ -74,40 +76,33 @@ def _fingerprint(context: Context) -> int:
 
 
 def take_over(backends: BackendChain, context: Context, table: FlowTable, *, trusted: bool, now: float) -> Leftovers:
-    """Adopt the device's rules whose marks still mean the same (`trusted`), and remove the rest of ours.
+    """Adopt the device's rules whose marks still mean the same (`trusted`), and remove the rest of nfcore's rules.
 
     `now` is the engine's time. Runs on the device's worker while the engine waits for it.
     """
     dump = backends.dump()
-    ours, slots, generations = split_cookies(dump.rows["rule"]["cookie"])
+    own, slots, _ = split_cookies(dump.rows["rule"]["cookie"])
     good = np.zeros(len(dump.rows), dtype=bool)
-    if trusted and ours.any() and len(set(dump.backend[ours].tolist())) == 1:
-        good = ours & _adoptable(backends, context, table, dump, slots)
-    batch, kept = _as_flows(backends, context, dump, good)
-    good[np.flatnonzero(good)[~kept]] = False
-    batch = batch[kept]
-    rules = dump.rows["rule"][good]
-    adopted = slots[good]
-    table.adopt(batch, adopted, generations[good], FlowState.INSTALLED, now)
-    table.mark[adopted], table.backend[adopted] = rules["mark"], dump.backend[good]
-    table.packets[adopted], table.bytes[adopted] = dump.rows["packets"][good], dump.rows["bytes"][good]
-    stale = ours & ~good
+    if trusted and own.any() and len(set(dump.backend[own].tolist())) == 1:
+        good = own & _trackable(table, dump, slots)
+    batch, recognised = _as_flows(backends, context, dump, good)
+    good[np.flatnonzero(good)[~recognised]] = False
+    adopted = _adopt(table, batch[recognised], dump, good, now)
+    stale = own & ~good
     removal = backends.remove(RuleBatch(np.ascontiguousarray(dump.rows["rule"][stale])), dump.backend[stale])
-    rule_counters, shown = RuleCounters(len(backends.names)), counts_of(dump.rows)
-    shown[stale] = np.maximum(shown[stale], removal.counted)
+    rule_counters, counts = RuleCounters(len(backends.names)), counts_of(dump.rows)
+    counts[stale] = np.maximum(counts[stale], removal.counted)
+    # Stale rules that could not be removed now are counted when they are removed.
     gone = stale.copy()
-    # Those that could not be removed are counted when they are.
     gone[stale] = removal.gone
     for which in (good, gone):
-        rule_counters.count(dump.backend[which], np.zeros_like(shown[which]), shown[which])
-    rule_counters.end(dump.backend[gone], shown[gone])
+        rule_counters.count(dump.backend[which], np.zeros_like(counts[which]), counts[which])
+    rule_counters.end(dump.backend[gone], counts[gone])
     return Leftovers(adopted, int(np.count_nonzero(gone)), bool(removal.gone.all()), rule_counters)
 
 
-def _adoptable(
-    backends: BackendChain, context: Context, table: FlowTable, dump: Dump, slots: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Rows that could be tracked at all: they set a mark, and their slot is one that nobody else has."""
+def _trackable(table: FlowTable, dump: Dump, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows can be tracked: they set a mark, and no other row or flow has their slot."""
     good = first_of_each(slots)
     good &= (slots < table.capacity) & (dump.rows["rule"]["action"] == Action.SET_MARK)
     inside = good & (slots < len(table.state))
@@ -118,7 +113,7 @@ def _adoptable(
 def _as_flows(
     backends: BackendChain, context: Context, dump: Dump, good: NDArray[np.bool_]
 ) -> tuple[FlowBatch, NDArray[np.bool_]]:
-    """The good rows as flows of the device's network function, and which of them it recognises."""
+    """Give the good rows as flows of the device's network function, and which of them it recognises."""
     rules = dump.rows["rule"][good]
     batch = FlowBatch.empty(len(rules))
     batch.rows["key"], batch.rows["family"], batch.rows["mark"] = rules["key"], rules["family"], rules["mark"]
@@ -127,14 +122,23 @@ def _as_flows(
     if nf is None or not len(batch):
         return batch, np.zeros(len(batch), dtype=bool)
     batch.rows["nf"] = nf.number
-    kept = nf.recognise(batch, rules["mark"])
+    recognised = nf.recognise(batch, rules["mark"])
     if context.strategy is not None and context.strategy.meaning is MarkMeaning.FLOW:
-        kept[kept] = context.marks.claim(rules["mark"][kept])
-    return batch, kept
+        recognised[recognised] = context.marks.claim(rules["mark"][recognised])
+    return batch, recognised
 
 
 def _function_of(backends: BackendChain, context: Context) -> NetworkFunction | None:
-    for nf in context.nfs:
-        if any(device.ifindex == backends.device.ifindex for device in context.devices_of(nf.name)):
-            return nf
-    return None
+    ifindex = backends.device.ifindex
+    on_device = (nf for nf in context.nfs if ifindex in {device.ifindex for device in context.devices_of(nf.name)})
+    return next(on_device, None)
+
+
+def _adopt(table: FlowTable, batch: FlowBatch, dump: Dump, good: NDArray[np.bool_], now: float) -> NDArray[np.int64]:
+    """Track the flows of the good rows, with their rules installed. Returns their slots."""
+    rows = dump.rows[good]
+    _, slots, generations = split_cookies(rows["rule"]["cookie"])
+    table.adopt(batch, slots, generations, FlowState.INSTALLED, now)
+    table.mark[slots], table.backend[slots] = rows["rule"]["mark"], dump.backend[good]
+    table.packets[slots], table.bytes[slots] = rows["packets"], rows["bytes"]
+    return slots
