@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore bench`: what a packet, a flow, a rule and a start cost, on this machine, without a NIC.
+"""`nfcore bench`: measures what a packet, a flow, a rule and a daemon start cost on this machine, without a NIC.
 
 ::
 
@@ -7,13 +7,13 @@
                     ▲                                                   │
                     └──────────────── test run, repeated ◄──────────────┘
 
-Knows no network function: a plugin says which programs there are and what their packets must come to
-(:class:`.workload.Workload`, :class:`.datapath.Subject`). Tests use :class:`.source.FlowSource` for bursts of new
-flows.
+The package knows no network function. A plugin gives the programs to measure, and what must become of their packets
+(:class:`.workload.Workload`, :class:`.datapath.Subject`). Tests use :class:`.packet_source.FlowSource` for bursts of
+new flows.
 """
 
-from .baselines import Floors
-from .datapath import BenchError, Row, Series, Subject, Tally, measure, rows_of
+from .baselines import BareLru, Floors
+from .datapath import BenchError, PacketCounters, Row, Series, Subject, measure, rows_of
 from .packet_source import FlowSource, SameFrame
 from .processes import in_processes
 from .profile import profile
@@ -24,6 +24,7 @@ from .workload import BenchRequest, Workload
 
 __all__ = [
     "SERVICE",
+    "BareLru",
     "BenchError",
     "BenchRequest",
     "CoreRow",
@@ -32,13 +33,13 @@ __all__ = [
     "Floors",
     "FlowSource",
     "Gain",
+    "PacketCounters",
     "Results",
     "Row",
     "SameFrame",
     "Series",
     "Sizes",
     "Subject",
-    "Tally",
     "Target",
     "Workload",
     "flow_keys",

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that do nothing but what cannot be avoided: what a figure is measured against."""
+"""Baselines: programs that do only what no balancer can avoid. The program under test is compared with them."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -21,51 +22,49 @@ REAL = np.dtype([("addr", "u1", (16,))])
 """`struct bench_real` of bpf/bench/bare_lru.c."""
 
 
+@dataclass(frozen=True)
 class Floors:
-    """The programs of bpf/bench/floor.c for one family. A context manager."""
+    """The programs of bpf/bench/floor.c for one family."""
 
-    def __init__(self, family: Family) -> None:
-        self._open = ExitStack()
+    noop: Program
+    head: Program
+    metadata: Program
+
+    @classmethod
+    @contextmanager
+    def open(cls, family: Family) -> Iterator[Self]:
+        """Load them for a block. HostError as :func:`compile_bench`."""
         defines: dict[str, int | str] = {"OUTER_BYTES": OUTER_BYTES[family]}
-        self.noop, self.head, self.metadata = (
-            self._open.enter_context(compile_bench("floor.c", name, defines, {}))
-            for name in ("bench_noop", "bench_head", "bench_metadata")
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.close()
+        with (
+            compile_bench("floor.c", "bench_noop", defines, {}) as noop,
+            compile_bench("floor.c", "bench_head", defines, {}) as head,
+            compile_bench("floor.c", "bench_metadata", defines, {}) as metadata,
+        ):
+            yield cls(noop, head, metadata)
 
 
+@dataclass(frozen=True)
 class BareLru:
-    """bpf/bench/bare_lru.c with a table of `entries` flows. A context manager."""
+    """bpf/bench/bare_lru.c and its table of flows."""
 
-    def __init__(self, family: Family, entries: int) -> None:
-        self._open = ExitStack()
-        self.table = self._open.enter_context(
-            Map.create(MapSpec("bench_flows", MapType.LRU_HASH, FLOW_KEY, REAL, entries))
-        )
+    table: Map
+    program: Program
+
+    @classmethod
+    @contextmanager
+    def open(cls, family: Family, entries: int) -> Iterator[Self]:
+        """Load it for a block, with a table of `entries` flows. HostError as :func:`compile_bench`."""
         defines: dict[str, int | str] = {"IPV6": 1} if family == 6 else {}
-        self.program: Program = self._open.enter_context(
-            compile_bench("bare_lru.c", "bench_lru", defines, {"bench_flows": self.table})
-        )
+        with (
+            Map.create(MapSpec("bench_flows", MapType.LRU_HASH, FLOW_KEY, REAL, entries)) as table,
+            compile_bench("bare_lru.c", "bench_lru", defines, {"bench_flows": table}) as program,
+        ):
+            yield cls(table, program)
 
-    def remember(self, keys: NDArray[np.void], reals: NDArray[np.uint8]) -> None:
-        """Enter flows: FLOW_KEY rows and the address of each one's real, shape (n, 16). HostError when refused."""
+    def add(self, keys: NDArray[np.void], reals: NDArray[np.uint8]) -> None:
+        """Add flows: FLOW_KEY rows and the address of each one's real, shape (n, 16). HostError when refused."""
         values = np.zeros(len(keys), dtype=REAL)
         values["addr"] = reals
         result = self.table.update_batch(keys, values)
         if result.errno:
-            raise HostError(f"flow {result.done} of {len(keys)} does not go into an LRU hash: error {result.errno}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.close()
+            raise HostError(f"the LRU hash refuses flow {result.done} of {len(keys)}: error {result.errno}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control plane: new flows through the engine, memory of a flow, starts of the daemon, time to the first mark."""
+"""The control plane: new flows through the engine, memory per flow, time to the first mark, start of the daemon."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +33,14 @@ from .sizes import Sizes
 from .testbed import cold_cache, open_site
 from .workload import Workload
 
-EVENTS_WANTED = 300_000.0
-READY_WANTED = 5.0
-WINDOW = 1.05
-"""Seconds after which the datapath remembers new flows again."""
+NEW_FLOWS_TARGET = 300_000.0
+"""New flows a second, at least."""
+READY_TARGET = 5.0
+"""Seconds until the daemon is ready, at most."""
+NEW_FLOW_WINDOW = 1.05
+"""Seconds after which the limit of new flows that XDP remembers (125,000 a second and CPU) starts again."""
 VIPS, REALS = 64, 64
-MOST_RULES = 1 << 20
+MAX_RULES = 1 << 20
 
 ENGINE_CONFIG = """
 [nf]
@@ -52,34 +54,34 @@ strategy = "dest-id"
 [offload]
 min_packets = 1
 inserts_per_second = 0
-max_rules = {most_rules}
+max_rules = {max_rules}
 idle_timeout = "1h"
 {nf_toml}
 """
 
 
 @dataclass
-class EngineWorld:
-    """An engine with its network function, attached to nothing, before a NIC that takes every rule."""
+class EngineSetup:
+    """An engine with its network function, which is attached to nothing, and a backend that accepts every rule."""
 
     context: Context
     engine: Engine
 
     def drain(self) -> int:
-        """Do what the daemon does until no report is left; how many there were."""
-        taken = 0
-        while got := self.engine.poll():
+        """Run the daemon's loop until no report is left; return how many there were."""
+        reports = 0
+        while polled := self.engine.poll():
             self.engine.tick()
-            taken += got
-        return taken
+            reports += polled
+        return reports
 
 
 @contextmanager
-def open_engine(nf: str, nf_toml: str) -> Iterator[EngineWorld]:
-    """Load the program and make an engine as the daemon would; rules are taken in the calling thread."""
+def open_engine(nf: str, nf_toml: str) -> Iterator[EngineSetup]:
+    """Load the program and make an engine as the daemon does. Rules are installed in the calling thread."""
     with tempfile.TemporaryDirectory(prefix="nfcore-bench-") as folder:
         path = Path(folder, "engine.toml")
-        path.write_text(ENGINE_CONFIG.format(nf=nf, nf_toml=nf_toml, most_rules=MOST_RULES), encoding="utf-8")
+        path.write_text(ENGINE_CONFIG.format(nf=nf, nf_toml=nf_toml, max_rules=MAX_RULES), encoding="utf-8")
         plugins = PluginManager()
         config = load_config(path, plugins)
         plugins.register(NullBackend(), NULL_BACKEND)
@@ -87,34 +89,38 @@ def open_engine(nf: str, nf_toml: str) -> Iterator[EngineWorld]:
         with set_up(context, plugins):
             engine = make_engine(context, plugins, {1: InlineWorker()})
             engine.start()
-            yield EngineWorld(context, engine)
+            yield EngineSetup(context, engine)
 
 
 def measure_engine(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
-    """Fill the ring buffer, time the engine emptying it, again and again. In a process of its own, on one CPU."""
+    """Fill the ring buffer and time how the engine empties it, burst by burst. Run it in a process of its own.
+
+    It pins the process to one CPU. HostError when a flow is lost on the way.
+    """
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    with open_engine(nf, workload.toml(VIPS, REALS)) as world, ExitStack() as leaving:
-        source = leaving.enter_context(FlowSource(workload.services(VIPS, 4), 4, in_turn=True))
-        source.aim(workload.program(world.context.nfs[0]))
+    with (
+        open_engine(nf, workload.toml(VIPS, REALS)) as setup,
+        FlowSource(workload.services(VIPS, 4), 4, in_turn=True) as source,
+    ):
+        source.aim(workload.program(setup.context.nfs[0]))
         rates: list[float] = []
-        seconds, first, words = 0.0, 0, ""
+        seconds, first, profile_text = 0.0, 0, ""
         while first < sizes.events:
             count = min(sizes.burst, sizes.events - first)
             say(f"{first:,} of {sizes.events:,} flows")
             source.burst(count, first=first)
-            refilled = time.monotonic()
             begin = time.perf_counter()
-            _drain_all(world, count)
-            took = time.perf_counter() - begin
-            rates.append(count / took)
-            seconds, first = seconds + took, first + count
-            time.sleep(max(0.0, WINDOW - (time.monotonic() - refilled)))
-        table = world.engine.table
+            _drain_all(setup, count)
+            elapsed = time.perf_counter() - begin
+            rates.append(count / elapsed)
+            seconds, first = seconds + elapsed, first + count
+            time.sleep(max(0.0, NEW_FLOW_WINDOW - elapsed))
+        table = setup.engine.table
         known, size = len(table), table.nbytes
         rate = first / seconds
-        if rate < EVENTS_WANTED:
+        if rate < NEW_FLOWS_TARGET:
             source.burst(sizes.burst, first=first)
-            words = profile(lambda: _drain_all(world, sizes.burst, installed=False))
+            profile_text = profile(lambda: _drain_all(setup, sizes.burst, check=False))
     return (
         [
             Figure("new flows through the engine", rate, "1/s", f"{first:,} flows, bursts of {sizes.burst:,}"),
@@ -122,33 +128,35 @@ def measure_engine(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple
             Figure("of the fastest burst", max(rates), "1/s"),
             Figure("engine's memory of a flow", size / known, "B", f"table and index, {known:,} flows"),
         ],
-        [Target("new flows through the engine", rate, EVENTS_WANTED, "1/s", at_least=True, profile=words)],
+        [Target("new flows through the engine", rate, NEW_FLOWS_TARGET, "1/s", at_least=True, profile=profile_text)],
     )
 
 
-def _drain_all(world: EngineWorld, count: int, *, installed: bool = True) -> None:
-    before = world.engine.table.count(FlowState.INSTALLED)
-    taken = world.drain()
-    got = world.engine.table.count(FlowState.INSTALLED) - before
-    if installed and (taken, got) != (count, count):
-        raise HostError(f"of {count} new flows {taken} came through the ring buffer and {got} got a rule")
+def _drain_all(setup: EngineSetup, count: int, *, check: bool = True) -> None:
+    """Drain `count` reports. With `check`, HostError when not every flow was reported and got a rule."""
+    before = setup.engine.table.count(FlowState.INSTALLED)
+    reports = setup.drain()
+    installed = setup.engine.table.count(FlowState.INSTALLED) - before
+    if check and (reports, installed) != (count, count):
+        raise HostError(
+            f"of {count} new flows {reports} were reported through the ring buffer and {installed} got a rule"
+        )
 
 
 def measure_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
-    """Time flows from their first packet to their first marked one. In a process of its own."""
+    """Time flows from their first packet to their first marked one. Run it in a process of its own."""
     times = np.array(time_first_marks(nf, workload, sizes, say)) * 1e3
     if not len(times):
         raise HostError("no flow got a mark while it was sending")
     note = f"{len(times)} of {sizes.first_marks} flows, one after the other, idle daemon, softnic"
-    names = {"p50": 50, "p99": 99}
     return [
-        Figure(f"first packet to first marked one, {name}", round(float(np.percentile(times, percent)), 3), "ms", note)
-        for name, percent in names.items()
+        Figure(f"first packet to first marked one, p{percent}", round(float(time_ms), 3), "ms", note)
+        for percent, time_ms in zip((50, 99), np.percentile(times, (50, 99)), strict=True)
     ], []
 
 
 def measure_starts(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
-    """Time the daemon until it is ready. In a process of its own."""
+    """Time the daemon from its start until it is ready. Run it in a process of its own."""
     vips, reals = sizes.config
     with open_site() as site:
         config = site.config(nf, workload.toml(1, 2))
@@ -158,21 +166,21 @@ def measure_starts(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple
         say("daemon, programs cached")
         warm = []
         for _ in range(3 if sizes.repeats > 1 else 1):
-            with site.daemon(config) as took:
-                warm.append(took)
+            with site.daemon(config) as seconds:
+                warm.append(seconds)
         say(f"daemon, {vips} × {reals}")
         large = site.config(nf, workload.toml(vips, reals))
         with site.daemon(large) as ready:
             pass
     name = f"ready with {vips} VIPs × {reals} reals"
-    note = "process start to its word ready"
+    note = "process start to its message ready"
     figures = [
         Figure("daemon's start, cold", round(cold, 3), "s", f"{note}, compiler included"),
         Figure("daemon's start, warm", round(statistics.median(warm), 3), "s", f"{note}, programs cached"),
         Figure(name, round(ready, 3), "s", note),
     ]
-    words = profile(lambda: _open_and_close(nf, workload.toml(vips, reals))) if ready >= READY_WANTED else ""
-    return figures, [Target(name, round(ready, 3), READY_WANTED, "s", profile=words)]
+    profile_text = profile(lambda: _open_and_close(nf, workload.toml(vips, reals))) if ready > READY_TARGET else ""
+    return figures, [Target(name, round(ready, 3), READY_TARGET, "s", profile=profile_text)]
 
 
 def _open_and_close(nf: str, nf_toml: str) -> None:

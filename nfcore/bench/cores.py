@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same program on several cores at once: one pinned test run each, over the same maps."""
+"""The same program on several cores at once: one pinned process per core, all with the same maps."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from functools import partial
 from multiprocessing.synchronize import Barrier
 
@@ -20,29 +19,29 @@ from .traffic import Family
 from .workload import BenchRequest, Workload
 
 STEPS = (1, 2, 4, 7, 12)
-"""Numbers of cores. Not more: each has a connection table of its own, which a million flows make 200 MB large."""
-PATIENCE = 60.0
+"""Numbers of cores. Not more: each core has its own connection table, 200 MB for a million flows."""
+BARRIER_TIMEOUT = 60.0
 """Seconds that cores wait for each other."""
 
 
 def core_counts(cpus: int) -> list[int]:
-    """Give the numbers of cores to measure: those of the talk's queues, four, and as many as there are."""
+    """Return the numbers of cores to measure: the talk's numbers of queues, four, and all CPUs, at most 12."""
     most = min(cpus, STEPS[-1])
     return sorted({*(count for count in STEPS if count <= most), most})
 
 
 def measure_cores(workload: Workload, sizes: Sizes, family: Family, flows: tuple[int, ...], say: Say) -> list[CoreRow]:
-    """Measure every subject that says that its packets may be spread, in one world. In a process of its own."""
+    """Measure every subject that has `several_cores`, in one setup. Run it in a process of its own."""
     cpus = tuple(sorted(os.sched_getaffinity(0), reverse=True))[: STEPS[-1]]
     os.sched_setaffinity(0, {cpus[0]})
     rows: list[CoreRow] = []
     with workload.subjects(BenchRequest(family, cpus, flows, flows)) as subjects:
-        spread = [each for each in subjects if each.spread]
+        chosen = [subject for subject in subjects if subject.several_cores]
         for count in core_counts(len(cpus)):
             say(f"{count} of {len(cpus)} cores")
             barrier = multiprocessing.get_context("fork").Barrier(count)
-            task = partial(_run_on, spread, flows, sizes, barrier)
-            rows += _rows(spread, flows, family, at_once([partial(task, cpu) for cpu in cpus[:count]]))
+            task = partial(_run_on, chosen, flows, sizes, barrier)
+            rows += _rows(chosen, flows, family, at_once([partial(task, cpu) for cpu in cpus[:count]]))
     return rows
 
 
@@ -52,35 +51,35 @@ def _run_on(
     sizes: Sizes,
     barrier: Barrier,
     cpu: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> list[list[int]]:
-    """Time each subject with each number of flows on one core; nanoseconds per packet of each round."""
+    """Time each subject with each number of flows on one core; return the nanoseconds per packet of each round."""
     os.sched_setaffinity(0, {cpu})
-    taken: list[list[int]] = []
+    times: list[list[int]] = []
     for subject in subjects:
-        assert isinstance(subject.source, FlowSource)  # a source of one frame is never spread
-        with ExitStack() as leaving:
-            source = leaving.enter_context(subject.source.twin())
+        assert isinstance(subject.source, FlowSource)  # a source of one frame is never run on several cores
+        with subject.source.twin() as source:
             source.aim(subject.program)
             for number in flows:
                 source.among(number)
-                # A core that died must not be waited for: the barrier breaks, which ends the others.
                 source.run(sizes.core_packets // 4)
                 rounds = []
                 for _ in range(sizes.core_rounds):
-                    barrier.wait(PATIENCE)
+                    # With a timeout: when one process died, the barrier breaks and ends the others.
+                    barrier.wait(BARRIER_TIMEOUT)
                     rounds.append(source.run(sizes.core_packets).duration_ns)
-                taken.append(rounds)
-    return taken
+                times.append(rounds)
+    return times
 
 
 def _rows(
-    subjects: Sequence[Subject], flows: tuple[int, ...], family: Family, taken: Sequence[Sequence[Sequence[int]]]
+    subjects: Sequence[Subject], flows: tuple[int, ...], family: Family, times: Sequence[Sequence[Sequence[int]]]
 ) -> list[CoreRow]:
-    places = [(subject.row, number) for subject in subjects for number in flows]
+    """Summarise `times`: by core, then by subject and number of flows, then by round."""
+    keys = [(subject.row, number) for subject in subjects for number in flows]
     rows = []
-    for place, (row, number) in enumerate(places):
-        of_cores = [statistics.median(core[place]) for core in taken]
-        mpps = sum(1e3 / max(ns, 1) for ns in of_cores)
-        rows.append(CoreRow(row, family, number, len(taken), statistics.median(of_cores), round(mpps, 3)))
+    for place, (row, number) in enumerate(keys):
+        medians = [statistics.median(core[place]) for core in times]
+        mpps = sum(1e3 / max(ns, 1) for ns in medians)
+        rows.append(CoreRow(row, family, number, len(times), statistics.median(medians), round(mpps, 3)))
     return rows

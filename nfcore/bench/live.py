@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets through a running daemon: over veth with native XDP, from a sender of our own, on one core."""
+"""Packets through a running daemon: over veth with native XDP, from nfcore's own sender, on one core."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .workload import Workload
 VIPS, REALS = 4, 8
 OFFLOAD = 'min_packets = 1\nidle_timeout = "10m"\ninserts_per_second = 0'
 SETTLE = 0.2
-"""Seconds in which frames that are under way arrive."""
+"""Seconds in which frames that are still on their way arrive."""
 
 
 def measure_live(nf: str, workload: Workload, sizes: Sizes, say: Say) -> list[LiveRow]:
-    """Send for each IP version, first without marks, then with. In a process of its own."""
+    """Send for each IP version, without marks and with. Run it in a process of its own."""
     rows: list[LiveRow] = []
     with open_site() as site:
         config = site.config(nf, workload.toml(VIPS, REALS), offload=OFFLOAD)
@@ -39,22 +39,22 @@ def measure_live(nf: str, workload: Workload, sizes: Sizes, say: Say) -> list[Li
 
 
 def _rounds(site: Site, services: NDArray[np.void], family: Family, sizes: Sizes, say: Say) -> list[LiveRow]:
-    """Send without marks and with, in turn; always other flows, whose first packets are reported at once."""
+    """Send without marks and with, in turn. Each time with new flows: XDP reports their first packets at once."""
     runs: dict[str, list[LiveRow]] = {"unmarked": [], "marked": []}
     flows = np.arange(sizes.live_flows)
     for number in range(sizes.live_rounds):
-        for path, done in runs.items():
+        for path, rows in runs.items():
             say(f"IPv{family}, {path}, round {number + 1}")
             frames = make_frames(flows, services, family)
             with Sender(NETWORK, frames) as sender:
-                _get_ready(site, sender, sizes.live_flows, marked=path == "marked")
-                done.append(_send(site, sender, path, family, frames.shape[1], sizes))
+                _prepare(site, sender, sizes.live_flows, marked=path == "marked")
+                rows.append(_send(site, sender, path, family, frames.shape[1], sizes))
             flows = flows + sizes.live_flows
-    return [_together(run) for run in runs.values()]
+    return [_merge(rows) for rows in runs.values()]
 
 
-def _together(runs: list[LiveRow]) -> LiveRow:
-    """One row of several: all their packets, and the median pace."""
+def _merge(runs: list[LiveRow]) -> LiveRow:
+    """Make one row of several: the sum of their packets and the median of their rates."""
     sent, received = sum(run.sent for run in runs), sum(run.received for run in runs)
     return replace(
         runs[0],
@@ -67,12 +67,12 @@ def _together(runs: list[LiveRow]) -> LiveRow:
     )
 
 
-def _get_ready(site: Site, sender: Sender, flows: int, *, marked: bool) -> None:
-    """See to it that every flow has a rule, or that none has."""
+def _prepare(site: Site, sender: Sender, flows: int, *, marked: bool) -> None:
+    """Send until every flow has a rule, or, without `marked`, until none has."""
     site.ask("offload", on=marked)
 
     def ready() -> bool:
-        # Warms up the slow path, too.
+        # This warms up the slow path, too.
         sender.send_for(1.0, most=20 * flows)
         return site.figure("nfcore_flows", state="installed") == (flows if marked else 0)
 
@@ -104,10 +104,10 @@ def _marked(site: Site) -> float:
 
 
 def time_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> list[float]:
-    """Give the seconds from each flow's first packet, which can be reported, to its first marked one.
+    """Return for each flow the seconds from its first packet, which XDP reports, to its first marked one.
 
-    Of a daemon that has nothing else to do. From then on a flow's packets are all marked, so the number of marked ones,
-    which the NIC counts, tells which one was the first.
+    The daemon has nothing else to do. From its first marked packet on all packets of a flow are marked, so the NIC's
+    count of marked packets shows which one was the first. Flows without a marked packet are left out.
     """
     services = workload.services(VIPS, 4)
     flows = np.arange(sizes.first_marks)
@@ -123,37 +123,37 @@ def time_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> lis
                 times.append(_send_one_flow(sender, number))
             marked = _marked_packets(site, len(names))
     return [
-        sent[len(sent) - marked[name]] - sent[0]
-        for name, sent in zip(names, times, strict=True)
-        if 0 < marked.get(name, 0) < len(sent)
+        sent_at[-marked[name]] - sent_at[0]
+        for name, sent_at in zip(names, times, strict=True)
+        if 0 < marked.get(name, 0) < len(sent_at)
     ]
 
 
 FLOW_SECONDS = 0.06
-"""For how long each flow sends: more than the daemon's longest nap and a NIC's insertion take."""
-PACE = 50e-6
-"""Seconds between two packets, at least: what a first mark's time is known to is some 0.1 ms."""
+"""For how long each flow sends: longer than the daemon's longest sleep plus the installation of a rule."""
+PACKET_INTERVAL = 50e-6
+"""Seconds between two packets, at least. The time of a first marked packet is exact to some 0.1 ms."""
 
 
 def _send_one_flow(sender: Sender, number: int) -> list[float]:
-    """Send packets of one flow; when each was sent."""
+    """Send packets of one flow; return when each was sent."""
     times: list[float] = []
     end = time.perf_counter() + FLOW_SECONDS
     while (now := time.perf_counter()) < end:
         times.append(now)
         sender.send_one(number)
-        time.sleep(PACE)
+        time.sleep(PACKET_INTERVAL)
     return times
 
 
 def _marked_packets(site: Site, flows: int) -> dict[str, int]:
-    """Give the marked packets by flow, once the daemon has read all counters."""
-    found: dict[str, int] = {}
+    """Return the number of marked packets by flow, once the daemon has read all counters."""
+    counts: dict[str, int] = {}
 
     def complete() -> bool:
-        answer = site.ask("flows", states=["installed"], limit=flows)
-        found.update({row["flow"]: row["packets"] for row in answer["flows"]})
-        return sum(found.values()) == _marked(site)
+        reply = site.ask("flows", states=["installed"], limit=flows)
+        counts.update({row["flow"]: row["packets"] for row in reply["flows"]})
+        return sum(counts.values()) == _marked(site)
 
     wait_for("the counters of all rules", complete)
-    return found
+    return counts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What machine a figure was measured on: all that is known to move it."""
+"""Describes the machine of a measurement: everything that is known to change the results."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 from ..version import __version__
 
 MITIGATIONS = ("spectre_v1", "spectre_v2", "retbleed", "spec_store_bypass", "spec_rstack_overflow", "meltdown")
-"""Files of /sys/devices/system/cpu/vulnerabilities: the retpolines of spectre_v2 make every helper call dearer."""
+"""Files of /sys/devices/system/cpu/vulnerabilities: the retpolines of spectre_v2 make every helper call slower."""
 JIT = ("bpf_jit_enable", "bpf_jit_harden")
 """Files of /proc/sys/net/core."""
 COMMAND_LINE = re.compile(r"\b(mitigations|spectre_v2|nospectre_v2|isolcpus|nohz_full|idle)\b(=\S+)?")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Give the machine as it is now, JSON values; what cannot be read is None."""
+    """Return the state of the machine as JSON values; None for what cannot be read."""
     cpu = _cpu_info()
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
@@ -31,7 +31,7 @@ def describe_machine() -> dict[str, Any]:
         "hypervisor": "hypervisor" in cpu.get("flags", "").split(),
         "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
         "kernel": f"{platform.system()} {platform.release()} {platform.version()}",
-        "command_line": " ".join(found[0] for found in COMMAND_LINE.finditer(_read("/proc/cmdline") or "")),
+        "command_line": " ".join(match[0] for match in COMMAND_LINE.finditer(_read("/proc/cmdline") or "")),
         "mitigations": {name: _read(f"/sys/devices/system/cpu/vulnerabilities/{name}") for name in MITIGATIONS},
         "jit": {name: _read(f"/proc/sys/net/core/{name}") for name in JIT},
         "load_average": [round(load, 2) for load in os.getloadavg()],
@@ -49,7 +49,7 @@ def _read(path: str) -> str | None:
 
 
 def _cpu_info() -> dict[str, str]:
-    """Fields of the first CPU in /proc/cpuinfo."""
+    """Return the fields of the first CPU in /proc/cpuinfo."""
     first = (_read("/proc/cpuinfo") or "").split("\n\n", maxsplit=1)[0]
     pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
     return {name.strip(): value.strip() for name, value in pairs}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets of many flows for one program, as fast as test runs can make them."""
+"""Makes packets of many flows for one program, as fast as test runs can."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernel import BPF_SOURCES, Map, MapFlags, MapSpec, MapType, Program, TestRun, compile_program
-from .traffic import ACK, FRAME_BYTES, MOST_FLOWS, SERVICE, Family, first_frame
+from .traffic import ACK, FRAME_BYTES, MAX_FLOWS, SERVICE, Family, first_frame
 
 STATE = np.dtype([("random", "<u8"), ("flows", "<u4"), ("flow", "<u4"), ("packets", "<u4"), ("left", "<u4")])
 """`struct bench_state` of bpf/bench/pick.h."""
@@ -21,7 +21,7 @@ _SEED = 0x9E3779B97F4A7C15
 
 
 class SameFrame:
-    """One frame, again and again, straight to the program: what a test run itself costs."""
+    """Runs the program on one frame, again and again, without a wrapper: shows what a test run itself costs."""
 
     in_turn = True
 
@@ -31,11 +31,11 @@ class SameFrame:
         self._program: Program | None = None
 
     def aim(self, program: Program) -> None:
-        """Let `program` have the packets from now on."""
+        """Send the packets to `program` from now on."""
         self._program = program
 
     def among(self, flows: int) -> None:
-        """There is but one flow."""
+        """Do nothing: there is only one flow."""
 
     def run(self, packets: int) -> TestRun:
         """As :meth:`FlowSource.run`."""
@@ -44,11 +44,11 @@ class SameFrame:
 
 
 class FlowSource:
-    """Flows by number (:mod:`.traffic`) towards one program. A context manager.
+    """Sends numbered flows (:mod:`.traffic`) to one program. A context manager.
 
-    `services` are :data:`.traffic.SERVICE` rows. With `marks` the metadata of flow n's packets says
-    1 + n mod `marks`; 0: there is none. `in_turn` sends one flow after the other instead of picking one at random
-    for each packet. HostError when the kernel refuses.
+    `services` are :data:`.traffic.SERVICE` rows. With `marks`, packets of flow n carry the mark 1 + n mod `marks` in
+    their metadata; with 0 they have no metadata. With `in_turn` one flow is sent after the other; otherwise each packet
+    is of a random flow. HostError when the kernel refuses.
     """
 
     def __init__(
@@ -72,25 +72,23 @@ class FlowSource:
             defines["MARKS"] = f"{marks}u"
         if not in_turn:
             defines["PICK_AT_RANDOM"] = 1
-        self._open = ExitStack()
-        with ExitStack() as failing:
-            failing.push(self._open)
-            self._maps = {spec.name: self._open.enter_context(Map.create(spec)) for spec in _specs(len(services))}
+        with ExitStack() as stack:
+            self._maps = {spec.name: stack.enter_context(Map.create(spec)) for spec in _specs(len(services))}
             self._maps["bench_services"].write_array(0, services)
             program = compile_bench("flow_source.c", "bench_source", defines, self._maps)
-            self._program = self._open.enter_context(program)
-            failing.pop_all()
+            self._program = stack.enter_context(program)
+            self._open = stack.pop_all()
         self._state = self._maps["bench_state"].mmap()
         self._state["random"] = _SEED
 
     def twin(self) -> FlowSource:
-        """Make another source of the same packets, for another CPU: the state of one is not shared."""
+        """Make another source of the same packets, for another CPU; each source has its own state."""
         return FlowSource(
             self.services, self.family, marks=self._marks, in_turn=self.in_turn, tcp_flags=self._tcp_flags
         )
 
     def close(self) -> None:
-        """Give up program and maps. Idempotent."""
+        """Close program and maps. Idempotent."""
         self._open.close()
 
     def __enter__(self) -> Self:
@@ -102,37 +100,37 @@ class FlowSource:
         self.close()
 
     def aim(self, program: Program) -> None:
-        """Let `program` have the packets from now on."""
+        """Send the packets to `program` from now on."""
         self._maps["bench_target"].update(0, program)
 
     def among(self, flows: int) -> None:
-        """Pick flows 0 … `flows` - 1 from now on; of a source at random."""
+        """Pick among flows 0 … `flows` - 1 from now on. For a source without `in_turn`."""
         _check(flows)
         self._state["flows"] = flows
 
     def begin(self, first: int, packets: int = 1) -> None:
-        """Go on with flow `first`, `packets` packets of each flow; of a source in turn."""
+        """Continue with flow `first`, `packets` packets of each flow. For a source with `in_turn`."""
         self._state["flow"], self._state["packets"], self._state["left"] = first, packets, packets
 
     def run(self, packets: int) -> TestRun:
-        """Send so many packets; verdict and frame are the last one's, the duration is the mean."""
+        """Send `packets` packets. The result has the verdict and frame of the last one, and the mean duration."""
         return self._program.test_run(self._frame, repeat=packets)
 
     def burst(self, flows: int, packets: int = 1, first: int = 0) -> TestRun:
-        """Let the program see flows `first` … `first` + `flows` - 1, `packets` packets of each, one after the other.
+        """Send flows `first` … `first` + `flows` - 1 one after the other, `packets` packets of each.
 
-        On the CPU of the caller. Of a source in turn; ValueError for any other, or for too many flows.
+        Runs on the CPU of the caller. ValueError for a source without `in_turn`, or for too many flows.
         """
         if not self.in_turn:
-            raise ValueError("a burst needs a source that was made with in_turn=True")
+            raise ValueError("a burst needs a source made with in_turn=True")
         _check(first + flows)
         self.begin(first, packets)
         return self.run(flows * packets)
 
 
 def _check(flows: int) -> None:
-    if not 0 < flows <= MOST_FLOWS:
-        raise ValueError(f"{flows} flows: there are 1 … {MOST_FLOWS:,}")
+    if not 0 < flows <= MAX_FLOWS:
+        raise ValueError(f"{flows} flows; should be from 1 to {MAX_FLOWS:,}")
 
 
 def _specs(services: int) -> list[MapSpec]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements in processes of their own, and the end of all of them on Ctrl-C.
+"""Runs measurements in child processes, and ends all of them on Ctrl-C.
 
-Where the kernel puts a map decides which of its lines meet in a cache: figures differ between processes by more than
-between the rounds of one. A process may also leave this one's network namespace, and takes what it made with it.
+The address of a map in memory decides which of its lines share a cache set, so times differ more between processes
+than between the rounds of one process. A child can also move into its own network namespace, which ends with it.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ from ..errors import HostError, NfcoreError
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 Say = Callable[[str], None]
-"""Tells what is going on, for the progress bar."""
+"""Takes a message about the progress of a measurement."""
 _PR_SET_PDEATHSIG = 1
-_CLOSED = "a process of the measurement died"
+_DIED = "a process of the measurement died"
 
 
 def in_processes(function: Callable[[], _T], count: int) -> list[_T]:
-    """Call `function` in `count` processes of its own; what they gave (by pickle), in order.
+    """Call `function` in `count` child processes, one after the other; return the results (by pickle), in order.
 
-    HostError with the words of an NfcoreError that one of them raised, or when one died.
+    HostError with the message of an error that one of them raised, or when one died.
     """
     return [in_process(lambda say: function()) for _ in range(count)]
 
 
-def in_process(function: Callable[[Say], _T], say: Say = lambda words: None) -> _T:
-    """Call `function` in a process of its own; what it gave. What it says is said here. Errors as above."""
+def in_process(function: Callable[[Say], _T], say: Say = lambda message: None) -> _T:
+    """Call `function` in a child process; return its result. Its messages go to `say` here. Errors as above."""
     (result,) = at_once([function], say)
     return result
 
 
-def at_once(functions: Sequence[Callable[[Say], _T]], say: Say = lambda words: None) -> list[_T]:
-    """Call each function in a process of its own, all at the same time; what they gave, in order. Errors as above."""
-    forking = multiprocessing.get_context("fork")
+def at_once(functions: Sequence[Callable[[Say], _T]], say: Say = lambda message: None) -> list[_T]:
+    """Call each function in a child process, all at the same time; return the results, in order. Errors as above."""
+    fork_context = multiprocessing.get_context("fork")
     children, channels = [], []
-    answers: dict[Connection, Any] = {}
+    results: dict[Connection, Any] = {}
     try:
         for function in functions:
-            ours, theirs = forking.Pipe(duplex=False)
-            child = forking.Process(target=_answer, args=(function, theirs, os.getpid()))
+            receiver, sender = fork_context.Pipe(duplex=False)
+            child = fork_context.Process(target=_run_in_child, args=(function, sender, os.getpid()))
             child.start()
-            theirs.close()
+            sender.close()
             children.append(child)
-            channels.append(ours)
-        while len(answers) < len(channels):
-            for channel in wait([each for each in channels if each not in answers]):
+            channels.append(receiver)
+        while len(results) < len(channels):
+            for channel in wait([channel for channel in channels if channel not in results]):
                 assert isinstance(channel, Connection)
                 kind, value = _receive(channel)
-                if kind == "said":
+                if kind == "progress":
                     say(value)
                 elif kind == "failed":
                     raise HostError(value)
                 else:
-                    answers[channel] = value
+                    results[channel] = value
     except BaseException:
-        # Whatever they have made they take away, as after Ctrl-C.
+        # They clean up, as after Ctrl-C.
         for child in children:
             if child.is_alive() and child.pid is not None:
                 os.kill(child.pid, signal.SIGTERM)
@@ -73,47 +73,47 @@ def at_once(functions: Sequence[Callable[[Say], _T]], say: Say = lambda words: N
     finally:
         for child in children:
             child.join()
-    return [answers[channel] for channel in channels]
+    return [results[channel] for channel in channels]
 
 
 def _receive(channel: Connection) -> tuple[str, Any]:
     try:
         kind, value = channel.recv()
     except EOFError:
-        return "failed", _CLOSED
+        return "failed", _DIED
     return kind, value
 
 
-def _answer(function: Callable[[Say], Any], channel: Connection, parent: int) -> None:
-    """Run in the new process."""
+def _run_in_child(function: Callable[[Say], Any], channel: Connection, parent: int) -> None:
+    """Call `function` in the child process and send its result, or the message of its error, to the parent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop_once)
-    # A parent that is killed cannot say so.
+    # A parent that is killed cannot stop its children itself.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return
     try:
-        answer = "gave", function(lambda words: channel.send(("said", words)))
+        message = "done", function(lambda text: channel.send(("progress", text)))
     except NfcoreError as error:
-        # Its words alone: not every error can be pickled.
-        answer = "failed", str(error)
+        # Only its message: not every error can be pickled.
+        message = "failed", str(error)
     except KeyboardInterrupt:
         return
     except Exception as error:
         log.debug("traceback", exc_info=error)
-        answer = "failed", f"{type(error).__name__}: {error}"
-    channel.send(answer)
+        message = "failed", f"{type(error).__name__}: {error}"
+    channel.send(message)
 
 
 def stop_once(number: int, frame: FrameType | None) -> NoReturn:
-    """Handle a signal that asks to stop: leave every block in order, and let no second signal cut that short."""
-    # Held back from this thread and from the commands that it starts now, which clean up. A handler all the same: of
-    # a signal that was on its way already Python would complain aloud, were it ignored.
+    """Handle SIGINT or SIGTERM: raise KeyboardInterrupt, and let no second signal interrupt the clean-up."""
+    # Blocked in this thread, and so in the commands that it starts to clean up. A signal that is already pending in
+    # Python gets an empty handler: with SIG_IGN Python would print an error.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _ignore)
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop_signal, _ignore)
     raise KeyboardInterrupt
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Let a second signal pass."""
+    """Ignore a second signal."""

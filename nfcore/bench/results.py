@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run of `nfcore bench` found: plain values, and the one JSON object of them."""
+"""The results of a run of `nfcore bench`: plain values, and one JSON object of them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from .datapath import Row
 
 @dataclass(frozen=True)
 class Target:
-    """A figure beside what it should be at most, or at least."""
+    """A measured value and its limit."""
 
     name: str
     value: float
     limit: float
     unit: str
     at_least: bool = False
+    """Whether the value should be at least the limit; otherwise at most."""
     profile: str = ""
-    """Of a figure that is not as it should be: where the time goes."""
+    """When the target is not met: where the time goes."""
     about: tuple[str, int, int] | None = None
-    """Row, family and flows of the datapath that a profiler may look at."""
+    """Row, family and flows of the datapath that can be profiled."""
 
     @property
     def met(self) -> bool:
-        """Whether the figure is as it should be."""
+        """Whether the value is within the limit."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     @property
-    def wanted(self) -> str:
-        """Say what it should be."""
+    def limit_text(self) -> str:
+        """The limit as text, such as ``≤ 16 ns``."""
         return f"{'≥' if self.at_least else '≤'} {self.limit:,g} {self.unit}".strip()
 
 
@@ -43,14 +44,14 @@ class CoreRow:
     flows: int
     cores: int
     ns: float
-    """Of one packet on one core, median over cores and rounds; with the wrapper, as `ns` of the datapath."""
+    """Gross nanoseconds per packet on one core, median over cores and rounds."""
     mpps: float
-    """Million packets a second of all cores together."""
+    """Million packets a second, all cores together."""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Packets a second of a fast row against a slow one, in percent more."""
+    """How many percent more packets a second a fast row takes than a slow one."""
 
     row: str
     base: str
@@ -58,16 +59,16 @@ class Gain:
     flows: int
     cores: int
     gross_percent: float
-    """Of the figures as measured, wrapper included: too little."""
+    """From gross times, which include the wrapper: too low."""
     net_percent: float | None
-    """Of what is above the floors: too much, since no driver is in it. None where no floor was measured."""
+    """From net times, which include no driver: too high. None where no floor was measured."""
     published_percent: float | None = None
-    """What the talk has for so many queues and flows."""
+    """What the talk published for as many queues and flows."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the control plane."""
+    """One result of the control plane."""
 
     name: str
     value: float
@@ -77,7 +78,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class RuleRate:
-    """Rules a second of one backend."""
+    """Rules a second of one backend and operation."""
 
     backend: str
     op: str
@@ -85,12 +86,12 @@ class RuleRate:
     rules: int
     per_s: float
     ratio_to_tc_batch: float | None
-    """To rules a second that `tc -b` adds on the same machine; None where that is no yardstick."""
+    """Ratio to the rules a second that `tc -b` adds on the same machine; None for a backend with other rules."""
 
 
 @dataclass(frozen=True)
 class LiveRow:
-    """Packets through namespaces: one core sends, classifies, balances and takes back."""
+    """Packets through network namespaces: one core sends, classifies, balances and receives."""
 
     path: str
     """``unmarked`` or ``marked``."""
@@ -103,14 +104,14 @@ class LiveRow:
     received: int
     """Encapsulated frames that came back."""
     loss: float
-    """Share of those sent."""
+    """Share of the sent frames."""
     marked_share: float
-    """Frames that the emulated NIC put a mark on, of those sent."""
+    """Share of the sent frames that the emulated NIC marked."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """What could not be measured."""
+    """A part that could not be measured."""
 
     part: str
     why: str
@@ -118,7 +119,7 @@ class Skipped:
 
 @dataclass
 class Results:
-    """Everything of one run."""
+    """All results of one run."""
 
     machine: dict[str, Any]
     size: str
@@ -129,7 +130,7 @@ class Results:
     live: list[LiveRow] = field(default_factory=list)
     control: list[Figure] = field(default_factory=list)
     rules: list[RuleRate] = field(default_factory=list)
-    bars: list[Target] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -137,7 +138,7 @@ class Results:
     step_seconds: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Give the object that `--json` prints."""
-        given = asdict(self)
-        given["bars"] = [asdict(bar) | {"met": bar.met} for bar in self.bars]
-        return given
+        """Return the object that `--json` prints. Its key for the targets is `bars`."""
+        values = {"bars" if name == "targets" else name: value for name, value in asdict(self).items()}
+        values["bars"] = [asdict(target) | {"met": target.met} for target in self.targets]
+        return values

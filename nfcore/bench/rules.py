@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules a second of every installed offload backend, by the calls that the daemon makes."""
+"""Rules a second of every installed offload backend, with the calls that the daemon makes."""
 
 from __future__ import annotations
-
-from contextlib import ExitStack
 
 import numpy as np
 
@@ -21,13 +19,13 @@ from .testbed import NETWORK, Site, open_site
 from .traffic import flow_keys
 from .workload import Workload
 
-YARDSTICK = "tc_offload"
-"""The backend for whose rules `tc -b` is a yardstick: they are the same."""
-ELSEWHERE = "with flower in the kernel: sudo scripts/guest.sh run -- .venv/bin/python scripts/bench_tc.py 10000 50000"
+TC_BACKEND = "tc_offload"
+"""The backend that is compared with `tc -b`: it installs the same rules."""
+FLOWER_HINT = "with flower in the kernel: sudo scripts/guest.sh run -- .venv/bin/python scripts/bench_tc.py 10000 50000"
 
 
 def make_rules(count: int, workload: Workload) -> RuleBatch:
-    """Give `count` rules for TCP flows to one service, a mark each of the first 65,535."""
+    """Return `count` rules for TCP flows to one service, with marks 1 … 65,535 in turn."""
     number = np.arange(count)
     rows = np.zeros(count, dtype=RULE_ROW)
     rows["key"] = flow_keys(number, workload.services(1, 4), 4)
@@ -37,7 +35,7 @@ def make_rules(count: int, workload: Workload) -> RuleBatch:
 
 
 def backends() -> list[str]:
-    """Names of the installed plugins that install rules."""
+    """Return the names of the installed plugins that install rules."""
     plugins = PluginManager()
     for name in discovery.installed():
         plugins.load(name)
@@ -45,7 +43,7 @@ def backends() -> list[str]:
 
 
 def measure_rules(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[RuleRate], list[Skipped]]:
-    """Measure each backend before the bench's network. In a process of its own."""
+    """Measure each backend in the bench's network. Run it in a process of its own."""
     rates: list[RuleRate] = []
     skipped: list[Skipped] = []
     with open_site() as site:
@@ -54,53 +52,50 @@ def measure_rules(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[
             try:
                 rates += _measure(site, nf, workload, backend, sizes)
             except NfcoreError as error:
-                where = f"; {ELSEWHERE}" if backend == YARDSTICK else ""
-                skipped.append(Skipped(f"rules, {backend}", f"{error}{where}"))
+                hint = f"; {FLOWER_HINT}" if backend == TC_BACKEND else ""
+                skipped.append(Skipped(f"rules, {backend}", f"{error}{hint}"))
     return rates, skipped
 
 
 def _measure(site: Site, nf: str, workload: Workload, backend: str, sizes: Sizes) -> list[RuleRate]:
-    """HostError says why the backend cannot set marks here."""
+    """Measure one backend. HostError gives the reason when it cannot set marks here."""
     plugins = PluginManager()
     config = load_config(site.config(nf, workload.toml(1, 1), backend=backend), plugins)
     context = make_context(config, plugins, find_devices(config))
     (device,) = context.devices
     rates: list[RuleRate] = []
-    with context.locks, ExitStack() as leaving:
-        leaving.enter_context(set_up(context, plugins))
-        able = plugins.call(backend, "probe_offload", device=device)
-        if able is None or able.mark_width == 0:
-            raise HostError("cannot set marks here: " + ("; ".join(able.notes) if able else "it does not say why"))
+    with context.locks, set_up(context, plugins):
+        caps = plugins.call(backend, "probe_offload", device=device)
+        if caps is None or caps.mark_width == 0:
+            raise HostError("cannot set marks here: " + ("; ".join(caps.notes) if caps else "no reason given"))
         for count in sizes.rules:
             rules = make_rules(count, workload)
-            seconds = _operate(plugins, backend, device, rules)
-            batch = measure_tc(rules, NETWORK)["insert"] if backend == YARDSTICK else None
+            times = _time_operations(plugins, backend, device, rules)
+            tc_seconds = measure_tc(rules, NETWORK)["insert"] if backend == TC_BACKEND else None
             rates += [
-                RuleRate(backend, op, count, count / took, None if batch is None else batch / took)
-                for op, took in seconds.items()
+                RuleRate(backend, op, count, count / seconds, None if tc_seconds is None else tc_seconds / seconds)
+                for op, seconds in times.items()
             ]
     return rates
 
 
-def _operate(plugins: PluginManager, backend: str, device: Device, rules: RuleBatch) -> dict[str, float]:
-    """Seconds by operation; HostError when an answer is not the expected one."""
-    # What is made once is made before, as in a daemon that runs.
+def _time_operations(plugins: PluginManager, backend: str, device: Device, rules: RuleBatch) -> dict[str, float]:
+    """Return the seconds of each operation. HostError when a result is not the expected one."""
+    # The backend prepares what it needs only once, as in a running daemon, before the clock runs.
     first = RuleBatch(rules.rows[:2].copy())
     plugins.call(backend, "install_offload", device=device, rules=first)
     plugins.call(backend, "dump_offload", device=device)
     plugins.call(backend, "remove_offload", device=device, rules=first)
-    answers: list[Outcomes] = []
+    outcomes: list[Outcomes] = []
     dumped: list[int] = []
     seconds = {
-        "insert": clock(lambda: answers.append(plugins.call(backend, "install_offload", device=device, rules=rules))),
+        "insert": clock(lambda: outcomes.append(plugins.call(backend, "install_offload", device=device, rules=rules))),
         "dump": clock(lambda: dumped.append(len(plugins.call(backend, "dump_offload", device=device)))),
-        "delete": clock(lambda: answers.append(plugins.call(backend, "remove_offload", device=device, rules=rules))),
+        "delete": clock(lambda: outcomes.append(plugins.call(backend, "remove_offload", device=device, rules=rules))),
     }
-    done = [int((answer.status == wanted).sum()) for answer, wanted in zip(answers, _EXPECTED, strict=True)]
-    if [done[0], dumped[0], done[1]] != [len(rules)] * 3:
-        words = f"of {len(rules)} rules {done[0]} were installed, {dumped[0]} dumped and {done[1]} removed"
-        raise HostError(f"{words}: {'; '.join(answers[0].messages.values())}")
+    installed = int((outcomes[0].status == Outcome.INSTALLED).sum())
+    removed = int((outcomes[1].status == Outcome.REMOVED).sum())
+    if {installed, dumped[0], removed} != {len(rules)}:
+        message = f"of {len(rules)} rules {installed} were installed, {dumped[0]} dumped and {removed} removed"
+        raise HostError(f"{message}: {'; '.join(outcomes[0].messages.values())}")
     return seconds
-
-
-_EXPECTED = (Outcome.INSTALLED, Outcome.REMOVED)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of `nfcore bench`: part by part, each in processes of its own; what cannot run says why."""
+"""One run of `nfcore bench`: part after part, each in child processes. A part that cannot run gives the reason."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from .processes import Say, in_process, stop_once
 from .profile import kernel_profile
 from .results import Figure, Results, Skipped, Target
 from .rules import measure_rules
-from .scraping import measure_collecting
+from .scraping import measure_scraping
 from .sizes import Sizes
 from .traffic import Family
 from .workload import BenchRequest, Workload
 
-PROFILED = 1_000_000
-"""Packets before a profile; five times as many are in it."""
+WARM_UP_PACKETS = 1_000_000
+"""Packets before a profile, which has five times as many."""
 NOTES = (
-    "the packet is hot in the cache, and neither driver nor DMA is in the figures: docs/benchmark.md",
+    "the packet is hot in the cache, and the times include neither driver nor DMA: docs/benchmark.md",
     "the kernel truncates durations to whole nanoseconds, gross and floor alike",
 )
 
 
 def workloads() -> dict[str, Workload]:
-    """Give what there is to measure, by the name of the network function's plugin."""
+    """Return what can be measured, by the name of the network function's plugin."""
     plugins = PluginManager()
     for name in discovery.installed():
         plugins.load(name)
@@ -45,18 +45,18 @@ def workloads() -> dict[str, Workload]:
 
 
 def choose_workload(nf: str | None) -> tuple[str, Workload]:
-    """Give the network function named, or the first that there is. HostError names those that there are."""
+    """Return the network function `nf`, or the first one installed. HostError lists those that can be measured."""
     found = workloads()
     name = nf or next(iter(found), "")
     if name not in found:
         known = ", ".join(found) or "none"
-        raise HostError(f"no network function {name!r} is installed that can be measured; there are: {known}")
+        raise HostError(f"no network function {name!r} is installed that can be measured; installed are: {known}")
     return name, found[name]
 
 
 @contextmanager
 def stopping_in_order() -> Iterator[None]:
-    """Let SIGTERM end a block as Ctrl-C does; neither twice."""
+    """Let SIGTERM end a block as Ctrl-C does. A second signal does not interrupt the clean-up."""
     before = {number: signal.signal(number, stop_once) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -66,7 +66,7 @@ def stopping_in_order() -> Iterator[None]:
 
 
 class Bench:
-    """Measures one network function. `say` is told what is going on, after the name of the step."""
+    """Measures one network function. `say` gets the name of the step and a message about its progress."""
 
     def __init__(self, nf: str, workload: Workload, sizes: Sizes, say: Callable[[str, str], None]) -> None:
         self._nf = nf
@@ -76,18 +76,16 @@ class Bench:
         self.results = Results(describe_machine(), sizes.name, nf, notes=[*NOTES, *workload.notes])
 
     def steps(self, parts: Sequence[str]) -> list[tuple[str, Callable[[Say], None]]]:
-        """Give the steps of some parts with their names, in order."""
+        """Return the steps of the given parts with their names, in order."""
         control = [
             ("engine", self._control(measure_engine)),
-            ("figures of its own", self._own_figures),
+            ("figures of its own", self._plugin_figures),
             ("first marks", self._control(measure_first_marks)),
             ("starts", self._control(measure_starts)),
-            ("scrapes", self._control(measure_collecting)),
+            ("scrapes", self._control(measure_scraping)),
         ]
         steps: dict[str, list[tuple[str, Callable[[Say], None]]]] = {
-            "datapath": [
-                (f"process {number + 1}", partial(self._datapath, number)) for number in range(self._sizes.processes)
-            ],
+            "datapath": [(f"process {number + 1}", self._datapath) for number in range(self._sizes.processes)],
             "cores": [(f"IPv{family}", partial(self._cores, family)) for family in self._sizes.families],
             "live": [("", self._live)],
             "control": control,
@@ -96,47 +94,47 @@ class Bench:
         return [(f"{part}, {name}".removesuffix(", "), step) for part in parts for name, step in steps[part]]
 
     def run(self, parts: Sequence[str], next_step: Callable[[str, int, int], None]) -> Results:
-        """Run the parts. `next_step` gets a step's name, its number from 0, and how many there are."""
+        """Run the parts. `next_step` gets the name of a step, its number from 0, and the number of steps."""
         begin = time.monotonic()
-        self._series: list[list[Series]] = []
+        self._series: list[Series] = []
         self._workload.prepare(self._sizes.families)
         steps = self.steps(parts)
         for number, (name, step) in enumerate(steps):
             next_step(name, number, len(steps))
-            began = time.monotonic()
+            step_begin = time.monotonic()
             try:
                 step(partial(self._say, name))
             except NfcoreError as error:
                 self.results.skipped.append(Skipped(name, str(error)))
-            self.results.step_seconds[name] = round(time.monotonic() - began, 1)
-        self.results.datapath = rows_of(series for each in self._series for series in each)
-        self.results.bars[:0] = self._explained(self._workload.judge(self.results.datapath), next_step)
+            self.results.step_seconds[name] = round(time.monotonic() - step_begin, 1)
+        self.results.datapath = rows_of(self._series)
+        self.results.targets[:0] = self._add_profiles(self._workload.judge(self.results.datapath), next_step)
         self.results.gains += self._workload.gains(self.results.datapath, self.results.cores)
         self.results.seconds = round(time.monotonic() - begin, 1)
         return self.results
 
-    def _explained(self, bars: Sequence[Target], next_step: Callable[[str, int, int], None]) -> list[Target]:
-        """Let a profiler look at rows that are not as they should be."""
-        missed = [bar for bar in bars if not bar.met and bar.about][: self._sizes.profiles]
+    def _add_profiles(self, targets: Sequence[Target], next_step: Callable[[str, int, int], None]) -> list[Target]:
+        """Profile the rows of targets that are not met, and add the profiles to the targets."""
+        missed = [target for target in targets if not target.met and target.about][: self._sizes.profiles]
         profiles: dict[str, str] = {}
-        for number, bar in enumerate(missed):
-            next_step(f"profile, {bar.name}", number, len(missed))
+        for number, target in enumerate(missed):
+            next_step(f"profile, {target.name}", number, len(missed))
             try:
-                profiles[bar.name] = in_process(partial(profile_row, self._workload, self._sizes, bar))
+                profiles[target.name] = in_process(partial(profile_row, self._workload, self._sizes, target))
             except NfcoreError as error:
-                self.results.skipped.append(Skipped(f"profile, {bar.name}", str(error)))
+                self.results.skipped.append(Skipped(f"profile, {target.name}", str(error)))
         return [
-            replace(bar, profile=f"{bar.profile}\n\n{profiles[bar.name]}") if profiles.get(bar.name) else bar
-            for bar in bars
+            replace(target, profile=f"{target.profile}\n\n{text}") if (text := profiles.get(target.name)) else target
+            for target in targets
         ]
 
-    def _datapath(self, number: int, say: Say) -> None:
-        self._series.append(in_process(partial(measure_datapath, self._workload, self._sizes), say))
+    def _datapath(self, say: Say) -> None:
+        self._series += in_process(partial(measure_datapath, self._workload, self._sizes), say)
 
     def _cores(self, family: Family, say: Say) -> None:
         if len(os.sched_getaffinity(0)) < 2:
-            raise HostError("this process may run on one CPU alone")
-        for flows in self._workload.worlds(self._sizes.core_flows):
+            raise HostError("this process may run on one CPU only")
+        for flows in self._workload.setups(self._sizes.core_flows):
             task = partial(measure_cores, self._workload, self._sizes, family, flows)
             self.results.cores += in_process(task, say)
 
@@ -147,16 +145,16 @@ class Bench:
         self, function: Callable[[str, Workload, Sizes, Say], tuple[list[Figure], list[Target]]]
     ) -> Callable[[Say], None]:
         def step(say: Say) -> None:
-            figures, bars = in_process(partial(function, self._nf, self._workload, self._sizes), say)
+            figures, targets = in_process(partial(function, self._nf, self._workload, self._sizes), say)
             self.results.control += figures
-            self.results.bars += bars
+            self.results.targets += targets
 
         return step
 
-    def _own_figures(self, say: Say) -> None:
-        for figure, bar in in_process(lambda _: list(self._workload.figures(self._sizes)), say):
+    def _plugin_figures(self, say: Say) -> None:
+        for figure, target in in_process(lambda _: list(self._workload.figures(self._sizes)), say):
             self.results.control.append(figure)
-            self.results.bars += [bar] if bar else []
+            self.results.targets += [target] if target else []
 
     def _rules(self, say: Say) -> None:
         rates, skipped = in_process(partial(measure_rules, self._nf, self._workload, self._sizes), say)
@@ -165,7 +163,7 @@ class Bench:
 
 
 def measure_datapath(workload: Workload, sizes: Sizes, say: Say) -> list[Series]:
-    """Measure one family after the other in this process, on one CPU."""
+    """Measure one family after the other in this process, pinned to one CPU."""
     allowed = os.sched_getaffinity(0)
     cpu = max(allowed)
     os.sched_setaffinity(0, {cpu})
@@ -173,28 +171,28 @@ def measure_datapath(workload: Workload, sizes: Sizes, say: Say) -> list[Series]
         measured: list[Series] = []
         for family in sizes.families:
             fast_flows = sizes.fast_flows
-            for flows in workload.worlds(sizes.flows):
+            for flows in workload.setups(sizes.flows):
                 with workload.subjects(BenchRequest(family, (cpu,), flows, fast_flows)) as subjects:
                     measured += measure(subjects, sizes.rounds, say)
-                # They need no table of flows: once is enough.
+                # These programs need no table of flows, so one setup is enough.
                 fast_flows = ()
         return measured
     finally:
         os.sched_setaffinity(0, allowed)
 
 
-def profile_row(workload: Workload, sizes: Sizes, bar: Target, say: Say) -> str:
-    """Let perf look at the row of the datapath that a bar is about, on one CPU. In a process of its own."""
-    assert bar.about is not None  # the caller chose those
-    row, _, flows = bar.about
-    family: Family = 6 if bar.about[1] == 6 else 4
+def profile_row(workload: Workload, sizes: Sizes, target: Target, say: Say) -> str:
+    """Profile the datapath's row of a target with perf, on one CPU. Run it in a process of its own."""
+    assert target.about is not None  # the caller chose such targets
+    row, _, flows = target.about
+    family: Family = 6 if target.about[1] == 6 else 4
     cpu = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpu})
-    world = next(each for each in workload.worlds(sizes.fast_flows) if flows in each)
-    with workload.subjects(BenchRequest(family, (cpu,), world, world)) as subjects:
-        (subject,) = [each for each in subjects if each.row == row]
+    setup = next(setup for setup in workload.setups(sizes.fast_flows) if flows in setup)
+    with workload.subjects(BenchRequest(family, (cpu,), setup, setup)) as subjects:
+        (subject,) = [subject for subject in subjects if subject.row == row]
         source = subject.source
         source.aim(subject.program)
         source.among(flows)
-        source.run(PROFILED)
-        return kernel_profile(lambda: source.run(5 * PROFILED))
+        source.run(WARM_UP_PACKETS)
+        return kernel_profile(lambda: source.run(5 * WARM_UP_PACKETS))

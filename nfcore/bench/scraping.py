@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What figures cost: a daemon with many VIPs, reals and rules, scraped once a second as Prometheus does."""
+"""The cost of metrics: a daemon with many VIPs, reals and rules, scraped once a second as Prometheus does."""
 
 from __future__ import annotations
 
 import re
+import statistics
 import time
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
@@ -21,17 +21,17 @@ from .workload import Workload
 
 URL = "http://127.0.0.1:9464/metrics"
 INTERVAL = 1.0
-WANTED = 5.0
-"""Percent of a core."""
+CPU_TARGET = 5.0
+"""Percent of a core, at most."""
 OFFLOAD = 'min_packets = 1\nidle_timeout = "10m"\ninserts_per_second = 0\nmax_rules = 200_000'
 SETTLE = 5.0
-"""Seconds after which the daemon has nothing to do with the flows any more."""
+"""Seconds after which the daemon has finished its work on the new flows."""
 
 
-def measure_collecting(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
-    """Take the daemon's CPU time while nobody asks, and while somebody does. In a process of its own."""
-    vips, reals = sizes.collect
-    rules, seconds = sizes.collect_rules, sizes.collect_seconds
+def measure_scraping(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
+    """Compare the daemon's CPU time without scrapes and with them. Run it in a process of its own."""
+    vips, reals = sizes.scrape_config
+    rules, seconds = sizes.scrape_rules, sizes.scrape_seconds
     with open_site() as site, site.daemon(site.config(nf, workload.toml(vips, reals), offload=OFFLOAD)):
         frames = make_frames(np.arange(rules), workload.services(vips, 4), 4)
         say(f"{rules:,} rules")
@@ -43,34 +43,30 @@ def measure_collecting(nf: str, workload: Workload, sizes: Sizes, say: Say) -> t
 
             wait_for(f"{rules:,} rules", installed)
         time.sleep(min(SETTLE, seconds))
-        say("nobody asks")
+        say("without scrapes")
         begin = _Scrape()
         time.sleep(seconds)
         say("scraped once a second")
-        quiet = _Scrape()
+        middle = _Scrape()
         scrapes = _scrape_for(seconds)
-    last, lengths = scrapes[-1], sorted(scrape.seconds for scrape in scrapes)
-    idle = 100 * (quiet.cpu - begin.cpu) / (quiet.at - begin.at)
-    busy = 100 * (last.cpu - quiet.cpu) / (last.at - quiet.at)
-    collected = (last.collect_seconds - quiet.collect_seconds) / (last.collections - quiet.collections)
+    last = scrapes[-1]
+    idle = 100 * (middle.cpu - begin.cpu) / (middle.at - begin.at)
+    busy = 100 * (last.cpu - middle.cpu) / (last.at - middle.at)
+    blocked = (last.collect_seconds - middle.collect_seconds) / (last.collections - middle.collections)
+    request_seconds = statistics.median(scrape.seconds for scrape in scrapes)
     note = f"{vips} VIPs, {last.reals:,} reals, {rules:,} rules; {last.samples:,} samples, {last.size / 1e6:.1f} MB"
-    name, cost = "figures once a second", round(max(0.0, busy - idle), 2)
+    name, cost = "metrics scraped once a second", round(max(0.0, busy - idle), 2)
     return [
         Figure(name, cost, "% of a core", note),
-        Figure("whole daemon meanwhile", round(busy, 2), "% of a core", "reads the rules' counters every 5 s, too"),
-        Figure("whole daemon, nobody asking", round(idle, 2), "% of a core", "does so as well"),
-        Figure(
-            "event loop held up by figures",
-            round(collected * 1e3, 3),
-            "ms",
-            "at a time, on average: a plugin after the other",
-        ),
-        Figure("scrape, question to last byte", round(lengths[len(lengths) // 2] * 1e3, 1), "ms", "median"),
-    ], [Target(name, cost, WANTED, "% of a core")]
+        Figure("whole daemon, scraped", round(busy, 2), "% of a core", "reads the rules' counters every 5 s, too"),
+        Figure("whole daemon, not scraped", round(idle, 2), "% of a core", "reads them as well"),
+        Figure("event loop blocked by collecting", round(blocked * 1e3, 3), "ms", "per plugin and scrape, on average"),
+        Figure("scrape, request to last byte", round(request_seconds * 1e3, 1), "ms", "median"),
+    ], [Target(name, cost, CPU_TARGET, "% of a core")]
 
 
 def _scrape_for(seconds: float) -> list[_Scrape]:
-    """Scrape at the interval; the last scrape is at the end of the time."""
+    """Scrape at each interval; the last scrape is at the end of the time."""
     begin = time.monotonic()
     scrapes = []
     for number in range(1, max(1, round(seconds / INTERVAL)) + 1):
@@ -80,15 +76,15 @@ def _scrape_for(seconds: float) -> list[_Scrape]:
 
 
 class _Scrape:
-    """What the daemon told of itself, and when."""
+    """One scrape: its time, and the values that the daemon returned."""
 
     def __init__(self) -> None:
         self.at = time.monotonic()
         try:
-            with urlopen(URL, timeout=10) as answer:
-                text = answer.read().decode()
-        except (URLError, OSError) as error:
-            raise HostError(f"the bench's daemon gives no figures at {URL}: {error}") from None
+            with urlopen(URL, timeout=10) as response:
+                text = response.read().decode()
+        except OSError as error:
+            raise HostError(f"the bench's daemon serves no metrics at {URL}: {error}") from None
         self.seconds = time.monotonic() - self.at
         self.size = len(text)
         self.samples = sum(not line.startswith("#") for line in text.splitlines())
@@ -99,7 +95,7 @@ class _Scrape:
 
 
 def _value(text: str, name: str) -> float:
-    found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
-    if found is None:
-        raise HostError(f"the bench's daemon does not tell {name}")
-    return float(found[1])
+    match = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+    if match is None:
+        raise HostError(f"the bench's daemon does not export {name}")
+    return float(match[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sender of prepared frames at one interface, bounded in time and number."""
+"""Sends prepared frames through one interface, for a limited time and number."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ..errors import HostError
 
-AT_ONCE = 64
-"""Frames of a system call: fewer than a veth's ring has room for."""
-MOST_FRAMES = 5_000_000
+FRAMES_PER_CALL = 64
+"""Frames of one system call: fewer than a veth's ring holds."""
+MAX_FRAMES = 5_000_000
 """Of one call of :meth:`Sender.send_for`."""
 _MSGHDR = np.dtype(
     [
@@ -40,13 +40,13 @@ _IOVEC = np.dtype([("base", "<u8"), ("len", "<u8")])
 
 
 class Sender:
-    """Sends frames (bytes of shape (n, size)) one after the other, from the first again when all are sent.
+    """Sends frames (bytes of shape (n, size)) one after the other; after the last one it starts again.
 
-    A context manager; in the network namespace that the calling thread is in when it is made.
+    A context manager. It sends in the network namespace of the thread that creates it.
     """
 
     def __init__(self, interface: str, frames: NDArray[np.uint8]) -> None:
-        copies = -(-AT_ONCE // len(frames))
+        copies = -(-FRAMES_PER_CALL // len(frames))
         self._frames = np.ascontiguousarray(np.tile(frames, (copies, 1)))
         count, size = self._frames.shape
         self._vectors = np.zeros(count, dtype=_IOVEC)
@@ -56,7 +56,7 @@ class Sender:
         step = np.arange(count, dtype=np.uint64) * np.uint64(_IOVEC.itemsize)
         self._headers["iov"] = self._vectors.ctypes.data + step
         self._headers["iovlen"] = 1
-        # Protocol 0: it hears nothing.
+        # Protocol 0: the socket receives nothing.
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.bind((interface, 0))
         self._sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
@@ -73,21 +73,22 @@ class Sender:
         """Send frame `number`."""
         self._socket.send(self._frames[number])
 
-    def send_for(self, seconds: float, most: int = MOST_FRAMES) -> tuple[int, float]:
-        """Send as fast as the way takes the frames; how many went in which time. HostError when none go."""
+    def send_for(self, seconds: float, most: int = MAX_FRAMES) -> tuple[int, float]:
+        """Send as fast as possible; return the number of sent frames and the seconds. HostError: sending fails."""
         begin, sent, place = time.perf_counter(), 0, 0
         while (now := time.perf_counter()) < begin + seconds and sent < most:
-            count = min(AT_ONCE, len(self._headers) - place, most - sent)
-            went = self._hand_over(place, count)
-            sent += went
-            place = (place + went) % len(self._headers)
+            count = min(FRAMES_PER_CALL, len(self._headers) - place, most - sent)
+            accepted = self._send_batch(place, count)
+            sent += accepted
+            place = (place + accepted) % len(self._headers)
         return sent, now - begin
 
-    def _hand_over(self, place: int, count: int) -> int:
+    def _send_batch(self, place: int, count: int) -> int:
+        """Send `count` frames from `place` on with one system call; return how many the kernel accepted."""
         address = ctypes.c_void_p(self._headers.ctypes.data + place * _MSGHDR.itemsize)
-        went: int = self._sendmmsg(self._socket.fileno(), address, count, 0)
-        if went >= 0:
-            return went
+        accepted: int = self._sendmmsg(self._socket.fileno(), address, count, 0)
+        if accepted >= 0:
+            return accepted
         if ctypes.get_errno() in (errno.ENOBUFS, errno.EAGAIN, errno.EINTR):
             return 0
         raise HostError(f"the bench cannot send: {os.strerror(ctypes.get_errno())}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of everything is measured."""
+"""How much is measured: flows, packets, rounds, seconds."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ PARTS = ("datapath", "cores", "live", "control", "rules")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one run; those of the full one are the defaults."""
+    """Sizes of one run. The defaults are those of a full run."""
 
     name: str = "full"
     families: tuple[Family, ...] = (4, 6)
     flows: tuple[int, ...] = FLOWS
     fast_flows: tuple[int, ...] = FLOWS
-    """Of a program that needs no table of flows."""
+    """Numbers of flows for a program that needs no table of flows."""
     rounds: int = 8
     """Timed runs of each row in a process."""
     processes: int = 3
     core_flows: tuple[int, ...] = FLOWS
     core_packets: int = 1_000_000
-    """Of each core in a timed run."""
+    """Packets of each core in a timed run."""
     core_rounds: int = 5
     live_seconds: float = 2.0
-    """Of a round, of which there are :attr:`live_rounds` without marks and with."""
+    """Of one round. There are :attr:`live_rounds` rounds without marks, and as many with."""
     live_rounds: int = 5
     live_flows: int = 100
     first_marks: int = 300
-    """Flows whose time to the first marked packet is taken."""
+    """Flows whose time to the first marked packet is measured."""
     events: int = 1_000_000
     """New flows through the engine."""
     burst: int = 100_000
-    """Of them at a time: the datapath remembers no more than 125,000 new flows a second."""
+    """New flows at a time: XDP remembers at most 125,000 new flows a second."""
     rules: tuple[int, ...] = (10_000, 100_000)
     config: tuple[int, int] = (512, 100)
-    """VIPs, and reals of each."""
-    collect: tuple[int, int] = (512, 8)
+    """VIPs, and reals of each, of the largest daemon whose start is timed."""
+    scrape_config: tuple[int, int] = (512, 8)
     """VIPs, and reals of each, of the daemon that is scraped."""
-    collect_rules: int = 50_000
-    collect_seconds: float = 20.0
-    """For which it is scraped, after as many without."""
+    scrape_rules: int = 50_000
+    scrape_seconds: float = 20.0
+    """How long it is scraped, after the same time without scrapes."""
     profiles: int = 4
-    """Rows of the datapath, of those that are not as they should be, that a profiler looks at."""
+    """How many rows of the datapath are profiled, of those that miss their target."""
     repeats: int = 9
-    """Of short single things, whose median counts."""
+    """Of short measurements, whose median counts."""
 
     @classmethod
     def quick(cls) -> Sizes:
-        """Everything below three minutes; a million flows only where no table of flows is needed."""
+        """Less than three minutes; a million flows only where no table of flows is needed."""
         return cls(
             name="quick",
             flows=FLOWS[:-1],
@@ -65,14 +65,14 @@ class Sizes:
             live_rounds=3,
             first_marks=100,
             rules=(10_000,),
-            collect_seconds=10.0,
+            scrape_seconds=10.0,
             profiles=1,
             repeats=5,
         )
 
     @classmethod
     def smoke(cls) -> Sizes:
-        """The least that shows that everything works; the figures mean nothing."""
+        """The least that shows that everything works; the results mean nothing."""
         return cls(
             name="smoke",
             families=(4,),
@@ -92,8 +92,8 @@ class Sizes:
             rules=(100,),
             profiles=0,
             config=(4, 3),
-            collect=(4, 3),
-            collect_rules=50,
-            collect_seconds=1.0,
+            scrape_config=(4, 3),
+            scrape_rules=50,
+            scrape_seconds=1.0,
             repeats=1,
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The usual yardstick for rules a second: one process of `tc -b` that does everything."""
+"""The usual comparison for rules a second: one process of `tc -b` for all rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRIO = 6000
 
 
 def tc_additions(rules: RuleBatch, device: str) -> Iterator[str]:
-    """Give the lines of `tc -b` that add rules of IPv4 TCP flows."""
+    """Return the lines of `tc -b` that add rules for IPv4 TCP flows."""
     for handle, row in enumerate(rules.rows, start=1):
         match = FlowMatch.from_key(row["key"], 4)
         yield (
@@ -28,20 +28,20 @@ def tc_additions(rules: RuleBatch, device: str) -> Iterator[str]:
 
 
 def tc_deletions(rules: RuleBatch, device: str) -> Iterator[str]:
-    """Give the lines of `tc -b` that delete them."""
+    """Return the lines of `tc -b` that delete the same rules."""
     for handle in range(1, len(rules) + 1):
         yield f"filter del dev {device} ingress prio {PRIO} handle {handle} protocol ip flower"
 
 
 def clock(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes."""
+    """Return the seconds that `work` takes."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
 def run_tc(*arguments: str) -> None:
-    """Run tc; HostError with its words when it fails."""
+    """Run tc. HostError with its message when it fails."""
     try:
         subprocess.run(["tc", *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     except FileNotFoundError:
@@ -51,7 +51,7 @@ def run_tc(*arguments: str) -> None:
 
 
 def measure_tc(rules: RuleBatch, device: str) -> dict[str, float]:
-    """Seconds of `tc` by operation, at the ingress of `device`, which has no qdisc before and after.
+    """Return the seconds of `tc` by operation, at the ingress of `device`, which has no qdisc before and after.
 
     ``insert`` is `tc -b` with `filter add`, ``delete`` with `filter del`, ``dump`` is `tc -j -s filter show`.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows by number, as bpf/bench/numbered_flow.h makes them, and the frame that they begin as. Pure.
+"""Numbered flows, as bpf/bench/numbered_flow.h makes them, and their frames. Pure.
 
-Flow n is TCP, from source n mod 65,536 (198.19.0.0/16 or 2001:db8:19::/112) and port 1024 + n div 65,536, to
-service n mod (number of services).
+Flow n is TCP, from source address n mod 65,536 (of 198.19.0.0/16 or 2001:db8:19::/112) and port 1024 + n div 65,536,
+to service n mod (number of services).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ..api.flows import FLOW_KEY, Address, pack_address
 Family = Literal[4, 6]
 
 SERVICE = np.dtype([("addr", "u1", (16,)), ("port", ">u2"), ("pad", "u1", (6,))])
-"""`struct bench_service`: where flows go. Address and port in network byte order."""
+"""`struct bench_service`: where flows go to. Address and port in network byte order."""
 
 SOURCES = 65_536
 FIRST_PORT = 1024
-MOST_FLOWS = SOURCES * (65_536 - FIRST_PORT)
-"""Flows that can be told apart."""
+MAX_FLOWS = SOURCES * (65_536 - FIRST_PORT)
+"""Number of different flows."""
 SYN, ACK = 0x02, 0x10
 FRAME_BYTES: dict[Family, int] = {4: 60, 6: 74}
-"""The shortest frames there are: 60 bytes are Ethernet's minimum, 74 are the headers."""
+"""The shortest frames possible: 60 bytes are Ethernet's minimum, 74 are the headers."""
 
 _SOURCE_V4 = ipaddress.ip_address("198.19.0.0")
 _SOURCE_V6 = ipaddress.ip_address("2001:db8:19::")
@@ -38,17 +38,14 @@ _ETHERTYPE: dict[Family, int] = {4: 0x0800, 6: 0x86DD}
 _IP_BYTES: dict[Family, int] = {4: 20, 6: 40}
 
 
-def make_services(ends: Iterable[tuple[Address, int]]) -> NDArray[np.void]:
-    """Give :data:`SERVICE` rows for (address, port) pairs, in their order."""
-    listed = list(ends)
-    services = np.zeros(len(listed), dtype=SERVICE)
-    for row, (address, port) in zip(services, listed, strict=True):
-        row["addr"], row["port"] = pack_address(address), port
-    return services
+def make_services(endpoints: Iterable[tuple[Address, int]]) -> NDArray[np.void]:
+    """Return :data:`SERVICE` rows for (address, port) pairs, in their order."""
+    rows = [(pack_address(address), port, 0) for address, port in endpoints]
+    return np.array(rows, dtype=SERVICE)
 
 
 def flow_keys(flows: NDArray[Any], services: NDArray[np.void], family: Family) -> NDArray[np.void]:
-    """Give the :data:`nfcore.api.flows.FLOW_KEY` of each flow number; shape of `flows`, one dimension."""
+    """Return the :data:`nfcore.api.flows.FLOW_KEY` of each flow number; `flows` has one dimension."""
     numbers = np.asarray(flows, dtype=np.uint32)
     keys = np.zeros(len(numbers), dtype=FLOW_KEY)
     keys["src"] = pack_address(_SOURCE_V4 if family == 4 else _SOURCE_V6)
@@ -62,7 +59,7 @@ def flow_keys(flows: NDArray[Any], services: NDArray[np.void], family: Family) -
 
 
 def make_frames(flows: NDArray[Any], services: NDArray[np.void], family: Family) -> NDArray[np.uint8]:
-    """Give a frame (ACK) of each flow number, shape (n, FRAME_BYTES[family]). Checksums are zero."""
+    """Return a frame (ACK) of each flow number, shape (n, FRAME_BYTES[family]). Checksums are zero."""
     keys = flow_keys(flows, services, family)
     frames = np.tile(np.frombuffer(first_frame(family, ACK), np.uint8), (len(keys), 1))
     ip, size = (26, 4) if family == 4 else (22, 16)
@@ -74,7 +71,7 @@ def make_frames(flows: NDArray[Any], services: NDArray[np.void], family: Family)
 
 
 def first_frame(family: Family, tcp_flags: int) -> bytes:
-    """Give the frame of which the datapath changes addresses and ports alone. Checksums are zero."""
+    """Return the frame in which the wrapper (bpf/bench) changes only addresses and ports. Checksums are zero."""
     size = FRAME_BYTES[family] - len(_ETHERNET) - 2
     ethernet = _ETHERNET + struct.pack("!H", _ETHERTYPE[family])
     if family == 4:
@@ -86,9 +83,9 @@ def first_frame(family: Family, tcp_flags: int) -> bytes:
 
 
 def unwrap(frame: bytes, family: Family) -> tuple[int, bytes] | None:
-    """Give the flow number of an encapsulated frame and the outer destination, 16 bytes as in a flow key.
+    """Return the flow number of an encapsulated frame, and the outer destination, 16 bytes as in a flow key.
 
-    The outer header is of the packet's own family. None when `frame` is no such frame of a flow by number.
+    The outer header has the family of the packet. None when `frame` is not an encapsulated frame of a numbered flow.
     """
     outer = len(_ETHERNET) + 2
     inner = outer + _IP_BYTES[family]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="empty-body"
-"""What a network function's plugin gives to `nfcore bench`: programs, worlds, figures of its own, and what to expect.
+"""What a network function's plugin gives to `nfcore bench`: programs with their packets, its own results, targets.
 
-The hook `benchmark` answers with a :class:`Workload`.
+The hook `benchmark` returns a :class:`Workload`.
 """
 
 from __future__ import annotations
@@ -25,46 +25,47 @@ from .traffic import Family
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """One world of programs, tables and packets."""
+    """One setup: programs, their tables and their packets."""
 
     family: Family
     cpus: tuple[int, ...]
-    """CPUs that the packets will come on."""
+    """CPUs on which the packets arrive."""
     flows: tuple[int, ...]
+    """Numbers of flows to measure."""
     fast_flows: tuple[int, ...]
-    """For programs that need no table of flows."""
+    """The same for programs that need no table of flows."""
 
 
 class Workload(Protocol):
-    """A network function as it is measured: opened in processes of their own, never in the one that reports."""
+    """A network function as it is measured. Its programs are opened in child processes, never in the main one."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a reader of the result has to know."""
+        """What a reader of the results has to know."""
 
     def prepare(self, families: Sequence[Family]) -> None:
-        """Compute what all processes need, before they are made."""
+        """Compute what all child processes need, before they are forked."""
 
-    def worlds(self, flows: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
-        """Give numbers of flows by the world that they need: in too large a one few flows are not the same."""
+    def setups(self, flows: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
+        """Group numbers of flows by the setup that they need: too large a table changes the times of few flows."""
 
     def subjects(self, request: BenchRequest) -> AbstractContextManager[Sequence[Subject]]:
-        """Open programs with their packets; the caller stays on the first of the CPUs meanwhile."""
+        """Open the programs with their packets for a block. The caller is pinned to the first of the CPUs."""
 
     def toml(self, vips: int, reals: int) -> str:
-        """Write the plugin's own tables for a daemon: so many services with so many backends each."""
+        """Return the plugin's TOML tables for a daemon with `vips` services of `reals` reals each."""
 
     def services(self, vips: int, family: Family) -> NDArray[np.void]:
-        """Give those of :meth:`toml` in this family, :data:`.traffic.SERVICE` rows."""
+        """Return the services of :meth:`toml` in this family as :data:`.traffic.SERVICE` rows."""
 
     def program(self, nf: NetworkFunction) -> Program:
-        """Give the program that packets enter."""
+        """Return the program that packets enter."""
 
     def figures(self, sizes: Sizes) -> Iterator[tuple[Figure, Target | None]]:
-        """Measure what is the plugin's alone."""
+        """Measure what only this plugin has, each with a target or without."""
 
     def judge(self, rows: Sequence[Row]) -> Sequence[Target]:
-        """Compare the datapath's figures with what they should be; of one that is not as it should be say `about`."""
+        """Compare the datapath's rows with their targets. A target that is not met has `about`."""
 
     def gains(self, rows: Sequence[Row], cores: Sequence[CoreRow]) -> Sequence[Gain]:
-        """Tell how much more packets the fast path takes, beside published figures."""
+        """Compute how many more packets the fast path takes, beside published numbers."""

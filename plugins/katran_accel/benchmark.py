@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `nfcore bench` measures of the balancer: 64 VIPs, 4,096 (VIP, real) pairs, up to a million flows."""
+"""What `nfcore bench` measures of the balancer, with 64 VIPs, 4,096 (VIP, real) pairs and up to a million flows."""
 
 from __future__ import annotations
 
 import ipaddress
 import statistics
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, partial
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from nfcore.api.flows import Address, FlowBatch, pack_address
 from nfcore.api.marks import MarkAllocator, MarkMeaning, StrategyInfo
 from nfcore.api.network_function import NetworkFunction
 from nfcore.bench import (
+    BareLru,
     BenchRequest,
     CoreRow,
     Family,
@@ -27,17 +29,16 @@ from nfcore.bench import (
     Floors,
     FlowSource,
     Gain,
+    PacketCounters,
     Row,
     SameFrame,
     Sizes,
     Subject,
-    Tally,
     Target,
     flow_keys,
     make_services,
     profile,
 )
-from nfcore.bench.baselines import BareLru
 from nfcore.bench.traffic import ACK, SYN
 from nfcore.errors import NfcoreError
 from nfcore.kernel import Program
@@ -56,22 +57,28 @@ PAIRS = VIPS * REALS_PER_VIP
 PORT = 80
 GATEWAY = "02:00:5e:00:00:fe"
 FLOW_MARKS = 1 << 20
-"""More than there are flows: each has a mark of its own. A power of two, for which no packet needs a division."""
+"""More than there are flows, so each has its own mark. A power of two, so that no packet needs a division."""
 FLOOD = (200_000,)
-"""SYNs in a timed run, each of another flow."""
+"""SYNs in a timed run, each of a new flow."""
 DEFAULT_LRU_SIZE: int = KatranTable.model_fields["lru_size"].default
 LONG_REPORTED = (0x8000, 15)
-"""`left` and `reports` of a flow whose reports came to nothing long ago: the next is 32,768 packets away."""
+"""`left` and `reports` of a flow that was reported long ago and got no rule: the next report is 32,768 packets away."""
 NOTES = (
-    "skb-mark is not measured: a test run has no socket buffer behind the packet to read the mark of",
+    "skb-mark is not measured: a test run has no socket buffer that could carry the mark",
     "slow is the program of dest-id with packets that carry no mark",
-    "marks of flow-id have 21 bits here, more than the NICs of today transport",
+    "marks of flow-id have 21 bits here, more than today's NICs transport",
 )
 RING_REALS = 100
 FEW, MANY = 100, 1_000_000
-"""Flows of the bars."""
-DEST_WANTED, DEST_GROWTH, FLOW_SHARE, RING_WANTED = 16.0, 4.0, 0.5, 3.0
-SLOW_WANTED = {FEW: 1.8, MANY: 1.5}
+"""Numbers of flows that have targets."""
+DEST_ID_TARGET, DEST_ID_GROWTH = 16.0, 4.0
+"""Net nanoseconds with few flows; how many more with many."""
+FLOW_ID_TARGET = 0.5
+"""Net time as a share of the slow path's."""
+SLOW_TARGETS = {FEW: 1.8, MANY: 1.5}
+"""Flows → gross time as a multiple of bare-lru's."""
+RING_TARGET = 3.0
+"""Milliseconds."""
 PUBLISHED = {
     (FEW, 1): 40.0,
     (FEW, 12): 46.0,
@@ -80,18 +87,18 @@ PUBLISHED = {
     (10_000, 7): 22.0,
     (10_000, 12): 50.0,
 }
-"""(flows, queues) → percent more packets by marks of flow-id: the talk's own measurement, with a NIC."""
-_POOL = 2000
-"""Different reals of a family in :meth:`KatranWorkload.toml`: both families' are fewer than there are numbers."""
+"""(flows, queues) → percent more packets with marks of flow-id: what the talk measured, with a NIC."""
+_REAL_ADDRESSES = 2000
+"""Different reals of a family in :meth:`KatranWorkload.toml`: both families together have fewer than Katran's limit."""
 
 _FIRST_VIP: dict[Family, str] = {4: "198.18.0.1", 6: "2001:db8:10::1"}
 _FIRST_REAL: dict[Family, str] = {4: "198.18.64.1", 6: "2001:db8:20::1"}
 
 
 def make_table(family: Family, lru_size: int, cpus: Sequence[int]) -> KatranTable:
-    """Give the configuration of the balancer.
+    """Return the configuration of the balancer.
 
-    Each VIP's last real is the next one's first: 4,096 reals are one more than there are numbers.
+    The last real of each VIP is the first one of the next VIP: 4,096 reals would be one more than the limit.
     """
     vip, real = (ipaddress.ip_address(first[family]) for first in (_FIRST_VIP, _FIRST_REAL))
     vips = [
@@ -99,7 +106,7 @@ def make_table(family: Family, lru_size: int, cpus: Sequence[int]) -> KatranTabl
             "address": str(vip + number),
             "port": PORT,
             "protocol": "tcp",
-            "reals": [{"address": str(real + number * (REALS_PER_VIP - 1) + each)} for each in range(REALS_PER_VIP)],
+            "reals": [{"address": str(real + number * (REALS_PER_VIP - 1) + place)} for place in range(REALS_PER_VIP)],
         }
         for number in range(VIPS)
     ]
@@ -110,7 +117,7 @@ def make_table(family: Family, lru_size: int, cpus: Sequence[int]) -> KatranTabl
 
 @contextmanager
 def open_balancer(table: KatranTable, meaning: MarkMeaning, most_flows: int) -> Iterator[Balancer]:
-    """Load the balancer as the daemon would, attached to nothing."""
+    """Load the balancer as the daemon does, but attach it to nothing."""
     strategy = "flow-id" if meaning is MarkMeaning.FLOW else "dest-id"
     width = max(16, most_flows.bit_length())
     config = Config(
@@ -131,7 +138,7 @@ def open_balancer(table: KatranTable, meaning: MarkMeaning, most_flows: int) -> 
 
 @cache
 def rings(family: Family) -> NDArray[np.uint8]:
-    """Give the ring of each VIP, its reals numbered from 0; shape (VIPS, RING_SLOTS)."""
+    """Return the ring of each VIP with its reals numbered from 0, shape (VIPS, RING_SLOTS)."""
     table = make_table(family, DEFAULT_LRU_SIZE, [0])
     return np.stack(
         [
@@ -145,10 +152,11 @@ def rings(family: Family) -> NDArray[np.uint8]:
     )
 
 
-class World:
-    """Flows 0 … `count` - 1 of one family and the real that ring and hash give to each.
+class ExpectedReals:
+    """The real that ring and hash choose for each flow, computed without the balancer's program.
 
-    Numbers of VIPs and reals are those of `balancer`, which was made from `table`; `count` may be 0.
+    `flows` are 0 … `count` - 1 of one family; `count` may be 0. VIPs and reals have the numbers that `balancer` gave
+    them; it was made from `table`.
     """
 
     def __init__(self, family: Family, table: KatranTable, balancer: Balancer, count: int) -> None:
@@ -165,83 +173,87 @@ class World:
 
     @cached_property
     def keys(self) -> NDArray[np.void]:
-        """FLOW_KEY of each flow."""
+        """FLOW_KEY of each of `flows`."""
         return flow_keys(self.flows, self.services, self.family)
 
     @cached_property
     def real_numbers(self) -> NDArray[np.int64]:
-        """Number of each flow's real."""
+        """Number of the real of each of `flows`."""
         return self.route(self.flows)
 
     def vips(self, flows: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Give the VIP's number of any flows."""
+        """Return the number of the VIP of any flows."""
         numbers: NDArray[np.int64] = self._vip_numbers[flows % VIPS]
         return numbers
 
     def route(self, flows: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Give the real's number of any flows."""
+        """Return the number of the real of any flows."""
         slots = flow_hash(flow_keys(flows, self.services, self.family), self.family) % lay.RING_SLOTS
         reals: NDArray[np.int64] = self._real_numbers[flows % VIPS, self._rings[flows % VIPS, slots]]
         return reals
 
     def addresses(self, flows: NDArray[np.uint32]) -> NDArray[np.uint8]:
-        """Give the real's address of any flows, shape (n, 16)."""
-        found: NDArray[np.uint8] = self._addresses[self.route(flows)]
-        return found
+        """Return the address of the real of any flows, shape (n, 16)."""
+        addresses: NDArray[np.uint8] = self._addresses[self.route(flows)]
+        return addresses
 
     def marked_addresses(self, flows: NDArray[np.uint32]) -> NDArray[np.uint8]:
-        """Give the address of the real to which dest-id's mark leads, shape (n, 16).
+        """Return the address of the real that the mark of dest-id stands for, shape (n, 16).
 
-        It need not be the ring's: to XDP a mark may say any real of the packet's VIP, and this one is known without
-        a table of flows.
+        It need not be the ring's choice: XDP accepts a mark for any real of the packet's VIP. This one can be computed
+        without a table of flows.
         """
-        found: NDArray[np.uint8] = self._addresses[self._real_numbers.T.ravel()[flows % PAIRS]]
-        return found
+        addresses: NDArray[np.uint8] = self._addresses[self._real_numbers.T.ravel()[flows % PAIRS]]
+        return addresses
 
 
 def publish_pairs(balancer: Balancer) -> None:
-    """Give every (VIP, real) its mark: the first VIP's pairs have marks 1, 1 + VIPS, 1 + 2 × VIPS, …
+    """Publish a mark for every (VIP, real) pair: the pairs of the first VIP have marks 1, 1 + VIPS, 1 + 2 × VIPS, …
 
     NfcoreError when the balancer refuses one.
     """
     marks = 1 + np.arange(PAIRS, dtype=np.uint32).reshape(REALS_PER_VIP, VIPS).T.ravel()
     if not balancer.publish(balancer.targets(), marks).all():
-        raise NfcoreError("benchmark: marks of (VIP, real) pairs were published that the balancer does not take")
+        raise NfcoreError("benchmark: the balancer refuses marks of (VIP, real) pairs")
 
 
-def publish_flows(balancer: Balancer, world: World) -> None:
-    """Write the entry of each flow as XDP would have; flow n has mark n + 1. NfcoreError when one is not live."""
-    count, vips = len(world.flows), world.vips(world.flows)
+def publish_flows(balancer: Balancer, expected: ExpectedReals) -> None:
+    """Write the entry of each flow as XDP writes it, and publish it; flow n has mark n + 1.
+
+    NfcoreError when the balancer does not accept an entry as live.
+    """
+    flows, keys, reals = expected.flows, expected.keys, expected.real_numbers
+    count, vips = len(flows), expected.vips(flows)
     entries = np.zeros(count, dtype=lay.HW_ACCEL_FLOW)
-    entries["vip_num"], entries["real_key"], entries["flow"] = vips, world.real_numbers, world.keys
+    entries["vip_num"], entries["real_key"], entries["flow"] = vips, reals, keys
     entries["vip_generation"] = balancer.maps["vip_map_by_id"].read_array()["generation"][vips]
-    entries["real_generation"] = balancer.maps["hw_accel_reals"].read_array()[world.real_numbers]
-    entries["family"] = world.family
+    entries["real_generation"] = balancer.maps["hw_accel_reals"].read_array()[reals]
+    entries["family"] = expected.family
     balancer.maps["hw_accel_mapping"].mmap()[1 : count + 1] = entries
     batch = FlowBatch.empty(count)
-    batch.rows["key"], batch.rows["family"], batch.rows["nf"] = world.keys, world.family, balancer.number
-    batch.rows["target"] = vips.astype(np.uint64) << np.uint64(32) | world.real_numbers.astype(np.uint64)
-    if not balancer.publish(batch, world.flows + np.uint32(1)).all():
-        raise NfcoreError("benchmark: entries of flow-id were written that the balancer does not take for live")
+    batch.rows["key"], batch.rows["family"], batch.rows["nf"] = keys, expected.family, balancer.number
+    batch.rows["target"] = vips.astype(np.uint64) << np.uint64(32) | reals.astype(np.uint64)
+    if not balancer.publish(batch, flows + np.uint32(1)).all():
+        raise NfcoreError("benchmark: the balancer does not accept entries of flow-id as live")
 
 
-def remember_flows(balancer: Balancer, world: World, cpu: int) -> None:
-    """Put the flows into a CPU's connection table, all of them reported long ago."""
-    values = np.zeros(len(world.flows), dtype=lay.REAL_POS_LRU)
-    values["pos"] = world.real_numbers
+def fill_connection_table(balancer: Balancer, expected: ExpectedReals, cpu: int) -> None:
+    """Write the flows into the connection table of a CPU, as flows that were reported long ago."""
+    values = np.zeros(len(expected.flows), dtype=lay.REAL_POS_LRU)
+    values["pos"] = expected.real_numbers
     values["left"], values["reports"] = LONG_REPORTED
-    result = balancer.maps.lrus[cpu].update_batch(world.keys, values)
+    result = balancer.maps.lrus[cpu].update_batch(expected.keys, values)
     if result.errno:
-        raise NfcoreError(f"benchmark: flow {result.done} does not go into the connection table: {result.errno}")
+        raise NfcoreError(f"benchmark: the connection table refuses flow {result.done}: error {result.errno}")
 
 
-def tally(balancer: Balancer) -> Tally:
+def read_counters(balancer: Balancer) -> PacketCounters:
     """Read the balancer's counters, summed over the CPUs."""
     stats = balancer.maps["stats"].read_slice(lay.MAX_VIPS, lay.MAX_VIPS)
     v1, v2 = (stats[name].sum(axis=1) for name in ("v1", "v2"))
     accel = balancer.maps["hw_accel_stats"].read_array().sum(axis=1)
     slot = lay.StatsSlot
-    return Tally(
+    return PacketCounters(
         packets=int(v1[slot.XDP_TOTAL - lay.MAX_VIPS]),
         sent=int(v1[slot.XDP_TX - lay.MAX_VIPS]),
         fast=int(accel[lay.AccelCounter.FAST]),
@@ -251,48 +263,49 @@ def tally(balancer: Balancer) -> Tally:
 
 
 def lru_size(flows: int) -> int:
-    """Give the entries of a connection table that keeps so many flows: the default's, or twice the flows."""
+    """Return the size of a connection table that keeps `flows` flows: the default, or twice the flows."""
     return max(DEFAULT_LRU_SIZE, 2 * flows)
 
 
 @contextmanager
 def subjects(request: BenchRequest) -> Iterator[list[Subject]]:
-    """Open all that is measured of one family: dest-id with `fast_flows`, the rest with `flows`.
+    """Open everything that is measured of one family: dest-id with `fast_flows`, the rest with `flows`.
 
-    The caller stays on the first of the CPUs.
+    The caller is pinned to the first of the CPUs.
     """
     family, flows, fast_flows = request.family, request.flows, request.fast_flows
-    known = max(flows)
-    with ExitStack() as opened:
-        enter = opened.enter_context
-        table = make_table(family, lru_size(known), request.cpus)
-        by_target = enter(open_balancer(table, MarkMeaning.TARGET, PAIRS))
-        # A connection table of its own, which the flood may fill.
-        by_flow = enter(open_balancer(make_table(family, DEFAULT_LRU_SIZE, request.cpus), MarkMeaning.FLOW, known))
-        world = World(family, table, by_target, known)
-        publish_pairs(by_target)
-        publish_flows(by_flow, World(family, table, by_flow, known))
+    flow_count, flood = max(flows), FLOOD[: len(flows)]
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        table = make_table(family, lru_size(flow_count), request.cpus)
+        dest_id = enter(open_balancer(table, MarkMeaning.TARGET, PAIRS))
+        # It has its own connection table, which the flood may fill.
+        small = make_table(family, DEFAULT_LRU_SIZE, request.cpus)
+        flow_id = enter(open_balancer(small, MarkMeaning.FLOW, flow_count))
+        expected = ExpectedReals(family, table, dest_id, flow_count)
+        publish_pairs(dest_id)
+        publish_flows(flow_id, ExpectedReals(family, table, flow_id, flow_count))
         for cpu in request.cpus:
-            remember_flows(by_target, world, cpu)
-        bare, floors = enter(BareLru(family, lru_size(known))), enter(Floors(family))
-        bare.remember(world.keys, world.addresses(world.flows))
-        plain, numbered, paired, syns = (
-            enter(FlowSource(world.services, family, marks=marks, in_turn=flags == SYN, tcp_flags=flags))
+            fill_connection_table(dest_id, expected, cpu)
+        bare, floors = enter(BareLru.open(family, lru_size(flow_count))), enter(Floors.open(family))
+        bare.add(expected.keys, expected.addresses(expected.flows))
+        unmarked, marked_by_flow, marked_by_pair, syns = (
+            enter(FlowSource(expected.services, family, marks=marks, in_turn=flags == SYN, tcp_flags=flags))
             for marks, flags in ((0, ACK), (FLOW_MARKS, ACK), (PAIRS, ACK), (0, SYN))
         )
-        in_slow = plain, by_target.program, "head", flows, world.addresses, partial(tally, by_target)
-        in_flood = syns, by_flow.program, "head", FLOOD[: len(flows)], world.addresses, partial(tally, by_flow)
-        by_number = numbered, by_flow.program, "metadata", flows, world.addresses, partial(tally, by_flow)
-        by_pair = paired, by_target.program, "metadata", fast_flows, world.marked_addresses
+        count_dest_id, count_flow_id = partial(read_counters, dest_id), partial(read_counters, flow_id)
+        slow = unmarked, dest_id.program, "head", flows, expected.addresses, count_dest_id
+        by_flow = marked_by_flow, flow_id.program, "metadata", flows, expected.addresses, count_flow_id
+        by_pair = marked_by_pair, dest_id.program, "metadata", fast_flows, expected.marked_addresses, count_dest_id
         yield [
             Subject("noop", SameFrame(family), floors.noop, None, (1,)),
-            Subject("head", plain, floors.head, None, flows + FLOOD[: len(flows)]),
-            Subject("metadata", paired, floors.metadata, None, tuple({*flows, *fast_flows})),
-            Subject("bare-lru", plain, bare.program, "head", flows, world.addresses),
-            Subject("slow", *in_slow, known=True, spread=True),
-            Subject("flow-id", *by_number, fast=True, spread=True),
-            Subject("dest-id", *by_pair, partial(tally, by_target), fast=True, spread=True),
-            Subject("syn-flood", *in_flood),
+            Subject("head", unmarked, floors.head, None, flows + flood),
+            Subject("metadata", marked_by_pair, floors.metadata, None, tuple({*flows, *fast_flows})),
+            Subject("bare-lru", unmarked, bare.program, "head", flows, expected.addresses),
+            Subject("slow", *slow, known=True, several_cores=True),
+            Subject("flow-id", *by_flow, fast=True, several_cores=True),
+            Subject("dest-id", *by_pair, fast=True, several_cores=True),
+            Subject("syn-flood", syns, flow_id.program, "head", flood, expected.addresses, count_flow_id),
         ]
 
 
@@ -306,124 +319,118 @@ class KatranWorkload:
         for family in families:
             rings(family)
 
-    def worlds(self, flows: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Give numbers of flows by the connection table that they need."""
+    def setups(self, flows: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Group numbers of flows by the size of the connection table that they need."""
         sizes = sorted({lru_size(number) for number in flows})
         return [tuple(number for number in flows if lru_size(number) == size) for size in sizes]
 
     subjects = staticmethod(subjects)
 
     def toml(self, vips: int, reals: int) -> str:
-        """Write `[katran_accel]` with so many VIPs, IPv4 and IPv6 in turn, of so many weighted reals each."""
+        """Return `[katran_accel]` with `vips` VIPs, IPv4 and IPv6 in turn, of `reals` weighted reals each."""
         lines = [f'[{NAME}]\ngateway_mac = "{GATEWAY}"']
         for number in range(vips):
             vip, family = _vip(number)
             first = ipaddress.ip_address(_FIRST_REAL[family])
-            listed = ", ".join(
-                f'{{ address = "{first + (number // 2 * reals + each) % _POOL}", weight = {1 + each % 7} }}'
-                for each in range(reals)
+            entries = ", ".join(
+                f'{{ address = "{first + (number // 2 * reals + place) % _REAL_ADDRESSES}", weight = {1 + place % 7} }}'
+                for place in range(reals)
             )
-            lines.append(f'[[{NAME}.vips]]\naddress = "{vip}"\nport = {PORT}\nprotocol = "tcp"\nreals = [{listed}]')
+            lines.append(f'[[{NAME}.vips]]\naddress = "{vip}"\nport = {PORT}\nprotocol = "tcp"\nreals = [{entries}]')
         return "\n".join(lines)
 
     def services(self, vips: int, family: Family) -> NDArray[np.void]:
-        """Give the VIPs of :meth:`toml` in one family."""
-        return make_services((vip, PORT) for vip, each in map(_vip, range(vips)) if each == family)
+        """Return the VIPs of :meth:`toml` in one family."""
+        return make_services((vip, PORT) for vip, vip_family in map(_vip, range(vips)) if vip_family == family)
 
     def program(self, nf: NetworkFunction) -> Program:
-        """Give the program of a balancer that is open."""
-        assert isinstance(nf, Balancer)  # the workload is asked about its own network function
+        """Return the program of an open balancer."""
+        assert isinstance(nf, Balancer)  # the bench passes the network function of this plugin
         return nf.program
 
     def figures(self, sizes: Sizes) -> Iterator[tuple[Figure, Target | None]]:
-        """Time the building of a ring, in the kernel as the balancer has it built, and by numpy."""
+        """Time how long a ring takes to build: in the kernel, as the balancer does it, and with numpy."""
         first = ipaddress.ip_address(_FIRST_REAL[4])
-        endpoints = [Endpoint(1 + each, first + each, 1 + each % 7) for each in range(RING_REALS)]
+        endpoints = [Endpoint(1 + place, first + place, 1 + place % 7) for place in range(RING_REALS)]
         note = f"{lay.RING_SLOTS:,} slots, median of {sizes.repeats}"
         name = f"ring of {RING_REALS} weighted reals"
         with KernelRings() as kernel:
             value = _milliseconds(lambda: kernel.build(endpoints), sizes.repeats)
-            words = profile(lambda: kernel.build(endpoints)) if value > RING_WANTED else ""
-        yield Figure(name, value, "ms", note), Target(name, value, RING_WANTED, "ms", profile=words)
+            profile_text = profile(lambda: kernel.build(endpoints)) if value > RING_TARGET else ""
+        yield Figure(name, value, "ms", note), Target(name, value, RING_TARGET, "ms", profile=profile_text)
         value = _milliseconds(lambda: build_ring(endpoints), sizes.repeats)
-        yield Figure(f"{name}, by numpy", value, "ms", f"{note}; where the kernel does not take the program"), None
+        yield Figure(f"{name}, by numpy", value, "ms", f"{note}; used where the kernel refuses the program"), None
 
     def judge(self, rows: Sequence[Row]) -> list[Target]:
-        """Compare with what the design promises; rows that were not measured are not judged."""
+        """Compare the rows with their targets. Rows that were not measured have none."""
         return list(_judge({(row.row, row.family, row.flows): row for row in rows}))
 
     def gains(self, rows: Sequence[Row], cores: Sequence[CoreRow]) -> list[Gain]:
-        """Compare the fast paths with the slow one."""
+        """Compare the fast paths with the slow path."""
         return [*_gains(rows), *_core_gains(cores)]
 
 
 def _milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """Median time of some work, after it was done once."""
+    """Return the median time of `work` in milliseconds, after one call that is not timed."""
     work()
-    took = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        took.append((time.perf_counter() - begin) * 1e3)
-    return round(statistics.median(took), 3)
+    return round(statistics.median(timeit.repeat(work, number=1, repeat=repeats)) * 1e3, 3)
 
 
 def _vip(number: int) -> tuple[Address, Family]:
+    """Return address and family of VIP `number` of :meth:`KatranWorkload.toml`."""
     family: Family = 6 if number % 2 else 4
     return ipaddress.ip_address(_FIRST_VIP[family]) + number // 2, family
 
 
-def _judge(by: dict[tuple[str, int, int], Row]) -> Iterator[Target]:
-    families = sorted({family for _, family, _ in by})
+def _judge(rows: dict[tuple[str, int, int], Row]) -> Iterator[Target]:
+    """Yield the targets; `rows` has each row by its name, family and number of flows."""
+    families = sorted({family for _, family, _ in rows})
     for family in families:
-        few, many = by.get(("dest-id", family, FEW)), by.get(("dest-id", family, MANY))
+        few, many = rows.get(("dest-id", family, FEW)), rows.get(("dest-id", family, MANY))
         if few:
             name = f"dest-id, IPv{family}, {FEW:,} flows, net"
-            yield _explained(Target(name, few.net_ns, DEST_WANTED, "ns"), by, few)
+            yield _with_profile(Target(name, few.net_ns, DEST_ID_TARGET, "ns"), rows, few)
         if few and many:
             name = f"dest-id, IPv{family}, {MANY:,} flows, net"
-            yield _explained(Target(name, many.net_ns, few.net_ns + DEST_GROWTH, "ns"), by, many)
-        slow, fast = by.get(("slow", family, MANY)), by.get(("flow-id", family, MANY))
+            yield _with_profile(Target(name, many.net_ns, few.net_ns + DEST_ID_GROWTH, "ns"), rows, many)
+        slow, fast = rows.get(("slow", family, MANY)), rows.get(("flow-id", family, MANY))
         if slow and fast:
             name = f"flow-id, IPv{family}, {MANY:,} flows, net to the slow path's"
-            yield _explained(Target(name, _ratio(fast.net_ns, slow.net_ns), FLOW_SHARE, ""), by, fast)
-        for flows, wanted in SLOW_WANTED.items():
-            slow, bare = by.get(("slow", family, flows)), by.get(("bare-lru", family, flows))
+            yield _with_profile(Target(name, _ratio(fast.net_ns, slow.net_ns), FLOW_ID_TARGET, ""), rows, fast)
+        for flows, limit in SLOW_TARGETS.items():
+            slow, bare = rows.get(("slow", family, flows)), rows.get(("bare-lru", family, flows))
             if slow and bare:
                 name = f"slow path, IPv{family}, {flows:,} flows, gross to bare-lru's"
-                yield _explained(Target(name, _ratio(slow.ns, bare.ns), wanted, ""), by, slow)
+                yield _with_profile(Target(name, _ratio(slow.ns, bare.ns), limit, ""), rows, slow)
 
 
-def _explained(bar: Target, by: dict[tuple[str, int, int], Row], row: Row) -> Target:
+def _with_profile(target: Target, rows: dict[tuple[str, int, int], Row], row: Row) -> Target:
+    """Return the target; when it is not met, with a profile of the row that it is about."""
     about = row.row, row.family, row.flows
-    return bar if bar.met else replace(bar, profile=_steps(by, row), about=about)
+    return target if target.met else replace(target, profile=_time_by_step(rows, row), about=about)
 
 
-def _steps(by: dict[tuple[str, int, int], Row], row: Row) -> str:
-    """Where a row's time goes, as far as the programs beside it tell."""
+def _time_by_step(rows: dict[tuple[str, int, int], Row], row: Row) -> str:
+    """Return as text where the time of a row goes, as far as a comparison with the other rows shows it."""
     lines = [f"{'ns':>7}  of {row.row}, IPv{row.family}, {row.flows:,} flows: {row.ns:g}"]
-    place = row.family, row.flows
-    bare = by.get(("bare-lru", *place))
+    bare = rows.get(("bare-lru", row.family, row.flows))
     lines.append(
         f"{row.floor_ns:>7.1f}  floor: test run, wrapper, moved head" + (", metadata" if row.fast_share else "")
     )
     if row.row == "slow" and bare:
-        lines.append(f"{bare.net_ns:>7.1f}  what bare-lru has above it: parse, look-up of the flow, encapsulation")
+        lines.append(f"{bare.net_ns:>7.1f}  net time of bare-lru: parse, look-up of the flow, encapsulation")
         lines.append(f"{row.ns - bare.ns:>7.1f}  the rest: VIP, real, checks, counters, report state")
     else:
-        few = min((each for each in by.values() if (each.row, each.family) == (row.row, row.family)), key=_flows)
+        series = [other for other in rows.values() if (other.row, other.family) == (row.row, row.family)]
+        few = min(series, key=attrgetter("flows"))
         lines.append(f"{few.net_ns:>7.1f}  net with {few.flows:,} flows: parse, entry, checks, encapsulation, counters")
-        lines.append(f"{row.net_ns - few.net_ns:>7.1f}  more with {row.flows:,}: entries that are in no near cache")
+        lines.append(f"{row.net_ns - few.net_ns:>7.1f}  more with {row.flows:,}: entries that are in no fast cache")
     lines.append(f"{row.max - row.min:>7.1f}  spread of {row.rounds + row.left_out} rounds, {row.min:g} to {row.max:g}")
     return "\n".join(lines)
 
 
-def _flows(row: Row) -> int:
-    return row.flows
-
-
-def _ratio(one: float, other: float) -> float:
-    return round(one / other, 3) if other > 0 else 0.0
+def _ratio(value: float, base: float) -> float:
+    return round(value / base, 3) if base > 0 else 0.0
 
 
 def _percent_more(slow: float, fast: float) -> float:

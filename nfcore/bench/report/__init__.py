@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a benchmark: tables, plots, an HTML page."""
+"""The report of a benchmark: text tables, SVG plots, an HTML page."""

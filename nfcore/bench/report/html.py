@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: one HTML file that needs nothing else, light or dark as its reader's screen is."""
+"""The report as one HTML file that needs no other file. It follows the light or dark theme of the browser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 
 from ..datapath import Row
 from ..results import Results
-from .svg import COLOURS, Bars, lines, stacked_bars
+from .svg import COLOURS, StackedBar, lines, stacked_bars
 from .tables import TextTable, machine_lines, tables
 
 LIGHT = ("#4269a8", "#d9822b", "#3b8f5a", "#b03a48", "#7a5aa6", "#6b7280")
@@ -40,7 +40,7 @@ polyline { fill: none; stroke-width: 2.5 }
 
 
 def render(results: Results) -> str:
-    """Give the whole page."""
+    """Return the whole page."""
     title = f"nfcore bench: {results.nf}"
     body = "".join(_body(results, title))
     return (
@@ -64,13 +64,13 @@ def _style() -> str:
 def _body(results: Results, title: str) -> Iterator[str]:
     machine = results.machine
     yield f"<h1>{escape(title)}</h1>\n"
-    words = f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel'].split(' #')[0]}; {machine['time']}; "
-    yield f'<p class="soft">{escape(words)}{results.size} run, {results.seconds:g} s</p>\n'
+    subtitle = f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel'].split(' #')[0]}; {machine['time']}; "
+    yield f'<p class="soft">{escape(subtitle)}{results.size} run, {results.seconds:g} s</p>\n'
     for table in tables(results):
         yield f"<h2>{escape(table.title)}</h2>\n"
         yield from _plots(results, table.title.split(":")[0])
         yield _table(table)
-        if table.title == "Bars":
+        if table.title == "Targets":
             yield from _profiles(results)
     yield "<h2>Machine</h2>\n<dl>"
     yield from (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in machine_lines(results))
@@ -82,22 +82,22 @@ def _body(results: Results, title: str) -> Iterator[str]:
 
 
 def _profiles(results: Results) -> Iterator[str]:
-    for bar in results.bars:
-        if not bar.met and bar.profile:
-            head = f"{escape(bar.name)}: where the time goes"
-            yield f"<details open><summary>{head}</summary><pre>{escape(bar.profile)}</pre></details>\n"
+    for target in results.targets:
+        if not target.met and target.profile:
+            summary = f"{escape(target.name)}: where the time goes"
+            yield f"<details open><summary>{summary}</summary><pre>{escape(target.profile)}</pre></details>\n"
 
 
 def _table(table: TextTable) -> str:
-    def cell(tag: str, column: int, words: str) -> str:
-        kind = {"met": "met", "not met": "missed"}.get(words, "left" if column in table.text_columns else "")
-        return f'<{tag} class="{kind}">{escape(words)}</{tag}>' if kind else f"<{tag}>{escape(words)}</{tag}>"
+    def cell(tag: str, column: int, text: str) -> str:
+        kind = {"met": "met", "not met": "missed"}.get(text, "left" if column in table.text_columns else "")
+        return f'<{tag} class="{kind}">{escape(text)}</{tag}>' if kind else f"<{tag}>{escape(text)}</{tag}>"
 
-    heads = "".join(cell("th", column, words) for column, words in enumerate(table.heads))
-    rows = "".join(
-        "<tr>" + "".join(cell("td", column, words) for column, words in enumerate(row)) + "</tr>\n"
-        for row in table.rows
-    )
+    def cells(tag: str, texts: Sequence[str]) -> str:
+        return "".join(cell(tag, column, text) for column, text in enumerate(texts))
+
+    heads = cells("th", table.heads)
+    rows = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in table.rows)
     return f'<div class="wide"><table><tr>{heads}</tr>\n{rows}</table></div>\n'
 
 
@@ -105,27 +105,28 @@ def _plots(results: Results, table: str) -> Iterator[str]:
     if table == "Datapath":
         for family in sorted({row.family for row in results.datapath}):
             rows = [row for row in results.datapath if row.family == family]
-            yield f'<p class="soft">IPv{family}: above its floor, by the number of flows</p>'
+            yield f'<p class="soft">IPv{family}: net time by the number of flows</p>'
             yield lines(_by_flows(rows), "flows", "ns per packet, net", log_x=True)
-            yield f'<p class="soft">IPv{family}: gross, of which floor</p>'
-            bars = [Bars(f"{row.row}, {row.flows:,}", (row.floor_ns, row.net_ns)) for row in rows if row.floor_ns]
+            yield f'<p class="soft">IPv{family}: gross time, as floor and net</p>'
+            bars = [StackedBar(f"{row.row}, {row.flows:,}", (row.floor_ns, row.net_ns)) for row in rows if row.floor_ns]
             yield stacked_bars(bars, ("floor", "net"), "ns")
     elif table == "Several cores at once":
         for family in sorted({row.family for row in results.cores}):
             series: dict[str, list[tuple[float, float]]] = {}
             flows = [row.flows for row in results.cores if row.family == family]
             for row in results.cores:
-                # As many as there are colours: the fewest flows and the most.
+                # Only the fewest and the most flows: there are no more colours.
                 if row.family == family and row.flows in (min(flows), max(flows)):
                     series.setdefault(f"{row.row}, {row.flows:,}", []).append((row.cores, row.mpps))
             yield f'<p class="soft">IPv{family}</p>'
             yield lines(series, "cores", "million packets a second")
     elif table == "Live":
-        yield stacked_bars([Bars(f"IPv{r.family}, {r.path}", (r.pps / 1e3,)) for r in results.live], ("kpps",), "kpps")
+        bars = [StackedBar(f"IPv{row.family}, {row.path}", (row.pps / 1e3,)) for row in results.live]
+        yield stacked_bars(bars, ("kpps",), "kpps")
 
 
 def _by_flows(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
-    """Points of the rows that were measured with several numbers of flows, and have a floor."""
+    """Return the points of rows that have a floor and were measured with several numbers of flows."""
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row.floor_ns:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as tables: titles, headings and cells, for a terminal and for the report alike."""
+"""Results as tables of text, for the terminal and for the report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..results import Results, Target
+from ..results import Results
 
 
 @dataclass(frozen=True)
@@ -17,44 +17,42 @@ class TextTable:
     heads: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     text_columns: tuple[int, ...] = (0,)
-    """Columns of text; the others are numbers."""
+    """Columns with text, aligned left; the others have numbers."""
 
 
 def tables(results: Results) -> Iterator[TextTable]:
-    """Give every table that has rows, in the order of reading."""
-    made = (_bars, _datapath, _gains, _cores, _live, _control, _rules, _skipped)
-    yield from (table for make in made if (table := make(results)).rows)
+    """Yield every table that has rows, in reading order."""
+    makers = (_targets, _datapath, _gains, _cores, _live, _control, _rules, _skipped)
+    yield from (table for make in makers if (table := make(results)).rows)
 
 
 def machine_lines(results: Results) -> list[tuple[str, str]]:
-    """Name and value of what is known of the machine."""
+    """Return names and values of the machine's description as text."""
     return [(name.replace("_", " "), _plain(value)) for name, value in results.machine.items()]
 
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {each if each is not None else '?'}" for name, each in value.items())
+        return "; ".join(f"{name}: {item if item is not None else '?'}" for name, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
 
 
-def _bars(results: Results) -> TextTable:
-    rows = [(bar.name, bar_value(bar), bar.wanted, "met" if bar.met else "not met") for bar in results.bars]
-    return TextTable("Bars", ("figure", "here", "wanted", ""), rows, (0, 3))
-
-
-def bar_value(bar: Target) -> str:
-    """Write a bar's figure."""
-    return f"{number(bar.value)} {bar.unit}".strip()
+def _targets(results: Results) -> TextTable:
+    rows = [
+        (
+            target.name,
+            f"{number(target.value)} {target.unit}".strip(),
+            target.limit_text,
+            "met" if target.met else "not met",
+        )
+        for target in results.targets
+    ]
+    return TextTable("Targets", ("result", "measured", "target", ""), rows, (0, 3))
 
 
 def number(value: float) -> str:
-    """Write a number with as many digits as are worth reading."""
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    if size >= 100 or value == int(value):
-        return f"{value:.0f}"
-    return f"{value:.3g}" if size < 10 else f"{value:.1f}"
+    """Format a number with three significant digits, or more where there are more before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def _datapath(results: Results) -> TextTable:
@@ -105,7 +103,7 @@ def _cores(results: Results) -> TextTable:
         (row.row, f"v{row.family}", f"{row.flows:,}", str(row.cores), f"{row.ns:.1f}", f"{row.mpps:.2f}")
         for row in results.cores
     ]
-    return TextTable("Several cores at once", ("row", "IP", "flows", "cores", "ns each", "Mpps in all"), rows)
+    return TextTable("Several cores at once", ("row", "IP", "flows", "cores", "ns per packet", "Mpps total"), rows)
 
 
 def _live(results: Results) -> TextTable:
@@ -124,12 +122,12 @@ def _live(results: Results) -> TextTable:
         for row in results.live
     ]
     heads = ("path", "IP", "flows", "bytes", "pps", "sent", "lost", "loss", "marked")
-    return TextTable("Live: one core sends, marks in softnic, balances and takes back", heads, rows)
+    return TextTable("Live: one core sends, marks in softnic, balances and receives", heads, rows)
 
 
 def _control(results: Results) -> TextTable:
-    rows = [(each.name, number(each.value), each.unit, each.note) for each in results.control]
-    return TextTable("Control", ("figure", "value", "unit", "how"), rows, (0, 2, 3))
+    rows = [(figure.name, number(figure.value), figure.unit, figure.note) for figure in results.control]
+    return TextTable("Control", ("result", "value", "unit", "note"), rows, (0, 2, 3))
 
 
 def _rules(results: Results) -> TextTable:
@@ -143,8 +141,10 @@ def _rules(results: Results) -> TextTable:
         )
         for row in results.rules
     ]
-    return TextTable("Rules", ("backend", "operation", "rules", "a second", "to tc -b"), rows, (0, 1))
+    return TextTable("Rules", ("backend", "operation", "rules", "per second", "to tc -b"), rows, (0, 1))
 
 
 def _skipped(results: Results) -> TextTable:
-    return TextTable("Not measured", ("part", "why"), [(each.part, each.why) for each in results.skipped], (0, 1))
+    return TextTable(
+        "Not measured", ("part", "reason"), [(skipped.part, skipped.why) for skipped in results.skipped], (0, 1)
+    )

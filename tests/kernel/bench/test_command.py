@@ -93,7 +93,7 @@ def test_one_object_has_everything(smoke: tuple[dict[str, Any], str]) -> None:
         "cold",
         "warm",
         "ready with",
-        "figures once a second",
+        "metrics scraped once a second",
     ):
         assert word in names
     assert {figure["unit"] for figure in found["control"]} == {"1/s", "B", "ms", "s", "% of a core"}
@@ -121,7 +121,7 @@ def test_cores_share_the_work(smoke: tuple[dict[str, Any], str]) -> None:
 def test_the_page_is_written(smoke: tuple[dict[str, Any], str]) -> None:
     found, page = smoke
     assert page.count("<svg") >= 3
-    for part in ("Bars", "Datapath", "Control", "Rules", "Machine"):
+    for part in ("Targets", "Datapath", "Control", "Rules", "Machine"):
         assert f"{part}" in page
     assert found["machine"]["cpu"] in page
 

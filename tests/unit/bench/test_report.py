@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `nfcore bench` makes of its figures: bars, tables, a page that stands alone, one JSON object."""
+"""What `nfcore bench` makes of its results: targets, tables, an HTML page, one JSON object."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -18,7 +17,7 @@ from nfcore.bench.cores import core_counts
 from nfcore.bench.machine import describe_machine
 from nfcore.bench.profile import profile
 from nfcore.bench.report.html import render
-from nfcore.bench.report.svg import Bars, lines, stacked_bars
+from nfcore.bench.report.svg import StackedBar, lines, stacked_bars
 from nfcore.bench.report.tables import number, tables
 from nfcore.bench.results import LiveRow, RuleRate, Skipped
 from nfcore.bench.traffic import FRAME_BYTES, Family, make_frames
@@ -59,14 +58,14 @@ def results() -> Results:
         live=[LiveRow("marked", 4, 10, 60, 1.0, 1000, 1000.0, 999, 0.001, 1.0)],
         control=[Figure("a start", 1.5, "s", "how <it> was")],
         rules=[RuleRate("softnic", "insert", 100, 1e6, None)],
-        bars=[*workload.judge(rows), Target("many", 5.0, 10.0, "1/s", at_least=True)],
+        targets=[*workload.judge(rows), Target("many", 5.0, 10.0, "1/s", at_least=True)],
         skipped=[Skipped("rules, other", 'no "NIC" & no <kernel>')],
         notes=["hot"],
     )
 
 
 class Page(HTMLParser):
-    """Every opened element is closed, in order."""
+    """Checks that every opened element is closed, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,8 +116,8 @@ def test_a_plot_shows_every_point_within_the_drawing() -> None:
     assert lines({}, "flows", "ns") == "" == stacked_bars([], (), "ns")
 
 
-def test_bars_are_as_long_as_they_say() -> None:
-    text = stacked_bars([Bars("one", (10, 30)), Bars("two", (10, -5))], ("floor", "net"), "ns")
+def test_bars_have_the_lengths_of_their_values() -> None:
+    text = stacked_bars([StackedBar("one", (10, 30)), StackedBar("two", (10, -5))], ("floor", "net"), "ns")
     widths = [float(width) for width in re.findall(r'width="([\d.]+)"', text)]
     assert widths[1] == pytest.approx(3 * widths[0], rel=0.01)
     assert widths[2:] == [widths[0], 0.0]
@@ -131,7 +130,7 @@ def test_the_json_has_its_shape(results: Results) -> None:
     assert {"name", "value", "unit"} <= given["control"][0].keys()
     assert given["rules"][0]["ratio_to_tc_batch"] is None
     assert given["skipped"] == [{"part": "rules, other", "why": 'no "NIC" & no <kernel>'}]
-    assert all(bar["met"] == (bar["value"] <= bar["limit"]) for bar in given["bars"][:-1])
+    assert all(target["met"] == (target["value"] <= target["limit"]) for target in given["bars"][:-1])
     assert (given["bars"][-1]["name"], given["bars"][-1]["met"]) == ("many", False)
 
 
@@ -140,8 +139,8 @@ def test_every_table_has_full_rows(results: Results) -> None:
     assert len(made) == 8
     for table in made.values():
         assert all(len(cells) == len(table.heads) for cells in table.rows)
-    bars = {cells[0]: cells for cells in made["Bars"].rows}
-    assert bars["many"] == ("many", "5 1/s", "≥ 10 1/s", "not met")
+    targets = {cells[0]: cells for cells in made["Targets"].rows}
+    assert targets["many"] == ("many", "5 1/s", "≥ 10 1/s", "not met")
     assert len(list(tables(Results(machine={}, size="", nf="")))) == 0
 
 
@@ -163,32 +162,32 @@ def test_rounds_of_a_busy_machine_are_left_out() -> None:
     assert (floor.ns, floor.net_ns, floor.rounds, floor.left_out) == (51, 51, 2, 1)
 
 
-# Bars of the balancer
+# Targets of the balancer
 
 
-def test_bars_that_are_met_need_no_profile() -> None:
-    bars = KatranWorkload().judge(datapath())
-    assert [bar.met for bar in bars] == [True] * 5
-    assert [bar.profile for bar in bars] == [""] * 5
+def test_targets_that_are_met_have_no_profile() -> None:
+    targets = KatranWorkload().judge(datapath())
+    assert [target.met for target in targets] == [True] * 5
+    assert [target.profile for target in targets] == [""] * 5
 
 
-def test_a_bar_that_is_not_met_says_where_the_time_goes() -> None:
-    bars = {bar.name: bar for bar in KatranWorkload().judge(datapath(dest_at_most=40.0))}
-    missed = bars["dest-id, IPv4, 1,000,000 flows, net"]
+def test_a_target_that_is_not_met_shows_where_the_time_goes() -> None:
+    targets = {target.name: target for target in KatranWorkload().judge(datapath(dest_at_most=40.0))}
+    missed = targets["dest-id, IPv4, 1,000,000 flows, net"]
     assert (missed.met, missed.value, missed.limit) == (False, 22.0, 16.0)
     assert "10.0  more with 1,000,000" in missed.profile
 
 
-def test_what_was_not_measured_is_not_judged() -> None:
-    few = [each for each in datapath() if each.flows == 100]
-    assert [bar.name for bar in KatranWorkload().judge(few)] == [
+def test_what_was_not_measured_has_no_target() -> None:
+    few = [row for row in datapath() if row.flows == 100]
+    assert [target.name for target in KatranWorkload().judge(few)] == [
         "dest-id, IPv4, 100 flows, net",
         "slow path, IPv4, 100 flows, gross to bare-lru's",
     ]
     assert KatranWorkload().judge([]) == []
 
 
-def test_the_talks_percentages_stand_beside_ours() -> None:
+def test_the_talks_percentages_stand_beside_the_measured_ones() -> None:
     cores = [
         CoreRow(name, 4, 10_000, count, ns, 1.0)
         for count in (1, 2)
@@ -200,7 +199,7 @@ def test_the_talks_percentages_stand_beside_ours() -> None:
     assert [gain.published_percent for gain in gains if gain.flows == 1_000_000] == [None, None]
 
 
-# What goes in
+# Options, sizes, packets
 
 
 def test_parts_are_read_in_the_order_of_measuring() -> None:
@@ -222,7 +221,7 @@ def test_quick_is_less_than_full() -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_frames_are_the_flows_that_they_are_said_to_be(family: Family) -> None:
+def test_frames_belong_to_their_flows(family: Family) -> None:
     services = KatranWorkload().services(5, family)
     numbers = np.array([0, 1, 70_000])
     frames = make_frames(numbers, services, family)
@@ -237,11 +236,11 @@ def test_frames_are_the_flows_that_they_are_said_to_be(family: Family) -> None:
 def test_services_are_those_of_the_toml() -> None:
     workload = KatranWorkload()
     text = workload.toml(5, 3)
-    ends = [
+    addresses = [
         unpack_address(bytes(service["addr"]), family) for family in (4, 6) for service in workload.services(5, family)
     ]
-    assert len(ends) == 5
-    assert all(f'address = "{end}"' in text for end in ends)
+    assert len(addresses) == 5
+    assert all(f'address = "{address}"' in text for address in addresses)
 
 
 def test_the_machine_is_described() -> None:
@@ -252,20 +251,20 @@ def test_the_machine_is_described() -> None:
     json.dumps(machine)
 
 
-def test_a_profile_names_what_took_the_time() -> None:
+def test_a_profile_names_the_function_that_took_the_time() -> None:
     def busy() -> int:
         return sum(number * number for number in range(200_000))
 
     assert "busy" in profile(busy)
 
 
-def test_the_sample_is_what_a_run_gives_now() -> None:
+def test_the_samples_have_the_keys_of_a_run() -> None:
     samples = sorted(SAMPLES.glob("*.json"))
     assert samples
     for sample in samples:
         given = json.loads(sample.read_text(encoding="utf-8"))
-        assert list(given) == [field.name for field in fields(Results)]
-        assert given["skipped"] == [] or all(each["why"] for each in given["skipped"])
+        assert list(given) == list(Results(machine={}, size="", nf="").as_json())
+        assert given["skipped"] == [] or all(skipped["why"] for skipped in given["skipped"])
         assert given["machine"]["cpu"] in sample.with_suffix(".html").read_text(encoding="utf-8")
         assert sample.name in (SAMPLES / "README.md").read_text(encoding="utf-8")
 
