@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A Maglev ring that is being built: what user space and maglev.c share, as the one value of the map maglev_work.
+ * A Maglev ring while it is filled: the one value of the map maglev_work, which user space and maglev.c share.
  * The numpy side is plugins/katran_accel/maglev_kernel.py; a test compares the two.
  */
 #pragma once
@@ -9,26 +9,26 @@
 
 #include "katran_abi.h"
 
-/* Powers of two, larger than RING_SLOTS asks for: they bound an index at the cost of one instruction. */
+/* Powers of two, larger than necessary: a mask bounds an index by one instruction. */
 #define MAGLEV_SLOTS 131072u
-#define MAGLEV_PLAYERS 4096u
-/* When so few slots are left, their places in a walk are computed instead of walking there. */
-#define MAGLEV_FEW 128u
+#define MAGLEV_REALS 4096u
+/* When so few slots are free, the program computes which one a walk visits first, instead of walking there. */
+#define MAGLEV_LAST_SLOTS 128u
 
 /* A real and its walk over the slots. */
-struct maglev_player {
+struct maglev_real {
 	__u32 position; /* the next slot */
 	__u32 skip;
 	__u32 inverse; /* of skip, modulo RING_SLOTS */
-	__u32 num; /* what the ring holds */
+	__u32 num; /* the value of the slots that it takes */
 };
 
 struct maglev {
-	__u32 turn; /* the next of `turns`; as many slots are taken */
-	__u32 listed; /* whether `few` holds the slots that are left */
-	__u32 few[MAGLEV_FEW];
-	__u64 taken[MAGLEV_SLOTS / 64]; /* a bit per slot */
-	struct maglev_player players[MAGLEV_PLAYERS];
-	__u16 turns[MAGLEV_SLOTS]; /* who takes the first, second, ... slot */
+	__u32 turn; /* index of the next turn; so many slots are taken */
+	__u32 listed; /* whether `free_slots` is filled in */
+	__u32 free_slots[MAGLEV_LAST_SLOTS];
+	__u64 taken[MAGLEV_SLOTS / 64]; /* one bit per slot */
+	struct maglev_real reals[MAGLEV_REALS];
+	__u16 turns[MAGLEV_SLOTS]; /* index of the real of the first, second, ... turn */
 	__u32 ring[MAGLEV_SLOTS];
 };

@@ -94,7 +94,8 @@ class MarkEntries:
         live: NDArray[np.bool_] = np.isin(batch.rows["target"], targets)
         if self.meaning is MarkMeaning.FLOW:
             entries = self._entries[marks]
-            return live & (entries["flow"] == batch.rows["key"]) & self._are_live(entries, vips, reals)
+            live &= (entries["flow"] == batch.rows["key"]) & self._are_live(entries, vips, reals)
+            return live
         for row in _first_per_mark(marks, live):
             self._write_target(int(marks[row]), int(vips[row]), int(reals[row]))
         return live
@@ -105,7 +106,8 @@ class MarkEntries:
         """Whether the generations in each entry are not 0 and equal those of its VIP and real."""
         generations = entries["vip_generation"]
         live: NDArray[np.bool_] = (generations != 0) & (generations == self._vips["generation"][vips])
-        return live & (entries["real_generation"] == self._reals[reals])
+        live &= entries["real_generation"] == self._reals[reals]
+        return live
 
     def _write_target(self, mark: int, vip_num: int, real: int) -> None:
         entry = self._entries[mark : mark + 1]

@@ -31,8 +31,8 @@ from nfcore.plugins.katran_accel.balancer import Balancer
 from nfcore.plugins.katran_accel.config import KatranTable
 from nfcore.plugins.katran_accel.hashing import RING_SIZE
 from nfcore.plugins.katran_accel.layouts import MAX_REALS
-from nfcore.plugins.katran_accel.maglev import Endpoint, Players, build_ring
-from nfcore.plugins.katran_accel.maglev_kernel import PLAYER, WORK, KernelRings, RingBuilder
+from nfcore.plugins.katran_accel.maglev import Endpoint, WeightedReals, build_ring
+from nfcore.plugins.katran_accel.maglev_kernel import REAL, WORK, KernelRings, RingBuilder
 from nfcore.plugins.katran_accel.maps import BalancerMaps, Sizes, map_specs, remove_pins
 from tests.paths import DATA
 
@@ -67,10 +67,10 @@ def random_reals(count: int, largest: int) -> list[Endpoint]:
     return [
         Endpoint(
             number,
-            IPv6Address((0x20010DB8 << 96) + plugins) if chance.random() < 0.3 else IPv4Address(plugins),
+            IPv6Address((0x20010DB8 << 96) + host) if chance.random() < 0.3 else IPv4Address(host),
             chance.randint(0, largest),
         )
-        for number, plugins in enumerate(hosts, start=1)
+        for number, host in enumerate(hosts, start=1)
     ]
 
 
@@ -116,7 +116,7 @@ def test_one_real_outweighs_all_others(rings: KernelRings, light: int, version: 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_walk_that_wraps_at_u32(rings: KernelRings, version: int) -> None:
     reals = [Endpoint(1, WRAPPING, 400), *(replace(real, num=real.num + 1) for real in random_reals(3, 9))]
-    assert Players.of(reals, RING_SIZE).wraps(RING_SIZE)
+    assert WeightedReals.of(reals, RING_SIZE).wraps(RING_SIZE)
     assert (rings.build(reals, version=version) == build_ring(reals, version=version)).all()
 
 
@@ -159,9 +159,9 @@ def check_layouts(folder: Path, structs: dict[str, np.dtype[Any]]) -> None:
 
 
 def test_dtypes_equal_the_structs(tmp_path: Path) -> None:
-    check_layouts(tmp_path, {"maglev": WORK, "maglev_player": PLAYER})
-    with pytest.raises(CompileError, match="maglev_player"):
-        check_layouts(tmp_path, {"maglev_player": np.dtype([("skip", "<u4"), ("position", "<u4"), ("rest", "<u8")])})
+    check_layouts(tmp_path, {"maglev": WORK, "maglev_real": REAL})
+    with pytest.raises(CompileError, match="maglev_real"):
+        check_layouts(tmp_path, {"maglev_real": np.dtype([("skip", "<u4"), ("position", "<u4"), ("rest", "<u8")])})
 
 
 def test_without_the_kernel_numpy_builds(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rings against upstream's, and against the rule played turn by turn."""
+"""Rings against upstream's, and against the rule, turn by turn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from nfcore.errors import NfcoreError
 from nfcore.plugins.katran_accel.hashing import RING_SIZE, endpoint_hash, murmur3_pair
-from nfcore.plugins.katran_accel.maglev import NO_REAL, Endpoint, Players, build_ring
+from nfcore.plugins.katran_accel.maglev import NO_REAL, Endpoint, WeightedReals, build_ring
 from tests.paths import DATA
 
 RINGS = json.loads((DATA / "maglev_rings.json").read_text())["rings"]
@@ -30,26 +30,26 @@ WRAPPING = IPv4Address("198.18.17.62")
 
 
 class EndlessWalkError(Exception):
-    """A real whose walk misses the only slots that are left; carries what had been filled."""
+    """A real's walk never visits the last free slots; has what is filled."""
 
     def __init__(self, ring: dict[int, int]) -> None:
         self.ring = ring
         super().__init__(f"{len(ring)} slots filled")
 
 
-def played_turn_by_turn(reals: list[Endpoint], version: int, size: int) -> list[int]:
-    """The rule as it reads, one slot after the other."""
-    players = sorted((real for real in reals if real.weight), key=lambda real: (endpoint_hash(real.address), real.num))
-    hashes = [endpoint_hash(real.address) for real in players]
+def ring_turn_by_turn(reals: list[Endpoint], version: int, size: int) -> list[int]:
+    """The rule as it is written, one slot after the other."""
+    ordered = sorted((real for real in reals if real.weight), key=lambda real: (endpoint_hash(real.address), real.num))
+    hashes = [endpoint_hash(real.address) for real in ordered]
     offsets = [murmur3_pair(h, 42, 0) % size for h in hashes]
     skips = [murmur3_pair(h, 2_718_281_828, 2_307) % (size - 1) + 1 for h in hashes]
-    steps = [0] * len(players)
-    sums = [0] * len(players)
-    largest = max(real.weight for real in players)
+    steps = [0] * len(ordered)
+    sums = [0] * len(ordered)
+    largest = max(real.weight for real in ordered)
     ring: dict[int, int] = {}
     first_round = True
     while True:
-        for i, real in enumerate(players):
+        for i, real in enumerate(ordered):
             sums[i] += real.weight
             turns = 1
             if version == 1:
@@ -113,30 +113,30 @@ def test_ring_is_upstreams(case: dict[str, Any]) -> None:
 
 @settings(deadline=None)
 @given(some_reals(), st.sampled_from([1, 2]), st.sampled_from(SIZES))
-def test_ring_is_what_playing_turn_by_turn_gives(reals: list[Endpoint], version: int, size: int) -> None:
-    assert build_ring(reals, version=version, ring_size=size).tolist() == played_turn_by_turn(reals, version, size)
+def test_ring_is_what_the_rule_gives_turn_by_turn(reals: list[Endpoint], version: int, size: int) -> None:
+    assert build_ring(reals, version=version, ring_size=size).tolist() == ring_turn_by_turn(reals, version, size)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(("count", "largest"), [(2, 1), (2, 1000), (7, 2), (40, 0xFFFFFFFF), (100, 100), (900, 30)])
-def test_full_size_ring_is_what_playing_turn_by_turn_gives(count: int, largest: int, version: int) -> None:
+def test_full_size_ring_is_what_the_rule_gives_turn_by_turn(count: int, largest: int, version: int) -> None:
     reals = random_reals(count, count, largest)
     reals[0] = replace(reals[0], weight=largest)
-    assert build_ring(reals, version=version).tolist() == played_turn_by_turn(reals, version, RING_SIZE)
+    assert build_ring(reals, version=version).tolist() == ring_turn_by_turn(reals, version, RING_SIZE)
 
 
 def turns_one_by_one(weights: list[int], version: int, total: int) -> list[int]:
-    """The order of turns as the rule reads."""
-    turns = [player for player, weight in enumerate(weights) for _ in range(weight)] if version == 1 else []
+    """The order of turns as the rule is written."""
+    turns = [real for real, weight in enumerate(weights) for _ in range(weight)] if version == 1 else []
     sums = [0] * len(weights)
     while len(turns) < total:
-        for player, weight in enumerate(weights):
-            sums[player] += weight
+        for real, weight in enumerate(weights):
+            sums[real] += weight
             if version == 1:
-                turns.append(player)
-            elif sums[player] >= max(weights):
-                sums[player] -= max(weights)
-                turns.append(player)
+                turns.append(real)
+            elif sums[real] >= max(weights):
+                sums[real] -= max(weights)
+                turns.append(real)
     return turns[:total]
 
 
@@ -148,8 +148,8 @@ def turns_one_by_one(weights: list[int], version: int, total: int) -> list[int]:
 )
 def test_order_of_turns_is_known_beforehand(heavy: list[int], version: int, total: int) -> None:
     count = len(heavy)
-    players = Players(*(np.ones(count, np.uint32),) * 3, np.array(heavy, np.intp))
-    order = players.schedule(version).order(total)
+    reals = WeightedReals(*(np.ones(count, np.uint32),) * 3, np.array(heavy, np.intp))
+    order = reals.schedule(version).order(total)
     assert order.dtype == np.uint16
     assert order.tolist() == turns_one_by_one(heavy, version, total)
 
@@ -157,7 +157,7 @@ def test_order_of_turns_is_known_beforehand(heavy: list[int], version: int, tota
 @pytest.mark.parametrize("version", [1, 2])
 def test_more_reals_than_slots(version: int) -> None:
     reals = random_reals(5, 300, 3)
-    assert build_ring(reals, version=version, ring_size=31).tolist() == played_turn_by_turn(reals, version, 31)
+    assert build_ring(reals, version=version, ring_size=31).tolist() == ring_turn_by_turn(reals, version, 31)
 
 
 def test_a_walk_that_wraps_at_u32() -> None:
@@ -168,7 +168,7 @@ def test_a_walk_that_wraps_at_u32() -> None:
         reals = [Endpoint(1, WRAPPING, weight), *others]
         ring = build_ring(reals, version=version).tolist()
         try:
-            assert ring == played_turn_by_turn(reals, version, RING_SIZE)
+            assert ring == ring_turn_by_turn(reals, version, RING_SIZE)
             complete += 1
         except EndlessWalkError as endless:
             assert len(endless.ring) == RING_SIZE - 1
@@ -200,7 +200,7 @@ def test_version_2_shares_by_weight() -> None:
     total = sum(real.weight for real in reals)
     slots = np.bincount(build_ring(reals), minlength=len(reals) + 1)
     for real in reals:
-        # The last round is cut short, and every player's share is a floor.
+        # The last round is cut short, and every real's share is rounded down.
         assert abs(int(slots[real.num]) - RING_SIZE * real.weight / total) < 2
 
 
