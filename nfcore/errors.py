@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors that reach a user.
+"""The errors that a user sees.
 
-Every one of them prints as text that names the thing, its place and what would be right. The command
-line turns them into an exit status; nothing below it calls ``sys.exit``.
+The text of each names the thing, its place and what would be right. The command line turns them into an exit status;
+nothing else calls ``sys.exit``.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from dataclasses import dataclass
 
 
 def describe_error(error: BaseException) -> str:
-    """What an exception is and says; an exception of a plugin's own may not even be able to say anything."""
+    """Give the type and the message of an exception; ``str()`` of a plugin's own exception may raise itself."""
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - whatever it raises instead is no words either
-        return f"{type(error).__name__}, whose words cannot be read"
+    except Exception:  # noqa: BLE001 - whatever it raises, there is no message
+        return f"{type(error).__name__}, whose message cannot be read"
 
 
 class NfcoreError(Exception):
-    """Base of all errors that are shown to a user without a traceback."""
+    """Base of the errors that a user sees without a traceback."""
 
     exit_status = 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a configuration file."""
+    """One mistake in a configuration file."""
 
     path: str
     """Full path of the key, such as ``katran_accel.vips[2].port``; empty for the file as a whole."""
@@ -39,7 +39,7 @@ class Problem:
 
 
 class ConfigError(NfcoreError):
-    """The configuration cannot be used. Carries every problem that one reading found."""
+    """The configuration cannot be used. Has every problem that one reading found."""
 
     exit_status = 2
 
@@ -50,11 +50,11 @@ class ConfigError(NfcoreError):
 
 
 class HostError(NfcoreError):
-    """The machine is not as needed: privileges, an interface, headers, the kernel's refusal."""
+    """The machine is not as needed: missing privileges, interface or headers, or the kernel refuses."""
 
 
 class UnsupportedError(HostError):
-    """This kernel, NIC or installation lacks a feature. The only error a test may skip on."""
+    """This kernel, NIC or installation lacks a feature. The only error on which a test may skip."""
 
     def __init__(self, feature: str, requirement: str) -> None:
         self.feature = feature

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the program logs: levels, text or JSON lines, the journal's manners, and no flood of equal lines.
+"""The log: levels, text or JSON lines, priorities for the systemd journal, and a limit on repeated lines.
 
-A line that is said again within :data:`INTERVAL` is not written but counted, and the count is told afterwards; so is
-what one place in the code says beyond :data:`BURST` different lines. Call sites need not care. What an operator orders
-is always written. Whatever a message holds, it is one line: only tracebacks have more.
+A line that repeats within :data:`INTERVAL` is counted instead of written; the count is written afterwards. The same
+applies to the lines beyond :data:`BURST` that one place in the code logs in that time. Call sites need not care. What
+an operator does is always written. Each message is one line, whatever it contains; only tracebacks have more.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ INTERVAL = 60.0
 """Seconds in which equal lines are written once."""
 BURST = 20
 """Lines that one place in the code may write in that time."""
-MOST_REMEMBERED = 1000
+MAX_REMEMBERED = 1000
 """Different lines that are remembered."""
 
 HOOK_TRACE = "nfcore.trace"
-"""The logger of hook calls, for whoever asked to see each of them."""
+"""The logger of single hook calls, used when tracing is on."""
 AUDIT = "nfcore.audit"
-"""The logger of what an operator has done: start, stop, reload, offload on or off."""
+"""The logger of what an operator does: start, stop, reload, offload on or off."""
 _UNFILTERED = {HOOK_TRACE, AUDIT}
-"""Loggers whose lines are always written: a command that is repeated is another command."""
+"""Loggers whose lines are always written: a repeated command is a new command."""
 
 
 class Level(StrEnum):
@@ -49,7 +49,7 @@ class Level(StrEnum):
 
 
 class Format(StrEnum):
-    """How a line of the log is written."""
+    """The format of a log line."""
 
     TEXT = "text"
     JSON = "json"
@@ -57,59 +57,63 @@ class Format(StrEnum):
 
 @dataclass
 class _Repeat:
+    """One key of a :class:`RepeatFilter` within one interval."""
+
     since: float
-    times: int = 1
-    unsaid: int = 0
+    admitted: int = 1
+    suppressed: int = 0
+    """Not reported by :meth:`RepeatFilter.take_overdue` yet."""
     example: object = None
+    """The last that was suppressed."""
 
 
 class RepeatFilter:
-    """Tells what is said too often. Thread-safe when its user is."""
+    """Limits how often the same thing is logged. Not thread-safe: its user holds a lock."""
 
     def __init__(self, interval: float, burst: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
-        """Let a thing be said `burst` times an interval."""
+        """Admit the same key `burst` times per interval."""
         self._interval, self._burst, self._clock = interval, burst, clock
-        self._said: OrderedDict[Hashable, _Repeat] = OrderedDict()
+        self._repeats: OrderedDict[Hashable, _Repeat] = OrderedDict()
 
     def admit(self, key: Hashable, example: object = None) -> int | None:
-        """None when `key` must not be said now; otherwise how often it was not said since the last time."""
-        now, known = self._clock(), self._said.get(key)
+        """Give how often `key` was suppressed since it was last admitted; None: suppress it now, too."""
+        now, known = self._clock(), self._repeats.get(key)
         if known is None or now - known.since >= self._interval:
-            self._said[key] = _Repeat(now)
-            self._said.move_to_end(key)
-            if len(self._said) > MOST_REMEMBERED:
-                self._said.popitem(last=False)
-            return known.unsaid if known else 0
-        if known.times < self._burst:
-            known.times += 1
+            self._repeats[key] = _Repeat(now)
+            self._repeats.move_to_end(key)
+            if len(self._repeats) > MAX_REMEMBERED:
+                self._repeats.popitem(last=False)
+            return known.suppressed if known else 0
+        if known.admitted < self._burst:
+            known.admitted += 1
             return 0
-        known.unsaid, known.example = known.unsaid + 1, example
+        known.suppressed, known.example = known.suppressed + 1, example
         return None
 
     @property
     def pending(self) -> bool:
-        """Whether anything was not said that nobody was told of yet."""
-        return any(known.unsaid for known in self._said.values())
+        """Whether there are suppressed things that no call has reported yet."""
+        return any(known.suppressed for known in self._repeats.values())
 
-    def overdue(self, *, all_of_them: bool = False) -> list[tuple[object, int]]:
-        """Give, once, the last example of what was not said and how often, of intervals that are over (or of all)."""
-        now, due = self._clock(), []
-        for known in self._said.values():
-            if known.unsaid and (all_of_them or now - known.since >= self._interval):
-                due.append((known.example, known.unsaid))
-                known.unsaid, known.example = 0, None
-        return due
+    def take_overdue(self, *, everything: bool = False) -> list[tuple[object, int]]:
+        """Give, once, the last example and the number of what was suppressed in intervals that are over (or in all)."""
+        now, overdue = self._clock(), []
+        for known in self._repeats.values():
+            if known.suppressed and (everything or now - known.since >= self._interval):
+                overdue.append((known.example, known.suppressed))
+                known.suppressed, known.example = 0, None
+        return overdue
 
 
-def with_count(words: str, times: int) -> str:
-    """Add to a line how often it was not said since the last time."""
-    return f"{words} ({times:,} times more since it was said last)" if times else words
+def _with_count(message: str, times: int) -> str:
+    """Add to a message how often it was suppressed."""
+    return f"{message} ({times:,} more times since it was last logged)" if times else message
 
 
 class LogHandler(logging.StreamHandler[TextIO]):
-    """Writes lines to a stream, each that is repeated once an interval and then with its count.
+    """Writes lines to a stream; a repeated line once per interval, with its count.
 
-    A stream whose reader is gone ends nothing: what cannot be written is lost.
+    A line that cannot be written is lost, such as when nobody reads the stream any more. That is no error.
     """
 
     def __init__(self, stream: TextIO, interval: float = INTERVAL, clock: Callable[[], float] = time.monotonic) -> None:
@@ -121,80 +125,80 @@ class LogHandler(logging.StreamHandler[TextIO]):
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, or count it. Never held back: debug records, traces and orders."""
+        """Write a record, or count it. Debug records, hook traces and audit records are always written."""
         if record.levelno <= logging.DEBUG or record.name in _UNFILTERED:
             super().emit(record)
             return
-        words = record.getMessage()
-        times = self._lines.admit(getattr(record, "repeat_key", (record.name, record.levelno, words)), record)
+        message = record.getMessage()
+        times = self._lines.admit(getattr(record, "repeat_key", (record.name, record.levelno, message)), record)
         if times is None:
-            self._wake_later()
+            self._start_timer()
         elif times:
-            super().emit(_counted(record, with_count(words, times)))
+            super().emit(_with_message(record, _with_count(message, times)))
         elif (others := self._places.admit((record.pathname, record.lineno), record)) is None:
-            self._wake_later()
+            self._start_timer()
         else:
             if others:
-                super().emit(_counted(record, _others(record, others)))
+                super().emit(_with_message(record, _similar(record, others)))
             super().emit(record)
 
-    def print_user(self, level: int, words: str) -> None:
-        """Write what is no line of the log; where the log is JSON, or the journal's, it has to look like one."""
+    def print_user(self, level: int, message: str) -> None:
+        """Write a message that is no log line. It looks like one where the log is JSON or goes to the journal."""
         self.acquire()
         try:
             if self.form is Format.JSON:
-                super().emit(logging.LogRecord("nfcore", level, __file__, 0, words, None, None))
+                super().emit(logging.LogRecord("nfcore", level, __file__, 0, message, None, None))
             else:
-                text = printable(words, "\n")
+                text = printable(message, "\n")
                 _write(self.stream, _with_priority(level, text) if self.journal else text)
         finally:
             self.release()
 
-    def _wake_later(self) -> None:
+    def _start_timer(self) -> None:
         if self._timer is None:
-            self._timer = threading.Timer(self._interval, self.tell)
+            self._timer = threading.Timer(self._interval, self.write_counts)
             self._timer.daemon = True
             self._timer.start()
 
-    def tell(self, *, all_of_them: bool = False) -> None:
-        """Write the counts of what was held back in intervals that are over."""
+    def write_counts(self, *, everything: bool = False) -> None:
+        """Write the counts of the lines that were suppressed in intervals that are over (or in all)."""
         self.acquire()
         try:
             self._timer = None
-            for record, times in self._lines.overdue(all_of_them=all_of_them):
+            for record, times in self._lines.take_overdue(everything=everything):
                 if isinstance(record, logging.LogRecord):
-                    super().emit(_counted(record, with_count(record.getMessage(), times)))
-            for record, times in self._places.overdue(all_of_them=all_of_them):
+                    super().emit(_with_message(record, _with_count(record.getMessage(), times)))
+            for record, times in self._places.take_overdue(everything=everything):
                 if isinstance(record, logging.LogRecord):
-                    super().emit(_counted(record, _others(record, times)))
+                    super().emit(_with_message(record, _similar(record, times)))
             if self._lines.pending or self._places.pending:
-                self._wake_later()
+                self._start_timer()
         finally:
             self.release()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Say nothing: there is no place left to say it."""
+        """Do nothing: there is no place to report it."""
 
     def close(self) -> None:
-        """Write the counts that are due, and stop."""
+        """Write all counts, and stop."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        self.tell(all_of_them=True)
+        self.write_counts(everything=True)
         super().close()
 
 
-def _counted(record: logging.LogRecord, message: str) -> logging.LogRecord:
-    """Make a record like another with a message of its own, of now."""
+def _with_message(record: logging.LogRecord, message: str) -> logging.LogRecord:
+    """Make a record like another, of the present time, with another message."""
     return logging.LogRecord(record.name, record.levelno, record.pathname, record.lineno, message, None, None)
 
 
-def _others(record: logging.LogRecord, times: int) -> str:
-    return f"{times:,} lines more like this one were left out, the last: {record.getMessage()}"
+def _similar(record: logging.LogRecord, times: int) -> str:
+    return f"{times:,} similar lines were suppressed, the last: {record.getMessage()}"
 
 
 class _Json(logging.Formatter):
-    """One JSON object a line."""
+    """Writes one JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -206,12 +210,12 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        # Escaped, so that it is JSON whatever the stream's character set.
+        # dumps escapes what is not ASCII, so that the stream's character set does not matter.
         return json.dumps(entry)
 
 
 class _Text(logging.Formatter):
-    """A line for people. What others have put into a message neither ends it nor steers the terminal."""
+    """Writes lines for people. Foreign text in a message can neither end the line nor control the terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
@@ -225,13 +229,13 @@ _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), 
 
 
 def _with_priority(level: int, text: str) -> str:
-    """Write each line's priority before it, as systemd-journald and the kernel read it: ``<4>``."""
+    """Put the priority before each line, as systemd-journald and the kernel read it: ``<4>``."""
     priority = next((number for least, number in _PRIORITIES if level >= least), 7)
     return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
 
 class _Journal(logging.Formatter):
-    """Another formatter's lines, each with its priority."""
+    """Adds the priority to the lines of another formatter."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
@@ -241,17 +245,17 @@ class _Journal(logging.Formatter):
         return _with_priority(record.levelno, self._inner.format(record))
 
 
-def goes_to_journal(stream: TextIO, told: str | None) -> bool:
-    """Whether a stream is the journal's, as ``JOURNAL_STREAM`` (device and inode, or None) tells of a service."""
+def goes_to_journal(stream: TextIO, journal_stream: str | None) -> bool:
+    """Whether systemd connects a stream to the journal: its device and inode are in ``JOURNAL_STREAM``."""
     try:
-        there = os.fstat(stream.fileno())
+        status = os.fstat(stream.fileno())
     except (OSError, ValueError):
         return False
-    return told == f"{there.st_dev}:{there.st_ino}"
+    return journal_stream == f"{status.st_dev}:{status.st_ino}"
 
 
 def make_handler(form: Format, stream: TextIO, *, journal: bool) -> LogHandler:
-    """Make a handler. The journal has timestamps of its own."""
+    """Make a handler. The journal adds timestamps itself."""
     text = "%(levelname)s %(name)s: %(message)s"
     inner = _Json() if form is Format.JSON else _Text(text if journal else f"%(asctime)s {text}")
     handler = LogHandler(stream)
@@ -261,7 +265,7 @@ def make_handler(form: Format, stream: TextIO, *, journal: bool) -> LogHandler:
 
 
 def set_up_logging(level: Level, form: Format) -> None:
-    """Let everything be logged to standard error, once for the whole process."""
+    """Log to standard error from now on. Further calls in the same process do nothing."""
     root = logging.getLogger()
     if any(isinstance(handler, LogHandler) for handler in root.handlers):
         return
@@ -271,16 +275,16 @@ def set_up_logging(level: Level, form: Format) -> None:
     root.setLevel(level.upper())
 
 
-def print_user(level: int, words: str) -> None:
-    """Tell the user something on standard error, whatever the level and however often it was said before."""
+def print_user(level: int, message: str) -> None:
+    """Write a message for the user to standard error, whatever its level, also if it repeats."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, LogHandler)]
     for handler in handlers:
-        handler.print_user(level, words)
+        handler.print_user(level, message)
     if not handlers:
-        _write(sys.stderr, printable(words, "\n"))
+        _write(sys.stderr, printable(message, "\n"))
 
 
 def _write(stream: TextIO, text: str) -> None:
-    # There is no other place to say that nobody can be told.
+    # Where standard error fails, there is no place to report it.
     with contextlib.suppress(OSError, ValueError):
         print(text, file=stream, flush=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words of others - a plugin's, a driver's, a label's - made fit for a terminal, a line of the log, a JSON reader."""
+"""Foreign text (of a plugin, a driver, a label) made safe for a terminal, a log line and a JSON reader."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 import math
 from typing import Any
 
-_WORDS = {math.inf: "+Inf", -math.inf: "-Inf"}
+_INFINITIES = {math.inf: "+Inf", -math.inf: "-Inf"}
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Give a text with what steers a terminal or ends a line written as a backslash and a code.
+    """Escape, with a backslash and a code, the characters that control a terminal or end a line.
 
-    Characters of `keep` stay as they are.
+    Characters in `keep` stay as they are.
     """
     if text.isprintable():
         return text
@@ -25,21 +25,21 @@ def _escape(char: str) -> str:
 
 
 def json_text(value: Any) -> str:
-    """Write JSON, on a line, that every reader takes: floats without a number are the texts ``"NaN"``, ``"+Inf"`` and
-    ``"-Inf"``, as Prometheus writes them.
+    """Write JSON on one line. Floats that JSON does not have are the texts ``"NaN"``, ``"+Inf"`` and ``"-Inf"``, as
+    Prometheus writes them.
     """
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
-        return json.dumps(_with_words(value), allow_nan=False)
+        return json.dumps(_finite(value), allow_nan=False)
 
 
-def _with_words(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     match value:
         case float() if not math.isfinite(value):
-            return _WORDS.get(value, "NaN")
+            return _INFINITIES.get(value, "NaN")
         case dict():
-            return {key: _with_words(each) for key, each in value.items()}
+            return {key: _finite(inner) for key, inner in value.items()}
         case list() | tuple():
-            return [_with_words(each) for each in value]
+            return [_finite(inner) for inner in value]
     return value

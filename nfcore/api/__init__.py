@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plugin sees of nfcore: the hooks, their values, and what a plugin is given."""
+"""What a plugin uses of nfcore: the hooks, the types of their arguments and results, and the context of a run."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carriers: how a mark travels from the NIC to XDP, and what a program must be built with to read it.
+"""Carriers: how a mark gets from the NIC to XDP, and the compiler flags of a program that reads it.
 
-One C header each in ``bpf/lib/carriers/``; `docs/marks.md` is the protocol.
+Each carrier has a C header in ``bpf/lib/carriers/``; `docs/marks.md` describes the protocol.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 
 
 class Carrier(StrEnum):
-    """The word of `[marking] carrier`."""
+    """The values of `[marking] carrier`."""
 
     METADATA = "metadata"
     """The first u32 in front of the packet."""
     SKB_MARK = "skb-mark"
-    """The mark of the socket buffer behind a native-XDP veth's packet."""
+    """The mark of the socket buffer that belongs to the packet, on a veth with native XDP."""
     RX_QUEUE = "rx-queue"
-    """The number of the receive queue; queue 0 is that of unmarked packets."""
+    """The number of the receive queue; unmarked packets arrive on queue 0."""
 
 
 def carrier_defines(carrier: Carrier | None, *, tracing: bool = False) -> dict[str, int]:
-    """Give the compiler's ``-D`` flags for a program that reads marks by `carrier`; None: it reads none.
+    """Give the compiler's ``-D`` flags for a program that reads marks by `carrier`; None: it reads no marks.
 
-    A traced program always reads metadata: a test run has no socket buffer, and the queues of no NIC.
-    UnsupportedError when the kernel does not tell where the mark of a socket buffer is.
+    A traced program always reads metadata, because a test run has neither a socket buffer nor receive queues.
+    UnsupportedError when the kernel's type information lacks the position of the mark in a socket buffer.
     """
     if carrier is None:
         return {"CARRIER_NONE": 1}
@@ -51,33 +51,33 @@ def carrier_defines(carrier: Carrier | None, *, tracing: bool = False) -> dict[s
 
 
 def examine_carrier(carrier: Carrier, device: Device) -> Finding | None:
-    """See whether an interface leaves the carrier to rules; None where there is nothing to look at.
+    """Check that on an interface only rules set the carrier; None where there is nothing to check.
 
-    A receive queue is a mark only while nothing but rules puts packets on the queues from 1 on: a NIC that spreads
-    packets over them (RSS) would mark each of them, and connections would end up at other reals than they began with.
+    The number of a receive queue is a mark only while rules alone put packets on queues other than 0. A NIC that
+    spreads packets over the queues (RSS) would mark all of them, and connections would move to other reals.
     """
     if carrier is not Carrier.RX_QUEUE:
         return None
     facts = queue_facts(device.name)
-    what, confine = f"{device.name}: rx-queue", f"ethtool -X {device.name} equal 1"
+    what, advice = f"{device.name}: rx-queue", f"ethtool -X {device.name} equal 1"
     if facts.rss and max(facts.rss) > 0:
         others = len(facts.rss - {0})
         queues = "another queue, whose number" if others == 1 else f"{others} other queues, whose numbers"
-        found = f"RSS puts packets on {queues} would be taken for a mark; marks need all unmarked packets on queue 0"
-        return Finding(what, Status.FAULT, found, confine)
+        found = f"RSS puts packets on {queues} would count as a mark; unmarked packets must all arrive on queue 0"
+        return Finding(what, Status.FAULT, found, advice)
     if not facts.rss and facts.receive_queues != 1:
-        found = "the driver does not tell how it spreads packets without a mark; all of them must arrive on queue 0"
+        found = "the driver does not report how it spreads unmarked packets; all of them must arrive on queue 0"
         return Finding(what, Status.WARNING, found)
     return Finding(what, Status.OK, "unmarked packets arrive on queue 0")
 
 
 def require_carrier(carrier: Carrier, devices: Iterable[Device]) -> None:
-    """Log what could not be seen of the devices; HostError when one of them would mark packets without a rule.
+    """Check the carrier on all devices: log what cannot be checked; HostError when packets get marks without a rule.
 
-    All of them read marks when one of them has a backend: they run the same program.
+    All devices read marks when one of them has a backend, because they run the same program.
     """
     devices = list(devices)
-    for device in devices if any(each.backends for each in devices) else ():
+    for device in devices if any(device.backends for device in devices) else ():
         finding = examine_carrier(carrier, device)
         if finding is None or finding.status is Status.OK:
             continue

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration as models: the core's tables, what a plugin declares of its own, and all of it together.
+"""The configuration as pydantic models: the tables of the core, the base of plugins' tables, and the whole `Config`.
 
-The core owns the tables `nf`, `interfaces`, `marking` and `offload`; every plugin owns one of its own name. How the
-TOML is read and checked: `nfcore.config`.
+The core has the tables `nf`, `interfaces`, `marking` and `offload`; each plugin has the table of its name.
+`nfcore.config` reads and checks the TOML.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..errors import Problem
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 NO_BACKEND = "none"
 MOST_QUEUE_BITS = 12
-"""Linux makes no device with more than 4,096 receive queues."""
+"""Linux allows a device at most 4,096 receive queues."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def parse_duration(value: object) -> float:
-    """Seconds behind a text such as ``30s`` or ``1.5ms``; ValueError says how to write one."""
+    """Read a text such as ``30s`` or ``1.5ms`` as seconds; ValueError explains the form."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|m|h)", value) if isinstance(value, str) else None
     if not found or not math.isfinite(float(found[1])):
         raise ValueError("should be a duration with its unit, such as '30s', '500ms' or '5m'")
@@ -37,7 +37,7 @@ def parse_duration(value: object) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Write what :func:`parse_duration` reads as the same float, in the largest unit that leaves a whole number."""
+    """Write seconds so that :func:`parse_duration` reads the same float: in the largest unit without a fraction."""
     for unit, size in reversed(_DURATION_UNITS.items()):
         if seconds >= size and round(seconds / size) * size == seconds:
             return f"{round(seconds / size)}{unit}"
@@ -49,7 +49,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(for
 
 
 class ConfigTable(BaseModel):
-    """Base of all TOML tables: unknown keys and wrong types are errors, values do not change."""
+    """Base of all TOML tables: unknown keys and wrong types are errors, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
@@ -62,7 +62,7 @@ def _interface_name(value: object) -> str:
 
 def _socket_path(value: object) -> str:
     path = Path(value) if isinstance(value, str) and "\0" not in value else Path()
-    # 107 bytes are what a unix socket's address holds; beside it the daemon keeps notes in a file ending in .state.
+    # The address of a unix socket holds 107 bytes. The daemon's state file is beside it and ends in .state.
     fits = len(os.fsencode(path)) <= 107 and path.is_absolute() and path.name
     if not fits or path.suffix == ".state":
         raise ValueError("should be the absolute path of a socket, at most 107 bytes, not ending in .state")
@@ -76,7 +76,7 @@ def _group_name(value: object) -> str:
 
 
 def parse_network(value: object) -> Network:
-    """Read an address or a prefix; ValueError says how to write one."""
+    """Read an address or a prefix; ValueError explains the form."""
     try:
         return ipaddress.ip_network(value if isinstance(value, str) else "")
     except ValueError as error:
@@ -88,15 +88,15 @@ class NfTable(ConfigTable):
     """`[nf]`: the daemon."""
 
     plugins: list[str] = Field(min_length=1)
-    """Plugins to load; only these are."""
+    """The plugins to load, and no others."""
     socket: Annotated[str, BeforeValidator(_socket_path)] = "/run/nfcore/nfcore.sock"
-    """Where `nfcore stats` and its like reach the daemon."""
+    """The control socket, by which commands such as `nfcore stats` reach the daemon."""
     socket_group: Annotated[str, BeforeValidator(_group_name)] = ""
-    """Group whose members may ask, but not order; empty: root alone."""
+    """Group whose members may use the read-only methods of the socket; empty: only root may use any."""
     hook_patience: Annotated[Duration, Field(ge=1.0, le=3600.0)] = "5s"  # type: ignore[assignment]
-    """How long a plugin's hook may hold up the event loop before it is broken off."""
+    """How long a plugin's hook may block the event loop before it is interrupted."""
     events_kept: int = Field(default=65_536, ge=1_000, le=16_000_000)
-    """Events of flows that `nfcore events` can look back on."""
+    """Number of past events of flows that `nfcore events` can show."""
 
 
 class InterfaceTable(ConfigTable):
@@ -104,22 +104,22 @@ class InterfaceTable(ConfigTable):
 
     name: Annotated[str, BeforeValidator(_interface_name)]
     chain: list[str] = Field(min_length=1, max_length=1)
-    """Network functions in packet order; this version runs one per interface."""
+    """Network functions in the order in which they see a packet; this version runs one per interface."""
     offload: list[str] = Field(default=[NO_BACKEND], min_length=1)
-    """Offload backends, best first; `none` goes on unaccelerated."""
+    """Offload backends, best first; with `none` the remaining flows get no rule."""
     xdp_mode: Literal["native", "generic", "auto"] = "native"
-    """`auto` falls back to generic, which is slow and loses most carriers."""
+    """`auto` falls back to generic, which is slow and works with few carriers."""
 
 
 class MarkingTable(ConfigTable):
-    """`[marking]`: what a mark means and how it travels."""
+    """`[marking]`: what a mark means, and how it gets from the NIC to XDP."""
 
     strategy: str = "dest-id"
     carrier: Literal["metadata", "skb-mark", "rx-queue"] = "metadata"
     width: int = Field(default=16, ge=1, le=24)
-    """Bits of a mark that NIC and carrier transport."""
+    """Bits of a mark that both NIC and carrier can transport."""
     quarantine: Duration = "1s"  # type: ignore[assignment]
-    """How long a mark rests before it may mean something else."""
+    """How long a released mark is not used before it may mean something else."""
     pool_chunk: int = Field(default=512, ge=2, le=4095)
     """Marks leased to a CPU at a time (flow-id)."""
 
@@ -130,44 +130,44 @@ class OffloadTable(ConfigTable):
     min_packets: int = Field(default=8, ge=1, le=32_767)
     """Packets on the slow path before a flow is reported."""
     min_rate: float = Field(default=0.0, ge=0.0, le=1e9)
-    """Packets a second between two reports, below which a flow gets no rule; 0 asks for none."""
+    """Packets a second that a flow must have between two reports to get a rule; 0: no minimum."""
     exclude: list[Annotated[Network, BeforeValidator(parse_network), PlainSerializer(str)]] = Field(default=[])
-    """Prefixes whose flows, by either address, never get a rule."""
+    """Prefixes; a flow whose source or destination is in one never gets a rule."""
     max_share: float = Field(default=1.0, gt=0.0, le=1.0)
     """Share of `max_rules` that the flows of one VIP may hold."""
     inserts_per_second: float = Field(default=5_000.0, ge=0.0, le=1e9)
-    """Rules installed a second and device, on average; 0 sets no limit."""
+    """Rules installed per second and device, on average; 0: no limit."""
     insert_burst: int = Field(default=5_000, ge=1)
-    """Rules installed at once, after a quiet time."""
+    """Rules that may be installed at once, after a quiet time."""
     max_rules: int = Field(default=60_000, ge=1, le=16_000_000)
     waiting: int = Field(default=16_384, ge=1, le=1_000_000)
-    """Flows that wait for budget or room; beyond them the coldest are shed."""
+    """Flows that wait until rate and table allow a rule; beyond this number the coldest are refused (`shed`)."""
     remembered: int = Field(default=65_536, ge=20_000, le=16_000_000)
     """Flows without a rule whose reason is remembered."""
     idle_timeout: Annotated[Duration, Field(ge=0.1)] = "30s"  # type: ignore[assignment]
-    """A rule whose counter stands still for so long is removed; sooner while the table is nearly full."""
+    """A rule whose counter has not changed for this time is removed; sooner while the table is nearly full."""
     counter_lag: Duration = "1s"  # type: ignore[assignment]
-    """By how much the NIC's counters may be late: never counts as idle time."""
+    """By how much the NIC's counters may be late; this time does not count as idle."""
     grace: Duration = "100ms"  # type: ignore[assignment]
-    """Between the removal of a rule and of what its mark meant: packets are still on their way."""
+    """Time between the removal of a rule and of the entry of its mark: marked packets are still on their way."""
     events: Literal["ringbuf", "perf"] = "ringbuf"
-    """How XDP tells of new flows."""
+    """The kind of buffer by which XDP reports flows."""
 
 
 CheckTable = Callable[[Mapping[str, Any], str], Iterable[Problem]]
-"""Further checks of a plugin's raw table, given with its path. Runs even where single values are wrong."""
+"""Further checks of a plugin's raw table; the text is the path of the table. Runs also when single values are wrong."""
 CheckWhole = Callable[["Config"], Iterable[Problem]]
-"""Checks of a plugin's table against the others', such as `[marking]`, once all of these could be read."""
+"""Checks of a plugin's table against other tables, such as `[marking]`. Runs once all of them could be read."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A plugin's TOML table: its model, and checks across keys that a model's types cannot express."""
+    """A plugin's TOML table: its model, and checks that the types of the model cannot express."""
 
     model: type[ConfigTable]
     check: CheckTable | None = None
     count_targets: Callable[[Any], int] | None = None
-    """Of a network function: how many targets a table (a `model`) names, each of which needs a mark of its own."""
+    """For a network function: gives the number of targets in a table (a `model`); each needs its own mark."""
     check_whole: CheckWhole | None = None
 
 
@@ -183,10 +183,10 @@ class Config:
     sections: Mapping[str, ConfigTable] = field(default_factory=dict)
     """Plugin name → its table."""
     overrides: Sequence[str] = ()
-    """``key.path=VALUE`` that were applied to the file."""
+    """The ``key.path=VALUE`` that were applied to the file."""
 
     def resolved(self) -> dict[str, Any]:
-        """Give all that is in effect, defaults included, in the TOML's own form."""
+        """Give all values that are in effect, defaults included, as the TOML would have them."""
         tables: dict[str, Any] = {
             "nf": self.nf.model_dump(mode="json"),
             "interfaces": [interface.model_dump(mode="json") for interface in self.interfaces],
@@ -198,7 +198,7 @@ class Config:
 
 
 def _without_none(value: Any) -> Any:
-    """Drop what TOML cannot write. pydantic's exclude_none would drop values that are None only in Python, too."""
+    """Drop None, which TOML does not have. pydantic's exclude_none also drops a None that is serialized as a text."""
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     return [_without_none(inner) for inner in value] if isinstance(value, list) else value

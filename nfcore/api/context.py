@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="empty-body"
-"""What a plugin is given at `setup`, and what a network function gives back."""
+"""The context of one run: what a plugin gets in `setup`, and where it registers network functions and methods."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from .rules import Device
 from .state_file import StateFile
 
 Method = Callable[[Mapping[str, Any]], Any]
-"""A method of the control socket: parameters in, JSON out, or an awaitable of it when there is something to wait for.
-Long lists go in as :class:`~nfcore.api.json_rows.JsonRows`. It runs on the event loop and must not block."""
+"""A method of the control socket: takes parameters and gives a JSON value, or an awaitable of one if it has to wait.
+A long list is a :class:`~nfcore.api.json_rows.JsonRows`. A method runs on the event loop and must not block."""
 
 
 @dataclass
 class Services:
-    """What the core does for the plugins of a run. The defaults are those of a command without an event loop."""
+    """What the core offers to the plugins of a run. The defaults are for commands without an event loop."""
 
     collect: Callable[[], Iterable[tuple[str, Iterable[MetricFamily]]]] = field(default=lambda: ())
-    """Gives everybody's metrics, with the plugin's name."""
+    """Gives the metrics of the core and of all plugins, each with the plugin's name."""
     report_fault: Callable[[str, str, str], None] = field(default=lambda plugin, hook, text: None)
-    """Counts and logs a plugin's fault: plugin, hook, text."""
+    """Counts and logs a fault: name of the plugin, hook, text."""
     call_soon: Callable[[Callable[[], None]], None] = field(default=lambda job: job())
-    """Runs a job on the event loop's thread, soon; for any thread. Without an event loop: at once."""
+    """Runs a job soon on the event loop's thread; any thread may call it. Without an event loop: at once."""
     metric_sources: list[Callable[[], Iterable[MetricFamily]]] = field(default_factory=list)
-    """Those of the core, part of `collect`."""
+    """Sources of the core's own metrics; `collect` includes them."""
     health: Health = field(default_factory=Health)
-    """Whether the daemon is alive."""
+    """Whether the daemon works: its event loop, its workers, its programs."""
     methods: dict[str, Method] = field(default_factory=dict)
-    """Of the control socket, by name."""
+    """Name → method of the control socket."""
     read_methods: set[str] = field(default_factory=set)
-    """Names of the methods that change nothing: what the members of `[nf] socket_group` may use."""
+    """Names of the methods that change nothing; members of `[nf] socket_group` may use them."""
     starters: list[Callable[[], None]] = field(default_factory=list)
-    """Called once the daemon is ready."""
+    """Functions to call once the daemon is ready."""
 
     def register_method(self, name: str, method: Method, *, reads: bool = False) -> None:
-        """Answer `name` on the control socket. reads: it changes nothing, so that operators without root may use it.
+        """Add a method to the control socket. reads: it changes nothing, so that users without root may call it.
 
-        HostError when a plugin answers it already.
+        HostError when the socket has a method of this name.
         """
         if name in self.methods:
-            raise HostError(f"two plugins answer {name!r} on the daemon's socket: leave one of them out")
+            raise HostError(f"two plugins have the method {name!r} of the daemon's socket: leave one of them out")
         self.methods[name] = method
         if reads:
             self.read_methods.add(name)
 
     def when_running(self, start: Callable[[], None]) -> None:
-        """Call `start` once the daemon is ready, on the event loop's thread; never where there is no daemon."""
+        """Have `start` called on the event loop's thread once the daemon is ready; without a daemon, never."""
         self.starters.append(start)
 
 
 @dataclass
 class Context:
-    """One run, as plugins see it."""
+    """One run: its configuration, devices, marks and services."""
 
     config: Config
     devices: Sequence[Device]
@@ -73,17 +73,17 @@ class Context:
     strategist: str | None = None
     """The plugin that offers the strategy."""
     tracing: bool = False
-    """True under `nfcore trace`: nothing will be attached or pinned."""
+    """True under `nfcore trace`: attach and pin nothing."""
     services: Services = field(default_factory=Services)
     locks: Locks = field(default_factory=Locks)
-    """Held by this run: an interface is driven by one process."""
+    """The locks of this run: only one process at a time may use an interface."""
     state_file: StateFile = field(default_factory=StateFile)
-    """Notes for the next run, so that it recognises what a killed one left."""
+    """Values for the next run, so that it recognises what a killed one left."""
     nfs: list[NetworkFunction] = field(default_factory=list)
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("nfcore"))
 
     def register_nf(self, nf: NetworkFunction) -> None:
-        """Make a network function known to the engine; numbers it from 1."""
+        """Add a network function for the engine and give it a number, from 1."""
         nf.number = len(self.nfs) + 1
         self.nfs.append(nf)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `nfcore doctor` finds: a line that is fine, or says why not and what to do."""
+"""Findings of `nfcore doctor`: what was checked, how it is, and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """A fault keeps something from working; a warning makes it slower or narrower."""
+    """FAULT: something does not work. WARNING: it works, but slower or with fewer features."""
 
     OK = "ok"
     WARNING = "warning"
@@ -17,12 +17,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line."""
+    """One line of the output."""
 
     what: str
-    """The thing, such as ``eth1: XDP``."""
+    """What was checked, such as ``eth1: XDP``."""
     status: Status
     found: str
-    """How it is; for a fault, why that is not enough."""
+    """What was found; for a fault, why it is not sufficient."""
     advice: str = ""
     """What to do."""

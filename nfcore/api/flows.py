@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows as the hooks see them: batches of rows, one row per flow.
+"""Flows, as the hooks get them: batches with one row of type :data:`FLOW_ROW` per flow.
 
-A row is one element of :data:`FLOW_ROW`. Keys are in network byte order, exactly as the packet and the kernel's
-maps carry them; everything else is in host order.
+Keys are in network byte order, exactly as in the packet and in the kernel's maps; all else is in host order.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ FLOW_KEY = np.dtype(
         ("pad", "u1", (3,)),
     ]
 )
-"""A 5-tuple, 40 bytes, `struct flow_key` of bpf/lib/flow_key.h. IPv4 fills the first four bytes of an address."""
+"""A 5-tuple, 40 bytes: `struct flow_key` of bpf/lib/flow_key.h. An IPv4 address is in the first four bytes."""
 
 FLOW_ROW = np.dtype(
     [
@@ -48,32 +47,32 @@ FLOW_ROW = np.dtype(
 )
 """One flow of a batch.
 
-key: the 5-tuple. nf: number of the network function. ifindex: device that it arrived on. family: 4 or 6 (the key
-alone cannot tell ``c612:a01::`` from 198.18.10.1). cpu: that reported it. kind: :class:`ReportKind`. target: what
-the NF does with it, opaque to everyone else. mark: taken for it by XDP, or 0. rate: packets a second between its last
-two reports, 0 until there are two. packets: that it had shown when it was reported.
+key: the 5-tuple. nf: number of the network function. ifindex: device on which the flow arrives. family: 4 or 6 (the
+keys of ``c612:a01::`` and 198.18.10.1 are equal). cpu: the CPU that reported the flow. kind: :class:`ReportKind`.
+target: what the NF does with the flow, opaque to all others. mark: the mark that XDP took for the flow, or 0. rate:
+packets a second between the last two reports, 0 until there are two. packets: its packets when it was reported.
 """
 
 
 class ReportKind(IntEnum):
-    """What a network function tells of a flow."""
+    """What a report says about a flow."""
 
     SHOWN = 0
-    """It has shown itself worth a rule."""
+    """It has had enough packets for a rule."""
     ENDED = 1
     """It has a rule, and its connection ends."""
     MOVED = 2
-    """It has a rule, and a new connection with the same addresses goes to another target, the row's."""
+    """It has a rule, and a new connection with the same addresses goes to another target: that of the row."""
 
 
 WHOLE_FLOW = f"V{FLOW_ROW.itemsize}"
-"""A row as opaque bytes."""
+"""A whole row as opaque bytes: numpy copies these at once, but a structured row field by field, much slower."""
 
 ANY_CPU = 0xFFFF
-"""In a row's `cpu`: not known, such as of a flow that an earlier run had reported."""
+"""Value of `cpu` when it is not known, such as for a flow that an earlier run reported."""
 
 IDENTITY_BYTES = 52
-"""Leading bytes of a row (key, nf, ifindex, family) that tell one flow from another."""
+"""Number of leading bytes of a row (key, nf, ifindex, family) that identify a flow."""
 
 PROTOCOL_NAMES = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
@@ -85,14 +84,14 @@ def pack_address(address: Address) -> NDArray[np.uint8]:
 
 
 def unpack_address(raw: NDArray[np.uint8] | bytes, family: int) -> Address:
-    """Give the address behind the 16 bytes of a key; `family` is 4 or 6."""
+    """Read the address in the 16 bytes of a key; `family` is 4 or 6."""
     data = bytes(raw)
     return ipaddress.IPv4Address(data[:4]) if family == 4 else ipaddress.IPv6Address(data)
 
 
 @dataclass(frozen=True)
 class FlowMatch:
-    """A 5-tuple as a person writes it."""
+    """A 5-tuple as Python objects, with a text form for people."""
 
     src: Address
     dst: Address
@@ -119,7 +118,7 @@ class FlowMatch:
 
     @classmethod
     def parse(cls, text: str) -> FlowMatch:
-        """Read what ``str`` wrote, such as ``198.18.1.2:40000 > 198.18.10.1:80/tcp``; ValueError otherwise."""
+        """Read the form that ``str`` gives, such as ``198.18.1.2:40000 > 198.18.10.1:80/tcp``; ValueError otherwise."""
         found = cls._TEXT.fullmatch(text)
         if not found:
             raise ValueError(f"{text!r} is not a flow; write it as '198.18.1.2:40000 > 198.18.10.1:80/tcp'")
@@ -156,7 +155,7 @@ class FlowMatch:
 
 @dataclass(frozen=True)
 class Flow:
-    """One row of a batch as an object, for plugins that prefer clarity to speed."""
+    """One row of a batch as an object: clear, but much slower than the array."""
 
     match: FlowMatch
     nf: int
@@ -196,11 +195,11 @@ class FlowBatch:
     def __getitem__(self, which: int | slice | NDArray[Any]) -> Flow | FlowBatch:
         if isinstance(which, int):
             return _as_flow(self.rows[which])
-        # As opaque bytes: numpy copies a structured row field by field, many times slower.
+        # As WHOLE_FLOW, for speed.
         return FlowBatch(self.rows.view(WHOLE_FLOW)[which].view(FLOW_ROW))
 
     def identities(self) -> list[bytes]:
-        """What tells each flow from the others, :data:`IDENTITY_BYTES` bytes per row."""
+        """Give the :data:`IDENTITY_BYTES` bytes that identify the flow of each row."""
         raw = np.ascontiguousarray(self.rows).view(np.uint8).reshape(len(self.rows), FLOW_ROW.itemsize)
         head = np.ascontiguousarray(raw[:, :IDENTITY_BYTES])
         return head.view(f"V{IDENTITY_BYTES}").ravel().tolist()

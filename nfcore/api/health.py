@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the daemon is alive: asked by threads other than the event loop's, which may be what has stopped."""
+"""Whether the daemon works. Threads other than the event loop's read it, because that one may be what hangs."""
 
 from __future__ import annotations
 
@@ -12,53 +12,54 @@ PATIENCE = 5.0
 WORKER_PATIENCE = 30.0
 """Seconds that a NIC may take for one batch."""
 REMEMBERED = 60.0
-"""Seconds for which the longest turn is remembered, at least."""
+"""Seconds for which the longest turn is remembered at least; at most twice as long."""
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """A program that was attached to an interface."""
+    """A program of nfcore on an interface."""
 
     id: int
-    """The kernel's number of the program."""
+    """The kernel's id of the program."""
     there: bool = True
+    """Whether it is still attached."""
     other: int | None = None
-    """Number of the program that is in its place."""
+    """Id of the program that has replaced it."""
 
     @property
     def trouble(self) -> str:
-        """What to say when it is not there."""
-        words = "the program is no longer attached"
-        return words if self.other is None else f"{words}: another, {self.other}, is in its place"
+        """The message for when it is not there."""
+        message = "the program is no longer attached"
+        return message if self.other is None else f"{message}: another, {self.other}, is in its place"
 
 
 def make_way(interface: str) -> str:
-    """Say how to be rid of another's program on an interface."""
+    """Give the advice for an interface that has a foreign program."""
     return f"stop what put it there, or ip link set dev {interface} xdp off"
 
 
 class Health:
-    """Signs of life. The event loop writes, any thread reads."""
+    """The state of event loop, workers and programs. The event loop writes it, any thread reads it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.started = time.time()
         self.workers: dict[str, Callable[[], float]] = {}
-        """Interface → for how many seconds the job that its worker has has been under way."""
+        """Interface → gives for how many seconds the present job of its worker has been running."""
         self.attached: dict[str, Attachment] = {}
-        """Interface → the program that was attached to it, as it was seen last: to ask the kernel may take long."""
+        """Interface → its program at the last check; a new check here could take long."""
         self._clock = clock
         self._turned: float | None = None
         self._longest: tuple[float, float] = (0.0, 0.0)
-        """Of the minute before this and of this."""
+        """Longest turn of the last minute and of this one, in seconds."""
         self._minute = clock()
 
     @property
     def longest_turn(self) -> float:
-        """Seconds that the event loop took between two turns, at most, in the last minute or two."""
+        """The longest turn of the event loop in the last one to two minutes, in seconds."""
         return max(self._longest)
 
     def turn(self, nap: float) -> None:
-        """Note a turn of the event loop, which has slept for up to `nap` seconds before."""
+        """Record a turn of the event loop, before which it waited for up to `nap` seconds."""
         now = self._clock()
         if self._turned is not None:
             before, longest = self._longest
@@ -72,11 +73,11 @@ class Health:
         return {interface: attachment.there for interface, attachment in self.attached.items()}
 
     def troubles(self) -> Iterator[str]:
-        """Whatever speaks against being alive, a sentence each."""
+        """Yield what is wrong, a sentence each."""
         if self._turned is None:
             yield "the event loop does not run yet"
-        elif (silent := self._clock() - self._turned) > PATIENCE:
-            yield f"the event loop has not turned for {silent:.0f} s"
+        elif (seconds := self._clock() - self._turned) > PATIENCE:
+            yield f"the event loop has not turned for {seconds:.0f} s"
         for interface, busy in self.workers.items():
             if (seconds := busy()) > WORKER_PATIENCE:
                 yield f"{interface}: the NIC has not answered for {seconds:.0f} s"

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="empty-body"
-"""Every hook of nfcore, on one page.
+"""All hooks of nfcore, on one page.
 
-Batches, not single flows: a call per flow is the difference between 10,000 and 500,000 flows a second. Whom a hook is
-called on, and where it runs, is in :data:`ROLES`: those of flows and marks on the event loop, where they must not
-block; those of a device on its worker's thread.
+Hooks take batches: with one call per flow, nfcore would handle 10,000 flows a second instead of 500,000.
+:data:`ROLES` lists on which plugins a hook is called, and where it runs: the hooks of flows and marks on the event
+loop, which they must not block; the hooks of a device on the thread of its worker.
 
-`docs/plugins.md` is the guide for whoever implements them.
+`docs/plugins.md` is the guide for authors of plugins.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .rules import Capabilities, Device, Outcomes, RuleBatch
 
 PROJECT = "nfcore"
 API = 1
-"""Version of all that a plugin may rely on. It grows when a plugin written for the last would no longer work; a plugin
-may state the one that it was written for as its attribute ``nfcore_api``."""
+"""Version of the plugin API. It increases when plugins for the version before no longer work. A plugin may state the
+version for which it was written in its attribute ``nfcore_api``."""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -40,11 +40,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class Hooks:
     """The specifications. A plugin is an object with some of these methods, marked with ``@hookimpl``."""
 
-    # The four that the framework is about.
+    # The four main hooks.
 
     @hookspec
     def on_new_flow(self, batch: FlowBatch) -> NDArray[np.uint8] | None:
-        """Observe new flows, and judge them: a reason per row, 0 = admit (`nfcore.api.reasons`); None = no opinion."""
+        """Observe and judge new flows: a reason per row (`nfcore.api.reasons`), 0 = admit; None = no opinion."""
 
     @hookspec(firstresult=True)
     def allocate_mark(self, batch: FlowBatch) -> NDArray[np.uint32] | None:
@@ -52,25 +52,25 @@ class Hooks:
 
     @hookspec
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes | None:
-        """Put rules on the NIC; a status per rule, partial success is normal."""
+        """Install rules on the NIC: a status per rule. Partial success is normal."""
 
     @hookspec
     def collect_stats(self) -> Iterable[MetricFamily]:
-        """Give the plugin's figures as they are now; counters never go back."""
+        """Give the present metrics of the plugin. Counters never decrease."""
 
     # Marks and what they mean.
 
     @hookspec
     def marking_strategies(self) -> Sequence[StrategyInfo]:
-        """Name the strategies that the plugin offers to `[marking] strategy`."""
+        """List the strategies that the plugin offers for `[marking] strategy`."""
 
     @hookspec(firstresult=True)
     def publish_marks(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_] | None:
-        """Write in the NF's maps what each mark means, before any rule sets it; whether it stands, per row."""
+        """Write the entries of marks to the NF's maps, before any rule sets the marks: per row, whether it is there."""
 
     @hookspec
     def retire_marks(self, nf: int, marks: NDArray[np.uint32]) -> None:
-        """Erase in the NF's maps what the marks meant, after the last rule that set them is gone."""
+        """Erase the entries of marks from the NF's maps, after the last rule that set the marks is gone."""
 
     @hookspec
     def release_mark(self, marks: NDArray[np.uint32]) -> None:
@@ -78,26 +78,26 @@ class Hooks:
 
     @hookspec
     def restore_flows(self, batch: FlowBatch) -> None:
-        """Make the slow path know these flows again, with the same target, before their rules go.
+        """Put flows back into the slow path's tables, with the same target, before their rules are removed.
 
-        It reports them anew when they deserve it. Flows whose target exists no more are left out.
+        The slow path reports them again when they have enough packets. Flows whose target is gone are left out.
         """
 
     # The NIC.
 
     @hookspec
     def remove_offload(self, device: Device, rules: RuleBatch) -> Outcomes | None:
-        """Take rules off the NIC; removing what is not there is no error."""
+        """Remove rules from the NIC: a status per rule. A rule that is not there is no error."""
 
     @hookspec
     def dump_offload(self, device: Device) -> NDArray[np.void] | None:
-        """Read back our rules with their counters, rows of `nfcore.api.rules.INSTALLED_ROW`."""
+        """Read nfcore's rules and their counters from the NIC, rows of `nfcore.api.rules.INSTALLED_ROW`."""
 
     @hookspec
     def probe_offload(self, device: Device) -> Capabilities | None:
-        """Find out what the device can do, by trying."""
+        """Find out, by trial, what the device can do."""
 
-    # The plugin's own life.
+    # The life of the plugin itself.
 
     @hookspec
     def config_section(self) -> Section | None:
@@ -105,47 +105,47 @@ class Hooks:
 
     @hookspec
     def setup(self, context: Context) -> None:
-        """Get ready: create maps, open devices, register network functions. Nothing is attached yet."""
+        """Prepare: create maps, open devices, register network functions. Attach nothing yet."""
 
     @hookspec
     def reconfigure(self, config: Config) -> NDArray[np.uint64] | None:
-        """Take over what `config` changes in the plugin's table; the targets of its NF that exist no more.
+        """Apply what `config` changes in the plugin's table, and give the targets of its NF that no longer exist.
 
-        What is gone must have stopped steering by the time that this returns. ConfigError, before anything is
-        changed, when a change needs a restart.
+        When this returns, no packet goes to such a target any more. ConfigError, before anything is changed, when a
+        change needs a restart.
         """
 
     @hookspec
     def teardown(self) -> None:
-        """Give everything back that `setup` took; called also when a later `setup` failed."""
+        """Release everything that `setup` acquired; called also when a `setup` failed, this one or a later one."""
 
     @hookspec
     def cleanup(self, context: Context) -> Iterable[str]:
-        """Remove what a killed daemon left behind; a line for each thing removed."""
+        """Remove what a killed daemon left: a line for each thing that was removed."""
 
     @hookspec
     def diagnose(self, context: Context) -> Iterable[Finding]:
-        """Look for what would keep the plugin from working, without changing anything, for `nfcore doctor`."""
+        """Find, for `nfcore doctor`, what prevents the plugin from working. Change nothing."""
 
     @hookspec
     def register_commands(self, app: typer.Typer) -> None:
-        """Add commands to the command line. Keep the import light: it happens at every start."""
+        """Add commands to the command line. Keep imports light: they run at every start."""
 
     @hookspec(firstresult=True)
     def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:
-        """Run one frame through the NF's loaded program; what it did and why."""
+        """Run one frame through the loaded program of the NF: what the program did, and why."""
 
     @hookspec
     def benchmark(self) -> object | None:
-        """Give the `nfcore.bench.workload.Workload` of the plugin's NF: what `nfcore bench` is to measure."""
+        """Give the `nfcore.bench.workload.Workload` that `nfcore bench` measures for the plugin's NF."""
 
 
 class Asked(StrEnum):
-    """Whom a hook is called on, and in which order."""
+    """The plugins on which a hook is called, and their order."""
 
     ALL = "every plugin, in the order of [nf] plugins"
     OURS_FIRST = "every plugin, nfcore's own first, each in the order of [nf] plugins"
-    FIRST = "plugin after plugin, in the order of [nf] plugins, until one answers"
+    FIRST = "plugin after plugin, in the order of [nf] plugins, until one gives a result"
     REVERSED = "every plugin, the last first"
     FUNCTION = "the network function alone"
     BACKEND = "the device's backends, in the order of interfaces[].offload"
@@ -153,18 +153,18 @@ class Asked(StrEnum):
 
 
 class Runs(StrEnum):
-    """Where a hook runs, and so for how long it may."""
+    """Where a hook runs, and so how long it may take."""
 
     LOOP = "event loop: must not block"
-    ORDER = "event loop, on somebody's order: may take a moment"
+    ORDER = "event loop, at an operator's command: may take a moment"
     WORKER = "the device's worker thread: may wait for the NIC"
-    START = "main thread, before the loop runs or after it"
-    COMMAND = "a command of its own process"
+    START = "main thread, before or after the event loop runs"
+    COMMAND = "a command, in a process of its own"
 
 
 @dataclass(frozen=True)
 class Role:
-    """How a hook is called."""
+    """On which plugins a hook is called, and where it runs."""
 
     asked: Asked
     runs: Runs
@@ -193,4 +193,4 @@ ROLES: Mapping[str, Role] = {
     "trace_packet": Role(Asked.FUNCTION, Runs.COMMAND),
     "benchmark": Role(Asked.ALL, Runs.COMMAND),
 }
-"""Every hook's role, by its name."""
+"""Hook → role."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long answers, made and written as JSON a little at a time: nobody else has to wait for the whole."""
+"""Long results, made and written as JSON row by row, so that the event loop can do other work in between."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-TOGETHER = 32
-"""Rows written at once."""
+ROWS_PER_PIECE = 32
+"""Rows that :func:`encode` gives at once."""
 
 
 class JsonRows:
-    """A list of JSON values of which each is made when its turn comes, be it in an answer or for whoever iterates.
+    """A list of JSON values, each of which is made only when it is needed.
 
-    What they are made from must not change meanwhile: take a copy of what does.
+    The data from which the rows are made must not change meanwhile: copy what may change.
     """
 
     def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
-        """Let `make` give the rows, anew each time that somebody asks for them."""
+        """`make` gives the rows; each iteration calls it again."""
         self._make = make
 
     def __iter__(self) -> Iterator[Any]:
@@ -26,48 +26,48 @@ class JsonRows:
 
 
 def encode(value: Any) -> Iterator[str]:
-    """Give a JSON value in pieces, row by row where there are :class:`JsonRows`. TypeError, ValueError: it is none."""
+    """Write a JSON value in pieces, :class:`JsonRows` row by row. TypeError or ValueError when JSON cannot hold it."""
     if isinstance(value, JsonRows):
         yield from _list(value)
     elif _has_rows(value):
-        between = "{"
-        for key, each in value.items():
-            yield f"{between}{json.dumps(str(key))}: "
-            yield from encode(each)
-            between = ", "
+        separator = "{"
+        for key, inner in value.items():
+            yield f"{separator}{json.dumps(str(key))}: "
+            yield from encode(inner)
+            separator = ", "
         yield "}"
     else:
         yield json.dumps(value)
 
 
 def _list(rows: JsonRows) -> Iterator[str]:
-    between, batch = "[", []
+    separator, batch = "[", []
     for row in rows:
         if not _has_rows(row):
             batch.append(row)
-            if len(batch) < TOGETHER:
+            if len(batch) < ROWS_PER_PIECE:
                 continue
         if batch:
-            yield f"{between}{json.dumps(batch)[1:-1]}"
-            between, batch = ", ", []
+            yield f"{separator}{json.dumps(batch)[1:-1]}"
+            separator, batch = ", ", []
         if _has_rows(row):
-            yield between
+            yield separator
             yield from encode(row)
-            between = ", "
+            separator = ", "
     if batch:
-        yield f"{between}{json.dumps(batch)[1:-1]}"
-        between = ", "
-    yield "[]" if between == "[" else "]"
+        yield f"{separator}{json.dumps(batch)[1:-1]}"
+        separator = ", "
+    yield "[]" if separator == "[" else "]"
 
 
 def materialize(value: Any) -> Any:
-    """Give a value with lists in place of :class:`JsonRows`."""
+    """Replace :class:`JsonRows` in a value by lists."""
     if isinstance(value, JsonRows):
         return [materialize(row) for row in value]
-    return {key: materialize(each) for key, each in value.items()} if isinstance(value, dict) else value
+    return {key: materialize(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def _has_rows(value: Any) -> bool:
     if isinstance(value, dict):
-        return any(_has_rows(each) for each in value.values())
+        return any(_has_rows(inner) for inner in value.values())
     return isinstance(value, JsonRows)

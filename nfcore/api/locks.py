@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who drives what: a lock per interface (and whatever else a plugin names), held while a process lives.
+"""Locks on interfaces, and on what else a plugin names, that a process holds while it lives.
 
-The socket tells one daemon from another only as long as both use the same; the lock does whatever their TOMLs say.
+Two daemons with different sockets in their TOMLs do not notice each other; their locks keep them apart.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..errors import HostError
 
 FOLDER = Path("/run/nfcore/locks")
 ATTEMPTS = 5
-PAUSE = 0.01
+RETRY_PAUSE = 0.01
 """Seconds between two attempts."""
 
 
 class Locks:
-    """Locks held by this process; given back on leaving the context, or when the process dies."""
+    """The locks of this process. They are released when the context is left or the process dies."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self._folder = folder
@@ -40,38 +40,38 @@ class Locks:
             path.unlink(missing_ok=True)
             os.close(fd)
         self._held.clear()
-        with contextlib.suppress(OSError):  # others hold claims there, or nobody ever did
+        with contextlib.suppress(OSError):  # it has locks of other processes, or was never made
             self._folder.rmdir()
 
     def interface(self, name: str, ifindex: int) -> None:
-        """Claim an interface of this network namespace; HostError when another process drives it."""
+        """Lock an interface of this network namespace; HostError when another process holds it."""
         namespace = Path("/proc/self/ns/net").stat().st_ino
         self.acquire(f"net-{namespace}-{ifindex}", f"interface {name}")
 
     def folder(self, path: Path) -> None:
-        """Claim a folder, such as one of pins; HostError when another process uses it."""
+        """Lock a folder, such as one with pins; HostError when another process holds it."""
         digest = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=8).hexdigest()
         self.acquire(f"folder-{digest}", f"folder {path}")
 
     def acquire(self, key: str, what: str) -> None:
-        """Claim anything by a key that is a file name."""
+        """Lock anything by `key`, a file name; `what` names it in messages. HostError when another process holds it."""
         path = self._folder / key
         if path in self._held:
             return
-        self._sweep()
+        self._remove_abandoned()
         try:
             fd = self._lock(path)
         except OSError as error:
             raise HostError(f"cannot lock {what} by {path}: {error.strerror}") from None
         if fd is None:
             owner = path.read_text(errors="replace").strip() if path.exists() else ""
-            raise HostError(f"{what} is in use by another nfcore, process {owner or '?'}: stop that one first")
+            raise HostError(f"{what} is in use by another nfcore, process {owner or '?'}: stop it first")
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._held[path] = fd
 
     def _lock(self, path: Path) -> int | None:
-        """Open and lock a file that stays where it is; None while another process holds it."""
+        """Open and lock the file at `path`: its descriptor, or None while another process holds it."""
         for attempt in range(ATTEMPTS):
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -79,20 +79,20 @@ class Locks:
             except FileNotFoundError:
                 if attempt == ATTEMPTS - 1:
                     raise
-                continue  # the last holder of a claim may remove the folder in between
+                continue  # another process that leaves may have removed the folder in between
             if _locked(fd) and _is_at(fd, path):
                 return fd
             os.close(fd)
-            # Somebody has it, or is only sweeping, or has removed it since.
-            time.sleep(PAUSE)
+            # Another process holds it, or looks whether it is abandoned, or has just removed it.
+            time.sleep(RETRY_PAUSE)
         return None
 
-    def _sweep(self) -> None:
+    def _remove_abandoned(self) -> None:
         """Remove the files of processes that were killed."""
-        left: list[Path] = []
+        foreign: list[Path] = []
         with contextlib.suppress(OSError):
-            left = [path for path in self._folder.iterdir() if path not in self._held]
-        for path in left:
+            foreign = [path for path in self._folder.iterdir() if path not in self._held]
+        for path in foreign:
             with contextlib.suppress(OSError):
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
                 try:
@@ -111,9 +111,9 @@ def _locked(fd: int) -> bool:
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    """Whether an open file is still the one at `path`: a lock on a removed one keeps nobody out."""
+    """Whether an open file is still the one at `path`: a lock on a removed file locks nothing."""
     try:
-        there = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return False
-    return os.path.samestat(os.fstat(fd), there)
+    return os.path.samestat(os.fstat(fd), status)

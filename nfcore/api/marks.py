@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Marks: which are free, leased to a CPU, live or in quarantine.
+"""The allocator of marks: which are free, leased to a CPU, live or in quarantine.
 
-A mark is never handed out again before its quarantine has passed: a packet that the NIC marked a moment ago may
-still be on its way. Within one process all calls come from the event loop's thread.
+A mark is not given again before its quarantine has passed: a packet with this mark may still be on its way. All calls
+come from the event loop's thread.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from numpy.typing import NDArray
 
 
 class MarkMeaning(StrEnum):
-    """What a strategy lets a mark stand for. An NF builds its datapath for one of them."""
+    """What a mark of a strategy stands for. An NF builds its data path for one of these."""
 
     FLOW = "flow"
-    """One flow. XDP takes marks from pools leased to its CPU and writes the entry itself."""
+    """One flow. XDP takes a mark from the pool of its CPU and writes the entry itself."""
     TARGET = "target"
     """One (nf, target), shared by all its flows. User space writes the entries."""
 
 
 @dataclass(frozen=True)
 class StrategyInfo:
-    """A marking strategy by the word that chooses it in the TOML."""
+    """A marking strategy."""
 
     name: str
+    """The value of `[marking] strategy` that chooses it."""
     meaning: MarkMeaning
     help: str
 
 
 class MarkState(IntEnum):
-    """Where a mark is in its life."""
+    """The state of a mark."""
 
     FREE = 0
     LEASED = 1
@@ -48,8 +49,8 @@ class MarkState(IntEnum):
 class MarkAllocator:
     """The marks 1 … 2**width − 1, each in exactly one state.
 
-    `width` is what NIC and carrier can transport, in bits (1 to 24: an array of them is held here and in the
-    kernel). `quarantine` is in seconds, by `clock`.
+    `width`: bits that NIC and carrier can transport, 1 to 24 (there is an array of all marks here and in the kernel).
+    `quarantine`: in seconds, by `clock`.
     """
 
     def __init__(self, width: int, quarantine: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,14 +62,14 @@ class MarkAllocator:
         self._clock = clock
         self.state: NDArray[np.uint8] = np.full(self.size, MarkState.FREE, dtype=np.uint8)
         self.generation: NDArray[np.uint16] = np.zeros(self.size, dtype=np.uint16)
-        """How often each mark has been given back, modulo 65,536."""
+        """How often each mark has been released, modulo 65,536."""
         self._free: deque[NDArray[np.uint32]] = deque([np.arange(1, self.size, dtype=np.uint32)])
         self._waiting: deque[tuple[float, NDArray[np.uint32]]] = deque()
         self._counts: NDArray[np.int64] = np.zeros(len(MarkState), dtype=np.int64)
         self._counts[MarkState.FREE] = self.size - 1
 
     def count(self, state: MarkState) -> int:
-        """How many marks are in `state`; mark 0 is never counted. Takes the same time for any width."""
+        """How many marks are in `state`, without mark 0. Takes the same time for any width."""
         return int(self._counts[state])
 
     def _move(self, marks: NDArray[np.uint32], state: MarkState) -> None:
@@ -78,7 +79,7 @@ class MarkAllocator:
         self.state[marks] = state
 
     def take(self, wanted: int, state: MarkState = MarkState.LIVE) -> NDArray[np.uint32]:
-        """Give up to `wanted` free marks, longest free first, and put them into `state`."""
+        """Put up to `wanted` free marks into `state`, longest free first, and give them."""
         self._end_quarantine()
         taken: list[NDArray[np.uint32]] = []
         while wanted > 0 and self._free:
@@ -93,24 +94,24 @@ class MarkAllocator:
         return marks
 
     def leased(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Whether each mark is on lease to a CPU; never 0 or one that is out of range."""
+        """Whether each mark is leased to a CPU; False for 0 and for marks out of range."""
         return self._are(MarkState.LEASED, marks)
 
     def _are(self, state: MarkState, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         inside = np.where(marks < self.size, marks, 0).astype(np.uint32)
-        there: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == state)
-        return there
+        matching: NDArray[np.bool_] = (inside != 0) & (self.state[inside] == state)
+        return matching
 
     def free(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Whether each mark is in nobody's hand and has rested; never 0 or one that is out of range."""
+        """Whether each mark is free, its quarantine over; False for 0 and for marks out of range."""
         self._end_quarantine()
         return self._are(MarkState.FREE, marks)
 
     def claim(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Make these very marks live: for strategies with an order of their own, and marks of an earlier run.
+        """Make these marks live: for strategies that choose marks themselves, and for marks of an earlier run.
 
-        False for those that are not free, and for all but the first of one that comes twice. The time that it takes
-        grows with the number of free marks, not with that of `marks`: ask for many at once.
+        False for marks that are not free, and for all but the first of equal ones. The time depends on the number of
+        free marks, not of `marks`: claim many at once.
         """
         good = self.free(marks) & first_of_each(marks)
         if good.any():
@@ -120,10 +121,8 @@ class MarkAllocator:
         return good
 
     def confirm(self, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Make leased marks live. False for those that are not leased, 0 and out-of-range ones among them."""
-        good = self.leased(marks)
-        # Of a mark that comes twice in one batch only the first is confirmed.
-        good &= first_of_each(marks)
+        """Make leased marks live. False for other marks, 0 and marks out of range, and for repetitions of a mark."""
+        good = self.leased(marks) & first_of_each(marks)
         self._move(marks[good], MarkState.LIVE)
         return good
 
@@ -152,17 +151,17 @@ class MarkAllocator:
 
 
 def first_of_each(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Mark the first appearance of each number."""
+    """Whether each element is the first of its value."""
     first = np.zeros(len(values), dtype=bool)
     first[np.unique(values, return_index=True)[1]] = True
     return first
 
 
 def ranks_within(groups: NDArray[Any]) -> NDArray[np.int64]:
-    """Number the rows of each group from 0, in their order."""
+    """Number the elements of each group from 0, in their order."""
     order = np.argsort(groups, kind="stable")
-    begins = np.flatnonzero(np.r_[True, groups[order][1:] != groups[order][:-1]]) if len(groups) else order
+    starts = np.flatnonzero(np.r_[True, groups[order][1:] != groups[order][:-1]]) if len(groups) else order
     ranks = np.empty(len(groups), dtype=np.int64)
-    lengths = np.diff(np.r_[begins, len(groups)])
-    ranks[order] = np.arange(len(groups)) - np.repeat(begins, lengths)
+    lengths = np.diff(np.r_[starts, len(groups)])
+    ranks[order] = np.arange(len(groups)) - np.repeat(starts, lengths)
     return ranks

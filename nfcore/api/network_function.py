@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine needs of a network function, and what a traced packet tells."""
+"""The interface of a network function that the engine uses, and the result of a traced packet."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from .rules import Device
 
 
 class NetworkFunction(Protocol):
-    """What the engine needs of an NF. `number` is given by :meth:`Context.register_nf`."""
+    """What the engine needs of an NF. :meth:`Context.register_nf` sets `number`."""
 
     name: str
     number: int
     pools: CpuPools | None
-    """Leased marks, when the strategy lets XDP take them."""
+    """The pools of marks, when the strategy lets XDP take marks; else None."""
 
     def wake_fds(self) -> Sequence[int]:
-        """Descriptors that become readable when a report cannot wait for the next look."""
+        """Descriptors that become readable when there is a report that should be read at once."""
 
     def read_events(self, limit: int) -> FlowBatch:
-        """Take up to `limit` reports of new flows; never waits."""
+        """Read up to `limit` reports of flows; never waits."""
 
     def targets(self) -> FlowBatch:
-        """All targets in the configuration's order, a row each with nf and target set and the key zero."""
+        """Give all targets in the order of the configuration: a row each, with nf and target set and a key of zeros."""
 
     def groups(self, targets: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        """Give the group of each target, a small number: what shares of the NIC's table are granted to."""
+        """Give the group of each target, a small number: `[offload] max_share` limits the rules of each group."""
 
     def describe(self, target: int) -> Mapping[str, str]:
-        """Name a target for people, such as ``{"vip": "198.18.10.1:80/tcp", "real": "198.18.20.11"}``."""
+        """Describe a target for people, such as ``{"vip": "198.18.10.1:80/tcp", "real": "198.18.20.11"}``."""
 
     def fingerprint(self) -> bytes:
-        """Whatever decides which number stands for what: equal in two runs, targets mean the same in both."""
+        """Give bytes that are equal in two runs only if each target means the same in both."""
 
     def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Fill in the targets of flows whose rules an earlier run left; False where a mark does not lead there.
+        """Fill in the targets of flows whose rules an earlier run left: per row, whether the mark has a fitting entry.
 
-        Asked at the start, after the targets were published, and only when the fingerprints of both runs are equal.
+        Called at the start, after the targets are published, and only when the fingerprints of both runs are equal.
         """
 
     def attach(self, device: Device) -> None:
-        """Put the program on the device. HostError when that cannot be."""
+        """Attach the program to the device. HostError when that fails."""
 
     def detach(self, device: Device) -> None:
-        """Take the program off the device, if it is still ours."""
+        """Detach the program from the device, if it is still the NF's own."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class PacketTrace:
     output: bytes
     """The frame afterwards, without metadata."""
     path: str
-    """``fast`` by a mark, ``slow`` by lookup, ``none`` when it was no traffic of the NF."""
+    """``fast``: by its mark; ``slow``: by lookup; ``none``: it is no traffic of the NF."""
     vip: str | None
     real: str | None
     why: str = ""
-    """In words, what kept it from the fast path or from being sent; not part of the JSON."""
+    """As text, why it did not take the fast path or was not sent; not part of the JSON."""

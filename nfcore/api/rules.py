@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules for a NIC: pure descriptions, and what a backend says became of them.
+"""Rules for a NIC, and the results of a backend.
 
-A rule matches one flow exactly and either sets a mark on its packets or drops them. Its cookie is its identity on
-the NIC: a dump maps back to the flow table without a second table.
+A rule matches exactly one flow, and either sets a mark on its packets or drops them. Its cookie identifies it on the
+NIC and contains the slot of its flow in the flow table, so that a dump needs no second table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .flows import FLOW_KEY, FlowMatch
 
 COOKIE_TAG = 0x6E66
-"""Upper 16 bits of every cookie of ours ("nf"); then 16 bits of generation and 32 of the flow's slot."""
+"""Upper 16 bits of nfcore's cookies ("nf"); then come 16 bits of generation and 32 bits of the flow's slot."""
 
 
 class Action(IntEnum):
@@ -29,7 +29,7 @@ class Action(IntEnum):
 
 @dataclass(frozen=True)
 class SetMark:
-    """Write `mark` (u32 > 0) on the packet, by the carrier of the installation."""
+    """Set `mark` (u32 > 0) on the packet, in the way of the configured carrier."""
 
     mark: int
 
@@ -41,7 +41,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule as an object."""
+    """One rule, as an object."""
 
     match: FlowMatch
     action: SetMark | Drop
@@ -61,11 +61,11 @@ RULE_ROW = np.dtype(
 """One rule of a batch: the 5-tuple in network byte order, family 4 or 6, :class:`Action`, mark (0 for a drop)."""
 
 INSTALLED_ROW = np.dtype([("rule", RULE_ROW), ("packets", "<u8"), ("bytes", "<u8"), ("last_used", "<u8")])
-"""One rule as a NIC holds it. packets, bytes: hits since it was installed. last_used: ns, CLOCK_MONOTONIC, or 0."""
+"""One rule as it is on a NIC. packets, bytes: hits since it was installed. last_used: ns, CLOCK_MONOTONIC, or 0."""
 
 
 def make_cookies(slots: NDArray[np.int64], generations: NDArray[np.uint16]) -> NDArray[np.uint64]:
-    """Cookies of the flows in `slots`, whose slots have been used `generations` times."""
+    """Make the cookies of the flows in `slots`; `generations`: how often each slot has been used."""
     tag = np.uint64(COOKIE_TAG << 48)
     return tag | (generations.astype(np.uint64) << np.uint64(32)) | slots.astype(np.uint64)
 
@@ -73,7 +73,7 @@ def make_cookies(slots: NDArray[np.int64], generations: NDArray[np.uint16]) -> N
 def split_cookies(
     cookies: NDArray[np.uint64],
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint16]]:
-    """Whether each cookie is ours, and the slot and generation in it."""
+    """Give for each cookie whether it is nfcore's, and its slot and generation."""
     ours = (cookies >> np.uint64(48)) == np.uint64(COOKIE_TAG)
     slots = (cookies & np.uint64(0xFFFF_FFFF)).astype(np.int64)
     generations = ((cookies >> np.uint64(32)) & np.uint64(0xFFFF)).astype(np.uint16)
@@ -81,7 +81,7 @@ def split_cookies(
 
 
 class RuleBatch:
-    """Rules for one device. ``rows`` is the array, iteration gives :class:`Rule` objects."""
+    """Rules for one device. ``rows`` is the array; iteration gives :class:`Rule` objects."""
 
     __slots__ = ("rows",)
 
@@ -92,7 +92,7 @@ class RuleBatch:
 
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> RuleBatch:
-        """Make a batch from objects."""
+        """Make a batch from rule objects."""
         rows = np.zeros(len(rules), dtype=RULE_ROW)
         for row, rule in zip(rows, rules, strict=True):
             row["key"], row["family"], row["cookie"] = rule.match.to_key(), rule.match.family, rule.cookie
@@ -112,7 +112,7 @@ class RuleBatch:
 
 
 class Outcome(IntEnum):
-    """What became of one rule."""
+    """The result for one rule."""
 
     INSTALLED = 1
     FULL = 2
@@ -124,25 +124,25 @@ class Outcome(IntEnum):
 
 @dataclass
 class Outcomes:
-    """A backend's answer for a batch: a status per rule, and messages for the rules that need one."""
+    """A backend's result for a batch: a status per rule, and messages for the rules that need one."""
 
     status: NDArray[np.uint8]
     """:class:`Outcome` per rule."""
     messages: dict[int, str] = field(default_factory=dict)
-    """Row number → what the backend or the kernel said."""
+    """Row number → message of the backend or the kernel."""
     counted: NDArray[np.uint64] | None = None
-    """Of a removal, shape (rules, 2): packets and bytes that each rule had counted to its end; None where the NIC does
-    not tell. What came since the last dump would be lost otherwise."""
+    """Of a removal, shape (rules, 2): packets and bytes that each rule had counted at its end; None if the NIC does not
+    report them. Without them, what came since the last dump is not counted."""
 
     @classmethod
     def all(cls, status: Outcome, length: int, message: str = "") -> Outcomes:
-        """Give the same status to every rule; the message is that of the first."""
+        """Give all rules the same status; the message belongs to the first."""
         return cls(np.full(length, status, dtype=np.uint8), {0: message} if message and length else {})
 
 
 @dataclass(frozen=True)
 class Device:
-    """An interface with the backends that may offload for it, best first."""
+    """An interface, and the names of its backends, best first."""
 
     name: str
     ifindex: int
@@ -151,22 +151,22 @@ class Device:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can do on one device, probed on the real thing."""
+    """What a backend can do on one device, found out by trial."""
 
     mark_width: int
-    """Bits of a mark that arrive: 16 for most NICs, 0 when marks cannot be set."""
+    """Bits of a mark that arrive at XDP: 16 for most NICs, 0 when the device cannot set marks."""
     ipv6: bool = True
     drop: bool = True
     counters: bool = True
-    """Whether each rule counts its packets. Without, a rule ends after `[offload] idle_timeout` whatever it does, and
-    its flow, if it lives, is reported and offloaded anew."""
+    """Whether each rule counts its packets. If not, each rule is removed after `[offload] idle_timeout`; if its flow is
+    still alive, it is reported and offloaded again."""
     table_size: int | None = None
-    """Rules that fit, if the device says so."""
+    """Number of rules that fit, if the device reports it."""
     notes: tuple[str, ...] = ()
-    """Whatever else is worth a line, such as a feature that the device refuses, with the kernel's words."""
+    """Further lines, such as a feature that the device refuses, with the kernel's message."""
 
     def describe(self) -> str:
-        """Say it in one line."""
+        """Describe them in one line."""
         marks = f"marks of {self.mark_width} bits" if self.mark_width else "no marks"
         parts = [marks, "IPv6" if self.ipv6 else "no IPv6", "drop" if self.drop else "no drop"]
         if not self.counters:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a daemon must know of the run before it: a small JSON file beside its socket.
+"""The state file: values that a run leaves for the next one, in a small JSON file beside the socket.
 
-Kernel object ids never repeat until the next boot, and /run does not outlive one: an id found here is that object
-or gone.
+The kernel does not reuse ids of programs and maps before the next boot, and a boot empties /run. So an id in this file
+is that of the same object, or of none.
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ log = logging.getLogger(__name__)
 
 
 class StateFile:
-    """Numbers and texts by name. Without a path nothing is kept."""
+    """Numbers and texts by name. Without a path nothing is written."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._values: dict[str, int | str] = {}
-        self._failed = False
+        self._has_failed = False
         if path is not None:
-            try:
+            # A missing or damaged file is an empty one.
+            with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
                 read = json.loads(path.read_text(encoding="utf-8"))
                 self._values = {str(key): _checked(value) for key, value in read.items()}
-            except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-                self._values = {}
 
     def recall(self, name: str) -> int | None:
-        """Give the number that was remembered, or None."""
+        """Give the number under `name`, or None."""
         value = self._values.get(name)
         return value if isinstance(value, int) else None
 
     def recall_text(self, name: str) -> str | None:
-        """Give the text that was remembered, or None."""
+        """Give the text under `name`, or None."""
         value = self._values.get(name)
         return value if isinstance(value, str) else None
 
@@ -45,7 +44,7 @@ class StateFile:
         self._write()
 
     def forget(self, name: str) -> None:
-        """Drop a number or a text; an empty file is removed."""
+        """Remove a number or a text; an empty file is deleted."""
         self._values.pop(name, None)
         self._write()
 
@@ -55,10 +54,10 @@ class StateFile:
         try:
             self._write_to(self._path)
         except OSError as error:
-            if not self._failed:
-                log.error("notes for the next run cannot be kept in %s: %s", self._path, error.strerror or error)
-            self._failed = True
-            # What is there is no longer true: without it the next run trusts nothing.
+            if not self._has_failed:
+                log.error("state file %s cannot be written: %s", self._path, error.strerror or error)
+            self._has_failed = True
+            # The old file is wrong now. Without a file the next run relies on nothing.
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
@@ -75,4 +74,4 @@ class StateFile:
 def _checked(value: object) -> int | str:
     if isinstance(value, int | str) and not isinstance(value, bool):
         return value
-    raise TypeError(f"a note holds numbers and texts, not {value!r:.60}")
+    raise TypeError(f"a state file holds numbers and texts, not {value!r:.60}")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How hooks are called: plugins found, loaded, called one by one, their results checked."""
+"""Calls hooks: finds and loads plugins, calls them one by one, checks their results, reports their faults."""

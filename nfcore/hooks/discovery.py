@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plugins that are installed: found by entry point, none of them loaded."""
+"""Finds installed plugins by their entry points, without loading them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class PluginInfo:
 
 
 def installed() -> dict[str, EntryPoint]:
-    """All plugins that this Python could load, by name. Where nfcore has one of a name, it is nfcore's."""
-    points = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (is_ours(point), point.name))
+    """All installed plugins, by name. Of several with the same name, that of nfcore's own distribution wins."""
+    points = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (is_builtin(point), point.name))
     return dict(sorted({point.name: point for point in points}.items()))
 
 
 def rivals(name: str) -> list[str]:
-    """Distributions that have a plugin of this name; empty unless there are several."""
-    of = [_distribution(point) for point in entry_points(group=ENTRY_POINT_GROUP, name=name)]
-    return sorted(of) if len(of) > 1 else []
+    """Distributions that have a plugin of this name, if there are several; else an empty list."""
+    names = [_distribution(point) for point in entry_points(group=ENTRY_POINT_GROUP, name=name)]
+    return sorted(names) if len(names) > 1 else []
 
 
 def describe(name: str) -> PluginInfo:
@@ -40,8 +40,8 @@ def describe(name: str) -> PluginInfo:
     return PluginInfo(name, point.dist.version if point.dist else "?", _distribution(point), point.value)
 
 
-def is_ours(point: EntryPoint) -> bool:
-    """Whether a plugin comes with nfcore."""
+def is_builtin(point: EntryPoint) -> bool:
+    """Whether a plugin is in nfcore's own distribution."""
     return _distribution(point) == PROJECT
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plugin can do wrong in a hook, and exceptions that must not leave one as they are."""
+"""The kinds of faults in hooks, and the exceptions that replace what a hook must not raise."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from ..errors import describe_error
 
 
 class Fault(StrEnum):
-    """What a plugin did wrong."""
+    """What a plugin did wrong, as the label `kind` of `nfcore_hook_errors_total`."""
 
     RAISED = "raised"
     WRONG_ANSWER = "wrong_answer"
     SLOW = "slow"
-    """It held up the event loop."""
+    """It blocked the event loop."""
     BROKEN_OFF = "broken_off"
-    """It held up the event loop for so long that it was interrupted."""
+    """It blocked the event loop for so long that it was interrupted."""
     STUCK = "stuck"
-    """It has kept a device's worker waiting for very long."""
+    """It has not returned for very long, on a device's worker or at the start."""
 
 
 class HookTimeoutError(BaseException):
-    """Raised into a hook that takes too long. Not an Exception, so that a plugin that catches those does not go on."""
+    """Interrupts a hook that takes too long. Not an Exception, so that a plugin with ``except Exception`` ends, too."""
 
 
 class ExitError(RuntimeError):
-    """A plugin wanted the process to end, or raised what only the interpreter may raise."""
+    """A plugin called ``sys.exit()``, or raised another exception that would end more than the hook."""
 
 
 class MuteError(RuntimeError):
-    """A plugin raised an exception that has no text: its ``str()`` raises."""
+    """A plugin raised an exception without a readable message: its ``str()`` raises."""
 
 
 def replacement(error: BaseException, *, keep_interrupt: bool) -> Exception | None:
-    """Give what to raise instead of an exception that would end more than the hook, or that has no text.
+    """Give the exception to raise in place of one that would end more than the hook, or that has no message.
 
-    None: the exception may be raised as it is. keep_interrupt: a KeyboardInterrupt may come from the user.
+    None: raise the exception itself. keep_interrupt: a KeyboardInterrupt may come from the user, and stays.
     """
     if isinstance(error, SystemExit):
         return ExitError(f"it called sys.exit({error.code!r})")
     if isinstance(error, Exception):
-        return None if _has_text(error) else MuteError(describe_error(error))
+        return None if _has_message(error) else MuteError(describe_error(error))
     if isinstance(error, HookTimeoutError) or (keep_interrupt and isinstance(error, KeyboardInterrupt)):
         return None
     return ExitError(f"it raised {type(error).__name__}")
 
 
-def _has_text(error: Exception) -> bool:
+def _has_message(error: Exception) -> bool:
     try:
         str(error)
-    except Exception:  # noqa: BLE001 - that is what is asked
+    except Exception:  # noqa: BLE001 - whatever it raises, there is no message
         return False
     return True

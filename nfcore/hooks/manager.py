@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugins of one process: loads those that are named, and calls their hooks one by one.
+"""Loads the plugins of a process and calls their hooks, one plugin at a time.
 
-A hook that raises, gives a wrong result, or takes too long is logged and counted with its plugin's name; the others
-go on. With ``NFCORE_TRACE_HOOKS=1`` in the environment every call is logged.
+A hook that raises, gives a wrong result or takes too long is a fault: it is logged and counted with the plugin's name,
+and the other plugins go on. With ``NFCORE_TRACE_HOOKS=1`` in the environment each call is logged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .signatures import check
 
 TRACE_VARIABLE = "NFCORE_TRACE_HOOKS"
 SLOW = 0.5
-"""Seconds on the event loop from which on a hook is at fault: nothing else goes on meanwhile."""
+"""Seconds that a hook may take on the event loop, where nothing else runs meanwhile; more is a fault."""
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 log = logging.getLogger(__name__)
 trace_log = logging.getLogger(HOOK_TRACE)
@@ -37,19 +37,19 @@ trace_log = logging.getLogger(HOOK_TRACE)
 
 @dataclass
 class Call:
-    """A hook that is being called."""
+    """A call of a hook that has not returned."""
 
     plugin: str
     hook: str
     began: float
-    """By ``time.monotonic``."""
+    """Time by ``time.monotonic``."""
     reported: bool = False
-    """The time that it takes has been reported as a fault."""
+    """Whether the time that it takes has been reported as a fault."""
 
 
 @dataclass
 class HookTime:
-    """What a hook of a plugin has cost until now."""
+    """Calls of one hook of one plugin, and the seconds that they have taken."""
 
     calls: int = 0
     seconds: float = 0.0
@@ -57,55 +57,56 @@ class HookTime:
 
 
 class PluginManager:
-    """Plugins of one process."""
+    """The loaded plugins of one process."""
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Hooks)
         self._implementations: dict[tuple[str, str], pluggy.HookImpl | None] = {}
-        self._ours: set[str] = set()
-        """Plugins of nfcore's own distribution."""
+        self._builtin: set[str] = set()
+        """Names of the loaded plugins that are in nfcore's own distribution."""
         self.faults: Counter[tuple[str, str, Fault]] = Counter()
         """(plugin, hook, fault) → how often."""
         self.times: dict[tuple[str, str], HookTime] = {}
         """(plugin, hook) → calls and seconds."""
         self.under_way: dict[int, Call] = {}
-        """Thread → the innermost hook that it is in."""
+        """Thread → the innermost hook that runs there."""
         self.loop_thread: int | None = None
-        """The event loop's, while it runs."""
+        """The thread of the event loop, while it runs."""
         self.remarks: list[str] = []
-        """What is no error in the loaded plugins, but hardly meant."""
+        """Probable mistakes in the loaded plugins that are no errors."""
         self._lock = threading.Lock()
-        """Of `faults` and `times`: workers call hooks, too."""
+        """Protects `faults` and `times`: the threads of workers call hooks, too."""
         self._tracing = os.environ.get(TRACE_VARIABLE, "") not in ("", "0")
 
     def load(self, name: str) -> None:
-        """Import and register an installed plugin; whatever its import raises comes through.
+        """Import and register an installed plugin. Exceptions of its import are passed on.
 
-        NfcoreError when several distributions have it, and none of them is nfcore's own.
+        NfcoreError when several distributions have a plugin of this name, and nfcore's own has none.
         """
         if self._manager.has_plugin(name):
             return
         point = discovery.installed()[name]
-        ours = discovery.is_ours(point)
-        if (rivals := discovery.rivals(name)) and not ours:
+        builtin = discovery.is_builtin(point)
+        if (rivals := discovery.rivals(name)) and not builtin:
             raise NfcoreError(
                 f"plugin {name!r}: is in several distributions, {', '.join(rivals)}: uninstall all but one"
             )
         try:
             plugin = point.load()()
         except BaseException as error:
-            if (other := self._replacement(error)) is not None:
-                raise other from error
+            if (substitute := self._replacement(error)) is not None:
+                raise substitute from error
             raise
         self.register(plugin, name)
-        if ours:
-            self._ours.add(name)
+        if builtin:
+            self._builtin.add(name)
 
     def register(self, plugin: object, name: str) -> None:
         """Register an object as plugin `name`.
 
-        NfcoreError names a hook of another signature with both signatures, or one that is none of ours.
+        NfcoreError when one of its hooks does not exist or does not fit its specification; the message has the
+        signatures.
         """
         self.remarks += check(plugin, name)
         try:
@@ -119,23 +120,23 @@ class PluginManager:
         return [name for name, _ in self._manager.list_name_plugin()]
 
     def implementing(self, hook: str) -> list[str]:
-        """Names of the loaded plugins that have `hook`, in loading order; nfcore's own first where its role says so."""
+        """Names of the loaded plugins that have `hook`, in loading order; nfcore's own first if its role says so."""
         names = [name for name in self.loaded() if self._implementation(name, hook) is not None]
         if ROLES[hook].asked is Asked.OURS_FIRST:
-            names.sort(key=lambda name: name not in self._ours)
+            names.sort(key=lambda name: name not in self._builtin)
         return names
 
     def plugin(self, name: str) -> object:
-        """Give the object that is registered as plugin `name`; None when there is none."""
+        """Give the object that is registered as plugin `name`, or None."""
         return self._manager.get_plugin(name)
 
     def hooks_of(self, name: str) -> list[str]:
-        """Names of the hooks that a loaded plugin has."""
+        """Names of the hooks of a loaded plugin."""
         callers = self._manager.get_hookcallers(self._manager.get_plugin(name)) or []
         return sorted(caller.name for caller in callers)
 
     def call(self, plugin: str, hook: str, **arguments: Any) -> Any:
-        """Call `hook` of one plugin, errors coming through; None when it does not have it."""
+        """Call `hook` of one plugin and pass its exceptions on; None if the plugin does not have the hook."""
         implementation = self._implementation(plugin, hook)
         if implementation is None:
             return None
@@ -149,19 +150,19 @@ class PluginManager:
             return result
         except BaseException as error:
             raised = type(error).__name__
-            if (other := self._replacement(error)) is not None:
-                raise other from error
+            if (substitute := self._replacement(error)) is not None:
+                raise substitute from error
             raise
         finally:
             self._leave(thread, outer)
             self._count(call)
             if self._tracing:
-                gave = f"it raised {raised}" if raised else _given(result)
-                took = (time.monotonic() - call.began) * 1e3
-                trace_log.info("%s: %s(%s) → %s in %.3f ms", plugin, hook, _sizes(arguments), gave, took)
+                outcome = f"it raised {raised}" if raised else _size(result)
+                milliseconds = (time.monotonic() - call.began) * 1e3
+                trace_log.info("%s: %s(%s) → %s in %.3f ms", plugin, hook, _sizes(arguments), outcome, milliseconds)
 
     def _replacement(self, error: BaseException) -> Exception | None:
-        # Ctrl-C reaches the main thread alone; while the event loop runs, it takes that as a signal.
+        # Python raises Ctrl-C in the main thread only. While the event loop runs, it handles the signal itself.
         in_main = threading.current_thread() is threading.main_thread()
         return replacement(error, keep_interrupt=in_main and self.loop_thread is None)
 
@@ -172,23 +173,23 @@ class PluginManager:
             self.under_way[thread] = outer
 
     def call_each(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
-        """Call `hook` of every plugin that has it; those that are at fault are logged, counted and left out."""
+        """Call `hook` of every plugin that has it. A faulty call is logged, counted and left out."""
         for plugin in self.implementing(hook):
             done, result = self.try_call(plugin, hook, **arguments)
             if done:
                 yield plugin, result
 
     def call_first(self, hook: str, **arguments: Any) -> tuple[str, Any]:
-        """Call `hook` of one plugin after the other: the first that gives a result, and it; ("", None) if none does."""
+        """Call `hook` of one plugin after the other: the first that gives a result, and the result; else ("", None)."""
         for plugin, result in self.call_each(hook, **arguments):
             if result is not None:
                 return plugin, result
         return "", None
 
     def try_call(self, plugin: str, hook: str, **arguments: Any) -> tuple[bool, Any]:
-        """Call `hook` of one plugin; (False, None) when it raised or gave a wrong result, which is logged and counted.
+        """Call `hook` of one plugin: (True, its checked result), or (False, None) after a fault.
 
-        What is given has been checked (`nfcore.hooks.results`).
+        A fault is that it raises or gives a wrong result (`nfcore.hooks.results`); it is logged and counted.
         """
         thread = threading.get_ident()
         outer = self.under_way.get(thread)
@@ -197,56 +198,56 @@ class PluginManager:
         except AnswerError as error:
             self.report_fault(plugin, hook, Fault.WRONG_ANSWER, str(error))
         except HookTimeoutError as error:
-            # It may have come between the hook's end and the end of its call.
+            # The signal may have come when the hook had returned, but call() had not.
             self._leave(thread, outer)
             self.report_fault(plugin, hook, Fault.BROKEN_OFF, str(error))
         except BaseException as raised:
-            # Checking a result may run a plugin's code, too.
-            wrong = self._replacement(raised) or raised
-            if not isinstance(wrong, Exception):
+            # Replaced here, too: to check a result may run code of the plugin.
+            substitute = self._replacement(raised) or raised
+            if not isinstance(substitute, Exception):
                 raise
-            self.report_fault(plugin, hook, Fault.RAISED, f"failed: {describe_error(wrong)}", wrong)
+            self.report_fault(plugin, hook, Fault.RAISED, f"failed: {describe_error(substitute)}", substitute)
         return False, None
 
     def report_fault(self, plugin: str, hook: str, fault: Fault, text: str, error: Exception | None = None) -> None:
         """Count and log a plugin's fault."""
         with self._lock:
             self.faults[plugin, hook, fault] += 1
-        # Numbers and addresses of objects differ from one fault to the next of the same kind.
+        # Faults of the same kind may differ in numbers and in addresses of objects.
         repeat_key = (plugin, hook, _NUMBERS.sub(" ", text))
         log.error("plugin %s: %s %s", plugin, hook, text, extra={"repeat_key": repeat_key})
         log.debug("plugin %s: %s %s", plugin, hook, text, exc_info=error)
 
     def _count(self, call: Call) -> None:
-        took = time.monotonic() - call.began
+        seconds = time.monotonic() - call.began
         with self._lock:
-            spent = self.times.setdefault((call.plugin, call.hook), HookTime())
-            spent.calls += 1
-            spent.seconds += took
-            spent.slowest = max(spent.slowest, took)
-        if took >= SLOW and not call.reported and self.is_on_loop(call, threading.get_ident()):
-            self.report_slow(call, took)
+            total = self.times.setdefault((call.plugin, call.hook), HookTime())
+            total.calls += 1
+            total.seconds += seconds
+            total.slowest = max(total.slowest, seconds)
+        if seconds >= SLOW and not call.reported and self.is_on_loop(call, threading.get_ident()):
+            self.report_slow(call, seconds)
 
     def is_on_loop(self, call: Call, thread: int) -> bool:
-        """Whether a call holds up the event loop, which it must not."""
+        """Whether a call blocks the event loop and its hook must not do so."""
         return thread == self.loop_thread and ROLES[call.hook].runs is Runs.LOOP
 
-    def report_slow(self, call: Call, took: float) -> None:
-        """Report that a hook has held up the event loop, `took` seconds until now."""
+    def report_slow(self, call: Call, seconds: float) -> None:
+        """Report that a hook has blocked the event loop for so long."""
         call.reported = True
-        text = f"has held up the event loop for {took:.1f} s; it may take {SLOW} s, and should take milliseconds"
+        text = f"has blocked the event loop for {seconds:.1f} s; it may take {SLOW} s, and should take milliseconds"
         self.report_fault(call.plugin, call.hook, Fault.SLOW, text)
 
     def _implementation(self, plugin: str, hook: str) -> pluggy.HookImpl | None:
         key = (plugin, hook)
         if key not in self._implementations:
-            found = [each for each in getattr(self._manager.hook, hook).get_hookimpls() if each.plugin_name == plugin]
+            found = [impl for impl in getattr(self._manager.hook, hook).get_hookimpls() if impl.plugin_name == plugin]
             self._implementations[key] = found[-1] if found else None
         return self._implementations[key]
 
 
 def _sizes(arguments: Mapping[str, Any]) -> str:
-    """What a hook was given, as far as it can be named or counted."""
+    """Describe the arguments of a call: the device's name, and how many flows, rules or marks."""
     sizes = [arguments["device"].name] if "device" in arguments else []
     sizes += [
         f"{len(value)} {'flows' if name == 'batch' else name}"
@@ -256,9 +257,9 @@ def _sizes(arguments: Mapping[str, Any]) -> str:
     return ", ".join(sizes)
 
 
-def _given(result: Any) -> str:
-    """What a hook gave, in few words."""
-    answers = getattr(result, "status", result)
-    if hasattr(answers, "__len__"):
-        return f"{len(answers)} answers"
-    return "None" if result is None else "an answer"
+def _size(result: Any) -> str:
+    """Describe a result by its length, if it has one."""
+    items = getattr(result, "status", result)
+    if hasattr(items, "__len__"):
+        return f"{len(items)} results"
+    return "None" if result is None else "a result"

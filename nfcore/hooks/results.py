@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hooks may answer: a plugin's answer is looked at before anything relies on it.
+"""Checks the results of hooks before anything relies on them.
 
-A wrong one is the plugin's fault, which is named and counted (`nfcore.hooks.manager`), and counts as no answer.
+A wrong result is a fault of the plugin (`nfcore.hooks.manager`), and is not used.
 """
 
 from __future__ import annotations
@@ -21,168 +21,167 @@ from ..api.metrics import MetricFamily
 from ..api.rules import INSTALLED_ROW, Capabilities, Outcome, Outcomes
 
 Arguments = Mapping[str, Any]
-_WIDEST = 32
-MOST = 10_000
-"""Objects that an answer may consist of: a generator that never ends must not eat all memory."""
+_WIDEST_MARK = 32
+"""Bits."""
+MAX_OBJECTS = 10_000
+"""Objects that a hook may return: a generator without end must not use up all memory."""
 _OF_INSTALLATION = (Outcome.INSTALLED, Outcome.FULL, Outcome.UNSUPPORTED, Outcome.FAILED)
 _OF_REMOVAL = (Outcome.REMOVED, Outcome.ABSENT, Outcome.UNSUPPORTED, Outcome.FAILED)
 
 
 class AnswerError(Exception):
-    """An answer that nothing can be done with; says what it was and what it should be."""
+    """A wrong result; the message gives the result and what it should be."""
 
 
-def check_result(hook: str, arguments: Arguments, answer: Any) -> Any:
-    """Give the answer in a form that can be relied on. AnswerError when there is none; most hooks take any answer."""
+def check_result(hook: str, arguments: Arguments, result: Any) -> Any:
+    """Give the result of a hook in its normal form, checked. AnswerError when it is wrong."""
     check = _CHECKS.get(hook)
-    return answer if check is None else check(arguments, answer)
+    return result if check is None else check(arguments, result)
 
 
-def read_all(hook: str, answer: Any) -> Any:
-    """Let an answer do now what it does only when somebody iterates, as a generator does. AnswerError: it gives more
-    than MOST objects.
+def read_all(hook: str, result: Any) -> Any:
+    """Read a result that is an iterator to its end, so that the code of a generator runs within the hook's call.
+
+    AnswerError when it gives more than MAX_OBJECTS objects.
     """
-    if hook not in _OF_OBJECTS or isinstance(answer, list | tuple | str) or not isinstance(answer, Iterable):
-        return answer
-    given = list(islice(answer, MOST + 1))
-    if len(given) > MOST:
-        raise AnswerError(f"gave {_short(given[-1])} as answer number {len(given):,}; should end after a few")
-    return given
+    if hook not in _OF_OBJECTS or isinstance(result, list | tuple | str) or not isinstance(result, Iterable):
+        return result
+    objects = list(islice(result, MAX_OBJECTS + 1))
+    if len(objects) > MAX_OBJECTS:
+        raise AnswerError(f"returned more than {MAX_OBJECTS:,} objects, {_short(objects[-1])} among them; should end")
+    return objects
 
 
-def _numbers(answer: Any, length: int, kinds: str, limit: int, each: str, what: str) -> NDArray[Any]:
-    """An array of shape (length,) with an integer (or truth value) up to `limit` in each place."""
-    wanted = f"should be an array of {length} {what}, one per {each}"
-    if not isinstance(answer, np.ndarray):
-        raise AnswerError(f"answered {_short(answer)}; {wanted}")
-    if answer.shape != (length,):
-        raise AnswerError(f"answered an array of shape {answer.shape}; {wanted}")
-    if answer.dtype.kind not in kinds:
-        raise AnswerError(f"answered an array of {answer.dtype}; {wanted}")
-    if answer.dtype.kind in "iu" and length and (int(answer.min()) < 0 or int(answer.max()) > limit):
-        wrong = answer[(answer < 0) | (answer > limit)][0]
-        raise AnswerError(f"answered {wrong} for a {each}; {wanted}, each from 0 to {limit}")
-    return answer
+def _per_flow(arguments: Arguments, result: Any, kinds: str, wanted: str) -> NDArray[Any]:
+    """Check an array of shape (flows,) whose dtype is of one of these kinds."""
+    length = len(arguments["batch"])
+    wanted = f"should be an array of {length} {wanted}, one per flow"
+    if not isinstance(result, np.ndarray):
+        raise AnswerError(f"returned {_short(result)}; {wanted}")
+    if result.shape != (length,):
+        raise AnswerError(f"returned an array of shape {result.shape}; {wanted}")
+    if result.dtype.kind not in kinds:
+        raise AnswerError(f"returned an array of {result.dtype}; {wanted}")
+    return result
 
 
-def _reasons(arguments: Arguments, answer: Any) -> Any:
-    if answer is None:
+def _numbers(dtype: type[np.unsignedinteger[Any]], wanted: str, arguments: Arguments, result: Any) -> Any:
+    if result is None:
         return None
-    return _numbers(answer, len(arguments["batch"]), "iu", 0xFF, "flow", "reasons").astype(np.uint8)
+    numbers, limit = _per_flow(arguments, result, "iu", wanted), int(np.iinfo(dtype).max)
+    if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) > limit):
+        wrong = numbers[(numbers < 0) | (numbers > limit)][0]
+        raise AnswerError(f"returned {wrong} for a flow; should be {wanted} from 0 to {limit}")
+    return numbers.astype(dtype)
 
 
-def _marks(arguments: Arguments, answer: Any) -> Any:
-    if answer is None:
-        return None
-    return _numbers(answer, len(arguments["batch"]), "iu", 0xFFFF_FFFF, "flow", "marks").astype(np.uint32)
+def _published(arguments: Arguments, result: Any) -> Any:
+    return _per_flow(arguments, result, "b", "truth values")
 
 
-def _published(arguments: Arguments, answer: Any) -> Any:
-    return _numbers(answer, len(arguments["batch"]), "b", 1, "flow", "truth values")
-
-
-def _outcomes(allowed: Sequence[Outcome], arguments: Arguments, answer: Any) -> Any:
+def _outcomes(allowed: Sequence[Outcome], arguments: Arguments, result: Any) -> Any:
     rules = arguments["rules"]
     wanted = f"should be Outcomes with a status for each of {len(rules)} rules"
-    if not isinstance(answer, Outcomes):
-        raise AnswerError(f"answered {_short(answer)}; {wanted}")
-    if np.shape(answer.status) != (len(rules),):
-        raise AnswerError(f"answered statuses of shape {np.shape(answer.status)}; {wanted}")
-    status = np.asarray(answer.status)
+    if not isinstance(result, Outcomes):
+        raise AnswerError(f"returned {_short(result)}; {wanted}")
+    if np.shape(result.status) != (len(rules),):
+        raise AnswerError(f"returned statuses of shape {np.shape(result.status)}; {wanted}")
+    status = np.asarray(result.status)
     known = np.isin(status, allowed) if status.dtype.kind in "iu" else np.zeros(len(rules), dtype=bool)
     if not known.all():
         names = ", ".join(outcome.name for outcome in allowed)
         raise AnswerError(
-            f"answered {_short(status[~known][0])} for a rule; a status of nfcore.api.rules.Outcome: {names}"
+            f"returned {_short(status[~known][0])} for a rule; a status of nfcore.api.rules.Outcome: {names}"
         )
-    if not isinstance(answer.messages, Mapping) or not all(
-        isinstance(words, str) for words in answer.messages.values()
-    ):
-        raise AnswerError(f"gave the words {_short(answer.messages)}; should be a dict from a rule's number to a text")
-    counted = answer.counted
+    messages = result.messages
+    if not isinstance(messages, Mapping) or not all(isinstance(text, str) for text in messages.values()):
+        raise AnswerError(f"returned the messages {_short(messages)}; should be a dict from a rule's number to a text")
+    counted = result.counted
     is_counts = isinstance(counted, np.ndarray) and counted.shape == (len(rules), 2) and counted.dtype.kind in "iu"
     if counted is not None and not is_counts:
-        raise AnswerError(f"counted {_short(counted)}; should be integers of shape ({len(rules)}, 2), or None")
-    return answer
+        raise AnswerError(
+            f"returned counted = {_short(counted)}; should be integers of shape ({len(rules)}, 2), or None"
+        )
+    return result
 
 
-def _rows(arguments: Arguments, answer: Any) -> Any:
-    if answer is not None and not (isinstance(answer, np.ndarray) and answer.dtype == INSTALLED_ROW):
-        what = f"an array of {answer.dtype}" if isinstance(answer, np.ndarray) else _short(answer)
-        raise AnswerError(f"answered {what}; should be rows of nfcore.api.rules.INSTALLED_ROW")
-    return answer
+def _rows(arguments: Arguments, result: Any) -> Any:
+    if result is not None and not (isinstance(result, np.ndarray) and result.dtype == INSTALLED_ROW):
+        what = f"an array of {result.dtype}" if isinstance(result, np.ndarray) else _short(result)
+        raise AnswerError(f"returned {what}; should be rows of nfcore.api.rules.INSTALLED_ROW")
+    return result
 
 
-def _capabilities(arguments: Arguments, answer: Any) -> Any:
-    if answer is None:
+def _capabilities(arguments: Arguments, result: Any) -> Any:
+    if result is None:
         return None
-    if not isinstance(answer, Capabilities):
-        raise AnswerError(f"answered {_short(answer)}; should be nfcore.api.rules.Capabilities")
-    width, size, notes = answer.mark_width, answer.table_size, answer.notes
-    wrong = [name for name in ("ipv6", "drop", "counters") if not isinstance(getattr(answer, name), bool)]
+    if not isinstance(result, Capabilities):
+        raise AnswerError(f"returned {_short(result)}; should be nfcore.api.rules.Capabilities")
+    width, size, notes = result.mark_width, result.table_size, result.notes
+    wrong = [name for name in ("ipv6", "drop", "counters") if not isinstance(getattr(result, name), bool)]
     if wrong:
-        raise AnswerError(f"answered {wrong[0]} = {_short(getattr(answer, wrong[0]))}; should be True or False")
-    if not _is_number(width) or not 0 <= width <= _WIDEST:
-        raise AnswerError(f"answered mark_width = {_short(width)}; should be a number of bits from 0 to {_WIDEST}")
+        raise AnswerError(f"returned {wrong[0]} = {_short(getattr(result, wrong[0]))}; should be True or False")
+    if not _is_number(width) or not 0 <= width <= _WIDEST_MARK:
+        raise AnswerError(f"returned mark_width = {_short(width)}; should be a number of bits from 0 to {_WIDEST_MARK}")
     if size is not None and (not _is_number(size) or size < 0):
-        raise AnswerError(f"answered table_size = {_short(size)}; should be a number of rules, or None")
+        raise AnswerError(f"returned table_size = {_short(size)}; should be a number of rules, or None")
     if not isinstance(notes, tuple | list) or not all(isinstance(note, str) for note in notes):
-        raise AnswerError(f"answered notes = {_short(notes)}; should be a tuple of texts")
-    return answer
+        raise AnswerError(f"returned notes = {_short(notes)}; should be a tuple of texts")
+    return result
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _section(arguments: Arguments, answer: Any) -> Any:
-    if answer is None:
+def _section(arguments: Arguments, result: Any) -> Any:
+    if result is None:
         return None
-    if (
-        not isinstance(answer, Section)
-        or not isinstance(answer.model, type)
-        or not issubclass(answer.model, ConfigTable)
-    ):
+    is_section = isinstance(result, Section) and isinstance(result.model, type)
+    if not is_section or not issubclass(result.model, ConfigTable):
         raise AnswerError(
-            f"answered {_short(answer)}; should be a nfcore.api.config.Section of a nfcore.api.config.ConfigTable"
+            f"returned {_short(result)}; should be a nfcore.api.config.Section of a nfcore.api.config.ConfigTable"
         )
-    return answer
+    return result
 
 
-def _each_is(kind: type, name: str) -> Callable[[Arguments, Any], Any]:
-    def check(arguments: Arguments, answer: Any) -> Sequence[Any]:
-        if answer is None:
+def _objects(kind: type) -> Callable[[Arguments, Any], Any]:
+    name = f"{kind.__module__}.{kind.__name__}"
+
+    def check(arguments: Arguments, result: Any) -> Sequence[Any]:
+        if result is None:
             return []
-        if not isinstance(answer, Iterable):
-            raise AnswerError(f"answered {_short(answer)}; should be {name} objects")
-        given = list(answer)
-        for item in given:
+        if not isinstance(result, Iterable):
+            raise AnswerError(f"returned {_short(result)}; should be {name} objects")
+        objects = list(result)
+        for item in objects:
             if not isinstance(item, kind):
-                raise AnswerError(f"gave {_short(item)} among its answers; should be {name} objects")
-        return given
+                raise AnswerError(f"returned {_short(item)} among others; should be {name} objects")
+        return objects
 
     return check
 
 
-def _short(answer: Any) -> str:
+def _short(result: Any) -> str:
     try:
-        text = " ".join(repr(answer).split())
-    except Exception:  # noqa: BLE001 - a plugin's object need not be able to say what it is
-        text = f"<{type(answer).__name__}>"
+        text = " ".join(repr(result).split())
+    except Exception:  # noqa: BLE001 - repr() of a plugin's object may raise
+        text = f"<{type(result).__name__}>"
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 _OF_OBJECTS = {"collect_stats", "diagnose", "marking_strategies", "cleanup"}
+"""Hooks that may be generators."""
 _CHECKS: Mapping[str, Callable[[Arguments, Any], Any]] = {
-    "on_new_flow": _reasons,
-    "allocate_mark": _marks,
+    "on_new_flow": partial(_numbers, np.uint8, "reasons"),
+    "allocate_mark": partial(_numbers, np.uint32, "marks"),
     "publish_marks": _published,
     "install_offload": partial(_outcomes, _OF_INSTALLATION),
     "remove_offload": partial(_outcomes, _OF_REMOVAL),
     "dump_offload": _rows,
     "probe_offload": _capabilities,
-    "collect_stats": _each_is(MetricFamily, "nfcore.api.metrics.MetricFamily"),
+    "collect_stats": _objects(MetricFamily),
     "config_section": _section,
-    "diagnose": _each_is(Finding, "nfcore.api.findings.Finding"),
-    "marking_strategies": _each_is(StrategyInfo, "nfcore.api.marks.StrategyInfo"),
+    "diagnose": _objects(Finding),
+    "marking_strategies": _objects(StrategyInfo),
 }

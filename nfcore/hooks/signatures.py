@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a plugin's hooks fit their specifications, found out before any of them is called."""
+"""Checks that the hooks of a plugin fit their specifications, before any of them is called."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from ..api.hookspecs import API, PROJECT, Hooks
 from ..errors import NfcoreError
 
 HOOKS = {name: spec for name, spec in vars(Hooks).items() if hasattr(spec, f"{PROJECT}_spec")}
-"""Specification by name, in the order of the page."""
+"""Hook → specification, in the order of `nfcore.api.hookspecs`."""
 
 
 def describe(name: str, function: Callable[..., Any]) -> str:
-    """Write a hook as its definition has it, such as ``setup(context: Context) -> None``."""
+    """Write the signature of a hook, such as ``setup(context: Context) -> None``."""
     signature = inspect.signature(function)
-    own = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
-    text = str(signature.replace(parameters=own))
+    parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
+    text = str(signature.replace(parameters=parameters))
     return name + (text.replace("'", "") if "'" in text else text)
 
 
 def check(plugin: object, name: str) -> list[str]:
     """Compare a plugin with the specifications. NfcoreError names the plugin, the hook and both signatures.
 
-    Gives what is no error, but hardly meant: a method that is named like a hook and is none.
+    Gives remarks about probable mistakes that are no errors: methods that have a hook's name but are no hooks.
     """
     remarks = []
-    wanted = getattr(plugin, f"{PROJECT}_api", API)
-    if wanted != API:
-        advice = "a newer nfcore" if isinstance(wanted, int) and wanted > API else "a newer release of the plugin"
+    version = getattr(plugin, f"{PROJECT}_api", API)
+    if version != API:
+        advice = "a newer nfcore" if isinstance(version, int) and version > API else "a newer release of the plugin"
         raise NfcoreError(
-            f"plugin {name!r}: was written for version {wanted!r} of the hooks, this nfcore has {API}: install {advice}"
+            f"plugin {name!r}: was written for version {version!r} of the hooks, this nfcore has {API}: "
+            f"install {advice}"
         )
     for hook, function, options in _members(plugin):
         if options is not None:
@@ -44,7 +45,7 @@ def check(plugin: object, name: str) -> list[str]:
 
 
 def _members(plugin: object) -> Iterator[tuple[str, Any, dict[str, Any] | None]]:
-    """Methods of a plugin: name in the specification, function, options of ``@hookimpl`` or None."""
+    """Give the methods of a plugin: name in the specification, function, options of ``@hookimpl`` or None."""
     for attribute in dir(type(plugin)):
         if attribute.startswith("__") or isinstance(getattr(type(plugin), attribute, None), property):
             continue
@@ -55,35 +56,27 @@ def _members(plugin: object) -> Iterator[tuple[str, Any, dict[str, Any] | None]]
 
 
 def _check_hook(plugin: str, hook: str, function: Callable[..., Any], options: dict[str, Any]) -> None:
-    mine = describe(hook, function)
+    found = describe(hook, function)
     spec = HOOKS.get(hook)
     if spec is None:
         close = difflib.get_close_matches(hook, HOOKS, n=1)
         advice = f"did you mean {describe(close[0], HOOKS[close[0]])}?" if close else f"there are: {', '.join(HOOKS)}"
-        raise NfcoreError(f"plugin {plugin!r}: {mine} is no hook of nfcore; {advice}")
+        raise NfcoreError(f"plugin {plugin!r}: {found} is no hook of nfcore; {advice}")
     if options.get("wrapper") or options.get("hookwrapper"):
         raise NfcoreError(
-            f"plugin {plugin!r}: {mine} is a wrapper; a hook is called on one plugin at a time, so none is wrapped"
+            f"plugin {plugin!r}: {found} is a wrapper; nfcore calls a hook on one plugin at a time and ignores wrappers"
         )
-    hidden = [
-        parameter.name
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
-    ]
-    if hidden:
+    parameters = inspect.signature(function).parameters.values()
+    required = [parameter for parameter in parameters if parameter.default is parameter.empty]
+    keyword_only = [parameter.name for parameter in required if parameter.kind is parameter.KEYWORD_ONLY]
+    if keyword_only:
         raise NfcoreError(
-            f"plugin {plugin!r}: {mine} takes {', '.join(map(repr, hidden))} by keyword only; should be "
+            f"plugin {plugin!r}: {found} takes {', '.join(map(repr, keyword_only))} by keyword only; should be "
             f"{describe(hook, spec)}"
         )
-    given = set(inspect.signature(spec).parameters) - {"self"}
-    taken = [
-        parameter.name
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.name != "self" and parameter.default is parameter.empty
-    ]
-    unknown = [argument for argument in taken if argument not in given]
+    unknown = [parameter.name for parameter in required if parameter.name not in inspect.signature(spec).parameters]
     if unknown:
         raise NfcoreError(
-            f"plugin {plugin!r}: {mine} takes {', '.join(map(repr, unknown))}, which the hook does not give; "
+            f"plugin {plugin!r}: {found} takes {', '.join(map(repr, unknown))}, which the hook does not have; "
             f"should be {describe(hook, spec)}, or with fewer arguments"
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks after hooks that take too long: names the plugin while it still blocks, and breaks it off in the end.
+"""Reports hooks that take too long while they still run, and interrupts those that block the event loop for good.
 
-The event loop reads reports, answers the socket and obeys SIGTERM: a hook that blocks it for good would take the
-daemon down. A worker thread that waits for its NIC holds up its own device alone and is only named.
+The event loop reads reports, serves the socket and handles SIGTERM: without it the daemon does nothing more. A worker's
+thread that waits for its NIC blocks only its own device; its hook is reported, but not interrupted.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .faults import Fault, HookTimeoutError
 from .manager import SLOW, Call, PluginManager
 
 PERIOD = SLOW / 2
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 STUCK = 30.0
-"""Seconds from which on a worker's hook is named. A table of a million rules takes a NIC less."""
+"""Seconds after which a hook that is not on the event loop is reported. A NIC needs less for a million rules."""
 INTERRUPT = signal.SIGALRM
 
 
 class Watchdog:
-    """Watches the hooks of `host` from a thread of its own while it is entered, which the main thread does.
+    """Watches the hooks of `plugins` from its own thread, as a context manager that the main thread enters.
 
-    `patience`: seconds after which a hook on the event loop is broken off, while :meth:`guarding` it.
+    `patience`: seconds after which a hook on the event loop is interrupted, within :meth:`guarding`.
     """
 
     def __init__(self, plugins: PluginManager, patience: float) -> None:
@@ -39,8 +39,8 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
-        # A signal gets through to what waits in the kernel, too.
-        self._before = signal.signal(INTERRUPT, self._break_off)
+        # A signal also interrupts a hook that waits in the kernel.
+        self._before = signal.signal(INTERRUPT, self._interrupt)
         self._thread.start()
         return self
 
@@ -53,7 +53,7 @@ class Watchdog:
 
     @contextmanager
     def guarding(self) -> Iterator[None]:
-        """Take this thread for the event loop's: no hook may block it."""
+        """Treat this thread as that of the event loop, which no hook may block."""
         self._plugins.loop_thread = threading.get_ident()
         try:
             yield
@@ -64,26 +64,26 @@ class Watchdog:
         while not self._stop.wait(PERIOD):
             now = time.monotonic()
             for thread, call in list(self._plugins.under_way.items()):
-                self._look_at(thread, call, now - call.began)
+                self._check(thread, call, now - call.began)
 
-    def _look_at(self, thread: int, call: Call, took: float) -> None:
+    def _check(self, thread: int, call: Call, seconds: float) -> None:
         if self._plugins.is_on_loop(call, thread):
-            if took >= SLOW and not call.reported:
-                self._plugins.report_slow(call, took)
-            if took >= self._patience:
+            if seconds >= SLOW and not call.reported:
+                self._plugins.report_slow(call, seconds)
+            if seconds >= self._patience:
                 signal.pthread_kill(thread, INTERRUPT)
-        elif took >= STUCK and not call.reported:
+        elif seconds >= STUCK and not call.reported:
             call.reported = True
-            waits = "rules of its device wait" if ROLES[call.hook].runs is Runs.WORKER else "everything waits"
-            words = f"has not come back for {took:.0f} s; {waits} for it"
-            self._plugins.report_fault(call.plugin, call.hook, Fault.STUCK, words)
+            waiting = "rules of its device wait" if ROLES[call.hook].runs is Runs.WORKER else "everything waits"
+            text = f"has not returned for {seconds:.0f} s; {waiting} for it"
+            self._plugins.report_fault(call.plugin, call.hook, Fault.STUCK, text)
 
-    def _break_off(self, number: int, frame: FrameType | None) -> None:
-        """Runs on the loop's thread, within the hook or just behind it."""
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Raise into the hook; as a signal handler on the loop's thread, it may also run just after the hook's end."""
         thread = threading.get_ident()
         call = self._plugins.under_way.get(thread)
         if call is None or not self._plugins.is_on_loop(call, thread):
             return
-        took = time.monotonic() - call.began
-        if took >= self._patience:
-            raise HookTimeoutError(f"was broken off after {took:.1f} s ([nf] hook_patience)")
+        seconds = time.monotonic() - call.began
+        if seconds >= self._patience:
+            raise HookTimeoutError(f"was interrupted after {seconds:.1f} s ([nf] hook_patience)")

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfcore.hooks.manager import trace_log
-from nfcore.logs import AUDIT, BURST, MOST_REMEMBERED, Format, LogHandler, RepeatFilter, goes_to_journal, make_handler
+from nfcore.logs import AUDIT, BURST, MAX_REMEMBERED, Format, LogHandler, RepeatFilter, goes_to_journal, make_handler
 
 
 class Clock:
@@ -49,19 +49,19 @@ def test_a_repeated_line_is_written_once_and_then_counted() -> None:
     assert log.lines == ["eth1: the backend failed"]
     log.clock.now += 1000
     log.logger.warning("%s: the backend failed", "eth1")
-    assert log.lines[1:] == ["eth1: the backend failed (999 times more since it was said last)"]
+    assert log.lines[1:] == ["eth1: the backend failed (999 more times since it was last logged)"]
 
 
 def test_the_count_is_told_also_when_nothing_is_logged_any_more() -> None:
     log = Log()
     for _ in range(3):
         log.logger.error("broken")
-    log.handler.tell()
+    log.handler.write_counts()
     assert log.lines == ["broken"]  # the interval is not over
     log.clock.now += 1000
-    log.handler.tell()
-    log.handler.tell()
-    assert log.lines == ["broken", "broken (2 times more since it was said last)"]
+    log.handler.write_counts()
+    log.handler.write_counts()
+    assert log.lines == ["broken", "broken (2 more times since it was last logged)"]
 
 
 def test_a_place_that_says_something_else_each_time() -> None:
@@ -73,7 +73,7 @@ def test_a_place_that_says_something_else_each_time() -> None:
     log.handler.close()
     assert log.lines[BURST:] == [
         "something else",
-        f"{1000 - BURST} lines more like this one were left out, the last: flow 999 failed",
+        f"{1000 - BURST} similar lines were suppressed, the last: flow 999 failed",
     ]
 
 
@@ -111,7 +111,7 @@ def test_a_timer_tells_the_count() -> None:
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         assert running.stderr.readline() == "again\n"
-        assert running.stderr.readline() == "again (4 times more since it was said last)\n"
+        assert running.stderr.readline() == "again (4 more times since it was last logged)\n"
         running.kill()
 
 
@@ -122,7 +122,7 @@ def test_what_was_counted_is_told_at_the_end_of_the_process() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     told = [json.loads(line)["message"] for line in done.stderr.splitlines()]
-    assert told == ["again", "again (4 times more since it was said last)"]
+    assert told == ["again", "again (4 more times since it was last logged)"]
 
 
 @given(says=st.lists(st.tuples(st.integers(0, 3), st.floats(0, 3)), max_size=60), burst=st.integers(1, 3))
@@ -135,16 +135,16 @@ def test_nothing_is_lost_silently(says: list[tuple[int, float]], burst: int) -> 
         told = repeats.admit(key, key)
         said += told is not None
         counted += told or 0
-    counted += sum(times for _, times in repeats.overdue(all_of_them=True))
+    counted += sum(times for _, times in repeats.take_overdue(everything=True))
     assert said + counted == len(says)
     assert not repeats.pending
 
 
 def test_what_is_remembered_is_bounded() -> None:
     repeats = RepeatFilter(5.0, clock=Clock())
-    for number in range(2 * MOST_REMEMBERED):
+    for number in range(2 * MAX_REMEMBERED):
         assert repeats.admit(number) == 0
-    assert repeats.admit(0) == 0 and repeats.admit(2 * MOST_REMEMBERED - 1) is None
+    assert repeats.admit(0) == 0 and repeats.admit(2 * MAX_REMEMBERED - 1) is None
 
 
 def test_words_of_others_are_one_line_and_steer_nothing() -> None:
@@ -236,8 +236,8 @@ def test_lines_with_one_repeat_key_are_repeats_of_the_first() -> None:
     for number in range(5):
         log.logger.error("plugin acme: no answer in %d s", number, extra={"repeat_key": "no answer"})
     log.clock.now += 1000
-    log.handler.tell()
+    log.handler.write_counts()
     assert log.lines == [
         "plugin acme: no answer in 0 s",
-        "plugin acme: no answer in 4 s (4 times more since it was said last)",
+        "plugin acme: no answer in 4 s (4 more times since it was last logged)",
     ]

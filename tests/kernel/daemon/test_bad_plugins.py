@@ -77,11 +77,11 @@ FAULTS = {
     "raises without words": (
         "on_new_flow",
         "raised",
-        "plugin bad: on_new_flow failed: MuteError: Mute, whose words cannot be read",
+        "plugin bad: on_new_flow failed: MuteError: Mute, whose message cannot be read",
     ),
-    "answers the wrong shape": ("on_new_flow", "wrong_answer", "plugin bad: on_new_flow answered [0]; should be"),
-    "blocks for good": ("on_new_flow", "broken_off", "plugin bad: on_new_flow was broken off after"),
-    "figures of one number": ("collect_stats", "wrong_answer", "plugin bad: collect_stats answered 5; should be"),
+    "answers the wrong shape": ("on_new_flow", "wrong_answer", "plugin bad: on_new_flow returned [0]; should be"),
+    "blocks for good": ("on_new_flow", "broken_off", "plugin bad: on_new_flow was interrupted after"),
+    "figures of one number": ("collect_stats", "wrong_answer", "plugin bad: collect_stats returned 5; should be"),
     "figures without an end": ("collect_stats", "wrong_answer", "plugin bad: collect_stats gave MetricFamily("),
     "figures that leave": (
         "collect_stats",
@@ -91,7 +91,7 @@ FAULTS = {
     "figures that nobody can read": (
         "collect_stats",
         "wrong_answer",
-        "figures that break a rule: nfcore_bad: '\\ud800' is no",
+        "metrics that break a rule: nfcore_bad: '\\ud800' is not",
     ),
 }
 
@@ -149,8 +149,8 @@ def test_hooks_are_traced_on_demand(site: Site, monkeypatch: pytest.MonkeyPatch)
     _, told = daemon.communicate(timeout=PATIENCE)
     lines = [line for line in told.splitlines() if "nfcore.trace" in line]
     for call in (
-        "marking: allocate_mark(1 flows) → 1 answers in ",
-        "softnic: install_offload(eth1, 1 rules) → 1 answers in ",
+        "marking: allocate_mark(1 flows) → 1 results in ",
+        "softnic: install_offload(eth1, 1 rules) → 1 results in ",
     ):
         assert any(call in line for line in lines), lines
 

@@ -69,7 +69,7 @@ locations = { eth1 = "0-1023" }
 """
     + BALANCER,
     (
-        "eth1: rx-queue: the driver does not tell how it spreads packets without a mark",
+        "eth1: rx-queue: the driver does not report how it spreads unmarked packets",
         "eth1: nic_ntuple: no marks, no IPv6, no drop, no counters, eth1 has no rules that steer flows to queues: "
         "Operation not supported",
         "ntuple-filters is off (ethtool -K eth1 ntuple on, where the driver has it)",

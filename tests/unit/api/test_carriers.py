@@ -64,7 +64,7 @@ def test_rss_on_queue_0_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_driver_does_not_tell_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     play(monkeypatch, None, combined=8)
     require_carrier(Carrier.RX_QUEUE, [ACCELERATED])
-    assert "does not tell how it spreads packets" in caplog.text
+    assert "does not report how it spreads unmarked packets" in caplog.text
     play(monkeypatch, None, combined=None)
     assert examined().status is Status.WARNING
     play(monkeypatch, [], combined=1)

@@ -103,7 +103,7 @@ def test_another_signature_is_refused_with_both(plugins: PluginManager) -> None:
     with pytest.raises(NfcoreError) as refused:
         plugins.register(Old(), "old")
     assert str(refused.value) == (
-        "plugin 'old': on_new_flow(flow: object) -> None takes 'flow', which the hook does not give; "
+        "plugin 'old': on_new_flow(flow: object) -> None takes 'flow', which the hook does not have; "
         "should be on_new_flow(batch: FlowBatch) -> NDArray[np.uint8] | None, or with fewer arguments"
     )
     assert plugins.loaded() == []
@@ -342,39 +342,39 @@ WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
         np.zeros(3, np.uint8),
         r"shape \(3,\); should be an array of 2 reasons",
     ),
-    "no array": ("on_new_flow", [0, 0], r"answered \[0, 0\]; should be an array of 2 reasons, one per flow"),
-    "a reason too large": ("on_new_flow", np.array([0, 256]), r"answered 256 for a flow; .* from 0 to 255"),
-    "floating reasons": ("on_new_flow", np.zeros(2), r"answered an array of float64"),
-    "negative marks": ("allocate_mark", np.array([1, -1]), r"answered -1 for a flow"),
-    "one number for all": ("publish_marks", True, r"answered True; should be an array of 2 truth values"),
-    "numbers for truth": ("publish_marks", np.ones(2, np.uint8), r"answered an array of uint8"),
-    "nothing published": ("publish_marks", None, r"answered None; should be an array of 2 truth values"),
-    "no outcomes": ("install_offload", None, r"answered None; should be Outcomes with a status for each of 2 rules"),
+    "no array": ("on_new_flow", [0, 0], r"returned \[0, 0\]; should be an array of 2 reasons, one per flow"),
+    "a reason too large": ("on_new_flow", np.array([0, 256]), r"returned 256 for a flow; .* from 0 to 255"),
+    "floating reasons": ("on_new_flow", np.zeros(2), r"returned an array of float64"),
+    "negative marks": ("allocate_mark", np.array([1, -1]), r"returned -1 for a flow"),
+    "one number for all": ("publish_marks", True, r"returned True; should be an array of 2 truth values"),
+    "numbers for truth": ("publish_marks", np.ones(2, np.uint8), r"returned an array of uint8"),
+    "nothing published": ("publish_marks", None, r"returned None; should be an array of 2 truth values"),
+    "no outcomes": ("install_offload", None, r"returned None; should be Outcomes with a status for each of 2 rules"),
     "a status too few": ("install_offload", Outcomes.all(Outcome.INSTALLED, 1), r"statuses of shape \(1,\)"),
     "unknown status": (
         "remove_offload",
         Outcomes(np.array([5, 99], np.uint8)),
-        r"answered .*99.* a status of",
+        r"returned .*99.* a status of",
     ),
     "a status of the other hook": (
         "install_offload",
         Outcomes(np.array([1, 5], np.uint8)),
-        r"answered .*5.* INSTALLED, FULL",
+        r"returned .*5.* INSTALLED, FULL",
     ),
-    "floating statuses": ("install_offload", Outcomes(np.array([1.0, 1.0])), r"answered .*1.0.* a status of"),
-    "words that are no text": ("install_offload", Outcomes(np.ones(2, np.uint8), {0: 5}), r"gave the words \{0: 5\}"),
+    "floating statuses": ("install_offload", Outcomes(np.array([1.0, 1.0])), r"returned .*1.0.* a status of"),
+    "words that are no text": ("install_offload", Outcomes(np.ones(2, np.uint8), {0: 5}), r"returned the messages \{0: 5\}"),
     "words as a list": (
         "install_offload",
         Outcomes(np.ones(2, np.uint8), ["no", "no"]),
-        r"gave the words \['no', 'no'\]",
+        r"returned the messages \['no', 'no'\]",
     ),
     "counted too little": (
         "remove_offload",
         Outcomes(np.full(2, 5, np.uint8), counted=np.zeros((1, 2), np.uint64)),
         r"should be integers of shape \(2, 2\), or None",
     ),
-    "rows of objects": ("dump_offload", [], r"answered \[\]; should be rows of nfcore.api.rules.INSTALLED_ROW"),
-    "a tuple of capabilities": ("probe_offload", (16, True), r"answered \(16, True\); should be .*Capabilities"),
+    "rows of objects": ("dump_offload", [], r"returned \[\]; should be rows of nfcore.api.rules.INSTALLED_ROW"),
+    "a tuple of capabilities": ("probe_offload", (16, True), r"returned \(16, True\); should be .*Capabilities"),
     "a width as text": ("probe_offload", Capabilities("16"), r"mark_width = '16'; should be a number of bits"),
     "too wide a mark": ("probe_offload", Capabilities(64), r"mark_width = 64; should be a number of bits from 0 to 32"),
     "a negative table": ("probe_offload", Capabilities(16, table_size=-1), r"table_size = -1; should be a number of"),
@@ -382,9 +382,9 @@ WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
     "yes for true": ("probe_offload", Capabilities(16, ipv6="yes"), r"ipv6 = 'yes'; should be True or False"),
     "a table for a section": ("config_section", ConfigTable, r"should be a nfcore.api.config.Section"),
     "a section of a dict": ("config_section", Section(dict), r"should be a nfcore.api.config.Section of a .*Table"),
-    "findings as a number": ("diagnose", [5], r"gave 5 among its answers; should be nfcore.api.findings.Finding"),
-    "a dict of figures": ("collect_stats", {"nfcore_x_total": 1}, r"gave 'nfcore_x_total' among its answers"),
-    "a word as a strategy": ("marking_strategies", ["dest-id"], r"gave 'dest-id' .*StrategyInfo objects"),
+    "findings as a number": ("diagnose", [5], r"returned 5 among others; should be nfcore.api.findings.Finding"),
+    "a dict of figures": ("collect_stats", {"nfcore_x_total": 1}, r"returned 'nfcore_x_total' among others"),
+    "a word as a strategy": ("marking_strategies", ["dest-id"], r"returned 'dest-id' .*StrategyInfo objects"),
 }
 
 
@@ -481,7 +481,7 @@ def test_an_exception_that_cannot_be_put_into_words_is_named_by_its_kind(
     plugins.register(hooked("on_new_flow", ["batch"], fail), "mute")
     assert plugins.try_call("mute", "on_new_flow", batch=BATCH) == (False, None)
     assert plugins.faults == {("mute", "on_new_flow", Fault.RAISED): 1}
-    assert "failed: MuteError: WordlessError, whose words cannot be read" in caplog.text
+    assert "failed: MuteError: WordlessError, whose message cannot be read" in caplog.text
     with pytest.raises(MuteError):
         plugins.call("mute", "on_new_flow", batch=BATCH)
 
@@ -514,7 +514,7 @@ def test_an_operator_may_interrupt_a_hook_of_a_command(plugins: PluginManager) -
 def test_answers_without_an_end_are_refused(plugins: PluginManager, caplog: pytest.LogCaptureFixture) -> None:
     plugins.register(hooked("collect_stats", [], lambda: itertools.repeat(gauge("nfcore_odd", "Odd.", ""))), "endless")
     assert plugins.try_call("endless", "collect_stats") == (False, None)
-    assert "as answer number 10,001; should end" in caplog.text
+    assert "collect_stats returned more than 10,000 objects, " in caplog.text
 
 
 def install_distribution(folder: Path, name: str, points: str, code: str = "") -> None:
@@ -569,7 +569,7 @@ def test_faults_that_differ_in_numbers_alone_are_repeats(plugins: PluginManager)
     first = "plugin fails: on_new_flow failed: LookupError: flow 0"
     assert written.getvalue().splitlines() == [first]
     handler.close()
-    assert written.getvalue().splitlines()[1:] == [f"{first[:-1]}4 (4 times more since it was said last)"]
+    assert written.getvalue().splitlines()[1:] == [f"{first[:-1]}4 (4 more times since it was last logged)"]
 
 
 def test_calls_are_counted_and_timed(plugins: PluginManager) -> None:
@@ -597,7 +597,7 @@ def test_every_call_is_logged_on_demand(monkeypatch: pytest.MonkeyPatch, caplog:
     lines = [record.getMessage() for record in caplog.records if record.name == "nfcore.trace"]
     assert [re.sub(r"[0-9.]+ ms", "T", line) for line in lines] == [
         "raises: on_new_flow(2 flows) → it raised LookupError in T",
-        "answers: on_new_flow(2 flows) → 2 answers in T",
+        "answers: on_new_flow(2 flows) → 2 results in T",
         "raises: allocate_mark(2 flows) → it raised LookupError in T",
         "answers: allocate_mark(2 flows) → None in T",
     ]

@@ -108,7 +108,7 @@ class AddsABit(MarkingPlugin):
 
 
 class _OwnNumbers(DestId):
-    def _learn(self, targets: Sequence[Target]) -> None:
+    def _choose_new(self, targets: Sequence[Target]) -> None:
         for target in targets:
             self.known.setdefault(target, len(self.known) + 1)
 
