@@ -216,7 +216,7 @@ class _Contests:
     """Whether the real whose list has that position loses the slot."""
     losses: Index
     """Number of slots that each real loses."""
-    unsettled: float
+    undecided_from: float
     """Time from which on ``lost`` and ``losses`` may be wrong."""
 
 
@@ -265,10 +265,10 @@ class _RingFill:
         if not self._lists_complete:
             self._extend_lists(wanted)
         lists = self._pending.part(np.zeros_like(wanted), np.minimum(wanted, self._pending.lengths))
-        contests = self._settle_contests(lists, horizon)
+        contests = self._decide_contests(lists, horizon)
         # Of a real that may run out of listed slots, nothing is known after the last one.
         known = self._schedule.time_of(self._reals, self._turns_taken + lists.lengths - contests.losses)
-        self._commit(lists, contests, min(float(known.min()), contests.unsettled))
+        self._commit(lists, contests, min(float(known.min()), contests.undecided_from))
 
     def _extend_lists(self, wanted: Index) -> None:
         """Continue the walks until the pending lists are about ``wanted`` long."""
@@ -287,7 +287,7 @@ class _RingFill:
         self._steps_walked += lengths
         self._pending = self._pending.extended(_Lists(slots.astype(np.intp), bounds).only(self._free))
 
-    def _settle_contests(self, lists: _Lists, horizon: float) -> _Contests:
+    def _decide_contests(self, lists: _Lists, horizon: float) -> _Contests:
         """Decide the contests before ``horizon``, or as many as :data:`_MAX_PASSES` decide."""
         entries = self._contested_entries(lists)
         slots = lists.slots.take(entries)
@@ -300,17 +300,17 @@ class _RingFill:
         lost = np.arange(len(entries)) % 2 == 1
         running = np.zeros(len(entries) + 1, np.intp)
         np.cumsum(lost, out=running[1:])
-        unsettled = self._now if len(entries) else np.inf
+        undecided_from = self._now if len(entries) else np.inf
         for _ in range(_MAX_PASSES):
-            if unsettled > horizon:
+            if undecided_from > horizon:
                 break
             arrival = times.take(entries - running[:-1] + np.repeat(running[firsts[:-1]], lengths))
             self._earliest[slots] = np.inf
             np.minimum.at(self._earliest, slots, arrival)
             lost, previous = arrival != self._earliest.take(slots), lost
-            unsettled = float(arrival[lost != previous].min(initial=np.inf))
+            undecided_from = float(arrival[lost != previous].min(initial=np.inf))
             np.cumsum(lost, out=running[1:])
-        return _Contests(entries, lost, running[firsts[1:]] - running[firsts[:-1]], unsettled)
+        return _Contests(entries, lost, running[firsts[1:]] - running[firsts[:-1]], undecided_from)
 
     def _contested_entries(self, lists: _Lists) -> Index:
         """Positions in the lists, ascending, of the slots that are on more than one list."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two marking strategies of the framework: what a mark stands for.
+"""The two marking strategies that come with nfcore: what a mark stands for.
 
     flow-id   one mark per flow; XDP takes it from its CPU's pool when it reports the flow
     dest-id   one mark per (network function, target), shared by all flows to it
 
-Neither keeps a flow table: the engine has the only one.
+Neither has a flow table: the only one is the engine's.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ DEST_ID = StrategyInfo("dest-id", MarkMeaning.TARGET, "one mark per target, shar
 
 
 class FlowId:
-    """Confirms the marks that XDP took. A mark that is not on lease is answered with 0."""
+    """Confirms the marks that XDP has taken. A mark that is not leased to a CPU becomes 0."""
 
     def __init__(self, marks: MarkAllocator) -> None:
         self._marks = marks
 
     def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
-        """Give the event's mark where it is valid, else 0."""
+        """Give the mark of each flow's report where it is leased, else 0."""
         taken = batch.rows["mark"]
         return np.where(self._marks.confirm(taken), taken, 0).astype(np.uint32)
 
@@ -41,21 +41,21 @@ class FlowId:
 
 
 class DestId(TargetMarks):
-    """One mark per (nf, target), numbered in the order in which targets appear, kept until the target is gone."""
+    """One mark per (nf, target), taken when the target first appears and kept until it is released."""
 
     def __init__(self, marks: MarkAllocator) -> None:
-        super().__init__(marks, self._next)
+        super().__init__(marks, self._take)
 
-    def _next(self, targets: Sequence[Target]) -> NDArray[np.uint32]:
+    def _take(self, targets: Sequence[Target]) -> NDArray[np.uint32]:
         taken = self._marks.take(len(targets))
         return np.pad(taken, (0, len(targets) - len(taken)))
 
 
 class MarkingPlugin:
-    """Offers both strategies and is in charge when the TOML chose one of them."""
+    """Offers both strategies. Does nothing when the TOML chooses another one."""
 
     def __init__(self) -> None:
-        self._chosen: FlowId | DestId | None = None
+        self._strategy: FlowId | DestId | None = None
 
     @hookimpl
     def marking_strategies(self) -> Sequence[StrategyInfo]:
@@ -64,24 +64,24 @@ class MarkingPlugin:
 
     @hookimpl
     def setup(self, context: Context) -> None:
-        """Take charge, if the configuration says so."""
+        """Create the strategy that the TOML chooses."""
         if context.strategy == FLOW_ID:
-            self._chosen = FlowId(context.marks)
+            self._strategy = FlowId(context.marks)
         elif context.strategy == DEST_ID:
-            self._chosen = DestId(context.marks)
+            self._strategy = DestId(context.marks)
 
     @hookimpl
     def teardown(self) -> None:
         """Forget all marks."""
-        self._chosen = None
+        self._strategy = None
 
     @hookimpl
     def allocate_mark(self, batch: FlowBatch) -> NDArray[np.uint32] | None:
-        """Give each flow its mark by the chosen strategy."""
-        return self._chosen.allocate(batch) if self._chosen else None
+        """Give each flow its mark."""
+        return self._strategy.allocate(batch) if self._strategy else None
 
     @hookimpl
     def release_mark(self, marks: NDArray[np.uint32]) -> None:
-        """Take marks back."""
-        if self._chosen:
-            self._chosen.release(marks)
+        """Put marks that nothing uses any more into quarantine."""
+        if self._strategy:
+            self._strategy.release(marks)

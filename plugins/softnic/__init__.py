@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""softnic: a NIC emulated in eBPF, as an ordinary offload backend. Any kernel, no hardware."""
+"""A backend for softnic, a NIC emulated in eBPF. Needs no hardware."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class SoftnicTable(ConfigTable):
     """`[softnic]`."""
 
     pins: dict[str, str] = Field(default={})
-    """Interface → folder where `nfcore softnic create` pinned the NIC in front of it."""
+    """Interface → folder where `nfcore softnic create` has pinned the NIC in front of it."""
 
 
 class SoftnicPlugin:
-    """The backend hooks over :class:`SoftnicBackend`, one per device."""
+    """The backend's hooks, over one :class:`SoftnicBackend` per device."""
 
     def __init__(self) -> None:
         self._nics: dict[int, SoftnicBackend] = {}
@@ -43,7 +43,7 @@ class SoftnicPlugin:
 
     @hookimpl
     def config_section(self) -> Section:
-        """Own `[softnic]`."""
+        """Declare `[softnic]`."""
         return Section(SoftnicTable)
 
     @hookimpl
@@ -53,14 +53,13 @@ class SoftnicPlugin:
 
     @hookimpl
     def setup(self, context: Context) -> None:
-        """Open the NIC of every device that names this backend."""
-        if context.tracing:
-            return
-        self._open(context)
+        """Open the NIC of every device that has this backend."""
+        if not context.tracing:
+            self._open(context)
 
     def _open(self, context: Context) -> None:
         table = context.config.sections[NAME]
-        assert isinstance(table, SoftnicTable)  # config_section() said so
+        assert isinstance(table, SoftnicTable), "config_section() declares it"
         known = [each.name for each in context.config.interfaces]
         unknown = [name for name in table.pins if name not in known]
         if unknown:
@@ -71,42 +70,42 @@ class SoftnicPlugin:
             if NAME in device.backends:
                 where = f"{context.config.source}: softnic.pins.{device.name}"
                 pin_dir = table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}")
-                make = SoftnicBackend.expect if device.name in optional else SoftnicBackend.open
-                nic = self._nics[device.ifindex] = make(Path(pin_dir), where)
+                open_nic = SoftnicBackend.expect if device.name in optional else SoftnicBackend.open
+                nic = self._nics[device.ifindex] = open_nic(Path(pin_dir), where)
                 if nic.missing:
                     log.warning("%s", nic.missing)
                 self._names[device.ifindex] = device.name
 
     @hookimpl
     def teardown(self) -> None:
-        """Let go of the NICs."""
+        """Close the NICs' maps; the NICs stay."""
         for nic in self._nics.values():
             nic.close()
         self._nics.clear()
 
     @hookimpl
     def probe_offload(self, device: Device) -> Capabilities:
-        """Tell what the NIC can do: nothing, while there is none."""
+        """Give what the NIC can do: nothing while there is none."""
         return self._nics[device.ifindex].capabilities()
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
-        """Install rules."""
+        """Install rules in the NIC's table."""
         return self._nics[device.ifindex].install(rules)
 
     @hookimpl
     def remove_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
-        """Remove rules."""
+        """Remove rules from the NIC's table."""
         return self._nics[device.ifindex].remove(rules)
 
     @hookimpl
     def dump_offload(self, device: Device) -> NDArray[np.void]:
-        """Read rules and counters."""
+        """Read all rules with their counters."""
         return self._nics[device.ifindex].dump()
 
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
-        """Give the NIC's own counters."""
+        """Give the NIC's own counters by interface."""
         text = "Frames in the emulated NIC, by what it did."
         family = counter("nfcore_softnic_packets_total", text, "packets", "interface", "kind")
         for ifindex, nic in self._nics.items():
@@ -116,16 +115,18 @@ class SoftnicPlugin:
 
     @hookimpl
     def cleanup(self, context: Context) -> Iterable[str]:
-        """Remove the rules that a killed daemon left. The NIC itself stays: it is hardware here."""
+        """Remove the rules of a killed daemon. The NIC itself stays, as hardware does."""
         self._open(context)
         try:
-            return [line for ifindex, nic in self._nics.items() if (line := _sweep(nic, self._names[ifindex]))]
+            return [line for ifindex, nic in self._nics.items() if (line := _remove_rules(nic, self._names[ifindex]))]
         finally:
             self.teardown()
 
 
-def _sweep(nic: SoftnicBackend, name: str) -> str:
-    rows = nic.dump()
-    ours = rows[split_cookies(rows["rule"]["cookie"])[0]]
-    nic.remove(RuleBatch(np.ascontiguousarray(ours["rule"])))
-    return f"{NAME}: removed {len(ours)} rules from {name}" if len(ours) else ""
+def _remove_rules(nic: SoftnicBackend, name: str) -> str:
+    """Remove nfcore's rules from a NIC; returns a line about it, empty when there were none."""
+    rules = nic.dump()["rule"]
+    own, _, _ = split_cookies(rules["cookie"])
+    nic.remove(RuleBatch(np.ascontiguousarray(rules[own])))
+    count = int(own.sum())
+    return f"{NAME}: removed {count} rules from {name}" if count else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules into the emulated NIC's table and back: what a driver does, by map operations."""
+"""Installs, removes and reads the emulated NIC's rules by map operations, as a driver does with a real NIC."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ log = logging.getLogger(__name__)
 _RULES, _STATS = "softnic_rules", "softnic_stats"
 """Names of the pins."""
 _Pin = tuple[int, int]
-_PLACES = 1 << 20
-_ODD = (np.arange(MATCH.itemsize // 4, dtype=np.uint64) * np.uint64(2) + np.uint64(1)) * np.uint64(
+_BUCKETS = 1 << 20
+_MULTIPLIERS = (np.arange(MATCH.itemsize // 4, dtype=np.uint64) * np.uint64(2) + np.uint64(1)) * np.uint64(
     0x9E37_79B9_7F4A_7C15
 )
-"""A multiplier for each word of a match; 2**64 by the golden ratio, as in Knuth's multiplicative hashing."""
+"""An odd multiplier for each word of a match: multiplicative hashing by Knuth, with 2**64 / the golden ratio."""
 
 
 class SoftnicBackend:
-    """One emulated NIC, found by its pins. Used by one thread at a time, but for :meth:`counters`.
+    """One emulated NIC, found by its pins. Used by one thread at a time, except :meth:`counters`.
 
-    Whether the pins still name the maps that are open is looked at before each batch: a NIC that was removed and made
-    again while we run is opened anew, and has none of our rules.
+    Each batch checks first whether the pins are still those of the open maps. A NIC that was removed and created again
+    meanwhile is opened again, and has none of nfcore's rules.
     """
 
     def __init__(self, rules: Map | None, stats: Map | None, pin_dir: Path | None = None, where: str = "") -> None:
-        """Take over open maps; those pinned in `pin_dir`, if that is told, are looked for again before each batch."""
+        """Use open maps. With `pin_dir`, each batch looks for the maps that are pinned there."""
         self._rules = rules
         self._stats = stats
         self._pin_dir = pin_dir
         self._where = where
         self._pin: _Pin | None = None
         self._missing = ""
-        """Why there is no NIC, in words; empty while there is one."""
+        """Why there is no NIC; empty while there is one."""
         self._lock = threading.Lock()
-        """Of the statistics, which the engine's thread reads."""
-        self._perhaps = np.ones(_PLACES, dtype=bool)
-        """By :func:`_places`: whether the table may have a rule of such a match. Until the first dump it may."""
-        self._before = np.zeros(len(NicCounter), dtype=np.uint64)
-        """What earlier NICs in this place had counted."""
+        """Guards the statistics, which the engine's thread reads."""
+        self._may_exist = np.ones(_BUCKETS, dtype=bool)
+        """By :func:`_buckets`: whether the table may have a rule with such a match. Before the first dump, all may."""
+        self._counted_before = np.zeros(len(NicCounter), dtype=np.uint64)
+        """Counters of earlier NICs with these pins."""
 
     @classmethod
     def open(cls, pin_dir: Path, where: str) -> SoftnicBackend:
-        """Open the NIC pinned in `pin_dir`; HostError names `where`, the TOML key, when there is none."""
+        """Open the NIC pinned in `pin_dir`. HostError when there is none; `where` is the TOML key that it names."""
         backend = cls(None, None, pin_dir, where)
         backend._reopen(pin_dir)
         return backend
 
     @classmethod
     def expect(cls, pin_dir: Path, where: str) -> SoftnicBackend:
-        """Open the NIC pinned in `pin_dir` now, or once it is there and as it should be: :attr:`missing` says."""
+        """Open the NIC pinned in `pin_dir`, now or with a later batch; :attr:`missing` says why it is not open."""
         backend = cls(None, None, pin_dir, where)
         try:
             backend._reopen(pin_dir)
@@ -70,7 +70,7 @@ class SoftnicBackend:
         return backend
 
     def close(self) -> None:
-        """Let go of the NIC's maps; the NIC stays."""
+        """Close the NIC's maps; the NIC stays."""
         with self._lock:
             for opened in (self._rules, self._stats):
                 if opened is not None:
@@ -78,7 +78,7 @@ class SoftnicBackend:
             self._rules = self._stats = None
 
     def capabilities(self) -> Capabilities:
-        """Everything that the framework asks for; nothing while there is no NIC."""
+        """Give what the NIC can do: marks of 32 bits, drops, IPv6; nothing while there is no NIC."""
         rules = self._present()
         if rules is None:
             return Capabilities(mark_width=0, ipv6=False, drop=False, notes=(self._missing,))
@@ -86,20 +86,20 @@ class SoftnicBackend:
 
     @property
     def missing(self) -> str:
-        """Why there was no NIC when it was last wanted, and how to make one; empty when there was one."""
+        """Why the last batch found no NIC, and how to create one; empty when it found one."""
         return self._missing
 
     def _present(self) -> Map | None:
-        """The table of the NIC that is there now; None when there is none, which is logged when it is news."""
+        """The table of the NIC that is there now, None without one. A change is logged."""
         if self._pin_dir is None:
             return self._rules
         try:
             if self._rules is None or self._pin != _identity(self._pin_dir):
-                news = "was made again, without our rules" if self._rules is not None else "is there now"
+                change = "was created again, without nfcore's rules" if self._rules is not None else "is there now"
                 self._reopen(self._pin_dir)
-                log.warning("%s: the softnic in %s %s", self._where, self._pin_dir, news)
+                log.warning("%s: the softnic in %s %s", self._where, self._pin_dir, change)
         except (OSError, HostError) as error:
-            # Half-made, it may lack a pin: it is looked for again with the next batch.
+            # A NIC that is just being created may lack a pin: the next batch looks again.
             missing = str(error) if isinstance(error, HostError) else self._no_nic(self._pin_dir)
             if missing != self._missing:
                 log.warning("%s", missing)
@@ -108,9 +108,9 @@ class SoftnicBackend:
         return self._rules
 
     def _reopen(self, pin_dir: Path) -> None:
-        """Open what is pinned and let go of what was open. HostError when there is no such NIC."""
+        """Open the pinned maps and close the ones that were open. HostError when there is no such NIC."""
         try:
-            # Before the maps: what is exchanged in between is then noticed the next time.
+            # Read before the maps are opened: if they are replaced in between, the next batch notices it.
             pin = _identity(pin_dir)
         except OSError:
             raise HostError(self._no_nic(pin_dir)) from None
@@ -124,33 +124,33 @@ class SoftnicBackend:
         with self._lock:
             if self._stats is not None:
                 if self._stats.id != stats.id:
-                    self._before += _summed(self._stats)
+                    self._counted_before += _summed(self._stats)
                 self._stats.close()
             if self._rules is not None:
                 self._rules.close()
             self._rules, self._stats, self._pin, self._missing = rules, stats, pin, ""
-            self._perhaps[:] = True
+            self._may_exist[:] = True
 
     def _no_nic(self, pin_dir: Path) -> str:
         return (
             f"{self._where}: there is no softnic in {pin_dir}; "
-            f"make one: nfcore softnic create --wire IF --port IF --pin {pin_dir}"
+            f"create one: nfcore softnic create --wire IF --port IF --pin {pin_dir}"
         )
 
     def install(self, rules: RuleBatch) -> Outcomes:
-        """Install rules; those beyond the table's size are FULL. A rule of the same match is replaced.
+        """Install rules; FULL when the table is full. A rule with the same match is replaced.
 
-        A rule that is replaced by itself (the same cookie) keeps what it had counted.
+        A rule that replaces itself (the same cookie) keeps its counters.
         """
         table = self._present()
         if table is None:
             return Outcomes.all(Outcome.FAILED, len(rules), self._missing)
         outcomes = Outcomes.all(Outcome.INSTALLED, len(rules))
-        able = _able(rules)
-        if not able.all():
-            outcomes.status[~able] = Outcome.UNSUPPORTED
-            outcomes.messages[int(np.argmin(able))] = "softnic: only rules for TCP and UDP match anything"
-        rows = np.flatnonzero(able)
+        supported = _supported(rules)
+        if not supported.all():
+            outcomes.status[~supported] = Outcome.UNSUPPORTED
+            outcomes.messages[int(np.argmin(supported))] = "softnic: only rules for TCP and UDP match anything"
+        rows = np.flatnonzero(supported)
         keys, values = _matches(rules)[rows], np.zeros(len(rows), dtype=RULE)
         for name in ("action", "mark", "cookie"):
             values[name] = rules.rows[name][rows]
@@ -161,7 +161,7 @@ class SoftnicBackend:
             done += result.done
             if done == len(rows):
                 break
-            # The kernel refused row `done`; later rows may replace rules that are there, so go on behind it.
+            # The kernel refuses row `done`. Later rows may replace existing rules: continue after it.
             row = int(rows[done])
             full = result.errno in (errno.E2BIG, errno.ENOMEM)
             outcomes.status[row] = Outcome.FULL if full else Outcome.FAILED
@@ -171,18 +171,18 @@ class SoftnicBackend:
         return outcomes
 
     def _keep_counts(self, table: Map, keys: NDArray[np.void], values: NDArray[np.void]) -> None:
-        """Let rules begin with what the same rules, by match and cookie, have counted in the table."""
-        places = _places(keys)
-        # A look at a key is a system call: most rules are new and are known to be.
-        known = np.flatnonzero(self._perhaps[places])
-        self._perhaps[places] = True
-        there, before = table.lookup_batch_keys(keys[known])
-        same = there & (before["cookie"] == values["cookie"][known])
+        """Copy the counters of rules that are in the table already, with the same match and cookie."""
+        buckets = _buckets(keys)
+        # Each look-up is a system call, and most rules are known to be new.
+        known = np.flatnonzero(self._may_exist[buckets])
+        self._may_exist[buckets] = True
+        found, existing = table.lookup_batch_keys(keys[known])
+        same = found & (existing["cookie"] == values["cookie"][known])
         for name in ("packets", "bytes", "last_used"):
-            values[name][known[same]] = before[name][same]
+            values[name][known[same]] = existing[name][same]
 
     def remove(self, rules: RuleBatch) -> Outcomes:
-        """Remove rules by match, and tell what they had counted; one of another cookie by now is ABSENT and stays."""
+        """Remove rules by match, and return their counters; ABSENT where there is none or one with another cookie."""
         outcomes = Outcomes.all(Outcome.ABSENT, len(rules))
         outcomes.counted = np.zeros((len(rules), 2), dtype=np.uint64)
         table = self._present()
@@ -190,20 +190,20 @@ class SoftnicBackend:
             return outcomes
         keys = _matches(rules)
         found, values = table.lookup_batch_keys(keys)
-        mine = found & (values["cookie"] == rules.rows["cookie"])
-        table.delete_batch(keys[mine])
-        outcomes.status[mine] = Outcome.REMOVED
-        outcomes.counted[mine, 0], outcomes.counted[mine, 1] = values["packets"][mine], values["bytes"][mine]
+        same = found & (values["cookie"] == rules.rows["cookie"])
+        table.delete_batch(keys[same])
+        outcomes.status[same] = Outcome.REMOVED
+        outcomes.counted[same, 0], outcomes.counted[same, 1] = values["packets"][same], values["bytes"][same]
         return outcomes
 
     def dump(self) -> NDArray[np.void]:
-        """Give all rules with their counters: none where there is no NIC."""
+        """Give all rules with their counters; none without a NIC."""
         table = self._present()
         if table is None:
             return np.zeros(0, dtype=INSTALLED_ROW)
         keys, values = table.lookup_all()
-        self._perhaps[:] = False
-        self._perhaps[_places(keys)] = True
+        self._may_exist[:] = False
+        self._may_exist[_buckets(keys)] = True
         rows = np.zeros(len(keys), dtype=INSTALLED_ROW)
         rule = rows["rule"]
         rule["key"], rule["family"] = keys["flow"], keys["family"]
@@ -214,19 +214,18 @@ class SoftnicBackend:
         return rows
 
     def counters(self) -> NDArray[np.uint64]:
-        """Give the NIC's own counters by :class:`layouts.NicCounter`, summed over the CPUs and over NICs before it.
-
-        Where the NIC is gone, the last that it counted.
+        """Give the NIC's own counters by :class:`layouts.NicCounter`, summed over the CPUs; the last ones of a NIC that
+        is gone. Those of earlier NICs with the same pins are included, so that they do not go back.
         """
         with self._lock:
-            now = self._before.copy()
+            now = self._counted_before.copy()
             if self._stats is not None:
                 now += _summed(self._stats)
         return now
 
 
 def _identity(pin_dir: Path) -> _Pin:
-    """What tells the pinned table from one made later: device and inode of its pin. OSError when there is none."""
+    """Device and inode of the table's pin: a table that is created later has others. OSError without a pin."""
     found = (pin_dir / _RULES).stat()
     return found.st_dev, found.st_ino
 
@@ -236,17 +235,17 @@ def _summed(stats: Map) -> NDArray[np.uint64]:
     return total
 
 
-def _places(keys: NDArray[np.void]) -> NDArray[np.uint64]:
-    """Give each match one of :data:`_PLACES` numbers."""
-    words = np.ascontiguousarray(keys).view("<u4").reshape(len(keys), len(_ODD))
-    mixed: NDArray[np.uint64] = (words * _ODD).sum(axis=1, dtype=np.uint64) >> np.uint64(44)
-    return mixed
+def _buckets(keys: NDArray[np.void]) -> NDArray[np.uint64]:
+    """Hash each match to a number below :data:`_BUCKETS`."""
+    words = np.ascontiguousarray(keys).view("<u4").reshape(len(keys), len(_MULTIPLIERS))
+    hashes: NDArray[np.uint64] = (words * _MULTIPLIERS).sum(axis=1, dtype=np.uint64) >> np.uint64(44)
+    return hashes
 
 
-def _able(rules: RuleBatch) -> NDArray[np.bool_]:
-    """Which rules match what the program reads: it hands on frames of other protocols without a look at its table."""
-    able: NDArray[np.bool_] = np.isin(rules.rows["key"]["proto"], tuple(PROTOCOL_NAMES))
-    return able & np.isin(rules.rows["family"], (4, 6))
+def _supported(rules: RuleBatch) -> NDArray[np.bool_]:
+    """Whether each rule can match: the program passes frames other than TCP and UDP without a look-up."""
+    supported: NDArray[np.bool_] = np.isin(rules.rows["key"]["proto"], tuple(PROTOCOL_NAMES))
+    return supported & np.isin(rules.rows["family"], (4, 6))
 
 
 def _matches(rules: RuleBatch) -> NDArray[np.void]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore softnic`: make and remove an emulated NIC."""
+"""The commands `nfcore softnic create` and `nfcore softnic remove`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Make and remove an emulated NIC.",
+    help="Create and remove an emulated NIC.",
     epilog="Example: nfcore softnic create --wire wire0 --port port0 --pin /run/nfcore/bpf/softnic-eth1",
     no_args_is_help=True,
 )
-Pin = Annotated[Path, typer.Option("--pin", help="Folder of a bpf file system by which the NIC is found.")]
+Pin = Annotated[
+    Path, typer.Option("--pin", help="Folder of a bpf file system for the NIC's pins, by which the daemon finds it.")
+]
 
 
 @app.command()
@@ -22,9 +24,9 @@ def create(
     wire: Annotated[str, typer.Option(help="Interface towards the network.")],
     port: Annotated[str, typer.Option(help="Interface whose veth peer is the host's.")],
     pin: Pin,
-    rules: Annotated[int, typer.Option(min=1, max=16_000_000, help="Size of the rule table.")] = 65_536,
+    rules: Annotated[int, typer.Option(min=1, max=16_000_000, help="How many rules fit.")] = 65_536,
 ) -> None:
-    """Make a NIC between two interfaces of this network namespace.
+    """Create a NIC between two interfaces of this network namespace.
 
     Example: nfcore softnic create --wire wire0 --port port0 --pin /run/nfcore/bpf/softnic-eth1
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The emulated NIC itself: two XDP programs between a wire and a port, and the pins by which it is found.
+"""Creates and removes the emulated NIC: two XDP programs between a wire and a port, and their pins.
 
-It lives on its own, as hardware does: made by `nfcore softnic create`, gone by `nfcore softnic remove`, and it goes
-on with the rules that it has when the daemon that installed them is dead.
+It needs no process, as hardware does not: it exists from `nfcore softnic create` to `nfcore softnic remove`, and works
+by its rules whether or not the daemon that installed them runs.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ PINS = ("softnic_rules", "softnic_stats", "softnic_links", *PROGRAMS.values())
 
 
 def create_nic(wire: str, port: str, pin_dir: Path, table_size: int) -> None:
-    """Make a NIC between the interfaces `wire` (to the network) and `port` (to the host's interface).
+    """Create a NIC between the interfaces `wire` (to the network) and `port` (to the host's interface).
 
-    HostError, with nothing left behind, when an interface is missing or taken or the folder holds a NIC already.
+    HostError, and nothing is left behind, when an interface does not exist or has an XDP program, or the folder has a
+    NIC already.
     """
     ends = {"wire": interface_index(wire), "port": interface_index(port)}
     ensure_bpffs(pin_dir)
@@ -63,16 +64,18 @@ def load_program(function: str, maps: dict[str, Map]) -> Program:
 
 
 def remove_nic(pin_dir: Path, interfaces: Iterator[int]) -> list[str]:
-    """Take the NIC off whichever of `interfaces` (ifindexes) carry it, and remove its pins; what was removed."""
+    """Detach the NIC from `interfaces` (ifindexes) and remove its pins; returns a text for each thing removed."""
     removed = []
-    ours = set()
+    program_ids = set()
     for function in PROGRAMS.values():
         if (pin_dir / function).exists():
             with Program.open_pinned(pin_dir / function) as program:
-                ours.add(program.id)
+                program_ids.add(program.id)
     for ifindex in interfaces:
         removed += [
-            f"program {program} from interface {ifindex}" for program in ours if detach_xdp(ifindex, expected=program)
+            f"program {number} from interface {ifindex}"
+            for number in program_ids
+            if detach_xdp(ifindex, expected=number)
         ]
     removed += [str(pin) for pin in _remove_pins(pin_dir)]
     return removed

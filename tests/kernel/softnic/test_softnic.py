@@ -206,7 +206,7 @@ def test_a_nic_that_was_made_again_is_noticed_and_has_no_rules(pins: Pins, caplo
         assert look() == 0
         assert backend.capabilities().table_size == 16
         (line,) = said(caplog)
-        assert line.endswith(f"softnic in {pins.folder} was made again, without our rules")
+        assert line.endswith(f"softnic in {pins.folder} was created again, without nfcore's rules")
         assert list(backend.install(rules(1, 2)).status) == [Outcome.INSTALLED] * 2
         assert len(backend.dump()) == 2 and not said(caplog)
     pins.remove()
