@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TOML file: read, checked, turned into the models of `nfcore.api.config`."""
+"""Reads and checks the TOML file, and gives a `nfcore.api.config.Config`."""

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks across tables: names that must exist, orders that make sense, marks that must suffice."""
+"""Checks across tables: names that must exist, the order of backends, enough marks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from ..api.config import MOST_QUEUE_BITS, NO_BACKEND, Config, ConfigTable, InterfaceTable, MarkingTable, OffloadTable
-from ..errors import Problem
+from ..errors import Problem, describe_error
 from ..hooks import discovery
 from ..hooks.manager import PluginManager
 from .reader import Reader, suggest
 
 
 def check_tables_owned(reader: Reader, plugins: PluginManager) -> None:
-    """Each table belongs to the core or to a loaded plugin."""
+    """Check that each table is the core's or a loaded plugin's."""
     owned = {"nf", "interfaces", "marking", "offload", *plugins.implementing("config_section")}
     installed = discovery.installed()
     nf = reader.raw.get("nf")
@@ -22,7 +22,7 @@ def check_tables_owned(reader: Reader, plugins: PluginManager) -> None:
         if name in owned:
             continue
         if name in installed and isinstance(named, list) and name in named and name not in plugins.loaded():
-            continue  # it could not be loaded, which has been said
+            continue  # it could not be loaded: there is a problem about that already
         if name in installed and name not in plugins.loaded():
             reader.problems.append(Problem(name, "belongs to a plugin that nf.plugins does not name"))
         else:
@@ -30,7 +30,7 @@ def check_tables_owned(reader: Reader, plugins: PluginManager) -> None:
 
 
 def check_interfaces(reader: Reader, plugins: PluginManager) -> None:
-    """Each interface is named once; its functions and backends are those of loaded plugins."""
+    """Check that each interface is named once, and that its functions and backends are loaded plugins."""
     interfaces = reader.raw.get("interfaces", [])
     if not isinstance(interfaces, list):
         return
@@ -64,12 +64,12 @@ def _check_order(reader: Reader, backends: object, where: str) -> None:
         if name in backends[:number]:
             reader.problems.append(Problem(f"{where}[{number}]", f"{name!r} is named twice"))
         elif NO_BACKEND in backends[:number]:
-            message = f'{name!r} would never be asked: "{NO_BACKEND}" before it goes on unaccelerated'
+            message = f'{name!r} would never be used: "{NO_BACKEND}" before it means no further backend'
             reader.problems.append(Problem(f"{where}[{number}]", message))
 
 
 def check_strategy(reader: Reader, plugins: PluginManager) -> None:
-    """The marking strategy is offered by one loaded plugin; without any strategy no backend makes sense."""
+    """Check that exactly one loaded plugin offers the marking strategy, and that there is one if there are backends."""
     marking = reader.raw.get("marking", {})
     wanted = marking.get("strategy") if isinstance(marking, dict) else None
     known = [info.name for _, infos in plugins.call_each("marking_strategies") for info in infos or ()]
@@ -78,13 +78,13 @@ def check_strategy(reader: Reader, plugins: PluginManager) -> None:
     lists = [table.get("offload") for table in tables]
     backends = [name for names in lists if isinstance(names, list) for name in names if name != NO_BACKEND]
     if backends and not known and wanted is None:
-        message = f'offload backend {backends[0]!r} sets marks that no strategy gives; add "marking" to nf.plugins'
+        message = f'offload backend {backends[0]!r} needs a marking strategy; add "marking" to nf.plugins'
         reader.problems.append(Problem("nf.plugins", message))
     if isinstance(wanted, str) and known.count(wanted) > 1:
-        by = [
+        offering = [
             plugin for plugin, infos in plugins.call_each("marking_strategies") for info in infos if info.name == wanted
         ]
-        message = f"{wanted!r} is offered by several of nf.plugins, {', '.join(by)}: name one of them alone"
+        message = f"{wanted!r} is offered by several of nf.plugins, {', '.join(offering)}: name only one of them"
         reader.problems.append(Problem("marking.strategy", message))
     if isinstance(wanted, str) and wanted not in known:
         message = f"{wanted!r} is no marking strategy of nf.plugins" + suggest(wanted, known)
@@ -94,7 +94,7 @@ def check_strategy(reader: Reader, plugins: PluginManager) -> None:
 
 
 def check_carrier(reader: Reader, marking: MarkingTable | None, interfaces: Sequence[InterfaceTable]) -> None:
-    """The carrier transports marks of this width, in the XDP mode of each interface."""
+    """Check that the carrier can transport marks of this width, in the XDP mode of each interface."""
     if marking is None:
         return
     if marking.carrier == "rx-queue" and marking.width > MOST_QUEUE_BITS:
@@ -116,7 +116,7 @@ def check_width(
     offload: OffloadTable,
     sections: Mapping[str, ConfigTable],
 ) -> None:
-    """Compare the marks that the strategy needs for sure with those that the width gives."""
+    """Check that the width gives at least the marks that the strategy certainly needs."""
     infos = [info for _, infos in plugins.call_each("marking_strategies") for info in infos or ()]
     meaning = next((info.meaning for info in infos if info.name == marking.strategy), None)
     marks = (1 << marking.width) - 1
@@ -125,13 +125,16 @@ def check_width(
         message = f"is {offload.max_rules}; {marking.strategy} needs a mark per rule, and {gives}"
         reader.problems.append(Problem("offload.max_rules", message))
     if meaning == "target":
-        counters = {name: s.count_targets for name, s in plugins.call_each("config_section") if s is not None}
         needed = 0
-        for name, count in counters.items():
+        for name, section in plugins.call_each("config_section"):
+            if section is None or section.count_targets is None or name not in sections:
+                continue
             try:
-                needed += int(count(sections[name])) if count and name in sections else 0
-            except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
-                reader.problems.append(Problem(name, f"plugin {name!r} cannot count its targets: {error}"))
+                needed += int(section.count_targets(sections[name]))
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+                reader.problems.append(
+                    Problem(name, f"plugin {name!r} cannot count its targets: {describe_error(error)}")
+                )
         if needed > marks:
             message = f"{marking.strategy} needs {needed:,} marks, one per target; {gives}"
             reader.problems.append(Problem("marking.width", message))
@@ -144,5 +147,7 @@ def check_whole(reader: Reader, plugins: PluginManager, config: Config) -> None:
             continue
         try:
             reader.problems.extend(section.check_whole(config))
-        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
-            reader.problems.append(Problem(name, f"plugin {name!r} cannot check the configuration: {error}"))
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            reader.problems.append(
+                Problem(name, f"plugin {name!r} cannot check the configuration: {describe_error(error)}")
+            )

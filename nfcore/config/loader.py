@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a path to a `Config`: read, load the plugins it names, check, report all mistakes at once."""
+"""From a path to a `Config`: reads the file, loads the plugins that it names, checks all, reports every mistake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def load_config(path: Path, plugins: PluginManager, overrides: Sequence[str] = ()) -> Config:
-    """Read and check `path`, loading the plugins that it names into `host`. ConfigError has all problems."""
+    """Read and check the file, and load the plugins that it names into `plugins`. ConfigError has all problems."""
     reader = Reader(read_toml(path, overrides))
     raw = reader.raw
     nf = reader.table(NfTable, raw["nf"], "nf") if "nf" in raw else None
@@ -54,7 +54,7 @@ def _load_plugins(reader: Reader, plugins: PluginManager) -> None:
     for number, name in enumerate(names):
         where = f"nf.plugins[{number}]"
         if not isinstance(name, str):
-            continue  # the model says so
+            continue  # the model reports it
         if name in names[:number]:
             reader.problems.append(Problem(where, f"{name!r} is named twice"))
         elif name not in installed:
@@ -62,12 +62,13 @@ def _load_plugins(reader: Reader, plugins: PluginManager) -> None:
         else:
             try:
                 plugins.load(name)
-            except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
-                told = isinstance(error, NfcoreError)
-                words = str(error) if told else f"plugin {name!r} cannot be loaded: {describe_error(error)}"
-                reader.problems.append(Problem(where, words))
-    for words in plugins.remarks:
-        log.warning("%s", words)
+            except NfcoreError as error:
+                reader.problems.append(Problem(where, str(error)))
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+                message = f"plugin {name!r} cannot be loaded: {describe_error(error)}"
+                reader.problems.append(Problem(where, message))
+    for remark in plugins.remarks:
+        log.warning("%s", remark)
 
 
 def _read_sections(reader: Reader, plugins: PluginManager) -> dict[str, ConfigTable]:
@@ -75,8 +76,8 @@ def _read_sections(reader: Reader, plugins: PluginManager) -> dict[str, ConfigTa
     for name in plugins.implementing("config_section"):
         try:
             section = check_result("config_section", {}, plugins.call(name, "config_section"))
-        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its problem, named
-            reader.problems.append(Problem(name, f"plugin {name!r} cannot say what its table should be: {error}"))
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            reader.problems.append(Problem(name, f"plugin {name!r} cannot describe its table: {describe_error(error)}"))
             continue
         if section is None:
             continue
@@ -87,6 +88,8 @@ def _read_sections(reader: Reader, plugins: PluginManager) -> dict[str, ConfigTa
         if section.check is not None and isinstance(raw, dict):
             try:
                 reader.problems.extend(section.check(raw, name))
-            except Exception as error:  # noqa: BLE001 - as above
-                reader.problems.append(Problem(name, f"plugin {name!r} cannot check its table: {error}"))
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+                reader.problems.append(
+                    Problem(name, f"plugin {name!r} cannot check its table: {describe_error(error)}")
+                )
     return sections

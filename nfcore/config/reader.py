@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One TOML file as tables of models: each mistake is collected and named by its full key."""
+"""Reads one TOML file into models, and collects every mistake under its full key."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _T = TypeVar("_T", bound=ConfigTable)
 
 
 def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read the file and apply ``key.path=VALUE`` overrides, whose values are TOML (or plain text)."""
+    """Read the file and apply overrides ``key.path=VALUE``; a VALUE that is not TOML is a plain text."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(str(path), [Problem("", f"cannot be read: {error.strerror or error}")]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [Problem("", f"is not UTF-8 text: {error}")]) from None
-    except (ValueError, RecursionError) as error:  # tomllib lets int()'s and the stack's limits through
+    except (ValueError, RecursionError) as error:  # also numbers too long for int(), and too many brackets
         raise ConfigError(str(path), [Problem("", f"is not TOML: {error}")]) from None
     for override in overrides:
         _apply_override(raw, override)
@@ -52,7 +52,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 class Reader:
-    """One reading of one file: collects problems instead of stopping at the first."""
+    """Reads the tables of one file; collects problems instead of stopping at the first."""
 
     def __init__(self, raw: dict[str, Any]) -> None:
         self.raw = raw
@@ -79,9 +79,8 @@ class Reader:
 
 
 def _problem(detail: Any, path: str, model: type[ConfigTable]) -> Problem:
-    where = path
-    for step in detail["loc"]:
-        where += f"[{step}]" if isinstance(step, int) else f".{step}"
+    """Make a problem of a pydantic error in the table at `path`."""
+    where = path + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if detail["type"] == "extra_forbidden":
@@ -93,7 +92,7 @@ def _problem(detail: Any, path: str, model: type[ConfigTable]) -> Problem:
 
 
 def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
-    """Keys of the table in which an unknown one was found: walks the models along `loc`."""
+    """Give the keys of the table that has the unknown key at `loc`: follows the models along `loc`."""
     for step in loc[:-1]:
         if isinstance(step, int):
             continue
@@ -107,7 +106,7 @@ def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Say which of the known words was meant, or which there are. Begins with "; ", or is empty."""
+    """Suggest the known word that is close, or list all. The text begins with "; ", or is empty."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     if close:
@@ -118,6 +117,6 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def write_toml(tables: Mapping[str, Any]) -> str:
     """Write tables, such as :meth:`Config.resolved` gives, as a TOML document."""
     encoder: toml.TomlEncoder[dict[str, Any]] = toml.TomlEncoder()
-    # toml's own escaping turns a backslash before an x into no TOML; a JSON string is one, but for the DEL character.
+    # toml writes a backslash before an x wrongly. A JSON string is valid TOML, except for the character DEL.
     encoder.dump_funcs[str] = lambda text: json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
     return toml.dumps(dict(tables), encoder)

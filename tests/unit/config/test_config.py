@@ -101,7 +101,7 @@ INTERFACE = [
     ('name = "longer-than-15-characters"\nchain = ["katran_accel"]', "[0].name", "at most 15 characters"),
     ('name = "eth1"\nchain = ["katran_accel"]\noffload = ["mlx9"]', "[0].offload[0]", "'mlx9' is no offload backend"),
     ('name = "e"\nchain = ["katran_accel"]\noffload = ["marking"]', "[0].offload[0]", "known here: none, softnic"),
-    ('name = "e"\nchain = ["katran_accel"]\noffload = ["none", "softnic"]', "[0].offload[1]", "would never be asked"),
+    ('name = "e"\nchain = ["katran_accel"]\noffload = ["none", "softnic"]', "[0].offload[1]", "would never be used"),
     ('name = "e"\nchain = ["katran_accel"]\noffload = ["softnic", "softnic"]', "[0].offload[1]", "is named twice"),
     ('name = "e"\nchain = ["katran_accel"]\nxdp_mode = "offload"', "[0].xdp_mode", "'native', 'generic' or 'auto'"),
     ('name = "e"\nchain = ["katran_accel"]\nofload = []', "[0].ofload", "did you mean 'offload'?"),
@@ -199,7 +199,7 @@ def test_a_plugin_that_cannot_describe_its_table(tmp_path: Path, monkeypatch: py
     installed_with(monkeypatch, "shy", f"{__name__}:WithTable")
     monkeypatch.setattr(EntryPoint, "load", load_here(EntryPoint.load))
     where, message = mistake(tmp_path, 'nf.plugins=["katran_accel", "marking", "softnic", "stats", "shy"]', "shy.x=1")
-    assert (where, message) == ("shy", "plugin 'shy' cannot say what its table should be: no schema today")
+    assert (where, message) == ("shy", "plugin 'shy' cannot describe its table: LookupError: no schema today")
 
 
 class Empty(ConfigTable):
@@ -230,7 +230,8 @@ def test_a_plugin_may_look_at_the_whole(tmp_path: Path, monkeypatch: pytest.Monk
     found = mistakes(tmp_path, GOOD, plugins, "marking.width=11", "interfaces=[{}]")
     assert {"marking.width", "interfaces[0].name"} <= found.keys()
     where, message = mistake(tmp_path, plugins, "marking.width=7")
-    assert (where, message) == ("looks", "plugin 'looks' cannot check the configuration: that few bits")
+    assert where == "looks"
+    assert message == "plugin 'looks' cannot check the configuration: ArithmeticError: that few bits"
 
 
 def load_here(load: Any) -> Any:

@@ -362,7 +362,11 @@ WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
         r"returned .*5.* INSTALLED, FULL",
     ),
     "floating statuses": ("install_offload", Outcomes(np.array([1.0, 1.0])), r"returned .*1.0.* a status of"),
-    "words that are no text": ("install_offload", Outcomes(np.ones(2, np.uint8), {0: 5}), r"returned the messages \{0: 5\}"),
+    "words that are no text": (
+        "install_offload",
+        Outcomes(np.ones(2, np.uint8), {0: 5}),
+        r"returned the messages \{0: 5\}",
+    ),
     "words as a list": (
         "install_offload",
         Outcomes(np.ones(2, np.uint8), ["no", "no"]),
