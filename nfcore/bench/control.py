@@ -105,9 +105,9 @@ def measure_engine(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple
         source.aim(workload.program(setup.context.nfs[0]))
         rates: list[float] = []
         seconds, first, profile_text = 0.0, 0, ""
-        while first < sizes.events:
-            count = min(sizes.burst, sizes.events - first)
-            say(f"{first:,} of {sizes.events:,} flows")
+        while first < sizes.new_flows:
+            count = min(sizes.burst, sizes.new_flows - first)
+            say(f"{first:,} of {sizes.new_flows:,} flows")
             source.burst(count, first=first)
             begin = time.perf_counter()
             _drain_all(setup, count)
@@ -157,7 +157,7 @@ def measure_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> 
 
 def measure_starts(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
     """Time the daemon from its start until it is ready. Run it in a process of its own."""
-    vips, reals = sizes.config
+    vips, reals = sizes.start_config
     with open_site() as site:
         config = site.config(nf, workload.toml(1, 2))
         say("daemon, nothing cached")
@@ -173,7 +173,7 @@ def measure_starts(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple
         with site.daemon(large) as ready:
             pass
     name = f"ready with {vips} VIPs × {reals} reals"
-    note = "process start to its message ready"
+    note = "from the process's start to its message ready"
     figures = [
         Figure("daemon's start, cold", round(cold, 3), "s", f"{note}, compiler included"),
         Figure("daemon's start, warm", round(statistics.median(warm), 3), "s", f"{note}, programs cached"),

@@ -19,13 +19,13 @@ from .traffic import Family
 from .workload import BenchRequest, Workload
 
 STEPS = (1, 2, 4, 7, 12)
-"""Numbers of cores. Not more: each core has its own connection table, 200 MB for a million flows."""
+"""Numbers of cores: the talk's numbers of queues, and 4. Each core has a connection table, 200 MB for a million flows."""
 BARRIER_TIMEOUT = 60.0
 """Seconds that cores wait for each other."""
 
 
 def core_counts(cpus: int) -> list[int]:
-    """Return the numbers of cores to measure: the talk's numbers of queues, four, and all CPUs, at most 12."""
+    """Return the numbers of cores to measure on a machine with `cpus` CPUs: :data:`STEPS`, and all CPUs, at most 12."""
     most = min(cpus, STEPS[-1])
     return sorted({*(count for count in STEPS if count <= most), most})
 

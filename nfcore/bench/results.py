@@ -63,7 +63,7 @@ class Gain:
     net_percent: float | None
     """From net times, which include no driver: too high. None where no floor was measured."""
     published_percent: float | None = None
-    """What the talk published for as many queues and flows."""
+    """What the talk (docs/benchmark.md) measured with as many queues and flows."""
 
 
 @dataclass(frozen=True)

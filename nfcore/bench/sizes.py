@@ -33,12 +33,12 @@ class Sizes:
     live_flows: int = 100
     first_marks: int = 300
     """Flows whose time to the first marked packet is measured."""
-    events: int = 1_000_000
+    new_flows: int = 1_000_000
     """New flows through the engine."""
     burst: int = 100_000
     """New flows at a time: XDP remembers at most 125,000 new flows a second."""
     rules: tuple[int, ...] = (10_000, 100_000)
-    config: tuple[int, int] = (512, 100)
+    start_config: tuple[int, int] = (512, 100)
     """VIPs, and reals of each, of the largest daemon whose start is timed."""
     scrape_config: tuple[int, int] = (512, 8)
     """VIPs, and reals of each, of the daemon that is scraped."""
@@ -87,11 +87,11 @@ class Sizes:
             live_rounds=1,
             live_flows=10,
             first_marks=3,
-            events=2_000,
+            new_flows=2_000,
             burst=1_000,
             rules=(100,),
             profiles=0,
-            config=(4, 3),
+            start_config=(4, 3),
             scrape_config=(4, 3),
             scrape_rules=50,
             scrape_seconds=1.0,
