@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine does, event by event, for whoever follows it: `nfcore events`.
+"""The log of events that `nfcore events` shows.
 
-Events of flows are rows of numpy columns, written a batch at a time into a ring; no Python object exists per flow.
-Events of the manager itself are rare and kept apart, so that a flood of flows does not push them out. Both are
-numbered together, which is how a follower that is too slow learns how many it has lost.
+Events of flows are rows of numpy columns, written a batch at a time into a ring; there is no Python object per flow.
+Notes, the events of the daemon and its devices, are rare and kept apart, so that many flows do not push them out.
+Events and notes share one sequence of numbers: its gaps show a slow follower how many it has lost.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from ..api.reasons import Reason
 from .event_kind import EventKind
 
 NO_BACKEND = 0xFF
-"""In a record's `backend`: none had to do with it."""
+"""In the column `backend`: the event is about no backend."""
 NOTES_KEPT = 4096
 TEXTS_KEPT = 1024
-
-
-_OF_ENDS = {Reason.IDLE: EventKind.AGED, Reason.REPLACED: EventKind.REPLACED}
+_KINDS_OF_ENDS = {Reason.IDLE: EventKind.AGED, Reason.REPLACED: EventKind.REPLACED}
 COLUMNS: dict[str, np.dtype[Any]] = {
     "seq": np.dtype("<u8"),
     "time": np.dtype("<f8"),
@@ -39,14 +37,14 @@ COLUMNS: dict[str, np.dtype[Any]] = {
     "reason": np.dtype("u1"),
     "backend": np.dtype("u1"),
 }
-"""What is noted of an event beside the flow. time: seconds since the epoch. packets, bytes: counted by the NIC. text:
-number of a text, or 0. kind: :class:`EventKind`. reason: :class:`~nfcore.api.reasons.Reason`. backend: index in the
-device's list, or :data:`NO_BACKEND`."""
+"""Columns of an event beside the flow. seq: its number. time: seconds since the epoch. packets, bytes: counted by the
+NIC. text: number of a text, or 0. kind: :class:`EventKind`. reason: :class:`~nfcore.api.reasons.Reason`. backend: index
+in the device's list, or :data:`NO_BACKEND`."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """An event of the manager."""
+    """An event of the daemon or of a device."""
 
     seq: int
     time: float
@@ -56,7 +54,7 @@ class Note:
 
 
 class Records:
-    """Events of flows, in order; valid until the next event is recorded. Columns are copied when they are asked for."""
+    """Events of flows, in order; valid until the next event is recorded. Each access to a column copies it."""
 
     def __init__(self, flow: NDArray[np.void], columns: dict[str, NDArray[Any]], places: NDArray[np.int64]) -> None:
         self._flow, self._columns, self._places = flow, columns, places
@@ -73,12 +71,12 @@ class Records:
         return self._flow[self._places].view(FLOW_ROW)
 
     def only(self, which: NDArray[np.bool_]) -> Records:
-        """Leave out those that are not among `which`, a value per event."""
+        """Give the events for which `which`, a value per event, is true."""
         return Records(self._flow, self._columns, self._places[which])
 
 
 class EventLog:
-    """The last `capacity` events of flows and the last few thousand of the manager. For one thread."""
+    """The last `capacity` events of flows and the last `NOTES_KEPT` notes. For one thread."""
 
     def __init__(self, capacity: int, wall: Callable[[], float] = time.time) -> None:
         self.capacity = capacity
@@ -95,7 +93,7 @@ class EventLog:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the ring in bytes, most of which the system gives once it is used."""
+        """Size of the ring in bytes. The system provides most of this memory only when it is written."""
         return self._flow.nbytes + sum(column.nbytes for column in self._columns.values())
 
     def record(
@@ -110,35 +108,32 @@ class EventLog:
         bytes_: int | NDArray[np.uint64] = 0,
         text: int | NDArray[np.uint32] = 0,
     ) -> None:
-        """Note the same event for each flow of `flows`, rows of :data:`~nfcore.api.flows.FLOW_ROW` or such rows as
-        opaque bytes. Other values are one for all, or one per flow; `text` is a number that :meth:`text_number` gave.
+        """Record the same event for each flow of `flows`, rows of :data:`~nfcore.api.flows.FLOW_ROW`, or these as
+        opaque bytes. The other values are one for all flows or one per flow. text: a result of :meth:`text_number`.
         """
         count = len(flows)
         if not count:
             return
-        first, skip = self.next, max(0, count - self.capacity)
-        self.next += count
-        kept = count - skip
-        place = (self._written + skip) % self.capacity
-        self._written += count
-        parts = [(skip, place, min(kept, self.capacity - place))]
-        if parts[0][2] < kept:
-            parts.append((skip + parts[0][2], 0, kept - parts[0][2]))
         now, opaque = self._wall(), flows if flows.dtype == WHOLE_FLOW else flows.view(WHOLE_FLOW)
-        for begin, to, length in parts:
-            here, source = slice(to, to + length), slice(begin, begin + length)
-            self._flow[here] = opaque[source]
-            self._columns["seq"][here] = np.arange(first + begin, first + begin + length, dtype=np.uint64)
-            self._columns["time"][here], self._columns["kind"][here] = now, kind
-            for name, value in (
-                ("reason", reason),
-                ("mark", mark),
-                ("backend", backend),
-                ("packets", packets),
-                ("bytes", bytes_),
-                ("text", text),
-            ):
-                self._columns[name][here] = value[source] if isinstance(value, np.ndarray) else value
+        numbers = np.arange(self.next, self.next + count, dtype=np.uint64)
+        values = {"seq": numbers, "time": now, "kind": kind, "reason": reason, "mark": mark, "backend": backend}
+        values |= {"packets": packets, "bytes": bytes_, "text": text}
+        for source, target in self._parts(count):
+            self._flow[target] = opaque[source]
+            for name, value in values.items():
+                self._columns[name][target] = value[source] if isinstance(value, np.ndarray) else value
+        self.next += count
+        self._written += count
+
+    def _parts(self, count: int) -> list[tuple[slice, slice]]:
+        """Give the parts of `count` new events that the ring keeps, and the places of each: two where it wraps."""
+        skipped = max(0, count - self.capacity)
+        begin = (self._written + skipped) % self.capacity
+        until_end = min(count - skipped, self.capacity - begin)
+        parts = [(slice(skipped, skipped + until_end), slice(begin, begin + until_end))]
+        if skipped + until_end < count:
+            parts.append((slice(skipped + until_end, count), slice(0, count - skipped - until_end)))
+        return parts
 
     def ended(
         self,
@@ -150,11 +145,11 @@ class EventLog:
         packets: NDArray[np.uint64],
         bytes_: NDArray[np.uint64],
     ) -> None:
-        """Note rules that are gone, as the kinds that their reasons stand for."""
+        """Record rules that are gone. The kind of each event follows from the reason."""
         for reason in np.unique(reasons).tolist():
             which = reasons == reason
             self.record(
-                _OF_ENDS.get(reason, EventKind.ENDED),
+                _KINDS_OF_ENDS.get(reason, EventKind.ENDED),
                 flows[which],
                 reason=reason,
                 mark=mark[which],
@@ -164,12 +159,12 @@ class EventLog:
             )
 
     def note(self, kind: EventKind, message: str, interface: str | None = None) -> None:
-        """Note an event of the manager."""
+        """Record an event of the daemon, or of an interface."""
         self._notes.append(Note(self.next, self._wall(), kind, message, interface))
         self.next += 1
 
     def text_number(self, text: str) -> int:
-        """Give the number by which records refer to a text. The oldest are forgotten when there are many."""
+        """Give the number by which events refer to a text. Of more than `TEXTS_KEPT` texts the oldest is forgotten."""
         number = self._texts.get(text)
         if number is None:
             if len(self._texts) >= TEXTS_KEPT:
@@ -180,11 +175,11 @@ class EventLog:
         return number
 
     def text_of(self, number: int) -> str | None:
-        """Give a text by its number; None when there is none, or it was forgotten."""
+        """Give a text by its number; None when there is none, or when it was forgotten."""
         return self._texts_by_number.get(number)
 
     def since(self, seq: int) -> tuple[Records, list[Note]]:
-        """Give what is still there of the events from number `seq` on."""
+        """Give those events from number `seq` on that are still kept."""
         end, length = self._written % self.capacity, min(self._written, self.capacity)
         places = np.arange(end - length, end)
         places[places < 0] += self.capacity

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 HYSTERESIS = 2.0
-"""How many times the rate of an installed flow a waiting one must have to take its place: two flows of similar rates
-must not replace each other again and again."""
+"""A waiting flow takes the place of an installed one only if its rate is this many times higher: otherwise two flows of
+similar rates would replace each other again and again."""
 TIGHT = 0.8
 """Fill of the table from which on the idle timeout becomes shorter."""
 LEAST_PATIENCE = 0.1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a flow's identity to its slot in the flow table, a batch at a time and without an object per flow.
+"""Finds the slots of flows in the flow table by their identity, a batch at a time and without an object per flow.
 
-One array of cells, open addressing with linear probing::
+A hash table in one array of cells, with open addressing and linear probing::
 
     cell, u64:   hash of the identity, 32 bits │ slot + 1, 32 bits          0: empty
 
@@ -9,9 +9,9 @@ One array of cells, open addressing with linear probing::
                         ▲    ├─ same hash and, in the table, same bytes ─► the slot
                         └────┴─ anything else: the next cell
 
-A batch is probed in rounds, each an array operation over the flows still undecided. A removal leaves no tombstone:
-the entries behind it in its run are taken out and placed anew, so that neither look-ups get slower with age nor the
-index ever stops to clean up.
+A batch is looked up in rounds; each round is an array operation over the flows that are not decided yet. A removal
+leaves no tombstone: the entries behind it in its run of cells are taken out and placed again. So look-ups do not get
+slower with time, and the index needs no clean-up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ..api.flows import FLOW_ROW, IDENTITY_BYTES, WHOLE_FLOW, FlowBatch
 
 IdentityHash = Callable[[NDArray[np.void]], NDArray[np.uint32]]
-"""From rows (n contiguous :data:`~nfcore.api.flows.FLOW_ROW`) to one number each, by their identity alone."""
+"""Gives a number for each of n contiguous rows of :data:`~nfcore.api.flows.FLOW_ROW`, from their identity alone."""
 
 _WORDS = IDENTITY_BYTES // 4
 _ROW_WORDS = FLOW_ROW.itemsize // 4
@@ -36,13 +36,13 @@ _FIRST_CELLS = 1024
 
 
 class SeededHash:
-    """A hash that strangers, who choose the flows, cannot steer: its keys are drawn when it is made.
+    """A hash with random keys: those who choose the flows, such as attackers, cannot cause collisions.
 
     Two steps. Multilinear hashing of the identity's thirteen 32-bit words with 64-bit keys, of which the upper half
     is strongly universal (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Then simple
     tabulation, with which linear probing takes constant expected time for whatever was hashed (Pătraşcu and Thorup,
-    "The power of simple tabulation hashing", 2011); the first step alone would let regular flows, such as one
-    address with ascending devices, pile up.
+    "The power of simple tabulation hashing", 2011). With the first step alone, regular flows, such as those of one
+    address with ascending ports, would collect in long runs of cells.
     """
 
     def __init__(self) -> None:
@@ -61,26 +61,27 @@ class SeededHash:
 
 
 PROCESS_HASH: IdentityHash = SeededHash()
-"""The hash of this process; another process has other keys."""
+"""The hash of this process: another process has other keys."""
 
 
-def same_flows(ours: NDArray[np.void], theirs: NDArray[np.void]) -> NDArray[np.bool_]:
+def same_flows(left: NDArray[np.void], right: NDArray[np.void]) -> NDArray[np.bool_]:
     """Whether the identities of two equally long, contiguous arrays of rows are the same, row by row."""
-    count = len(ours)
-    mine, other = (rows.view("<u8").reshape(count, _ROW_WORDS // 2) for rows in (ours, theirs))
-    differing = (mine[:, 0] ^ other[:, 0]).astype(np.uint64)
+    count = len(left)
+    left_words, right_words = (rows.view("<u8").reshape(count, _ROW_WORDS // 2) for rows in (left, right))
+    differing = (left_words[:, 0] ^ right_words[:, 0]).astype(np.uint64)
     for word in range(1, _LONG_WORDS):
-        differing |= mine[:, word] ^ other[:, word]
-    last, others_last = (rows.view("<u4").reshape(count, _ROW_WORDS)[:, _WORDS - 1] for rows in (ours, theirs))
-    same: NDArray[np.bool_] = (differing == 0) & (last == others_last)
+        differing |= left_words[:, word] ^ right_words[:, word]
+    # The identity has an odd number of 32-bit words.
+    left_last, right_last = (rows.view("<u4").reshape(count, _ROW_WORDS)[:, _WORDS - 1] for rows in (left, right))
+    same: NDArray[np.bool_] = (differing == 0) & (left_last == right_last)
     return same
 
 
 def first_appearances(batch: FlowBatch, hash_of: IdentityHash = PROCESS_HASH) -> NDArray[np.bool_]:
     """Mark the first row of each distinct flow of the batch: shape (rows,).
 
-    In each round the earliest row of every bucket leads it; rows of the leader's flow are decided, the rest go on
-    to the next round. A collision therefore costs a round and never merges two flows.
+    In each round the earliest row of every bucket is its leader. Rows of the leader's flow are decided; the others go
+    to the next round. So a collision costs a round and never merges two flows.
     """
     rows = _opaque(batch.rows)
     first = np.zeros(len(rows), dtype=np.bool_)
@@ -89,7 +90,7 @@ def first_appearances(batch: FlowBatch, hash_of: IdentityHash = PROCESS_HASH) ->
     open_rows = np.arange(len(rows), dtype=np.int64)
     buckets = _places(hash_of(rows), size)
     while len(open_rows):
-        # Of an index that is repeated numpy keeps the last value, hence the earliest row here.
+        # numpy keeps the last value of a repeated index: in reverse order this is the earliest row.
         leaders[buckets[::-1]] = open_rows[::-1]
         leading = leaders.take(buckets)
         first[leading] = True
@@ -99,7 +100,7 @@ def first_appearances(batch: FlowBatch, hash_of: IdentityHash = PROCESS_HASH) ->
 
 
 class FlowIndex:
-    """Slots by identity. `flows` gives the table's flow column, whose rows are compared; a hash is never trusted.
+    """Slots by identity. flows: gives the table's column of flows. Rows are compared, not only their hashes.
 
     The identity of a row must not change while its slot is in the index.
     """
@@ -123,34 +124,34 @@ class FlowIndex:
         found = np.full(len(rows), -1, dtype=np.int64)
         if not self._length or not len(rows):
             return found
-        asked, flows = _opaque(rows), self._flows().view(WHOLE_FLOW)
-        hashes = self._hash_of(asked)
+        wanted, flows = _opaque(rows), self._flows().view(WHOLE_FLOW)
+        hashes = self._hash_of(wanted)
         tags, places = hashes.astype(np.uint64) << _SLOT_BITS, _places(hashes, len(self._cells))
-        which = np.arange(len(rows), dtype=np.int64)
-        while len(which):
+        open_rows = np.arange(len(rows), dtype=np.int64)
+        while len(open_rows):
             cells = self._cells.take(places)
-            # The slot where the hash is the same, and beyond all slots where it is not or the cell is empty.
+            # The slot if the hash is the same; beyond all slots if it differs or the cell is empty.
             slots = (cells ^ tags) - np.uint64(1)
             likely = np.flatnonzero(slots < _SLOT_MASK)
             going_on = cells != 0
             if len(likely):
                 likely_slots = slots.take(likely).astype(np.int64)
-                same = same_flows(asked.take(which.take(likely)), flows.take(likely_slots))
+                same = same_flows(wanted.take(open_rows.take(likely)), flows.take(likely_slots))
                 hits = likely[same]
-                found[which.take(hits)] = likely_slots[same]
+                found[open_rows.take(hits)] = likely_slots[same]
                 going_on[hits] = False
             rest = np.flatnonzero(going_on)
-            which, tags, places = which.take(rest), tags.take(rest), self._after(places.take(rest))
+            open_rows, tags, places = open_rows.take(rest), tags.take(rest), self._after(places.take(rest))
         return found
 
     def insert(self, rows: NDArray[np.void], slots: NDArray[np.int64]) -> None:
-        """Enter flows, distinct and not in the index, whose rows are in these slots of the table."""
+        """Add flows, distinct and not in the index, whose rows are in these slots of the table."""
         self._make_room(self._length + len(rows))
         self._place(self._entries(_opaque(rows), slots))
         self._length += len(rows)
 
     def remove(self, slots: NDArray[np.int64]) -> None:
-        """Take out the flows in these slots, distinct. KeyError: one is not in the index; then all stay."""
+        """Remove the flows in these slots, distinct. KeyError: one is not in the index; then all stay."""
         if not len(slots):
             return
         holes = self._locate(slots)
@@ -158,7 +159,7 @@ class FlowIndex:
         runs = []
         behind = self._after(holes)
         while len(behind):
-            # The next hole ends a run as an empty cell does: what is behind it belongs to that hole.
+            # A run ends at an empty cell, or at the next hole: the cells behind that belong to its own run.
             behind = behind.take(np.flatnonzero(self._cells.take(behind)))
             runs.append(behind)
             behind = self._after(behind)
@@ -169,33 +170,33 @@ class FlowIndex:
         self._length -= len(slots)
 
     def _locate(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Cells of the slots' entries."""
+        """Find the cells of the slots' entries. KeyError: one has none."""
         wanted = self._entries(self._flows().view(WHOLE_FLOW).take(slots), slots)
         cells_of = self._homes(wanted)
-        open_ones = np.arange(len(slots), dtype=np.int64)
+        open_rows = np.arange(len(slots), dtype=np.int64)
         places = cells_of
-        while len(open_ones):
+        while len(open_rows):
             cells = self._cells.take(places)
             if not cells.all():
-                slot = int(slots[open_ones[int(np.argmin(cells != 0))]])
+                slot = int(slots[open_rows[int(np.argmin(cells != 0))]])
                 raise KeyError(f"the flow in slot {slot} is not in the index")
             rest = np.flatnonzero(cells != wanted)
-            open_ones, wanted, places = open_ones.take(rest), wanted.take(rest), self._after(places.take(rest))
-            cells_of[open_ones] = places
+            open_rows, wanted, places = open_rows.take(rest), wanted.take(rest), self._after(places.take(rest))
+            cells_of[open_rows] = places
         return cells_of
 
     def _place(self, entries: NDArray[np.uint64]) -> None:
-        """Put entries, all different, into the first empty cells from their homes on."""
+        """Put entries, all different, into the first empty cells from their homes (the cells of their hashes) on."""
         places = self._homes(entries)
         while len(entries):
             empty = np.flatnonzero(self._cells.take(places) == 0)
             self._cells[places.take(empty)] = entries.take(empty)
-            # Of several that wanted the same cell one is in it now.
+            # Of several entries for the same cell one is in it now.
             rest = np.flatnonzero(self._cells.take(places) != entries)
             entries, places = entries.take(rest), self._after(places.take(rest))
 
     def _make_room(self, length: int) -> None:
-        """Keep at least half of the cells empty: runs stay short."""
+        """Keep at least half of the cells empty, so that runs stay short."""
         size = len(self._cells)
         while size < 2 * length:
             size *= 2

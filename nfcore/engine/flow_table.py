@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one flow table: a numpy column per property of a flow, and an index from a flow's identity to its slot.
+"""The flow table: a numpy column per property of a flow, and an index from a flow's identity to its slot.
 
-Everything takes and gives arrays; no Python object exists per flow.
+All methods take and give arrays; there is no Python object per flow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from .flow_index import PROCESS_HASH, FlowIndex, IdentityHash
 from .flow_state import FlowState
 
 _FIRST_SLOTS = 1024
-
 
 COLUMNS = {
     "flow": FLOW_ROW,
@@ -40,43 +39,43 @@ _ZEROED = ("mark", "backend", "reason", "attempts", "packets", "bytes", "past_pa
 
 
 class FlowTable:
-    """Flows with a rule, on the way to one or refused one: at most `capacity` of them.
+    """At most `capacity` flows: with a rule, waiting for one, or refused.
 
-    Columns are indexed by slot and all equally long. They are replaced when the table grows, so ask the table for a
-    column each time. `state` and the identity in `flow` change through the methods alone. `capacity` may be assigned:
-    below the number of flows nothing is evicted, and nothing is inserted either. `hash_of` is the index's.
+    Columns are indexed by slot and equally long. The table replaces them when it grows: do not keep references to
+    them. Only the methods change `state` and the identity in `flow`. `capacity` may be assigned: below the number of
+    flows nothing is evicted, and nothing is inserted either. hash_of: the hash of the index.
     """
 
     flow: NDArray[np.void]
     """:data:`~nfcore.api.flows.FLOW_ROW`: the flow as it was reported."""
     mark: NDArray[np.uint32]
-    """In use for the flow."""
+    """The flow's mark, or 0."""
     state: NDArray[np.uint8]
     """:class:`FlowState`."""
     backend: NDArray[np.uint8]
-    """Index into the list of its device."""
+    """Which backend has the rule: index in the device's list."""
     generation: NDArray[np.uint16]
-    """How often the slot has been used, modulo 65536."""
+    """How often the slot was used, modulo 65536: part of the rules' cookies."""
     reason: NDArray[np.uint8]
-    """:class:`~nfcore.api.reasons.Reason` why it has no rule, or 0."""
+    """:class:`~nfcore.api.reasons.Reason` why the flow has no rule, waits or is to end, or 0."""
     attempts: NDArray[np.uint8]
-    """How often a rule was tried."""
+    """How often the installation of its rule has failed."""
     packets: NDArray[np.uint64]
-    """Counted by the NIC for the rule that is there."""
+    """Counted by the NIC for the present rule."""
     bytes: NDArray[np.uint64]
-    """Counted by the NIC for the rule that is there."""
+    """Counted by the NIC for the present rule."""
     past_packets: NDArray[np.uint64]
-    """Counted for rules that the flow had before."""
+    """Counted for earlier rules of the flow."""
     past_bytes: NDArray[np.uint64]
-    """Counted for rules that the flow had before."""
+    """Counted for earlier rules of the flow."""
     rate: NDArray[np.float32]
     """Packets a second."""
     seen: NDArray[np.float64]
-    """When the NIC last counted a packet, or the last report; seconds by the engine's clock, as are those below."""
+    """Time of the last packet that the NIC counted, or of the last report. Seconds by the engine's clock, as below."""
     since: NDArray[np.float64]
-    """When the flow entered its state."""
+    """Time at which the flow entered its state."""
     due: NDArray[np.float64]
-    """Not to be tried before."""
+    """Time of the next attempt to install its rule."""
 
     def __init__(self, capacity: int, hash_of: IdentityHash = PROCESS_HASH) -> None:
         self.capacity = capacity
@@ -84,7 +83,7 @@ class FlowTable:
             setattr(self, name, np.zeros(0, dtype=dtype))
         self._index = FlowIndex(lambda: self.flow, hash_of)
         self._counts: NDArray[np.int64] = np.zeros(len(FlowState), dtype=np.int64)
-        # A stack whose top is at _counts[FREE]; what is above has no meaning.
+        # A stack of free slots: its top is at _counts[FREE], and values above have no meaning.
         self._free: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self._grow(min(capacity, _FIRST_SLOTS))
 
@@ -119,10 +118,10 @@ class FlowTable:
         return self._index.find(batch.rows)
 
     def insert(self, batch: FlowBatch, state: FlowState, now: float) -> NDArray[np.int64]:
-        """Track the batch, whose flows are distinct and new, in `state` since `now`; their slots.
+        """Track the batch, whose flows are distinct and new, in `state` since `now`. Returns their slots.
 
-        The other columns begin at 0, but for `seen`, which is `now`, and `generation`, which is one more than that of
-        the slot's last flow. ValueError: no room.
+        `seen` is `now`, `generation` is one more than that of the slot's last flow, and the other columns are 0.
+        ValueError: no room.
         """
         if len(batch) > max(self.room, 0):
             raise ValueError(f"{len(batch)} flows do not fit: there is room for {self.room}")
@@ -141,10 +140,10 @@ class FlowTable:
         state: FlowState,
         now: float,
     ) -> None:
-        """Track flows of an earlier run in the slots, and with the generations, that their rules' cookies name.
+        """Track flows of an earlier run, with the slots and generations of their rules' cookies.
 
-        Flows are new, and distinct as the slots are; other columns as after :meth:`insert`. ValueError: a slot is
-        beyond the capacity or in use.
+        Flows are new and distinct, slots are distinct; the other columns are as after :meth:`insert`. ValueError: a
+        slot is beyond the capacity or in use.
         """
         if not len(slots):
             return
@@ -161,7 +160,7 @@ class FlowTable:
         self._free[: len(left)] = left
 
     def move(self, slots: NDArray[np.int64], state: FlowState, now: float) -> None:
-        """Put tracked flows, distinct, into `state` as of `now`. ValueError: a slot is free, or `state` is FREE."""
+        """Move tracked flows, distinct, to `state` as of `now`. ValueError: a slot is free, or `state` is FREE."""
         if state == FlowState.FREE:
             raise ValueError("a flow becomes free by being removed")
         self._recount(slots, state)
@@ -169,7 +168,7 @@ class FlowTable:
         self.since[slots] = now
 
     def remove(self, slots: NDArray[np.int64]) -> None:
-        """Forget the flows, distinct, in `slots`. ValueError: a slot is free already."""
+        """Forget the flows in `slots`, distinct. ValueError: a slot is free already."""
         top = self.count(FlowState.FREE)
         self._recount(slots, FlowState.FREE)
         self._index.remove(slots)
@@ -177,15 +176,15 @@ class FlowTable:
         self._free[top : top + len(slots)] = slots
 
     def batch(self, slots: NDArray[np.int64]) -> FlowBatch:
-        """Give a copy of the flows in `slots` as a batch, contiguous."""
+        """Copy the flows in `slots` to a contiguous batch."""
         return FlowBatch(self.flow.view(WHOLE_FLOW).take(slots).view(FLOW_ROW))
 
     def counts(self, slots: NDArray[np.int64]) -> Counts:
-        """Packets and bytes that the NIC has counted for the flows' rules."""
+        """Packets and bytes that the NIC has counted for the flows' present rules."""
         return np.stack([self.packets[slots], self.bytes[slots]], axis=1)
 
     def end_counts(self, slots: NDArray[np.int64]) -> None:
-        """Count what the flows' rules have counted, which are gone, among what they had before."""
+        """Add the counts of rules that are gone to those of the flows' earlier rules."""
         self.past_packets[slots] += self.packets[slots]
         self.past_bytes[slots] += self.bytes[slots]
         self.packets[slots] = self.bytes[slots] = 0
@@ -198,7 +197,7 @@ class FlowTable:
         state: FlowState,
         now: float,
     ) -> None:
-        """Fill free slots. Leaves the stack of free slots to the caller."""
+        """Fill free slots. The caller updates the stack of free slots."""
         rows = np.ascontiguousarray(batch.rows)
         for name in _ZEROED:
             getattr(self, name)[slots] = 0
@@ -212,7 +211,7 @@ class FlowTable:
         self._counts[state] += len(slots)
 
     def _recount(self, slots: NDArray[np.int64], state: FlowState) -> None:
-        """Count tracked flows out of their states and into `state`. ValueError: a slot is free."""
+        """Update the counts of flows by state for a move of tracked flows to `state`. ValueError: a slot is free."""
         leaving = np.bincount(self.state[slots], minlength=len(FlowState))
         if leaving[FlowState.FREE]:
             free = slots[self.state[slots] == FlowState.FREE]
@@ -221,7 +220,7 @@ class FlowTable:
         self._counts[state] += len(slots)
 
     def _grow(self, size: int) -> None:
-        """Lengthen the columns to `size`. Slots used before are used again before new ones."""
+        """Lengthen the columns to `size`. Old free slots are used before new ones."""
         old, free = len(self.state), self.count(FlowState.FREE)
         for name, dtype in COLUMNS.items():
             column = np.zeros(size, dtype=dtype)

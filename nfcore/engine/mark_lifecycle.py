@@ -90,7 +90,7 @@ class MarkLifecycle:
             self.undo(nf_number, marks)
 
     def give_back(self, taken: NDArray[np.uint32]) -> None:
-        """Release marks that XDP took and no flow uses. Of those that are not on lease none is free to be released."""
+        """Release marks that XDP took and no flow uses. Those not on lease stay: they are in use, or unknown."""
         self._release(taken[self._context.marks.leased(taken)])
 
     def lease(self) -> None:

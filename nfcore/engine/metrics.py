@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's own figures as metric families."""
+"""The engine's own metrics."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _COUNTS = {
     "adopted": "Rules of an earlier run that were taken over.",
     "stale_removed": "Rules of an earlier run that were removed.",
     "vanished": "Rules that somebody else had removed, or a NIC had lost.",
-    "orphans_removed": "Rules of ours on a NIC that belonged to no flow.",
+    "orphans_removed": "nfcore's rules on a NIC that belonged to no flow.",
     "remove_failed": "Rules that a backend could not remove.",
 }
 
 
 def engine_metrics(state: EngineState) -> Iterator[MetricFamily]:
-    """Give all of them."""
+    """Give the metrics of flows, marks, counts by reason, rules, devices and workers."""
     yield from _flows(state)
     yield from _marks(state)
-    for key, text in _COUNTS.items():
-        family = counter(f"nfcore_{key}_total", text, "flows")
+    for key, meaning in _COUNTS.items():
+        family = counter(f"nfcore_{key}_total", meaning, "flows")
         family.add(state.counters.totals[key])
         yield family
     counters = state.counters
@@ -46,8 +46,8 @@ def engine_metrics(state: EngineState) -> Iterator[MetricFamily]:
 
 def _flows(state: EngineState) -> Iterator[MetricFamily]:
     flows = gauge("nfcore_flows", "Tracked flows by state of their rule.", "flows", "state")
-    for each in LISTED_STATES:
-        flows.add(state.table.count(each), state=each.name.lower())
+    for flow_state in LISTED_STATES:
+        flows.add(state.table.count(flow_state), state=flow_state.word)
     yield flows
     table = gauge("nfcore_flow_table_bytes", "Memory of the flow table.", "bytes")
     table.add(state.table.nbytes)
@@ -59,8 +59,8 @@ def _flows(state: EngineState) -> Iterator[MetricFamily]:
 
 def _marks(state: EngineState) -> Iterator[MetricFamily]:
     marks = gauge("nfcore_marks", "Marks by state.", "marks", "state")
-    for each in MarkState:
-        marks.add(state.context.marks.count(each), state=each.name.lower())
+    for mark_state in MarkState:
+        marks.add(state.context.marks.count(mark_state), state=mark_state.name.lower())
     yield marks
     in_use = gauge("nfcore_marks_in_use", "Marks that mean something now.", "marks", "strategy")
     strategy = state.context.strategy
@@ -75,28 +75,32 @@ def _marks(state: EngineState) -> Iterator[MetricFamily]:
 
 
 def _rules(state: EngineState) -> Iterator[MetricFamily]:
-    """What the backends hold and have counted."""
-    of = ("interface", "backend")
-    rules = gauge("nfcore_rules", "Rules that a backend holds, by state.", "rules", *of, "state")
+    """Give how many rules the backends hold, and what these have counted."""
+    labels = ("interface", "backend")
+    rules = gauge("nfcore_rules", "Rules that a backend holds, by state.", "rules", *labels, "state")
     packets = counter(
-        "nfcore_rule_packets_total", "Packets that rules have counted, also those that are gone.", "packets", *of
+        "nfcore_rule_packets_total", "Packets that rules have counted, also those that are gone.", "packets", *labels
     )
-    volume = counter("nfcore_rule_bytes_total", "Bytes that rules have counted, as the NIC counts them.", "bytes", *of)
-    sizes = gauge("nfcore_rules_capacity", "Rules that fit into a backend's table, where it says so.", "rules", *of)
-    held = {each: state.table.slots_in(each) for each in (FlowState.INSTALLED, FlowState.DRAINING)}
+    size = counter(
+        "nfcore_rule_bytes_total", "Bytes that rules have counted, as the NIC counts them.", "bytes", *labels
+    )
+    capacity = gauge(
+        "nfcore_rules_capacity", "Rules that fit into a backend's table, where it says so.", "rules", *labels
+    )
+    held = {flow_state: state.table.slots_in(flow_state) for flow_state in (FlowState.INSTALLED, FlowState.DRAINING)}
     for ifindex, device in state.devices.items():
         for number, name in enumerate(device.backends.names):
             about = {"interface": device.name, "backend": name}
-            for each, slots in held.items():
+            for flow_state, slots in held.items():
                 mine = (state.table.flow["ifindex"][slots] == ifindex) & (state.table.backend[slots] == number)
-                rules.add(int(np.count_nonzero(mine)), state=each.name.lower(), **about)
+                rules.add(int(np.count_nonzero(mine)), state=flow_state.word, **about)
             packets.add(int(device.rule_counters.total[number, 0]), **about)
-            volume.add(int(device.rule_counters.total[number, 1]), **about)
+            size.add(int(device.rule_counters.total[number, 1]), **about)
             if name in device.table_sizes:
-                sizes.add(device.table_sizes[name], **about)
+                capacity.add(device.table_sizes[name], **about)
     limit = gauge("nfcore_rules_limit", "`[offload] max_rules`.", "rules")
     limit.add(state.offload.max_rules)
-    yield from (rules, packets, volume, sizes, limit)
+    yield from (rules, packets, size, capacity, limit)
 
 
 def _per_device(state: EngineState) -> Iterator[MetricFamily]:
@@ -114,27 +118,25 @@ def _per_device(state: EngineState) -> Iterator[MetricFamily]:
 def _per_worker(state: EngineState) -> Iterator[MetricFamily]:
     queued = gauge("nfcore_worker_queue_jobs", "Jobs that wait for a device's worker.", "jobs", "interface")
     turned_away = counter(
-        "nfcore_worker_queue_full_total",
-        "Jobs for which the queue had no room.",
-        "jobs",
-        "interface",
+        "nfcore_worker_queue_full_total", "Jobs for which the queue had no room.", "jobs", "interface"
     )
-    of = ("interface", "operation")
-    batches = histogram("nfcore_offload_batch_seconds", "How long a NIC took for a batch of rules.", "seconds", *of)
+    labels = ("interface", "operation")
+    batches = histogram("nfcore_offload_batch_seconds", "How long a NIC took for a batch of rules.", "seconds", *labels)
     rules = histogram(
-        "nfcore_offload_rule_seconds", "How long a NIC took for a rule, on average of its batch.", "seconds", *of
+        "nfcore_offload_rule_seconds", "How long a NIC took for a rule, on average of its batch.", "seconds", *labels
     )
     for device in state.devices.values():
         queued.add(device.worker.queued, interface=device.name)
         turned_away.add(device.worker.turned_away, interface=device.name)
+        latency = device.backends.latency
         for operation in Operation:
-            batches.add(device.backends.latency.batches[operation].read(), interface=device.name, operation=operation)
-            rules.add(device.backends.latency.rules[operation].read(), interface=device.name, operation=operation)
+            batches.add(latency.batches[operation].read(), interface=device.name, operation=operation)
+            rules.add(latency.rules[operation].read(), interface=device.name, operation=operation)
     yield from (queued, turned_away, batches, rules)
 
 
-def _by_reason(name: str, text: str, counts: Counter[int]) -> MetricFamily:
-    family = counter(name, text, "flows", "reason")
-    for reason, number in sorted(counts.items()):
-        family.add(number, reason=reason_word(reason))
+def _by_reason(name: str, meaning: str, counts: Counter[int]) -> MetricFamily:
+    family = counter(name, meaning, "flows", "reason")
+    for reason, count in sorted(counts.items()):
+        family.add(count, reason=reason_word(reason))
     return family
