@@ -8,11 +8,11 @@
      headers ─────┘  │
                      │ fds
       MapSpec ───► Map ◄────► numpy arrays (batches, slices, mmap)
-                    │ └─────► events (ring buffer, perf buffers) ──► numpy records
+                    │ └─────► event_buffers (ring buffer, perf buffers) ──► numpy records
                     └───────► pins on a bpf file system
 
-Knows neither network functions nor NICs. bcc is needed to compile, for nothing else, and is imported by
-no process but the compiler's own: this package imports without it.
+Knows neither network functions nor NICs. bcc is needed only to compile, and only the compiler's child process imports
+it: this package imports without it.
 """
 
 from .compiler import BPF_SOURCES, CompileError, VerifierError, compile_program

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offsets of the running kernel's struct members, from the type information that it carries (BTF).
+"""Offsets of struct members in the running kernel, read from its type information (BTF).
 
-Format: the kernel's Documentation/bpf/btf.rst. Only what member offsets need is read: names, structs, unions.
+Format: the kernel's Documentation/bpf/btf.rst. Reads only what member offsets need: names, structs, unions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MEMBER = struct.Struct("=III")
 _MAGIC = 0xEB9F
 _STRUCT, _UNION = 4, 5
 
-# Bytes that follow a type's 12, by kind; (fixed, per element).
+# Kind → bytes that follow the 12 bytes of a type: (fixed, per element).
 _TAILS = {
     1: (4, 0),  # INT
     2: (0, 0),  # PTR
@@ -48,11 +48,11 @@ _TAILS = {
 class _Record:
     name: str
     members: tuple[tuple[str, int, int], ...]
-    """Name, type, offset in bits."""
+    """(name, type, offset in bits) of each member; the name is empty for an anonymous struct or union."""
 
 
 class Btf:
-    """The structs of a kernel or of one module over it."""
+    """The structs of a kernel, or of one module on top of the kernel `base`."""
 
     def __init__(self, raw: bytes, base: Btf | None = None) -> None:
         magic, _, _, header, type_offset, type_length, string_offset, string_length = _HEADER.unpack_from(raw)
@@ -76,19 +76,20 @@ class Btf:
             kind, count = info >> 24 & 0x1F, info & 0xFFFF
             if kind not in _TAILS:
                 raise UnsupportedError("reading the kernel's type information", f"a BTF kind up to 19, not {kind}")
-            fixed, each = _TAILS[kind]
+            fixed, per_element = _TAILS[kind]
             if kind in (_STRUCT, _UNION):
-                self._keep(name_offset, raw, position + 12, count, bitfields=bool(info >> 31))
+                self._add_record(name_offset, raw, position + 12, count, bitfields=bool(info >> 31))
             self._next_type += 1
-            position += 12 + fixed + each * count
+            position += 12 + fixed + per_element * count
 
-    def _keep(self, name_offset: int, raw: bytes, position: int, count: int, *, bitfields: bool) -> None:
+    def _add_record(self, name_offset: int, raw: bytes, position: int, count: int, *, bitfields: bool) -> None:
         members = []
         for number in range(count):
-            member, kind, offset = _MEMBER.unpack_from(raw, position + 12 * number)
-            members.append((member, kind, offset & 0xFFFFFF if bitfields else offset))
+            member_name, member_type, offset = _MEMBER.unpack_from(raw, position + 12 * number)
+            # With bit fields, the upper byte is the member's width.
+            members.append((self._name(member_name), member_type, offset & 0xFFFFFF if bitfields else offset))
         name = self._name(name_offset)
-        self._records[self._next_type] = _Record(name, tuple((self._name(m), k, o) for m, k, o in members))
+        self._records[self._next_type] = _Record(name, tuple(members))
         if name:
             self._by_name.setdefault(name, self._next_type)
 
@@ -99,23 +100,24 @@ class Btf:
         return self._strings[start : self._strings.index(b"\0", start)].decode()
 
     def member_offset(self, record: str, member: str) -> int:
-        """Offset in bytes of a member, also inside anonymous parts; UnsupportedError when there is none."""
-        number = self._by_name.get(record)
-        bits = None if number is None else self._find(number, member)
+        """Offset in bytes of a member, also one inside an anonymous struct; UnsupportedError when there is none."""
+        type_id = self._by_name.get(record)
+        bits = None if type_id is None else self._find(type_id, member)
         if bits is None and self._base is not None:
             return self._base.member_offset(record, member)
         if bits is None:
             raise UnsupportedError(f"struct {record}.{member}", "a kernel that has it, built with BTF")
         return bits // 8
 
-    def _find(self, number: int, member: str) -> int | None:
-        record = self._records.get(number)
+    def _find(self, type_id: int, member: str) -> int | None:
+        """Offset in bits of a member of a struct or union; None when there is none."""
+        record = self._records.get(type_id)
         if record is None:
-            return self._base._find(number, member) if self._base is not None else None
-        for name, kind, offset in record.members:
+            return self._base._find(type_id, member) if self._base is not None else None
+        for name, member_type, offset in record.members:
             if name == member:
                 return offset
-            inner = self._find(kind, member) if not name else None
+            inner = self._find(member_type, member) if not name else None
             if inner is not None:
                 return offset + inner
         return None
@@ -123,7 +125,7 @@ class Btf:
 
 @cache
 def kernel_btf(module: str = "") -> Btf:
-    """Read the type information of the running kernel, or of a module (or built-in driver) over it."""
+    """Read the type information of the running kernel, with that of a module (or built-in driver) if one is named."""
     try:
         base = Btf((BTF_FOLDER / "vmlinux").read_bytes())
         path = BTF_FOLDER / module

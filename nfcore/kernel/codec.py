@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values between numpy and the bytes that bpf(2) reads and writes.
+"""Converts keys and values between numpy arrays and the bytes that bpf(2) reads and writes.
 
-A plain map's values lie one after the other. A per-CPU map's are rounded up to 8 bytes each, one per
-possible CPU::
+Values of a plain map lie one after the other. A per-CPU map has one value per possible CPU, each rounded up to 8
+bytes::
 
     plain      │ value 0 │ value 1 │ ...
     per-CPU    │ key 0: cpu 0 │pad│ cpu 1 │pad│ ... │ key 1: cpu 0 │pad│ ...
@@ -20,20 +20,20 @@ from .mapspec import HOLDERS, MapSpec
 
 
 def round_up(size: int, multiple: int = 8) -> int:
-    """The smallest multiple that holds ``size``."""
+    """Round ``size`` up to the next multiple."""
     return -(-size // multiple) * multiple
 
 
 def address(array: NDArray[Any]) -> int:
-    """Where the array's memory begins; the caller keeps the array alive."""
+    """Address of the array's memory; the caller must keep the array alive."""
     return int(array.ctypes.data)
 
 
 def encode(data: object, dtype: np.dtype[Any] | None, count: int | None, what: str) -> NDArray[Any]:
-    """``data`` as a contiguous array of ``dtype``: shape ``(count,)``, ``(n,)`` as given if count is None.
+    """``data`` as a contiguous array of ``dtype``: shape ``(count,)``, or the shape of ``data`` if count is None.
 
-    Takes what numpy can turn into the dtype, and bytes of exactly the right length. Structured data
-    must have the very dtype, since numpy would match other fields by position. Raises TypeError.
+    Takes what numpy can convert to the dtype, and bytes of the right length. Structured data must have exactly this
+    dtype, since numpy would match other fields by position. Raises TypeError with `what` in the message.
     """
     if dtype is None:
         return np.zeros(0, np.uint8)
@@ -47,7 +47,7 @@ def encode(data: object, dtype: np.dtype[Any] | None, count: int | None, what: s
         raise TypeError(f"{what}: dtype {given} given, {dtype} expected")
     if isinstance(data, np.ndarray) and count is None and given == dtype:
         return np.ascontiguousarray(data)
-    # Zeros first: whatever numpy does not write (padding) must not be a hash key's random part.
+    # Zeros first: numpy does not write padding, and padding is part of a hash key.
     source: NDArray[Any] = np.asarray(data, dtype)
     shape = source.shape if count is None else (count,)
     encoded = np.zeros(shape, dtype)
@@ -56,7 +56,7 @@ def encode(data: object, dtype: np.dtype[Any] | None, count: int | None, what: s
 
 
 class ValueLayout:
-    """How the values of one map lie in the buffers of bpf(2)."""
+    """Layout of a map's values in the buffers of bpf(2)."""
 
     def __init__(self, spec: MapSpec) -> None:
         self._spec = spec
@@ -78,8 +78,8 @@ class ValueLayout:
     def encode(self, values: object, count: int) -> NDArray[Any]:
         """The values of ``count`` keys as the kernel reads them.
 
-        A per-CPU map takes shape ``(count, possible CPUs)``; ``(count,)`` or one value stands for all
-        CPUs alike, and ``(possible CPUs,)`` is fine for one key.
+        A per-CPU map takes shape ``(count, possible CPUs)``; ``(count,)`` or one value sets all CPUs alike; for one
+        key ``(possible CPUs,)`` is allowed, too.
         """
         spec = self._spec
         what = f"values of {spec.name}"
@@ -87,7 +87,7 @@ class ValueLayout:
             encoded = encode(_descriptors(spec, values), spec.value, None, what)
             if encoded.shape == (count,):
                 return encoded
-            # A whole structured element, as opposed to a wrong number of them.
+            # One value for all keys.
             if encoded.shape == ():
                 return np.ascontiguousarray(np.broadcast_to(encoded, (count,)))
             raise TypeError(f"{what}: shape {encoded.shape} given, ({count},) expected")
@@ -100,7 +100,7 @@ class ValueLayout:
 
 
 def _descriptors(spec: MapSpec, values: object) -> object:
-    """What a map of objects is written with: the descriptors of maps, programs or numbers given."""
+    """The descriptors of the given maps, programs or events, if the map holds such; other values as they are."""
     if spec.type not in HOLDERS:
         return values
     if hasattr(values, "fd"):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that compiles one program, run as a script by :mod:`nfcore.kernel.compiler`.
 
-Standard library and bcc only. Reads a request (JSON, up to the end of the stream) from the Unix socket
-whose descriptor is the argument; answers with JSON. A request to ``load`` is answered with the program's
-descriptor besides, or with the verifier's log: the maps' descriptors are inherited under the numbers that the
-request's flags name. Any other is answered with the instructions and what they were made from.
+Imports the standard library and bcc only. The argument is the descriptor of a Unix socket: reads a request from it
+(JSON, up to the end of the stream) and answers with JSON. The answer to a request with ``load`` is also the program's
+descriptor, or the verifier's log; the maps' descriptors are inherited under the numbers in the request's flags. The
+answer to any other request is the instructions and the files that they were made from.
 """
 
 from __future__ import annotations
@@ -19,35 +19,37 @@ from pathlib import Path
 from typing import Any
 
 _LOG_SIZE = 16 << 20
+"""Bytes for the verifier's log."""
 _RULE_SIZE = 1 << 20
+"""Bytes of the list of included files, at most."""
 _XDP = 6
-_COMPILER = re.compile(r"/lib(bcc|bpf|LLVM|clang)[^/]*\.so")
+_COMPILER_LIBRARY = re.compile(r"/lib(bcc|bpf|LLVM|clang)[^/]*\.so")
 
 
 def main() -> None:
-    """Serve the one request."""
+    """Serve one request and exit."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     with channel.makefile("rb") as stream:
         request = json.load(stream)
     answer, descriptors = _serve(request)
     payload = json.dumps(answer).encode()
-    # One byte carries the descriptor, so that the answer may have any length.
+    # One byte carries the descriptor, since the answer may be longer than one message.
     socket.send_fds(channel, [b"+"], descriptors)
     channel.sendall(payload)
     channel.shutdown(socket.SHUT_WR)
     sys.stdout.flush()
-    # Skips LLVM's destructors, which have nothing to save.
+    # Skips LLVM's destructors: there is nothing to save.
     os._exit(0)
 
 
 def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     try:
-        from bcc.libbcc import lib  # noqa: PLC0415 - the one place that needs bcc
+        from bcc.libbcc import lib  # noqa: PLC0415 - bcc may be missing: the parent reports it
     except ImportError as error:
         return {"status": "no-bcc", "detail": str(error)}, []
     except OSError as error:
         return {"status": "no-libbcc", "detail": str(error)}, []
-    # What clang reads, as a rule for make.
+    # clang writes the files that it reads here, as a rule for make.
     includes = os.memfd_create("includes")
     tracking = ["-MD", "-MF", f"/proc/self/fd/{includes}", "-MT", "program"]
     flags = [flag.encode() for flag in (*request["flags"], *tracking)]
@@ -74,23 +76,23 @@ def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
 
 
 def _prerequisites(rule: str) -> list[str]:
-    """The files of a rule for make, as clang quotes them, without bcc's own texts. Some are relative to the headers."""
-    words = re.findall(r"(?:\\[ #\\]|\S)+", rule.replace("\\\n", " ").partition(": ")[2])
-    plain = [re.sub(r"\\([ #\\])", r"\1", word).replace("$$", "$") for word in words]
-    return [word for word in plain if not word.startswith("/virtual/")]
+    """The files in clang's make rule, unquoted, without bcc's built-in ones. Some are relative to the headers."""
+    names = re.findall(r"(?:\\[ #\\]|\S)+", rule.replace("\\\n", " ").partition(": ")[2])
+    unquoted = [re.sub(r"\\([ #\\])", r"\1", name).replace("$$", "$") for name in names]
+    return [name for name in unquoted if not name.startswith("/virtual/")]
 
 
 def _compiler_libraries() -> list[str]:
-    """The shared libraries in this process that decide what code comes out."""
+    """Paths of the shared libraries in this process that determine the generated code."""
     lines = (line.split() for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines())
-    return sorted({line[5] for line in lines if len(line) == 6 and _COMPILER.search(line[5])})
+    return sorted({line[5] for line in lines if len(line) == 6 and _COMPILER_LIBRARY.search(line[5])})
 
 
 def _load(lib: ctypes.CDLL, module: int, function: bytes) -> tuple[dict[str, Any], list[int]]:
     fd, _ = _func_load(lib, module, function, 0, None)
     if fd >= 0:
         return {"status": "loaded"}, [fd]
-    # Only a refused program is worth the verifier's word on every instruction.
+    # Refused: load again with the verifier's log, which is slow.
     log = ctypes.create_string_buffer(_LOG_SIZE)
     fd, code = _func_load(lib, module, function, 1, log)
     if fd >= 0:

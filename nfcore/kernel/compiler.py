@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From C to a loaded program: the seam behind which bcc stands.
+"""Compiles C and loads the program; bcc is used here only, in a child process.
 
-bcc brings a compiler of some 100 MB into the process, changes its working directory and writes to its
-standard output. It does so in a child process here, which hands back nothing but the program::
+bcc loads a compiler of some 100 MB into the process, changes its working directory and writes to its standard output.
+In a child process none of that matters; it returns only the program::
 
     nfcore ──source, flags──►  compile_worker.py ──►  bcc
        ▲                              │
        └────── instructions ──────────┘
        └──► program_cache, map fds ──► kernel
 
-What was compiled before, from the same files, is taken from program_cache.py and needs neither child nor bcc.
-A program that the kernel refuses is compiled and loaded by the child once more, since only bcc gives the
-verifier's log the lines of the source.
+A program that was compiled before from the same files is taken from program_cache.py and needs neither child nor bcc.
+If the kernel refuses a program, the child compiles and loads it again, since only bcc adds source lines to the
+verifier's log.
 
 Sources name maps that already exist, by their descriptors::
 
@@ -49,12 +49,12 @@ from .syscall import Command, bpf, lift_locked_memory_limit
 BPF_SOURCES = Path(__file__).resolve().parents[1] / "bpf"
 """nfcore's own C: its programs, and the headers in ``lib/`` that any network function may include."""
 _WORKER = Path(__file__).with_name("compile_worker.py")
-_PATIENCE = 300.0
-"""Seconds until the worker is given up; a compilation takes well below one, 20 in an emulated guest."""
-_MISLEADING = ("ARCH", "BCC_LINUX_VERSION_CODE", "CPATH", "C_INCLUDE_PATH")
-"""Variables meant for other compilations that would change what bcc compiles."""
+_TIMEOUT = 300.0
+"""Seconds that the worker may take. A compilation takes well below one, 20 in an emulated guest."""
+_DROPPED_VARIABLES = ("ARCH", "BCC_LINUX_VERSION_CODE", "CPATH", "C_INCLUDE_PATH")
+"""Environment variables, set for other compilers, that would change what bcc compiles."""
 _MAIN_FILE = "/virtual/main.c"
-"""What bcc calls the source in its messages."""
+"""Name of the source in bcc's messages."""
 _PROG_LOAD = struct.Struct("=IIQQIIQII16s")
 """Head of ``union bpf_attr`` for BPF_PROG_LOAD: type, count of instructions, pointers to them and to the
 license, log level, log size, log, kernel version, flags, name."""
@@ -62,13 +62,14 @@ _TYPE_XDP = 6
 _INSTRUCTION_SIZE = 8
 _LONGEST_NAME = 15
 _LOG_TAIL = 20
+"""Lines of the verifier's log in a message."""
 _ERRORS_SHOWN = 3
-# bcc compiles on one core for a fraction of a second: two at a time gain nothing and need the memory twice.
-_TURN = threading.Lock()
+# One compilation at a time: a second one would gain little and need the memory twice.
+_COMPILER_LOCK = threading.Lock()
 
 
 class CompileError(HostError):
-    """The compiler refused a source. ``log`` is everything that it said."""
+    """The compiler refused a source. ``log`` is its whole output."""
 
     def __init__(self, message: str, log: str) -> None:
         super().__init__(message)
@@ -93,12 +94,11 @@ def compile_program(
     headers: Headers | None = None,
     cache: ProgramCache | None = None,
 ) -> Program:
-    """Compile ``source``, or find it compiled, and load its ``function`` as an XDP program.
+    """Compile ``source``, or take it from the cache, and load its ``function`` as an XDP program.
 
-    ``defines`` become ``-D`` flags; ``maps`` become ``FD_<name>``, the number that the source's
-    ``MAP(name)`` needs. Includes are searched in the source's own folder, then ``include_dirs``, then
-    :data:`BPF_SOURCES`. The program is called ``function`` in the kernel, cut to 15 characters. ``cache``
-    defaults to that of this user.
+    ``defines`` become ``-D`` flags; ``maps`` become ``FD_<name>``, the number that ``MAP(name)`` in the source needs.
+    Includes are searched in the source's own folder, then ``include_dirs``, then :data:`BPF_SOURCES`. In the kernel
+    the program's name is ``function``, cut to 15 characters. ``cache`` defaults to that of this user.
 
     Raises CompileError with the first errors, VerifierError with the end of the verifier's log,
     HostError when bcc, headers, the source or privileges are missing.
@@ -111,13 +111,13 @@ def compile_program(
     searched = (source.parent, *include_dirs, BPF_SOURCES)
     flags = _flags(searched, defines)
     request = _Request(source, function, [*flags, *_map_flags(numbers)], headers)
-    with _TURN:
+    with _COMPILER_LOCK:
         compiled = _find_or_compile(request, searched, cache or ProgramCache())
         try:
             code = relocate(compiled.instructions, {numbers[name]: map_.fd for name, map_ in maps.items()})
             return Program(_load(code, compiled.license, function))
         except (OSError, KeyError):
-            # KeyError: a map of bcc's own making, which lives in the compiler's process.
+            # KeyError: the source declares a map by bcc's macros, so that map exists in the worker only.
             descriptors = {name: map_.fd for name, map_ in maps.items()}
             loading = _Request(source, function, [*flags, *_map_flags(descriptors)], headers)
             return _compile_and_load(loading, list(descriptors.values()))
@@ -125,7 +125,7 @@ def compile_program(
 
 @dataclass(frozen=True)
 class _Request:
-    """What the compiler is asked for."""
+    """One program to compile."""
 
     source: Path
     function: str
@@ -133,11 +133,11 @@ class _Request:
     headers: Headers
 
     def payload(self, *, load: bool) -> dict[str, Any]:
-        """For the worker."""
+        """The request to the worker."""
         return {"source": str(self.source), "function": self.function, "flags": self.flags, "load": load}
 
     def key(self) -> str:
-        """For the cache."""
+        """The key in the cache."""
         worker = _WORKER.read_text(encoding="utf-8")
         return cache_key(worker, str(self.source), self.function, self.flags, str(self.headers.path))
 
@@ -160,9 +160,9 @@ def _find_or_compile(request: _Request, searched: Iterable[Path], cache: Program
     if found is not None:
         return found
     started = time.time_ns()
-    answer, _, noise = _run_worker(request.payload(load=False), request.headers, [])
+    answer, _, printed = _run_worker(request.payload(load=False), request.headers, [])
     if answer["status"] != "compiled":
-        raise _error(request.source, request.function, answer, noise)
+        raise _error(request.source, request.function, answer, printed)
     compiled = Compiled(
         bytes.fromhex(answer["instructions"]),
         answer["license"],
@@ -176,14 +176,14 @@ def _find_or_compile(request: _Request, searched: Iterable[Path], cache: Program
 
 
 def _compile_and_load(request: _Request, fds: Sequence[int]) -> Program:
-    answer, fd, noise = _run_worker(request.payload(load=True), request.headers, fds)
+    answer, fd, printed = _run_worker(request.payload(load=True), request.headers, fds)
     if fd is None:
-        raise _error(request.source, request.function, answer, noise)
+        raise _error(request.source, request.function, answer, printed)
     return Program(fd)
 
 
 def _load(code: bytes, license_: str, name: str) -> int:
-    """Load an XDP program; its descriptor. OSError with no word from the verifier when it is refused."""
+    """Load an XDP program and return its descriptor. OSError, without the verifier's log, when the kernel refuses."""
     instructions = ctypes.create_string_buffer(code, len(code))
     text = ctypes.create_string_buffer(license_.encode())
     attr = _PROG_LOAD.pack(
@@ -202,16 +202,16 @@ def _run_worker(
     request: Mapping[str, Any], headers: Headers, fds: Sequence[int]
 ) -> tuple[dict[str, Any], int | None, str]:
     """The worker's answer, the program's descriptor if there is one, and what libbcc printed."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs, tempfile.TemporaryFile() as output:
-        worker = _start_worker(theirs, headers, fds, output)
-        theirs.close()
+    channel, worker_end = socket.socketpair()
+    with channel, worker_end, tempfile.TemporaryFile() as output:
+        worker = _start_worker(worker_end, headers, fds, output)
+        worker_end.close()
         try:
-            ours.settimeout(_PATIENCE)
-            ours.sendall(json.dumps(request).encode())
-            ours.shutdown(socket.SHUT_WR)
-            fd, answer = _receive(ours)
-            worker.wait(_PATIENCE)
+            channel.settimeout(_TIMEOUT)
+            channel.sendall(json.dumps(request).encode())
+            channel.shutdown(socket.SHUT_WR)
+            fd, answer = _receive(channel)
+            worker.wait(_TIMEOUT)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise HostError(f"the compiler process did not answer: {error}") from error
         finally:
@@ -219,23 +219,23 @@ def _run_worker(
                 worker.kill()
                 worker.wait()
         output.seek(0)
-        noise = output.read().decode(errors="replace")
+        printed = output.read().decode(errors="replace")
     if not answer:
         answer = {"status": "died", "returncode": worker.returncode}
-    return answer, fd, noise
+    return answer, fd, printed
 
 
 def _start_worker(
     channel: socket.socket, headers: Headers, fds: Sequence[int], output: IO[bytes]
 ) -> subprocess.Popen[bytes]:
-    inherited = {name: value for name, value in os.environ.items() if name not in _MISLEADING}
+    inherited = {name: value for name, value in os.environ.items() if name not in _DROPPED_VARIABLES}
     return subprocess.Popen(
-        # -P: the worker's own folder has modules called like those of others.
+        # -P: otherwise modules in the worker's folder would hide others of the same name.
         [sys.executable, "-P", str(_WORKER), str(channel.fileno())],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        # bcc searches the working directory for headers: it must be one without any.
+        # bcc searches the working directory for headers: use one that has none.
         cwd="/proc/self",
         env={**inherited, "BCC_KERNEL_SOURCE": str(headers.path), "LC_ALL": "C"},
         pass_fds=(channel.fileno(), *fds),
@@ -243,7 +243,7 @@ def _start_worker(
 
 
 def _receive(channel: socket.socket) -> tuple[int | None, dict[str, Any]]:
-    """The descriptor that came along and the answer; an empty one if the worker died."""
+    """The descriptor that came with the answer, if any, and the answer; empty if the worker died."""
     _, fds, _, _ = socket.recv_fds(channel, 1, 1)
     fd = fds[0] if fds else None
     if fd is not None:
@@ -253,21 +253,22 @@ def _receive(channel: socket.socket) -> tuple[int | None, dict[str, Any]]:
     return fd, json.loads(payload) if payload else {}
 
 
-def _error(source: Path, function: str, answer: Mapping[str, Any], noise: str) -> HostError:
-    noise = noise.replace(_MAIN_FILE, str(source))
+def _error(source: Path, function: str, answer: Mapping[str, Any], printed: str) -> HostError:
+    printed = printed.replace(_MAIN_FILE, str(source))
     status = answer["status"]
     if status == "no-bcc":
         return HostError("bcc's Python bindings are missing: install python3-bpfcc")
     if status == "no-libbcc":
         return HostError(f"bcc's library cannot be loaded ({answer['detail']}): install libbpfcc")
     if status == "not-compiled":
-        return CompileError(f"{source} does not compile:\n{_first_errors(noise)}", noise)
+        return CompileError(f"{source} does not compile:\n{_first_errors(printed)}", printed)
     if status == "no-function":
         names = ", ".join(answer["functions"]) or "none"
         return HostError(f"{source} defines no program {function} (it has: {names})")
     if status == "refused":
         return _refusal(source, function, answer["errno"], answer["log"])
-    return HostError(f"the compiler process died with status {answer.get('returncode')} on {source}: {_tail(noise, 5)}")
+    code = answer.get("returncode")
+    return HostError(f"the compiler process died with status {code} on {source}: {_tail(printed, 5)}")
 
 
 def _refusal(source: Path, function: str, code: int, log: str) -> HostError:
@@ -280,16 +281,16 @@ def _refusal(source: Path, function: str, code: int, log: str) -> HostError:
 
 
 def _first_errors(text: str) -> str:
-    """The first errors with the lines that show them; all of a text without any."""
+    """The first errors, each with its source line and caret; the end of the text if it has no errors."""
     lines = text.splitlines()
     starts = [index for index, line in enumerate(lines) if re.search(r"\berror:", line)]
     if not starts:
         return _tail(text, _LOG_TAIL)
     shown: list[str] = []
     for start in starts[:_ERRORS_SHOWN]:
-        # A message is followed by the source line and a caret.
-        place = [line for line in lines[start + 1 : start + 3] if not re.search(r":\d+:\d+: ", line)]
-        shown += [lines[start], *place]
+        # A message is followed by the source line and a caret, unless the next message follows at once.
+        context = [line for line in lines[start + 1 : start + 3] if not re.search(r":\d+:\d+: ", line)]
+        shown += [lines[start], *context]
     more = len(starts) - _ERRORS_SHOWN
     return "\n".join([*shown, f"... and {more} more"] if more > 0 else shown)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many CPUs per-CPU maps have values for, and which ones run."""
+"""Possible and online CPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CPU_DIRECTORY = Path("/sys/devices/system/cpu")
 
 
 def parse_cpu_list(text: str) -> list[int]:
-    """CPU numbers of the kernel's list format: ``"0-2,5"`` is ``[0, 1, 2, 5]``; empty text is none."""
+    """Parse the kernel's list format: ``"0-2,5"`` is ``[0, 1, 2, 5]``, an empty text ``[]``."""
     cpus: list[int] = []
     for part in text.strip().split(","):
         if part:
@@ -21,10 +21,10 @@ def parse_cpu_list(text: str) -> list[int]:
 
 @cache
 def possible_cpus() -> int:
-    """Number of values that a per-CPU map has per key. Constant while the machine runs."""
+    """Number of possible CPUs: the values that a per-CPU map has per key. Constant while the machine runs."""
     return len(parse_cpu_list((_CPU_DIRECTORY / "possible").read_text()))
 
 
 def online_cpus() -> list[int]:
-    """Numbers of the CPUs that run at the moment, ascending."""
+    """Numbers of the CPUs that are online now, ascending."""
     return parse_cpu_list((_CPU_DIRECTORY / "online").read_text())

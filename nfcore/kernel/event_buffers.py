@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records that programs send to user space, read in bulk.
+"""Reads records that programs send to user space, in bulk.
 
-Both kinds of buffer are memory shared with the kernel. A reader copies what has arrived with numpy, in
-runs of equal records, so that no Python statement runs per record::
+Both kinds of buffer are memory shared with the kernel. A reader copies what has arrived with numpy, in runs of records
+of equal size, so that no Python statement runs per record::
 
     ring buffer   │ 8 header │ record │pad│ 8 header │ record │pad│ ...     one for all CPUs, in order
     perf buffers  │ 8 header │ 4 size │ record │pad│ ...                    one per CPU
 
-Formats: ``kernel/bpf/ringbuf.c`` and ``include/uapi/linux/perf_event.h``. The order of the reader's
-loads is what x86-64 guarantees; on other machines a record could in theory be seen before its last
-bytes are.
+Formats: ``kernel/bpf/ringbuf.c`` and ``include/uapi/linux/perf_event.h``. The readers rely on the order of loads that
+x86-64 guarantees; on other machines a reader could in theory copy a record before its last bytes are written.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -50,14 +48,14 @@ _PERF_POSITIONS = 1024
 
 
 class EventReader(Protocol):
-    """What the two readers have in common."""
+    """Interface of the two readers."""
 
     lost: int
-    """Records that the kernel dropped for want of room, as far as it counts them."""
+    """Records that the kernel dropped because the buffer was full, as far as it counts them."""
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """Descriptors that become readable when records arrive (and the program asked for a wake-up)."""
+        """Descriptors that become readable when records arrive, if the program requests a wake-up."""
         ...
 
     def read(self, limit: int = 65536) -> NDArray[Any]:
@@ -70,10 +68,10 @@ class EventReader(Protocol):
 
 
 class RingBufferReader:
-    """The one reader of a ring buffer with records of one size. A context manager.
+    """The only reader of a ring buffer with records of one size. A context manager.
 
-    The kernel counts no drops here: a program whose ``bpf_ringbuf_reserve`` fails counts them itself,
-    and ``lost`` stays 0. Records of another size are passed over and counted in ``odd``.
+    ``lost`` stays 0: the kernel counts no drops here, a program whose ``bpf_ringbuf_reserve`` fails must count them
+    itself. Records of another size are skipped and counted in ``odd``.
     """
 
     def __init__(self, map: Map, record: np.dtype[Any]) -> None:
@@ -95,15 +93,15 @@ class RingBufferReader:
         )
         page = mmap.PAGESIZE
         try:
-            # The consumer's page is writable, the rest is not; the data follow twice, so that no
-            # record is ever split.
-            own = mmap.mmap(map.fd, page)
-            rest = mmap.mmap(map.fd, page + 2 * self._size, prot=mmap.PROT_READ, offset=page)
+            # The consumer's page is writable, the rest is not. The data are mapped twice in a row, so that no record
+            # is split.
+            consumer_page = mmap.mmap(map.fd, page)
+            read_only = mmap.mmap(map.fd, page + 2 * self._size, prot=mmap.PROT_READ, offset=page)
         except OSError as error:
             raise HostError(f"cannot map the ring buffer {map.spec.name}: {error.strerror}") from error
-        self._consumer: NDArray[np.uint64] | None = np.frombuffer(own, np.uint64, 1)
-        self._producer: NDArray[np.uint64] | None = np.frombuffer(rest, np.uint64, 1)
-        self._data: NDArray[np.uint8] | None = np.frombuffer(rest, np.uint8, offset=page)
+        self._consumer: NDArray[np.uint64] | None = np.frombuffer(consumer_page, np.uint64, 1)
+        self._producer: NDArray[np.uint64] | None = np.frombuffer(read_only, np.uint64, 1)
+        self._data: NDArray[np.uint8] | None = np.frombuffer(read_only, np.uint8, offset=page)
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -119,7 +117,7 @@ class RingBufferReader:
     def read(self, limit: int = 65536) -> NDArray[Any]:
         """Up to ``limit`` committed records, oldest first, shape ``(n,)``; a copy. Never blocks.
 
-        Stops at a record that a program is still writing. Discarded ones are passed over.
+        Stops at a record that a program is still writing. Discarded records are skipped.
         """
         consumer, producer, data = self._buffers()
         position, end = int(consumer[0]), int(producer[0])
@@ -131,14 +129,14 @@ class RingBufferReader:
             runs.append(run)
             limit -= len(run)
             position += advance
-            # Handed back run by run: the program may fill the room while the next one is copied.
+            # Frees each run at once: programs can use its room while the next run is copied.
             consumer[0] = position
         return _joined(runs, self._record)
 
     def _next_run(self, data: NDArray[np.uint8], position: int, end: int, limit: int) -> tuple[NDArray[Any], int]:
-        """Records of the right size from ``position`` on, and the bytes passed; 0 when it has to wait."""
+        """A run of records of the right size at ``position``, and the bytes to advance; 0: nothing is written yet."""
         offset = position & (self._size - 1)
-        # One more than fits, so that a short record at the end is still looked at.
+        # At least one slot, even if less than a slot is left: a short record may be there.
         count = max(1, min((end - position) // self._stride, limit))
         if offset + count * self._stride > len(data):
             count = (len(data) - offset) // self._stride
@@ -161,24 +159,21 @@ class RingBufferReader:
 
     def close(self) -> None:
         """Unmap the buffer. The map stays open. Idempotent."""
-        # The mappings go with the last array over them.
+        # The last array over a mapping unmaps it.
         self._consumer = self._producer = self._data = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
 class PerfReader:
     """The reader of a perf event array: a buffer per CPU, records of one size. A context manager.
 
-    Records are in order per CPU, not across CPUs. Those of another size are passed over and counted in
-    ``odd``. CPUs that come online later have no buffer; their events count as the program sees them
-    (``bpf_perf_event_output`` fails there).
+    Records are in order per CPU, not across CPUs. Records of another size are skipped and counted in ``odd``. A CPU
+    that comes online later has no buffer: there ``bpf_perf_event_output`` fails, and the program must count that.
     """
 
     def __init__(
@@ -204,7 +199,7 @@ class PerfReader:
                 map.update(cpu, self._buffers[cpu])
         except OSError as error:
             self.close()
-            raise HostError(f"cannot open perf buffers for {map.spec.name}: {_perf_trouble(error)}") from error
+            raise HostError(f"cannot open perf buffers for {map.spec.name}: {_perf_reason(error)}") from error
         except HostError:
             self.close()
             raise
@@ -212,7 +207,7 @@ class PerfReader:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """One descriptor per CPU; readable when its buffer is half full, or when a program woke it."""
+        """One descriptor per CPU; readable when its buffer is half full, or when a program requests a wake-up."""
         return tuple(buffer.fd for buffer in self._buffers.values())
 
     @property
@@ -224,7 +219,7 @@ class PerfReader:
         """Up to ``limit`` records, each CPU's oldest first, shape ``(n,)``; a copy. Never blocks."""
         runs: list[NDArray[Any]] = []
         buffers = list(self._buffers.values())
-        # Begins with another CPU each time, so that a flood on one does not starve the others.
+        # Starts with another CPU each time, so that a flood on one does not starve the others.
         self._next = (self._next + 1) % max(1, len(buffers))
         for buffer in buffers[self._next :] + buffers[: self._next]:
             for run in buffer.take(limit):
@@ -238,7 +233,7 @@ class PerfReader:
     def close(self) -> None:
         """Take the buffers out of the map and free them. The map stays open. Idempotent."""
         for cpu, buffer in self._buffers.items():
-            # A map that is closed or gone has let go of the event already.
+            # Fails for a map that is closed or gone, which holds no event any more.
             with contextlib.suppress(HostError, ValueError):
                 self._map.delete(cpu)
             buffer.close()
@@ -247,14 +242,12 @@ class PerfReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
 class _PerfBuffer:
-    """The buffer of one CPU. ``fd`` makes it a value for the perf event array."""
+    """The buffer of one CPU. It has an ``fd``, so it can be a value of the perf event array."""
 
     def __init__(self, cpu: int, pages: int, record: np.dtype[Any]) -> None:
         self.lost = 0
@@ -291,7 +284,7 @@ class _PerfBuffer:
         return 0 if self._positions is None else int(self._positions[0]) - int(self._positions[1])
 
     def take(self, limit: int) -> Iterable[NDArray[Any]]:
-        """Runs of records, up to ``limit`` of them; what was taken is given back to the kernel."""
+        """Yield runs of records, up to ``limit`` records; afterwards frees their room for the kernel."""
         if self._positions is None or self._data is None or not (pending := self.pending):
             return
         tail = int(self._positions[1])
@@ -337,16 +330,17 @@ class _PerfBuffer:
 
 
 def _joined(runs: list[NDArray[Any]], record: np.dtype[Any]) -> NDArray[Any]:
-    """The runs as one array of ``record`` that owns its memory."""
+    """Join the runs to one array of ``record`` that owns its memory."""
     if not runs:
         return np.zeros(0, record)
     return np.concatenate(runs).view(record)
 
 
-def _perf_trouble(error: OSError) -> str:
+def _perf_reason(error: OSError) -> str:
     if error.errno in (errno.EPERM, errno.EACCES):
         return f"{error.strerror} (needs root, or CAP_PERFMON and a higher limit of locked memory)"
     return error.strerror or str(error)
 
 
+# Lets the type checker see that both are EventReaders.
 _: tuple[Callable[..., EventReader], ...] = (RingBufferReader, PerfReader)

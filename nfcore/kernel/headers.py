@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernel headers for the compiler, without a kernel tree.
 
-bcc wants the tree of a kernel package, yet an XDP program includes nothing but the user-space API. So
-a stub tree in a cache folder stands in: a handful of tiny files written here, and links to the UAPI
-headers that the distribution installed for every C program::
+bcc needs the source tree of a kernel, but an XDP program includes only the user-space API. So a stub tree in a cache
+folder replaces it: a few tiny files from this module, and links to the UAPI headers that the distribution installs for
+C programs::
 
     CACHE/headers-DIGEST/
-        include/linux/kconfig.h, types.h, ...      written here
+        include/linux/kconfig.h, types.h, ...      from this module
         include/uapi/linux, asm-generic    ───►    /usr/include/linux, asm-generic
         arch/x86/include/uapi/asm          ───►    /usr/include/x86_64-linux-gnu/asm
 
-The digest covers the written text and the links, so that another version of either is another tree.
+The digest covers these files and the links: if either changes, the tree has another name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _KCONFIG = """\
 #define CONFIG_BPF_SYSCALL 1
 /* The compiler brings its own, newer description of BPF: an installed linux/bpf.h must stay empty. */
 #define __LINUX_BPF_H__
-/* Words that headers straight from a kernel tree still carry; installed ones have them stripped. */
+/* Headers from a kernel tree use these words; distributions strip them from installed headers. */
 #define __user
 #define __force
 #define __bitwise
@@ -151,28 +151,27 @@ _EMPTY = "/* nothing that an XDP program needs */\n"
 
 @dataclass(frozen=True)
 class Headers:
-    """A tree that the compiler accepts as a kernel's."""
+    """A folder that the compiler accepts as a kernel's source tree."""
 
     path: Path
-    """What the compiler gets as its kernel source."""
+    """The folder."""
     origin: str
-    """Where the headers come from, in words for a user."""
+    """Where the headers come from, as text for a user."""
 
 
 @dataclass(frozen=True)
 class _Installed:
-    """User-space API headers found on this machine: folders to link, by their place in the tree."""
+    """User-space API headers found on this machine: place in the tree → folder to link."""
 
     links: Mapping[str, Path]
     origin: str
 
 
 def find_headers(cache_dir: Path | None = None) -> Headers:
-    """Headers to compile with, building the stub tree in ``cache_dir`` if it is not there.
+    """Find headers to compile with; build the stub tree in ``cache_dir`` if it does not exist.
 
-    A user's BCC_KERNEL_SOURCE goes first. ``cache_dir`` defaults to ``/var/cache/nfcore`` for root
-    and to ``nfcore`` in the user's cache folder otherwise. Raises HostError naming the package to
-    install when nothing usable is found.
+    The environment variable BCC_KERNEL_SOURCE comes first. ``cache_dir`` defaults to :func:`default_cache_dir`.
+    Raises HostError naming the package to install when nothing usable is found.
     """
     chosen = os.environ.get("BCC_KERNEL_SOURCE")
     if chosen:
@@ -204,7 +203,7 @@ def _from_environment(path: Path) -> Headers:
 
 
 def _installed_headers(prefix: Path, architecture: str, triplet: str) -> Iterator[_Installed]:
-    """What is installed below ``prefix``, best first: headers for C programs, then kernel packages."""
+    """Yield what is installed below ``prefix``, best first: headers for C programs, then kernel packages."""
     include = prefix / "include"
     for assembly in (include / triplet / "asm", include / "asm"):
         links = {
@@ -229,7 +228,7 @@ def _installed_headers(prefix: Path, architecture: str, triplet: str) -> Iterato
 
 
 def _generated(tree: Path, trees: list[Path], architecture: str) -> dict[str, Path]:
-    """Links to what was generated for ``tree``; a split package keeps that in the tree of a flavour."""
+    """Links to the generated headers of ``tree``; a split package keeps them in the tree of a kernel flavour."""
     version = tree.name.removesuffix("common")
     folders = (f"arch/{architecture}/include/generated/uapi/asm", "include/generated/uapi/linux")
     for candidate in (tree, *(other for other in trees if other.name.startswith(version))):
@@ -262,14 +261,14 @@ def _stub_files(architecture: str, symbol: str) -> dict[str, str]:
 
 
 def _build(cache_dir: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> Path:
-    """The finished tree for ``files`` and ``links``: the cached one if intact, else a new one."""
+    """Return the tree of ``files`` and ``links``: the cached one if it is intact, else a new one."""
     digest = hashlib.sha256(repr((sorted(files.items()), sorted(links.items()))).encode()).hexdigest()
     tree = cache_dir / f"headers-{digest[:12]}"
     if _intact(tree, files, links):
         return tree
     try:
         cache_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with _alone_in(cache_dir):
+        with _locked(cache_dir):
             if not _intact(tree, files, links):
                 _replace(cache_dir, tree, files, links)
     except OSError as error:
@@ -278,23 +277,23 @@ def _build(cache_dir: Path, files: Mapping[str, str], links: Mapping[str, Path])
 
 
 @contextmanager
-def _alone_in(cache_dir: Path) -> Iterator[None]:
-    """One builder at a time, of all threads and processes."""
+def _locked(cache_dir: Path) -> Iterator[None]:
+    """Hold the lock of the folder: one thread of all processes builds at a time."""
     with (cache_dir / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _replace(cache_dir: Path, tree: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> None:
-    """Build the tree aside and rename it to its name, so that a reader finds all of it or nothing."""
-    workplace = Path(tempfile.mkdtemp(prefix=".headers-", dir=cache_dir))
+    """Build the tree in a temporary folder and rename it, so that a reader finds the whole tree or none."""
+    temporary = Path(tempfile.mkdtemp(prefix=".headers-", dir=cache_dir))
     try:
-        _write(workplace / "tree", files, links)
+        _write(temporary / "tree", files, links)
         if tree.exists():
-            tree.rename(workplace / "damaged")
-        (workplace / "tree").rename(tree)
+            tree.rename(temporary / "damaged")
+        (temporary / "tree").rename(tree)
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(tree: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> None:

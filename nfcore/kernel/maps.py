@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps in the kernel: created, pinned, opened, read and written in bulk with numpy.
+"""Maps in the kernel: create, pin, open, read and write them, in bulk with numpy.
 
 ::
 
@@ -17,61 +17,34 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import HostError
 from .codec import ValueLayout, address, encode, round_up
-from .cpus import online_cpus, possible_cpus
-from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
-from .pins import ensure_bpffs, obj_get, obj_pin
+from .mapspec import MapFlags, MapSpec, MapType
+from .pins import obj_get, obj_pin
 from .syscall import ENOTSUPP, Command, bpf, fd_by_id, lift_locked_memory_limit, object_info, object_kind
 
-__all__ = [
-    "BatchResult",
-    "Descriptor",
-    "Map",
-    "MapFlags",
-    "MapSpec",
-    "MapType",
-    "UpdateFlags",
-    "ensure_bpffs",
-    "obj_get",
-    "obj_pin",
-    "online_cpus",
-    "possible_cpus",
-]
-
 _CHUNK = 65536
-"""Elements asked for in one batch call: a few megabytes of buffer at most, for any size of map."""
+"""Elements of one batch call: its buffers take a few megabytes at most, whatever the size of the map."""
 _NO_BATCH = frozenset({errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP})
-"""How kernels say that a map type has no batch operation."""
+"""Errors that mean: this map type or kernel has no batch operation."""
 _MAP_INFO = struct.Struct("=IIIIII16s")
 """Head of ``struct bpf_map_info``: type, id, key_size, value_size, max_entries, map_flags, name."""
 
 
-class Descriptor(Protocol):
-    """Anything that has an open file descriptor: a map, a program, an event."""
-
-    @property
-    def fd(self) -> int:
-        """The descriptor."""
-        ...
-
-
 @dataclass(frozen=True)
 class BatchResult:
-    """How far a batch came."""
+    """Result of a batch."""
 
     done: int
     """Elements that were written or deleted before the kernel refused one."""
     errno: int
-    """Why it refused; 0 when all were done."""
+    """Why the kernel refused; 0 when all elements were done."""
 
 
 class Map:
@@ -83,17 +56,17 @@ class Map:
     """
 
     def __init__(self, fd: int, spec: MapSpec) -> None:
-        """Adopt ``fd``, trusting that it is a map like ``spec``."""
+        """Take over ``fd``, which must be a map like ``spec``; that is not checked."""
         self._fd = fd
         self._spec = spec
         self._layout = ValueLayout(spec)
         self._id: int | None = None
 
-    # -- life ---------------------------------------------------------------------------------------
+    # -- create, open, pin, close -------------------------------------------------------------------
 
     @classmethod
     def create(cls, spec: MapSpec) -> Self:
-        """A new, empty map. Raises HostError when the kernel refuses (privileges, memory, flags)."""
+        """Create an empty map. Raises HostError when the kernel refuses (privileges, memory, flags)."""
         if spec.inner is None:
             return cls(_create(spec, 0), spec)
         prototype = _create(spec.inner, 0)
@@ -104,16 +77,16 @@ class Map:
 
     @classmethod
     def open_pinned(cls, path: Path, spec: MapSpec) -> Self:
-        """The map pinned at ``path``, which must be as ``spec`` says in all but its name.
+        """Open the map pinned at ``path``. It must agree with ``spec`` in everything but the name.
 
-        Raises HostError naming the pin, the field, what was found and what was expected. The inner
-        spec of a map of maps cannot be compared: the kernel does not tell it.
+        Raises HostError naming the pin, the field, what was found and what was expected. The inner spec of a map of
+        maps is not compared: the kernel does not report it.
         """
         return cls._adopt(obj_get(path), spec, f"the pin {path}")
 
     @classmethod
     def from_id(cls, identifier: int, spec: MapSpec) -> Self:
-        """The map with this id, compared with ``spec`` like a pinned one. Raises HostError."""
+        """Open the map with this id; compared with ``spec`` like a pinned one. Raises HostError."""
         try:
             fd = fd_by_id(Command.MAP_GET_FD_BY_ID, identifier)
         except OSError as error:
@@ -138,22 +111,22 @@ class Map:
 
     @property
     def id(self) -> int:
-        """The kernel's number of the map, unique while it lives."""
+        """The kernel's ID of the map, unique as long as the map exists."""
         if self._id is None:
             self._id = _MAP_INFO.unpack_from(object_info(self.fd, 80))[1]
         return self._id
 
     @property
     def spec(self) -> MapSpec:
-        """What the map is like."""
+        """Type, key, value, size and flags of the map."""
         return self._spec
 
     def pin(self, path: Path) -> None:
-        """Name the map ``path`` on a bpf file system, where it outlives the process."""
+        """Pin the map at ``path`` on a bpf file system, where it outlives the process."""
         obj_pin(self.fd, path)
 
     def close(self) -> None:
-        """Give up the descriptor. Programs, pins and mappings keep the map alive. Idempotent."""
+        """Close the descriptor. Programs, pins and memory mappings keep the map alive. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -161,9 +134,7 @@ class Map:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -172,7 +143,7 @@ class Map:
     # -- one element --------------------------------------------------------------------------------
 
     def lookup(self, key: object) -> Any | None:
-        """The value under ``key`` (a copy), or None. Of a map of maps: the inner map's id.
+        """The value under ``key`` (a copy), or None. The value of a map of maps is the inner map's id.
 
         A numpy scalar or ``np.void``; for per-CPU maps an array of shape ``(possible CPUs,)``.
         """
@@ -183,19 +154,19 @@ class Map:
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
-            raise self._trouble("look up a key in", error) from error
+            raise self._error("look up a key in", error) from error
         return self._layout.decode(buffer, 1)[0]
 
     def update(self, key: object, value: object, flags: int = 0) -> None:
         """Set the value under ``key``.
 
-        ``value`` may be a Map or Program where the map holds such, and one value for all CPUs of a
-        per-CPU map. ``flags`` is an UpdateFlags. Raises HostError, e.g. when the map is full.
+        ``value`` is a Map or Program if the map holds such; one value sets all CPUs of a per-CPU map. ``flags`` is an
+        UpdateFlags. Raises HostError, e.g. when the map is full.
         """
         try:
-            self._update(self._key(key), self._layout.encode(value, 1), flags)
+            self._element(Command.MAP_UPDATE_ELEM, self._key(key), self._layout.encode(value, 1), flags)
         except OSError as error:
-            raise self._trouble(f"set key {key!r} of", error) from error
+            raise self._error(f"set key {key!r} of", error) from error
 
     def delete(self, key: object) -> bool:
         """Remove ``key``; False if it was not there."""
@@ -204,20 +175,17 @@ class Map:
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return False
-            raise self._trouble(f"delete key {key!r} of", error) from error
+            raise self._error(f"delete key {key!r} of", error) from error
         return True
 
     def _key(self, key: object) -> NDArray[Any]:
         return encode(key, self._spec.key, 1, f"key of {self._spec.name}")
 
     def _element(self, command: Command, key: NDArray[Any], value: NDArray[Any] | None, flags: int = 0) -> None:
-        where = [0 if array is None or not array.size else address(array) for array in (key, value)]
-        bpf(command, bytearray(struct.pack("=IIQQQ", self.fd, 0, *where, flags)))
+        pointers = [0 if array is None or not array.size else address(array) for array in (key, value)]
+        bpf(command, bytearray(struct.pack("=IIQQQ", self.fd, 0, *pointers, flags)))
 
-    def _update(self, key: NDArray[Any], value: NDArray[Any], flags: int) -> None:
-        self._element(Command.MAP_UPDATE_ELEM, key, value, flags)
-
-    def _trouble(self, what: str, error: OSError) -> HostError:
+    def _error(self, what: str, error: OSError) -> HostError:
         reason = error.strerror or str(error)
         if error.errno == errno.E2BIG:
             reason = f"it is full or the key is beyond its {self._spec.max_entries} entries"
@@ -228,9 +196,9 @@ class Map:
     # -- all elements -------------------------------------------------------------------------------
 
     def lookup_all(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Keys ``(n,)`` and values ``(n,)`` or ``(n, possible CPUs)`` of everything in the map.
+        """Keys ``(n,)`` and values ``(n,)`` or ``(n, possible CPUs)`` of all elements.
 
-        Not a snapshot: elements that programs add or remove meanwhile may or may not be there.
+        Not a snapshot: elements that programs add or remove meanwhile may be there or not.
         """
         if self._spec.is_array:
             keys: NDArray[Any] = np.arange(self._spec.max_entries, dtype=np.uint32)
@@ -247,7 +215,7 @@ class Map:
         return keys.view(self._spec.key), self._layout.decode(values, count)
 
     def _lookup_batches(self) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] | None:
-        """Everything, as bytes, in the kernel's chunks; None if it has no batch operation."""
+        """Keys and values of all elements, as bytes, chunk by chunk; None if there is no batch operation."""
         batches: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
         # The position is a u32 bucket for hash tables and a key for the other types.
         position = np.zeros(max(self._spec.key_size, 8), np.uint8)
@@ -261,11 +229,11 @@ class Map:
             if result.errno in _NO_BATCH and not started:
                 return None
             if result.errno == errno.ENOSPC:
-                # One bucket holds more than the buffer: nothing was copied, the position stands.
+                # A bucket has more elements than the buffer: nothing was copied, the position has not moved.
                 chunk *= 2
                 continue
             if result.errno not in (0, errno.ENOENT):
-                raise self._trouble("read", OSError(result.errno, os.strerror(result.errno)))
+                raise self._error("read", OSError(result.errno, os.strerror(result.errno)))
             started = True
             done = result.done
             batches.append((keys[: done * self._spec.key_size], values[: done * self._layout.stride]))
@@ -273,7 +241,7 @@ class Map:
                 return batches
 
     def _walk(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Everything, key by key, for types without batch operations."""
+        """Keys and values of all elements, key by key, for types without batch operations."""
         keys, values = bytearray(), bytearray()
         count = 0
         for key in self._iterate_keys():
@@ -283,14 +251,14 @@ class Map:
             except OSError as error:
                 if error.errno == errno.ENOENT:
                     continue
-                raise self._trouble("read", error) from error
+                raise self._error("read", error) from error
             keys += key.tobytes()
             values += value.tobytes()
             count += 1
         return np.frombuffer(keys, self._spec.key), self._layout.decode(np.frombuffer(values, np.uint8), count)
 
     def _iterate_keys(self) -> Iterator[NDArray[Any]]:
-        # A key that is deleted under the walk sends it back to the start: each key is given once.
+        # When the current key is deleted meanwhile, the kernel starts again: yield each key once.
         seen: set[bytes] = set()
         key: NDArray[Any] | None = None
         for _ in range(2 * self._spec.max_entries + 2):
@@ -301,7 +269,7 @@ class Map:
             except OSError as error:
                 if error.errno == errno.ENOENT:
                     return
-                raise self._trouble("walk", error) from error
+                raise self._error("walk", error) from error
             key = following
             if (token := key.tobytes()) not in seen:
                 seen.add(token)
@@ -323,7 +291,7 @@ class Map:
         return self._layout.decode(buffer, count)
 
     def _read_chunk(self, first: int, count: int, buffer: NDArray[np.uint8]) -> None:
-        # The kernel goes on after the position, and keys before the first wrap around to it.
+        # The kernel continues after the position; 2^32 - 1 stands for before the first element.
         position = np.array([(first - 1) & 0xFFFFFFFF, 0], np.uint32)
         keys = np.zeros(count, np.uint32)
         result = self._batch(Command.MAP_LOOKUP_BATCH, keys, buffer, count, position, position)
@@ -335,9 +303,9 @@ class Map:
                     self._element(Command.MAP_LOOKUP_ELEM, key, row)
                 except OSError as error:
                     if error.errno != errno.ENOENT:
-                        raise self._trouble("read", error) from error
+                        raise self._error("read", error) from error
         elif result.errno not in (0, errno.ENOENT):
-            raise self._trouble("read", OSError(result.errno, os.strerror(result.errno)))
+            raise self._error("read", OSError(result.errno, os.strerror(result.errno)))
 
     def write_array(self, first: int, values: object) -> None:
         """Write consecutive values of an array, from index ``first`` on.
@@ -350,7 +318,7 @@ class Map:
         result = self.update_batch(keys, values)
         if result.errno:
             error = OSError(result.errno, os.strerror(result.errno))
-            raise self._trouble(f"write element {first + result.done} of", error)
+            raise self._error(f"write element {first + result.done} of", error)
 
     def _check_range(self, first: int, count: int) -> None:
         if not self._spec.is_array:
@@ -363,8 +331,8 @@ class Map:
     def mmap(self) -> NDArray[Any]:
         """The memory of a MMAPABLE array itself: writable, shape ``(max_entries,)``.
 
-        Programs see writes at once and the other way round, word by word: there is no lock. The
-        mapping lives as long as the array or a view of it. Elements lie 8-byte aligned.
+        Programs see writes at once, and user space theirs, word by word: there is no lock. The mapping exists as long
+        as the returned array or a view of it. Elements are aligned to 8 bytes.
         """
         if self._spec.type is not MapType.ARRAY or not self._spec.flags & MapFlags.MMAPABLE:
             raise TypeError(f"map {self._spec.name} is not an ARRAY created with MapFlags.MMAPABLE")
@@ -373,7 +341,7 @@ class Map:
         try:
             memory = memory_map.mmap(self.fd, length)
         except OSError as error:
-            raise self._trouble("map the memory of", error) from error
+            raise self._error("map the memory of", error) from error
         return np.ndarray((self._spec.max_entries,), self._spec.value, buffer=memory, strides=(stride,))
 
     # -- batches ------------------------------------------------------------------------------------
@@ -387,15 +355,17 @@ class Map:
             result = self._batch(Command.MAP_UPDATE_BATCH, encoded_keys, encoded, count)
             if result.errno not in _NO_BATCH or result.done:
                 return result
-        # The batch operation knows no NOEXIST and EXIST, and some types have none at all.
-        rows = encoded.view(np.uint8).reshape(count, -1)
-        return self._one_by_one(encoded_keys, partial(self._update_row, encoded_keys, rows, flags))
-
-    def _update_row(self, keys: NDArray[Any], rows: NDArray[np.uint8], flags: int, index: int) -> None:
-        self._update(keys[index : index + 1], rows[index], flags)
+        # The batch operation does not support NOEXIST and EXIST, and some types have none.
+        rows = encoded.view(np.uint8).reshape(count, self._layout.stride)
+        for index in range(count):
+            try:
+                self._element(Command.MAP_UPDATE_ELEM, encoded_keys[index : index + 1], rows[index], flags)
+            except OSError as error:
+                return BatchResult(index, error.errno or errno.EIO)
+        return BatchResult(count, 0)
 
     def delete_batch(self, keys: object) -> BatchResult:
-        """Delete many elements; those that are not there are passed over and not counted."""
+        """Delete many elements; missing ones are skipped and not counted."""
         encoded = self._keys(keys)
         done = start = 0
         while start < len(encoded):
@@ -420,20 +390,11 @@ class Map:
                 missing += 1
         return BatchResult(len(keys) - missing, 0)
 
-    @staticmethod
-    def _one_by_one(keys: NDArray[Any], action: partial[None]) -> BatchResult:
-        for index in range(len(keys)):
-            try:
-                action(index)
-            except OSError as error:
-                return BatchResult(index, error.errno or errno.EIO)
-        return BatchResult(len(keys), 0)
-
     def lookup_batch_keys(self, keys: object) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-        """Which of ``keys`` are there, ``(n,)``, and their values, ``(n,)`` or ``(n, possible CPUs)``.
+        """Which of ``keys`` exist, ``(n,)``, and their values, ``(n,)`` or ``(n, possible CPUs)``.
 
-        Values of missing keys are zeros. The kernel has no batch operation for chosen keys: this is a
-        system call per key, except for arrays whose keys lie close together.
+        Values of missing keys are zeros. The kernel has no batch operation for given keys: this needs a system call
+        per key, except for arrays whose keys lie close together.
         """
         encoded = self._keys(keys)
         count = len(encoded)
@@ -453,7 +414,7 @@ class Map:
                 found[index] = True
             except OSError as error:
                 if error.errno != errno.ENOENT:
-                    raise self._trouble("look up keys in", error) from error
+                    raise self._error("look up keys in", error) from error
         return found, self._layout.decode(buffer, count)
 
     def _keys(self, keys: object) -> NDArray[Any]:
@@ -481,7 +442,7 @@ class Map:
         except OSError as error:
             done: int = struct.unpack_from("=I", attr, 32)[0]
             code = error.errno or errno.EIO
-            # A call that is refused as a whole leaves the count as it was.
+            # When the kernel refuses the whole call, it leaves the count unchanged.
             refused = done == count and (command is not Command.MAP_LOOKUP_BATCH or code != errno.ENOENT)
             return BatchResult(0 if refused else done, code)
         return BatchResult(struct.unpack_from("=I", attr, 32)[0], 0)
@@ -513,7 +474,7 @@ def _create(spec: MapSpec, inner_fd: int) -> int:
 
 
 def pinned_entries(path: Path) -> int:
-    """How many entries the map pinned at ``path`` was made for; HostError when nothing is pinned there."""
+    """``max_entries`` of the map pinned at ``path``; HostError when nothing is pinned there."""
     fd = obj_get(path)
     try:
         return int(_MAP_INFO.unpack_from(object_info(fd, 80))[4])
@@ -526,9 +487,9 @@ def _compare(fd: int, spec: MapSpec, place: str) -> None:
     if kind != "bpf-map":
         raise HostError(f"{place} is a {kind}, not the map {spec.name}")
     number, _, key_size, value_size, max_entries, flags, _ = _MAP_INFO.unpack_from(object_info(fd, 80))
-    # The kernel adds this flag to device maps by itself.
-    own = MapFlags.RDONLY_PROG if spec.type in (MapType.DEVMAP, MapType.DEVMAP_HASH) else 0
-    transient = MapFlags.RDONLY | MapFlags.WRONLY | own
+    # The kernel itself adds this flag to device maps.
+    added = MapFlags.RDONLY_PROG if spec.type in (MapType.DEVMAP, MapType.DEVMAP_HASH) else 0
+    transient = MapFlags.RDONLY | MapFlags.WRONLY | added
     fields = (
         ("type", _type_name(number), spec.type.name),
         ("key size", key_size, spec.key_size),

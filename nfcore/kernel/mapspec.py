@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a map is, without a kernel: its type, key, value, size and flags."""
+"""Describes a map without the kernel: type, key, value, size and flags."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MapType(IntEnum):
 
 
 class MapFlags(IntFlag):
-    """Flags that last as long as the map (``BPF_F_...`` of map creation)."""
+    """Flags of map creation (``BPF_F_...``)."""
 
     NO_PREALLOC = 1 << 0
     NO_COMMON_LRU = 1 << 1
@@ -58,7 +58,7 @@ class MapFlags(IntFlag):
 
 
 class UpdateFlags(IntFlag):
-    """What :meth:`Map.update` may do: anything, only add, or only change."""
+    """What :meth:`Map.update` may do: add or change, only add, only change."""
 
     ANY = 0
     NOEXIST = 1
@@ -68,21 +68,21 @@ class UpdateFlags(IntFlag):
 PER_CPU = frozenset({MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH})
 """Types that keep a value per possible CPU."""
 ARRAYS = frozenset({MapType.ARRAY, MapType.PERCPU_ARRAY})
-"""Types whose keys are always 0 … max_entries - 1 and all present."""
+"""Types whose keys are always 0 … max_entries - 1, all present."""
 OUTER = frozenset({MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS})
 """Types whose values are maps."""
 HOLDERS = OUTER | {MapType.PROG_ARRAY, MapType.PERF_EVENT_ARRAY}
-"""Types that are written with a descriptor of the object they hold."""
+"""Types to which user space writes the descriptor of an object."""
 
 
 @dataclass(frozen=True)
 class MapSpec:
-    """A map as a program expects it. Pure: equal specs describe interchangeable maps.
+    """A map as a program expects it. Equal specs describe interchangeable maps.
 
-    Keys and values are numpy dtypes whose ``itemsize`` is the kernel's key or value size; structured
-    ones name their fields as the C struct does, in its byte order. Padding between fields is part of a
-    hash key, so name it and keep it zero. ``None`` means size 0 (ring buffers, keys of queues). Values
-    of maps that hold maps, programs or perf events are ``np.uint32``.
+    Keys and values are numpy dtypes whose ``itemsize`` is the kernel's key or value size; structured ones have the
+    fields and byte order of the C struct. Padding between fields is part of a hash key, so name it and keep it zero.
+    ``None`` means size 0 (ring buffers, keys of queues). Values of maps that hold maps, programs or perf events are
+    ``np.uint32``.
     """
 
     name: str
@@ -93,12 +93,12 @@ class MapSpec:
     """Elements; for a ring buffer its size in bytes (a power of two and a multiple of the page size)."""
     flags: int = 0
     inner: MapSpec | None = None
-    """Of maps of maps: what each inner map is like. Their max_entries may differ from this one's."""
+    """For maps of maps: the spec of the inner maps. Their max_entries may differ from it."""
     numa_node: int | None = None
-    """Node to take the memory from; None leaves it to the kernel."""
+    """NUMA node for the memory; None: the kernel chooses."""
 
     def __post_init__(self) -> None:
-        # Callers write np.uint32 where a dtype is meant, as everywhere else with numpy.
+        # As everywhere in numpy, callers may write np.uint32 for a dtype.
         for field in ("key", "value"):
             given = getattr(self, field)
             dtype = None if given is None else np.dtype(given)
@@ -117,17 +117,17 @@ class MapSpec:
 
     @property
     def value_size(self) -> int:
-        """Bytes of a value, of one CPU's where there are several."""
+        """Bytes of a value; of a per-CPU map, of one CPU's value."""
         return 0 if self.value is None else self.value.itemsize
 
     @property
     def kernel_name(self) -> str:
-        """The name as the kernel shows it."""
+        """The name as the kernel has it, cut to 15 characters."""
         return self.name[:NAME_LENGTH]
 
     @property
     def creation_flags(self) -> int:
-        """``flags`` with what ``numa_node`` implies."""
+        """``flags``, with NUMA_NODE if ``numa_node`` is given."""
         return self.flags | (MapFlags.NUMA_NODE if self.numa_node is not None else 0)
 
     @property

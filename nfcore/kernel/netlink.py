@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few rtnetlink messages that XDP needs, with the kernel's own words when it refuses.
+"""The rtnetlink messages that XDP needs, with the kernel's reason when it refuses.
 
 Layouts and numbers: ``include/uapi/linux/{netlink,rtnetlink,if_link}.h``; native byte order. A request
 goes to the network namespace of the calling thread.
@@ -29,16 +29,16 @@ _SOL_NETLINK, _EXT_ACK, _CAP_ACK = 270, 11, 10
 
 
 class NetlinkError(OSError):
-    """The kernel refused. ``strerror`` has its reason in words where it gave one."""
+    """The kernel refused. ``strerror`` has its reason as text if it gave one."""
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded to 4 bytes."""
+    """Encode one attribute, padded to 4 bytes."""
     return _ATTRIBUTE.pack(len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
-    """An attribute made of attributes."""
+    """Encode an attribute that contains attributes."""
     return attribute(kind | _NESTED, b"".join(attributes))
 
 
@@ -53,11 +53,11 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def link_request(message: int, ifindex: int, *payload: bytes) -> dict[int, bytes]:
-    """Send a message about one interface; its attributes by kind, or nothing for a plain yes.
+    """Send a message about one interface; return the attributes of the answer by kind, none for an acknowledgement.
 
     Raises NetlinkError.
     """
-    # An acknowledgement as well as an answer would leave something unread; the answer is enough.
+    # RTM_GETLINK has an answer; an acknowledgement after it would stay unread.
     flags = _REQUEST | (_ACK if message == RTM_SETLINK else 0)
     body = _LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0) + b"".join(payload)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as channel:
@@ -80,9 +80,9 @@ def _raise_refusal(content: bytes, flags: int) -> None:
         return
     reason = os.strerror(code)
     if flags & _ERROR_ATTRIBUTES:
-        # The request follows the code: its header alone if the answer is capped.
+        # The request follows the error code: only its header if the answer is capped.
         request = _HEADER.size if flags & _ERROR_CAPPED else struct.unpack_from("=I", content, 4)[0]
-        words = dict(attributes(content[4 + request :])).get(_ERROR_MESSAGE)
-        if words:
-            reason = f"{words.rstrip(bytes(1)).decode(errors='replace')} ({reason})"
+        message = dict(attributes(content[4 + request :])).get(_ERROR_MESSAGE)
+        if message:
+            reason = f"{message.rstrip(bytes(1)).decode(errors='replace')} ({reason})"
     raise NetlinkError(code, reason)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names for maps and programs in a bpf file system, where they outlive the process."""
+"""Pins maps and programs on a bpf file system, where they outlive the process."""
 
 from __future__ import annotations
 
@@ -15,36 +15,33 @@ from .syscall import Command, bpf, is_on_bpffs, mount_bpffs, unmount
 
 log = logging.getLogger(__name__)
 _SYSTEM_BPFFS = Path("/sys/fs/bpf")
-_KERNELS_OWN = frozenset({"maps.debug", "progs.debug"})
-"""Files that the kernel puts into the root of every bpf file system."""
 
 
 def ensure_bpffs(path: Path) -> bool:
-    """Make ``path`` a directory of a bpf file system, mounting one there unless it is on one already.
+    """Make ``path`` a directory on a bpf file system; mount one there if it is on none.
 
-    Returns whether something was mounted: at ``path``, or at ``/sys/fs/bpf`` when ``path`` lies below
-    it. Raises HostError when the kernel refuses.
+    Returns whether something was mounted: at ``path``, or at ``/sys/fs/bpf`` when ``path`` lies below it. Raises
+    HostError when the kernel refuses.
     """
     mounted = False
     if path != _SYSTEM_BPFFS and _SYSTEM_BPFFS in path.parents and _SYSTEM_BPFFS.is_dir():
-        # sysfs takes no directories: below it, the file system has to come first.
-        mounted = _mount_unless_there(_SYSTEM_BPFFS)
+        # No directory can be made in sysfs, so mount the file system first.
+        mounted = _mount_if_missing(_SYSTEM_BPFFS)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise HostError(f"cannot create the directory {path} for pins: {error.strerror}") from error
     if not is_on_bpffs(path) and any(path.iterdir()):
         raise HostError(f"{path} is no bpf file system and not empty: mounting one there would hide what it holds")
-    return _mount_unless_there(path) or mounted
+    return _mount_if_missing(path) or mounted
 
 
 def remove_bpffs(path: Path) -> None:
-    """Undo :func:`ensure_bpffs` for an empty folder: unmount what is mounted at ``path`` and remove it.
+    """Undo :func:`ensure_bpffs` for an empty folder: unmount the file system at ``path`` and remove the folder.
 
-    A folder that still holds pins, or that is not there, is left alone. Raises HostError when the
-    kernel refuses.
+    Does nothing when the folder still has pins or does not exist. Raises HostError when the kernel refuses.
     """
-    # The kernel puts maps.debug and progs.debug into a new bpf file system; no pin can have a dot.
+    # The kernel puts maps.debug and progs.debug into a new bpf file system. Names of pins cannot have a dot.
     if not path.is_dir() or any("." not in entry.name for entry in path.iterdir()):
         return
     if path.is_mount() and path != _SYSTEM_BPFFS:
@@ -58,15 +55,15 @@ def remove_bpffs(path: Path) -> None:
         raise HostError(f"cannot remove the directory {path}: {error.strerror}") from error
 
 
-def _mount_unless_there(path: Path) -> bool:
+def _mount_if_missing(path: Path) -> bool:
     try:
         if is_on_bpffs(path):
             return False
         mount_bpffs(path)
         if not _in_first_mount_namespace():
             log.warning(
-                "%s is mounted in this mount namespace only and goes with it: enter a network namespace with "
-                "nsenter --net=/run/netns/NAME, which leaves mounts alone, rather than with ip netns exec",
+                "%s is mounted in this mount namespace only and disappears with it: enter a network namespace with "
+                "nsenter --net=/run/netns/NAME, which keeps the mount namespace, instead of ip netns exec",
                 path,
             )
     except OSError as error:
@@ -84,27 +81,24 @@ def _in_first_mount_namespace() -> bool:
 
 
 def obj_pin(fd: int, path: Path) -> None:
-    """Give the map or program behind ``fd`` the name ``path``, on a bpf file system.
-
-    Raises HostError when the name is taken or not on such a file system.
-    """
+    """Pin the map or program ``fd`` at ``path``. Raises HostError when something is there, or no bpf file system."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     try:
         bpf(Command.OBJ_PIN, bytearray(struct.pack("=QII", ctypes.addressof(name), fd, 0)))
     except OSError as error:
-        raise HostError(f"cannot pin at {path}: {_pin_trouble(error, path)}") from error
+        raise HostError(f"cannot pin at {path}: {_pin_reason(error, path)}") from error
 
 
 def obj_get(path: Path) -> int:
-    """Open what is pinned at ``path``: a new file descriptor. Raises HostError."""
+    """Open what is pinned at ``path``; return a new file descriptor. Raises HostError."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     try:
         return bpf(Command.OBJ_GET, bytearray(struct.pack("=QII", ctypes.addressof(name), 0, 0)))
     except OSError as error:
-        raise HostError(f"cannot open the pin {path}: {_pin_trouble(error, path)}") from error
+        raise HostError(f"cannot open the pin {path}: {_pin_reason(error, path)}") from error
 
 
-def _pin_trouble(error: OSError, path: Path) -> str:
+def _pin_reason(error: OSError, path: Path) -> str:
     if error.errno == errno.EEXIST:
         return "something is pinned there already; remove it first"
     if error.errno == errno.ENOENT:

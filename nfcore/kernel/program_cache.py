@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled programs kept on disk, so that a second start needs no compiler.
+"""Keeps compiled programs on disk, so that a second start needs no compiler.
 
-An entry is found by what was asked for: source, function, flags, headers. It is good for as long as
-everything that the compiler read is as it was: the content of the source and of every header, what other
-headers there are in the folders that were searched, and the compiler's own libraries::
+The key of an entry is a digest of the request: source, function, flags, headers. An entry is valid as long as nothing
+that the compiler read has changed: the content of the source and of every header, the list of headers in the searched
+folders, and the compiler's own libraries::
 
     FOLDER/KEY      line 1: SHA-256 of the rest      line 2: JSON, see _Entry
 
-Maps are named by :func:`placeholders` instead of descriptors, which differ at every start; :func:`relocate`
-puts the descriptors in. An entry is code for the kernel, so the folder and its files must belong to this
-user and be closed to all others, or they are not used.
+Entries have :func:`placeholders` for the descriptors of maps, which differ at every start; :func:`relocate` puts the
+descriptors in. An entry is code for the kernel, so the folder and its files are used only if they belong to this user
+and no other user can open them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import stat
 import struct
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ from .headers import default_cache_dir
 _LOG = logging.getLogger(__name__)
 
 _FORMAT = 1
-"""Raised when what is kept, or how it is compiled, changes without a change to the worker."""
+"""To be raised when the format of entries, or the way of compiling, changes without a change to the worker."""
 _MOST_ENTRIES = 256
-_LARGEST = 16 << 20
+_MOST_BYTES = 16 << 20
+"""Of an entry."""
 _PLACEHOLDER_BASE = 0x5EED0000
-# The kernel stamps files by a clock that stands still for up to one tick, 10 ms at 100 Hz.
+# Time stamps of files come from a clock that advances once per tick, every 10 ms at 100 Hz.
 _CLOCK_SLACK_NS = 50_000_000
 
 # include/uapi/linux/bpf.h: struct bpf_insn is opcode, two registers of 4 bits, offset, immediate value.
@@ -47,22 +48,22 @@ _PSEUDO_MAP_FD = 1
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program as the compiler made it, maps by placeholder, and what it was made from."""
+    """A compiled program, with placeholders for maps, and the files that it was made from."""
 
     instructions: bytes
     """``struct bpf_insn[]``."""
     license: str
     files: tuple[Path, ...]
-    """The source and every header that was read."""
+    """The source and every header that the compiler read."""
     libraries: tuple[Path, ...]
-    """The compiler."""
+    """The shared libraries of the compiler."""
     searched: tuple[Path, ...]
-    """Folders of the project in which headers are looked for, in any depth."""
+    """Folders in which the compiler searched for headers, at any depth."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A program on disk."""
+    """A compiled program on disk."""
 
     instructions: str
     """Hexadecimal."""
@@ -70,44 +71,44 @@ class _Entry:
     files: dict[str, str]
     """Path → SHA-256 of the content."""
     libraries: dict[str, str]
-    """Path → size and time of the last change: too large to be read at each start."""
+    """Path → size and time of the last change; the files are too large to read at each start."""
     searched: dict[str, str]
     """Folder → SHA-256 of the names of the headers in it."""
 
 
 def placeholders(names: Iterable[str]) -> dict[str, int]:
-    """The number that stands for the descriptor of each map in compiled code."""
+    """Map → the number that stands for its descriptor in compiled code."""
     return {name: _PLACEHOLDER_BASE + index for index, name in enumerate(sorted(names))}
 
 
 def relocate(instructions: bytes, descriptors: Mapping[int, int]) -> bytes:
-    """``instructions`` with each placeholder replaced by its descriptor.
+    """Replace each placeholder in ``instructions`` by its descriptor.
 
-    Raises KeyError for a map that is none of the placeholders.
+    Raises KeyError for a reference to any other map.
     """
     code = bytearray(instructions)
-    for place in range(0, len(code), _INSTRUCTION.size):
-        opcode, registers, offset, immediate = _INSTRUCTION.unpack_from(code, place)
-        # The source register is the upper half of the byte on every machine of the system calls' table.
+    for position in range(0, len(code), _INSTRUCTION.size):
+        opcode, registers, offset, immediate = _INSTRUCTION.unpack_from(code, position)
+        # The source register is the upper half of the byte: x86-64 and arm64 are little-endian.
         if opcode == _LOAD_IMM64 and registers >> 4 == _PSEUDO_MAP_FD:
-            _INSTRUCTION.pack_into(code, place, opcode, registers, offset, descriptors[immediate])
+            _INSTRUCTION.pack_into(code, position, opcode, registers, offset, descriptors[immediate])
     return bytes(code)
 
 
 def cache_key(*request: Any) -> str:
-    """The name of an entry: a digest of what was asked for."""
+    """The name of an entry: a digest of the request."""
     return hashlib.sha256(json.dumps([_FORMAT, platform.machine(), *request]).encode()).hexdigest()
 
 
 class ProgramCache:
-    """The entries of one folder. Never raises: without a usable folder nothing is found and nothing is kept."""
+    """The entries of one folder. Never raises: without a usable folder it finds nothing and keeps nothing."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """``folder`` defaults to ``programs`` in :func:`.headers.default_cache_dir`; it is made when needed."""
+        """``folder`` defaults to ``programs`` in :func:`.headers.default_cache_dir`; it is created when needed."""
         self.folder = folder or default_cache_dir() / "programs"
 
     def find(self, key: str) -> Compiled | None:
-        """The program of this key; None when there is none, or what it was made from has changed."""
+        """The program of this key; None when there is none, or when a file that it was made from has changed."""
         if not self._usable():
             return None
         try:
@@ -127,9 +128,9 @@ class ProgramCache:
         )
 
     def keep(self, key: str, compiled: Compiled, started_ns: int) -> bool:
-        """Keep a program whose compilation began at ``started_ns`` (``time.time_ns()``); whether that was done.
+        """Keep a program whose compilation began at ``started_ns`` (``time.time_ns()``); return whether it was kept.
 
-        It is not when one of its files may have changed since: nobody knows what the compiler read.
+        It is not kept when a file may have changed since then: the compiler may have read the old or the new content.
         """
         try:
             if any(_changed_ns(path) > started_ns - _CLOCK_SLACK_NS for path in compiled.files):
@@ -165,12 +166,12 @@ def _is_private(status: os.stat_result) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a file of ours; PermissionError when it is anybody else's."""
+    """The content of a file that only this user can open; PermissionError for any other file."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or not _is_private(status):
             raise PermissionError(f"{path} is not private")
-        return file.read(_LARGEST)
+        return file.read(_MOST_BYTES)
 
 
 def _parse(content: bytes) -> _Entry | None:
@@ -181,9 +182,9 @@ def _parse(content: bytes) -> _Entry | None:
 
 
 def _write(folder: Path, key: str, entry: _Entry) -> None:
-    """Put an entry into place at once: a reader sees the old one or the new one."""
+    """Write an entry atomically: a reader sees the old one or the new one."""
     text = json.dumps(asdict(entry)).encode()
-    # Made with mode 0600.
+    # mkstemp creates the file with mode 0600.
     number, name = tempfile.mkstemp(prefix=".new-", dir=folder)
     try:
         with os.fdopen(number, "wb") as file:
@@ -202,19 +203,19 @@ def _mark_as_used(path: Path) -> None:
 
 
 def _entry(compiled: Compiled) -> _Entry:
-    blank = _Entry(
+    without_digests = _Entry(
         compiled.instructions.hex(),
         compiled.license,
         dict.fromkeys(map(str, compiled.files), ""),
         dict.fromkeys(map(str, compiled.libraries), ""),
         dict.fromkeys(map(str, compiled.searched), ""),
     )
-    files, libraries, searched = _fingerprint(blank)
-    return _Entry(blank.instructions, blank.license, files, libraries, searched)
+    files, libraries, searched = _fingerprint(without_digests)
+    return replace(without_digests, files=files, libraries=libraries, searched=searched)
 
 
 def _fingerprint(entry: _Entry) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """What the entry's files, libraries and folders are now. OSError when one is gone."""
+    """The digests of the entry's files, libraries and folders as they are now. OSError when one is gone."""
     return (
         {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in entry.files},
         {path: _stamp(Path(path)) for path in entry.libraries},
@@ -228,12 +229,12 @@ def _stamp(path: Path) -> str:
 
 
 def _names(folder: Path) -> str:
-    """A digest of the headers below ``folder``: a new one may hide one that was read."""
+    """A digest of the names of headers below ``folder``: a new header may hide one that was read."""
     names: Sequence[str] = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.h"))
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def _changed_ns(path: Path) -> int:
     status = path.stat()
-    # A file's own time can be set to anything, the time of its last change cannot.
+    # Anyone may set mtime to any value; ctime cannot be set.
     return max(status.st_mtime_ns, status.st_ctime_ns)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loaded XDP programs: what the kernel knows of them, pins, and runs on a packet without a NIC."""
+"""Loaded XDP programs: their metadata in the kernel, pins, and test runs on a packet without a NIC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -24,13 +23,13 @@ _PROG_INFO = struct.Struct("=II8sIIQQQIIQ16s")
 load_time, created_by_uid, nr_map_ids, a pointer, name."""
 _TYPE_XDP = 6
 _SHORTEST_FRAME = 14
-"""Bytes of an Ethernet header, the least that the kernel runs a program on."""
+"""Bytes of an Ethernet header: the kernel runs a program on no shorter frame."""
 _ROOM = 4096
-"""Bytes that a program can prepend and append at most: the kernel's test buffer is one page."""
+"""Bytes that a program can add at most: the kernel's test buffer is one page."""
 
 
 class XdpAction(enum.IntEnum):
-    """What a program decided (``enum xdp_action``). Prints as the kernel's name, e.g. ``XDP_TX``."""
+    """Verdict of a program (``enum xdp_action``). Prints as the kernel's name, e.g. ``XDP_TX``."""
 
     ABORTED = 0
     DROP = 1
@@ -49,16 +48,16 @@ class XdpAction(enum.IntEnum):
 
 @dataclass(frozen=True)
 class TestRun:
-    """What became of one packet."""
+    """Result of a test run."""
 
-    # pytest collects classes by this prefix.
+    # Not a test class, in spite of its name: pytest must not collect it.
     __test__ = False
 
     verdict: XdpAction
     output: bytes
-    """The frame as the program left it, without metadata."""
+    """The frame after the run, without metadata."""
     metadata: bytes
-    """What the program left in front of the frame."""
+    """The metadata in front of the frame after the run."""
     duration_ns: int
     """Mean time of one repetition, whole nanoseconds, truncated by the kernel."""
 
@@ -67,7 +66,7 @@ class Program:
     """A loaded XDP program. Owns its file descriptor; a context manager."""
 
     def __init__(self, fd: int) -> None:
-        """Adopt ``fd``. Raises HostError (and leaves ``fd`` open) when it is not an XDP program."""
+        """Take over ``fd``. Raises HostError (and leaves ``fd`` open) when it is no BPF program."""
         kind = object_kind(fd)
         if kind != "bpf-prog":
             raise HostError(f"a {kind} was found where an XDP program was expected")
@@ -82,12 +81,12 @@ class Program:
 
     @classmethod
     def open_pinned(cls, path: Path) -> Self:
-        """The XDP program pinned at ``path``. Raises HostError."""
+        """Open the XDP program pinned at ``path``. Raises HostError."""
         return cls._adopt(obj_get(path), f"the pin {path}")
 
     @classmethod
     def from_id(cls, identifier: int) -> Self:
-        """The XDP program with this id. Raises HostError."""
+        """Open the XDP program with this id. Raises HostError."""
         try:
             fd = fd_by_id(Command.PROG_GET_FD_BY_ID, identifier)
         except OSError as error:
@@ -115,7 +114,7 @@ class Program:
 
     @property
     def id(self) -> int:
-        """The kernel's number of the program, unique while it lives."""
+        """The kernel's ID of the program, unique as long as the program exists."""
         return self._id
 
     @property
@@ -139,11 +138,11 @@ class Program:
         return self._xlated
 
     def pin(self, path: Path) -> None:
-        """Name the program ``path`` on a bpf file system, where it outlives the process."""
+        """Pin the program at ``path`` on a bpf file system, where it outlives the process."""
         obj_pin(self.fd, path)
 
     def close(self) -> None:
-        """Give up the descriptor. Attachments and pins keep the program alive. Idempotent."""
+        """Close the descriptor. Attachments and pins keep the program alive. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -151,9 +150,7 @@ class Program:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -170,11 +167,11 @@ class Program:
     ) -> TestRun:
         """Run the program on ``frame`` in the kernel, with no interface involved.
 
-        ``frame`` begins with the Ethernet header. ``metadata`` is put in front, as a driver would: 0 or
-        4, 8, … 32 bytes. ``ifindex`` (of an interface that is up and XDP-capable, in this network
-        namespace) and ``rx_queue_index`` are what the program sees in its context. With ``repeat`` the
-        packet is *not* restored in between. Maps are written as by real packets. Raises ValueError for
-        lengths that no packet has, HostError when the kernel refuses.
+        ``frame`` begins with the Ethernet header. ``metadata`` is put in front of it, as a driver does: 0, 4, 8, … 32
+        bytes. The program finds ``ifindex`` (of an interface that is up and XDP-capable, in this network namespace)
+        and ``rx_queue_index`` in its context. ``repeat``: the packet is *not* restored between repetitions. The
+        program writes to its maps as for real packets. Raises ValueError for impossible lengths, HostError when the
+        kernel refuses.
         """
         if len(frame) < _SHORTEST_FRAME:
             raise ValueError(f"a frame of {len(frame)} bytes: at least {_SHORTEST_FRAME} are needed")
@@ -198,7 +195,7 @@ class Program:
         try:
             bpf(Command.PROG_TEST_RUN, attr)
         except OSError as error:
-            raise HostError(f"cannot run program {self._name} on a test packet: {_why(error, ifindex)}") from error
+            raise HostError(f"cannot run program {self._name} on a test packet: {_reason(error, ifindex)}") from error
         _, verdict, _, size = struct.unpack_from("=IIII", attr)
         duration: int = struct.unpack_from("=I", attr, 36)[0]
         left = data_out[:size].tobytes()
@@ -207,11 +204,11 @@ class Program:
 
 
 def _action(number: int) -> XdpAction:
-    # The kernel drops packets with an unknown verdict as if the program had aborted.
+    # The kernel treats an unknown verdict as XDP_ABORTED.
     return XdpAction(number) if number <= XdpAction.REDIRECT else XdpAction.ABORTED
 
 
-def _why(error: OSError, ifindex: int) -> str:
+def _reason(error: OSError, ifindex: int) -> str:
     if error.errno in (errno.EINVAL, errno.ENODEV) and ifindex:
         return f"{error.strerror} (is interface {ifindex} up, XDP-capable and has it that receive queue?)"
     if error.errno == errno.EPERM:

@@ -3,8 +3,7 @@
 
 Numbers and attribute layouts are those of the kernel's ``include/uapi/linux/bpf.h``,
 ``include/uapi/linux/perf_event.h`` and the system call tables of x86-64 and arm64. Attributes are
-little byte arrays that the caller packs with :mod:`struct` in native byte order; the kernel takes a
-short one as if zeros followed.
+byte arrays that the caller packs with :mod:`struct` in native byte order; the kernel extends a short one with zeros.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 from ..errors import UnsupportedError
 
 ENOTSUPP = 524
-"""The kernel's internal "not supported", which bpf(2) lets out for a map without a batch operation."""
+"""A kernel-internal error, "not supported", which bpf(2) returns for a map without a batch operation."""
 
 _SYSCALLS = {
     # machine: (bpf, perf_event_open)
@@ -33,7 +32,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Command(IntEnum):
-    """``enum bpf_cmd``, as far as it is used here."""
+    """``enum bpf_cmd``, the commands used here."""
 
     MAP_CREATE = 0
     MAP_LOOKUP_ELEM = 1
@@ -69,9 +68,9 @@ def _checked(result: int, what: str) -> int:
 
 
 def bpf(command: Command, attr: bytearray) -> int:
-    """The system call, with ``attr``, which the kernel may write to.
+    """Make the system call with ``attr``, which the kernel may write to.
 
-    Returns what the kernel returns (a file descriptor, mostly, close-on-exec); raises OSError.
+    Returns the kernel's result, often a close-on-exec file descriptor; raises OSError.
     """
     number = _numbers()[0]
     pointer = (ctypes.c_char * len(attr)).from_buffer(attr)
@@ -98,19 +97,19 @@ def fd_by_id(command: Command, identifier: int) -> int:
 
 
 def object_kind(fd: int) -> str:
-    """``"bpf-map"``, ``"bpf-prog"``, ``"bpf_link"`` or whatever else ``fd`` is."""
+    """Kind of the object behind ``fd``: ``"bpf-map"``, ``"bpf-prog"``, ``"bpf_link"`` or another."""
     return str(Path(f"/proc/self/fd/{fd}").readlink()).removeprefix("anon_inode:").strip("[]")
 
 
 def perf_event_open(attr: bytes, cpu: int) -> int:
-    """Open a perf event of all processes on ``cpu``; a close-on-exec descriptor, or OSError."""
+    """Open a perf event for all processes on ``cpu``; returns a close-on-exec descriptor; raises OSError."""
     close_on_exec = ctypes.c_ulong(8)
     result: int = _LIBC.syscall(_numbers()[1], attr, -1, cpu, -1, close_on_exec)
     return _checked(result, "perf_event_open")
 
 
 def mount_bpffs(target: Path) -> None:
-    """Mount a bpf file system at ``target`` that root alone can enter; OSError when refused."""
+    """Mount a bpf file system at ``target`` that only root can enter; OSError when refused."""
     arguments = (b"bpf", os.fsencode(target), b"bpf", ctypes.c_ulong(0), b"mode=0700")
     _checked(_LIBC.mount(*arguments), "mount")
 
@@ -129,9 +128,9 @@ def is_on_bpffs(path: Path) -> bool:
 
 
 def lift_locked_memory_limit() -> bool:
-    """Allow this process any amount of locked memory: kernels before 5.11 charge maps to that limit.
+    """Remove this process's limit of locked memory, which in kernels before 5.11 also limits maps.
 
-    Returns whether the limit was raised, so that a refused call is worth a second try.
+    Returns whether the limit was raised, so that a second try of a refused call makes sense.
     """
     unlimited = resource.RLIM_INFINITY
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == unlimited:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""XDP programs on interfaces: attached, replaced without losing a packet, detached with care.
+"""Attaches XDP programs to interfaces, replaces them without losing a packet, detaches them.
 
-An interface has one XDP program at a time. Nothing here takes another's place unless it was told which
-program may go; the kernel checks that in the same moment, by XDP_FLAGS_REPLACE. Interfaces are those of
-the calling thread's network namespace.
+An interface has one XDP program at a time. These functions replace or detach a program only if the caller gives its
+id; the kernel checks it atomically (XDP_FLAGS_REPLACE). Interfaces are those of the calling thread's network namespace.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ _SKIP_STATISTICS = 1 << 3
 
 
 class XdpMode(StrEnum):
-    """Where the program runs."""
+    """Where a program runs."""
 
     NATIVE = "native"
     """In the driver, before an skb exists."""
     GENERIC = "generic"
-    """On the skb: any interface, slower."""
+    """On the skb: works on any interface, but slower."""
     AUTO = "auto"
-    """As a request only: native, and generic where the driver refuses that."""
+    """In requests only: native, or generic if the driver refuses native."""
 
 
 @dataclass(frozen=True)
 class AttachedXdp:
-    """The program that an interface has."""
+    """The program that is attached to an interface."""
 
     id: int
     mode: XdpMode
@@ -55,16 +54,16 @@ class AttachedXdp:
 
 
 def interface_index(name: str) -> int:
-    """The index of the interface called ``name``. Raises HostError listing those that there are."""
+    """The index of the interface ``name``. Raises HostError listing the existing interfaces."""
     try:
         return socket.if_nametoindex(name)
     except OSError:
-        there = ", ".join(other for _, other in socket.if_nameindex()) or "none"
-        raise HostError(f"no interface named {name} in this network namespace (there are: {there})") from None
+        existing = ", ".join(other for _, other in socket.if_nameindex()) or "none"
+        raise HostError(f"no interface named {name} in this network namespace (there are: {existing})") from None
 
 
 def interface_name(ifindex: int) -> str:
-    """The name of an interface, for messages; ``#7`` if there is none with index 7."""
+    """The name of an interface, for messages; ``#7`` if no interface has index 7."""
     try:
         return socket.if_indextoname(ifindex)
     except OSError:
@@ -72,46 +71,46 @@ def interface_name(ifindex: int) -> str:
 
 
 def attached_xdp(ifindex: int) -> AttachedXdp | None:
-    """What is attached to the interface; the native program if there is a generic one besides."""
+    """The attached program, or None; if there are a native and a generic one, the native one."""
     skip = attribute(_EXTENDED_MASK, struct.pack("=I", _SKIP_STATISTICS))
     try:
         link = link_request(RTM_GETLINK, ifindex, skip)
     except NetlinkError as error:
         raise HostError(f"cannot query interface {interface_name(ifindex)}: {error.strerror}") from error
     xdp = dict(parse_attributes(link.get(_IFLA_XDP, b"")))
-    attached = xdp.get(_XDP_ATTACHED, b"\0")[0]
+    state = xdp.get(_XDP_ATTACHED, b"\0")[0]
     choices = {
         _ATTACHED_NATIVE: (_XDP_DRV_PROG_ID, XdpMode.NATIVE),
         _ATTACHED_GENERIC: (_XDP_SKB_PROG_ID, XdpMode.GENERIC),
         _ATTACHED_OFFLOADED: (_XDP_HW_PROG_ID, XdpMode.NATIVE),
         _ATTACHED_MULTI: (_XDP_DRV_PROG_ID, XdpMode.NATIVE),
     }
-    if attached not in choices:
+    if state not in choices:
         return None
-    kind, mode = choices[attached]
+    kind, mode = choices[state]
     program_id = xdp.get(kind) or xdp.get(_XDP_PROG_ID)
     return AttachedXdp(struct.unpack("=I", program_id)[0], mode) if program_id else None
 
 
 def attach_xdp(ifindex: int, program: Program, *, mode: XdpMode, replace: int | None = None) -> XdpMode:
-    """Attach ``program`` to the interface; returns the mode it runs in, NATIVE or GENERIC.
+    """Attach ``program`` to the interface; return the mode in which it runs, NATIVE or GENERIC.
 
-    ``replace`` is the id of a program that may be attached already: it is replaced atomically, in its
-    mode. AUTO tries native first and logs the driver's reason when it falls back to generic. Raises
-    HostError when another program is attached or the kernel refuses, with the kernel's reason.
+    ``replace`` is the id of a program that may be attached already: it is replaced atomically, in its mode. AUTO tries
+    native first and logs the driver's reason when it falls back to generic. Raises HostError when another program is
+    attached, or with the kernel's reason when it refuses.
     """
     name = interface_name(ifindex)
-    there = attached_xdp(ifindex)
-    if there is not None:
-        if there.id != replace:
-            raise HostError(occupied(name, there))
-        if mode not in (XdpMode.AUTO, there.mode):
+    attached = attached_xdp(ifindex)
+    if attached is not None:
+        if attached.id != replace:
+            raise HostError(occupied(name, attached))
+        if mode not in (XdpMode.AUTO, attached.mode):
             raise HostError(
-                f"interface {name} runs program {there.id} in {there.mode} mode, which cannot become "
+                f"interface {name} runs program {attached.id} in {attached.mode} mode, which cannot become "
                 f"{mode} without a gap: detach it first (ip link set dev {name} xdp off)"
             )
-        _replace(ifindex, name, program, there)
-        return there.mode
+        _replace(ifindex, name, program, attached)
+        return attached.mode
     if mode is not XdpMode.AUTO:
         _attach_new(ifindex, name, program, mode)
         return mode
@@ -119,23 +118,23 @@ def attach_xdp(ifindex: int, program: Program, *, mode: XdpMode, replace: int | 
 
 
 def detach_xdp(ifindex: int, *, expected: int | None) -> bool:
-    """Take the program off the interface, if it is the one with the id ``expected`` (None: any).
+    """Detach the program from the interface if its id is ``expected`` (None: any).
 
-    Returns whether something was detached: False when nothing or another program is attached. Raises
-    HostError when the kernel refuses.
+    Returns whether a program was detached: False when none or another one is attached. Raises HostError when the
+    kernel refuses.
     """
-    there = attached_xdp(ifindex)
-    if there is None or expected not in (None, there.id):
+    attached = attached_xdp(ifindex)
+    if attached is None or expected not in (None, attached.id):
         return False
     try:
-        _set_program(ifindex, -1, there.mode, expected=there.id)
+        _set_program(ifindex, -1, attached.mode, expected=attached.id)
     except FileNotFoundError:
         return False
     except NetlinkError as error:
         if error.errno == errno.EEXIST:
             return False
         name = interface_name(ifindex)
-        raise HostError(f"cannot detach program {there.id} from {name}: {error.strerror}") from error
+        raise HostError(f"cannot detach program {attached.id} from {name}: {error.strerror}") from error
     return True
 
 
@@ -144,13 +143,8 @@ def _attach_best(ifindex: int, name: str, program: Program) -> XdpMode:
         _attach_new(ifindex, name, program, XdpMode.NATIVE)
     except HostError as native:
         cause = native.__cause__
-        if isinstance(cause, OSError) and cause.errno in (
-            errno.EEXIST,
-            errno.EBUSY,
-            errno.EPERM,
-            errno.ENODEV,
-        ):
-            raise
+        if isinstance(cause, OSError) and cause.errno in (errno.EEXIST, errno.EBUSY, errno.EPERM, errno.ENODEV):
+            raise  # generic mode would fail for the same reason
         try:
             _attach_new(ifindex, name, program, XdpMode.GENERIC)
         except HostError as generic:
@@ -164,23 +158,23 @@ def _attach_new(ifindex: int, name: str, program: Program, mode: XdpMode) -> Non
     try:
         _set_program(ifindex, program.fd, mode)
     except NetlinkError as error:
-        there = attached_xdp(ifindex)
-        if error.errno in (errno.EBUSY, errno.EEXIST) and there is not None:
-            raise HostError(occupied(name, there)) from error
+        attached = attached_xdp(ifindex)
+        if error.errno in (errno.EBUSY, errno.EEXIST) and attached is not None:
+            raise HostError(occupied(name, attached)) from error
         raise HostError(f"cannot attach {program.name} to interface {name} in {mode} mode: {error.strerror}") from error
 
 
-def _replace(ifindex: int, name: str, program: Program, there: AttachedXdp) -> None:
+def _replace(ifindex: int, name: str, program: Program, attached: AttachedXdp) -> None:
     try:
-        _set_program(ifindex, program.fd, there.mode, expected=there.id)
+        _set_program(ifindex, program.fd, attached.mode, expected=attached.id)
     except OSError as error:
         raise HostError(
-            f"cannot replace program {there.id} on interface {name} by {program.name}: {error.strerror}"
+            f"cannot replace program {attached.id} on interface {name} by {program.name}: {error.strerror}"
         ) from error
 
 
 def _set_program(ifindex: int, fd: int, mode: XdpMode, *, expected: int | None = None) -> None:
-    """Set or (``fd`` -1) remove the program, where ``expected`` is attached or nothing at all."""
+    """Set the program, or remove it (``fd`` -1), if ``expected`` is attached (None: if nothing is)."""
     flags = _DRV_MODE if mode is XdpMode.NATIVE else _SKB_MODE
     if expected is None:
         flags |= _UPDATE_IF_NOEXIST
@@ -199,14 +193,14 @@ def _send(ifindex: int, fd: int, flags: int, *more: bytes) -> None:
     link_request(RTM_SETLINK, ifindex, xdp)
 
 
-def occupied(name: str, there: AttachedXdp) -> str:
-    """Say that interface ``name`` has a program already, which one, and what to do."""
+def occupied(name: str, attached: AttachedXdp) -> str:
+    """The message that interface ``name`` already has a program, which one, and what to do."""
     try:
-        with Program.from_id(there.id) as program:
-            called = f" ({program.name})"
+        with Program.from_id(attached.id) as program:
+            program_name = f" ({program.name})"
     except HostError:
-        called = ""
+        program_name = ""
     return (
-        f"interface {name} already has the XDP program {there.id}{called} in {there.mode} mode: "
+        f"interface {name} already has the XDP program {attached.id}{program_name} in {attached.mode} mode: "
         f"stop what put it there, or remove it with: ip link set dev {name} xdp off"
     )
