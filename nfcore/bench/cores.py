@@ -19,7 +19,7 @@ from .traffic import Family
 from .workload import BenchRequest, Workload
 
 STEPS = (1, 2, 4, 7, 12)
-"""Numbers of cores: the talk's numbers of queues, and 4. Each core has a connection table, 200 MB for a million flows."""
+"""Numbers of cores: the talk's numbers of queues, and 4. Each core's connection table takes 200 MB at most."""
 BARRIER_TIMEOUT = 60.0
 """Seconds that cores wait for each other."""
 
