@@ -36,7 +36,7 @@ def enter(name: str, kind: _Strategy, promise: str, *also: str, strategy: Strate
     class Wrong(MarkingPlugin):
         @hookimpl
         def setup(self, context: Context) -> None:
-            self._chosen = kind(context.marks) if context.strategy == strategy else None
+            self._strategy = kind(context.marks) if context.strategy == strategy else None
 
     WRONG[name] = (Wrong, strategy, promise, set(also))
 
@@ -55,7 +55,7 @@ class HasNoHelp(MarkingPlugin):
     @hookimpl
     def setup(self, context: Context) -> None:
         if context.strategy is not None:
-            self._chosen = DestId(context.marks)
+            self._strategy = DestId(context.marks)
 
 
 @breaks("hooks-do-not-raise")
@@ -70,7 +70,7 @@ class RaisesAtTargetsOf64Bits(MarkingPlugin):
 class IsAlwaysInCharge(MarkingPlugin):
     @hookimpl
     def setup(self, context: Context) -> None:
-        self._chosen = DestId(context.marks)
+        self._strategy = DestId(context.marks)
 
 
 @breaks("every-flow-has-an-answer")
@@ -165,8 +165,8 @@ enter("GivesMarksAgainAtOnce", _NoRest, "a-mark-rests-before-it-is-used-again")
 class ForgetsAndReleasesNothing(MarkingPlugin):
     @hookimpl
     def release_mark(self, marks: NDArray[np.uint32]) -> None:
-        if isinstance(self._chosen, DestId):
-            self._chosen.known.clear()
+        if isinstance(self._strategy, DestId):
+            self._strategy.known.clear()
 
 
 class _Generous(DestId):
