@@ -46,7 +46,8 @@ class CpuPools:
         leased = 0
         # One slot stays empty, so that XDP can give back the mark that it took last.
         chunk = min(chunk, self.slots - 1)
-        for cpu in self.cpus:
+        # The neediest first: what another CPU gave back for it must not go back there.
+        for cpu in sorted(self.cpus, key=self.stock):
             stock = self.stock(cpu)
             if stock * 2 >= chunk or self._is_reclaiming(cpu):
                 continue

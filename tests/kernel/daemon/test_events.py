@@ -169,7 +169,7 @@ def test_operators_of_a_group_may_look_and_not_order(site: Site) -> None:
 
     def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
         script = (
-            "import os, sys; from nfcore.control.server import request; from pathlib import Path;"
+            "import os, sys; from nfcore.control.client import request; from pathlib import Path;"
             "fd = os.open(sys.argv[1], os.O_PATH); os.setgroups([]); os.setresgid(*[65534] * 3);"
             "os.setresuid(*[65534] * 3); print(request(Path(f'/proc/self/fd/{fd}'), *sys.argv[2:]))"
         )
@@ -202,7 +202,7 @@ def test_a_daemon_that_logs_json(site: Site) -> None:
     orders = [
         (entry["level"], entry["message"].split(":")[0])
         for entry in told
-        if entry["logger"] == "nfcore.daemon.control_methods"
+        if entry["logger"] == "nfcore.audit"
     ]
     assert orders == [("warning", f"offloading is switched {how}") for how in ("off", "on") * 2]
     assert {"level", "logger", "message", "time"} <= told[0].keys()

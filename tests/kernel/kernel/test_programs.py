@@ -195,7 +195,7 @@ def test_unprivileged_user_is_told(tmp_path: Path) -> None:
         "except HostError as error: print(error)"
     )
     tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
+    for parent in tmp_path.parents[: len(tmp_path.parents) - 2]:
         parent.chmod(0o755)
     source = tmp_path / "refused.c"
     source.write_text("#include <linux/bpf.h>\nint refused(struct xdp_md *ctx) { return 2; }\n")

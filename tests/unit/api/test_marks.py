@@ -323,6 +323,19 @@ def test_an_exhausted_allocator_leases_what_it_has() -> None:
     assert [pools.stock(0), pools.stock(1)] == [2, 0]
 
 
+def test_a_cpu_without_marks_is_served_before_one_that_has_some() -> None:
+    rows = np.zeros(2, dtype=POOL)
+    pools, allocator, xdp = CpuPools(rows, [0, 1]), MarkAllocator(4, 0.0), Xdp(rows)
+    assert pools.lease(allocator, 6) == 12
+    rest = allocator.take(9)
+    for cpu, taken in ((0, 4), (1, 6)):
+        for _ in range(taken):
+            assert xdp.take(cpu)
+    allocator.release(rest)
+    assert (len(rest), pools.lease(allocator, 6)) == (3, 3)
+    assert [pools.stock(0), pools.stock(1)] == [2, 3]
+
+
 @pytest.mark.parametrize("width", [0, 25, -1])
 def test_width_out_of_range(width: int) -> None:
     with pytest.raises(ValueError, match="between 1 and 24"):
