@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One NIC: its state, its backends, the worker that waits for it."""
+"""One device: its backends, the worker that waits for its NIC, and what the engine knows of it."""

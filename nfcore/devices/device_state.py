@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device with what the engine knows of its NIC: whether there is room, and when to look again."""
+"""What the engine knows of a device: its room for rules, its counters, and when to poll and to retry."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from .token_bucket import TokenBucket
 from .worker import Worker
 
 PLENTY = 1 << 62
+"""Room for rules where no limit is known."""
 PROBE_RULES = 16
-"""Rules that try whether a full NIC has room again."""
+"""Rules that are sent to a full NIC to find out whether it has room again."""
 SHORTEST_RETRY, LONGEST_RETRY = 1.0, 30.0
-"""Seconds between two such tries, doubling."""
+"""Seconds between two such attempts, doubling."""
 
 
 @dataclass
 class DeviceState:
-    """One device. Times are seconds by the engine's clock."""
+    """The state of one device. Times are seconds by the engine's clock."""
 
     backends: BackendChain
     worker: Worker
@@ -32,59 +33,59 @@ class DeviceState:
     polling: bool = False
     next_poll: float = 0.0
     polled: float = 0.0
-    """When the backends were asked last for their counters, whatever they answered."""
+    """When the last dump was requested. Backends may be missing in it."""
     counted: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    """When each backend, by index, was asked last for its counters and gave them."""
+    """Per backend: when the last dump was requested that has its rules."""
     full: bool = False
-    """The NIC has refused a rule for want of room, and none has fitted since."""
+    """The NIC has refused a rule because its table was full, and is not known to have room again."""
     spare: int = 0
-    """Rules removed since it was full."""
+    """Places on a full NIC that removals have freed."""
     retry_at: float = 0.0
     refill_began: float | None = None
-    """When rules were found missing that have not all been put back."""
+    """When rules were found missing; None when all have been put back."""
     refill_seconds: float = 0.0
     """How long the last refill took."""
     last_message: str = ""
-    """What a backend said last of a rule that it could not install."""
+    """The last message of a backend about a rule that it could not install."""
     to_probe: bool = False
-    """The link has changed: what the NIC can do has to be found out again."""
+    """The link has changed: the backends are to be probed again."""
     probing: bool = False
     rule_counters: RuleCounters = field(default_factory=lambda: RuleCounters(0))
     """What the NIC's rules have counted."""
     table_sizes: dict[str, int] = field(default_factory=dict)
-    """Rules that fit, by backend, where one says so."""
+    """Backend → how many rules fit, where it states this."""
     blind: Sequence[int] = ()
-    """Backends, by index in the device's list, whose rules count nothing."""
+    """Backends without counters, by index in the device's list."""
     _retry: float = field(default=SHORTEST_RETRY)
     _tried: bool = False
-    """Rules are on their way that try whether a full NIC has room again."""
+    """Rules are on their way to a full NIC to find out whether it has room again."""
 
     @property
     def ifindex(self) -> int:
-        """The device's."""
+        """The device's ifindex."""
         return self.backends.device.ifindex
 
     @property
     def name(self) -> str:
-        """The device's."""
+        """The device's name."""
         return self.backends.device.name
 
     @property
     def accelerated(self) -> bool:
-        """Whether any backend takes rules here."""
+        """Whether the device has a backend."""
         return bool(self.backends.names)
 
     def begin_counting(self, now: float) -> None:
-        """Count for as many backends as there are once they have been probed."""
+        """Set the counters up for the backends that are left after probing."""
         backends = len(self.backends.names)
         self.rule_counters, self.counted = RuleCounters(backends), np.full(backends, now)
 
     def counters_age(self, now: float) -> float:
-        """Seconds since the counters were read, of the backend that has been silent for longest."""
+        """Seconds since the counters were read, of the backend whose counters are the oldest."""
         return float(now - self.counted.min(initial=now))
 
     def room(self, now: float) -> int:
-        """How many rules are worth sending now."""
+        """How many rules may be sent now."""
         if not self.full:
             return PLENTY
         if self.spare:
@@ -98,7 +99,7 @@ class DeviceState:
         self.spare = max(0, self.spare - rules)
 
     def refused(self, now: float) -> None:
-        """Note that the NIC had no room: try again after a pause, which doubles with each try in vain."""
+        """Note that the NIC had no room. The next attempt waits for a time that doubles with each failed one."""
         if not self.full:
             self._retry = SHORTEST_RETRY
         elif self._tried:
@@ -106,7 +107,7 @@ class DeviceState:
         self.full, self.spare, self.retry_at, self._tried = True, 0, now + self._retry, False
 
     def accepted(self) -> None:
-        """Note that a whole batch fitted. What fitted in a place that was vacated says nothing about others."""
+        """Note that a whole batch fitted. Only an attempt shows that there is room; freed places were known before."""
         if self._tried:
             self.full, self.spare, self._tried = False, 0, False
 
@@ -116,14 +117,14 @@ class DeviceState:
             self.spare += rules
 
     def renew(self) -> None:
-        """Forget what is known of the NIC's limits: it may be another than before."""
+        """Forget the NIC's limits: after a reset or another driver they may be different."""
         self.full, self.spare, self._retry, self._tried = False, 0, SHORTEST_RETRY, False
         self.backends.forget_unsupported()
 
     def look_soon(self, now: float, least: float = 0.0) -> None:
-        """Read the counters at once, but not within `least` seconds of the last time."""
+        """Poll the counters as soon as possible, but not within `least` seconds of the last poll."""
         self.next_poll = min(self.next_poll, max(now, self.polled + least))
 
     def unsupported(self, batch: FlowBatch) -> NDArray[np.bool_]:
-        """Rows whose rules no backend of the device takes, as it has said before."""
+        """Which rows are known to be unsupported by every backend of the device."""
         return self.backends.unsupported(batch.rows["family"], batch.rows["key"]["proto"])

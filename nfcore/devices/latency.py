@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a NIC takes for rules, by what it is asked to do: per batch, and per rule of a batch."""
+"""Histograms of the time that a NIC takes for rules, by operation: per batch, and per rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..api.metrics import Histogram
 
 BATCH_BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 RULE_BOUNDS = (0.000001, 0.000003, 0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.1)
-"""Seconds: from a map in memory to firmware that takes its time."""
+"""Seconds: from a map in memory to slow firmware."""
 
 
 class Operation(StrEnum):
@@ -26,13 +26,13 @@ class Operation(StrEnum):
 
 @dataclass
 class Took:
-    """A batch under way."""
+    """A batch that is being timed."""
 
     rules: int = 0
 
 
 class LatencyHistograms:
-    """Histograms of one device. Its worker observes, the engine's thread reads."""
+    """Histograms of one device. Its worker writes, the engine's thread reads."""
 
     def __init__(self) -> None:
         self.batches = {operation: Histogram(BATCH_BOUNDS) for operation in Operation}
@@ -40,12 +40,12 @@ class LatencyHistograms:
 
     @contextmanager
     def time(self, operation: Operation) -> Iterator[Took]:
-        """Time one batch, whose number of rules the caller fills in; an operation that fails counts, too."""
-        took, began = Took(), time.perf_counter()
+        """Time one batch. The caller sets its number of rules. An operation that raises is timed as well."""
+        batch, began = Took(), time.perf_counter()
         try:
-            yield took
+            yield batch
         finally:
             seconds = time.perf_counter() - began
             self.batches[operation].observe(seconds)
-            if took.rules:
-                self.rules[operation].observe(seconds / took.rules, took.rules)
+            if batch.rules:
+                self.rules[operation].observe(seconds / batch.rules, batch.rules)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend that takes every rule and keeps none: for tracing, and to measure the engine alone."""
+"""A backend without a NIC, that takes every rule and keeps none: for `nfcore trace`, the benchmark and tests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ NULL_BACKEND = "null"
 
 
 class NullBackend:
-    """Says INSTALLED and REMOVED."""
+    """Reports every rule as INSTALLED, and as REMOVED."""
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
-        """Take all rules."""
+        """Report all rules as installed."""
         return Outcomes.all(Outcome.INSTALLED, len(rules))
 
     @hookimpl
     def remove_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
-        """Let all rules go."""
+        """Report all rules as removed."""
         return Outcomes.all(Outcome.REMOVED, len(rules))

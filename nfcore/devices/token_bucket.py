@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A token bucket: so many a second on average, so many at once."""
+"""A token bucket: limits a rate on average, and the size of a burst."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class TokenBucket:
-    """Holds up to `burst` tokens and gets `rate` a second; a rate of 0 limits nothing. Full at the start."""
+    """Holds up to `burst` tokens and gains `rate` tokens a second. A rate of 0 is no limit. Full at the start."""
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float]) -> None:
         self.rate = rate
@@ -18,7 +18,7 @@ class TokenBucket:
         self._filled = clock()
 
     def limit(self, rate: float, burst: int) -> None:
-        """Set other limits; what was spent stays spent."""
+        """Change the limits; spent tokens stay spent."""
         self.available()
         if not self.rate:
             self._filled = self._clock()
@@ -26,7 +26,7 @@ class TokenBucket:
         self._level = min(self._level, float(burst))
 
     def available(self) -> int:
-        """How many tokens there are; plenty where nothing is limited."""
+        """How many tokens there are; a very large number without a limit."""
         if not self.rate:
             return 1 << 62
         now = self._clock()
@@ -40,6 +40,6 @@ class TokenBucket:
             self._level -= tokens
 
     def give_back(self, tokens: int) -> None:
-        """Return tokens that came to nothing."""
+        """Return tokens that were taken and not used."""
         if self.rate:
             self._level = min(float(self.burst), self._level + tokens)

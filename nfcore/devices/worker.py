@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker per device: the only place where a NIC is waited for.
+"""One worker per device: the only thread that waits for its NIC.
 
-Jobs go in through a bounded queue and come out, finished, on the engine's thread.
+The engine queues jobs, up to a limit; results come back on the engine's thread.
 """
 
 from __future__ import annotations
@@ -12,41 +12,42 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 CALL_PERIOD = 0.2
-"""Seconds between two looks whether whoever waits for a job is to stop."""
+"""Seconds between two checks whether the caller that waits for a job is to stop."""
 Job = Callable[[], Any]
 Done = Callable[[Any], None]
 
 
 class Worker(Protocol):
-    """Runs jobs away from the caller."""
+    """Runs jobs for a device."""
 
     @property
     def queued(self) -> int:
-        """Jobs that wait."""
+        """How many jobs wait."""
 
     @property
     def turned_away(self) -> int:
-        """Jobs for which the queue had no room, ever."""
+        """How many jobs found the queue full, since the start."""
 
     def call(self, job: Job) -> Any:
-        """Run a job behind those that are queued and wait for its result; what it raises comes through.
+        """Run a job after the queued ones, and return its result or raise its exception.
 
-        For the time before the event loop runs, which must never wait.
+        Waits: only for the time before the event loop runs.
         """
 
     def submit(self, job: Job, done: Done) -> bool:
-        """Queue a job; `done` gets its result, or the exception that it raised. False: the queue is full."""
+        """Queue a job. `done` gets its result, or the exception that it raised. False: the queue is full."""
 
     def stop(self, timeout: float) -> bool:
-        """Finish what is queued and stop; False when that took longer than `timeout` seconds."""
+        """Finish the queued jobs and stop; False when that takes longer than `timeout` seconds."""
 
 
 class InlineWorker:
-    """Runs every job at once, in the caller's thread: for tracing one packet after the other."""
+    """Runs every job at once, in the caller's thread: for `nfcore trace`, the benchmark and tests."""
 
     queued = turned_away = 0
 
@@ -56,7 +57,7 @@ class InlineWorker:
 
     def submit(self, job: Job, done: Done) -> bool:
         """Run `job`, then `done`."""
-        done(_attempt(job))
+        done(_run_job(job))
         return True
 
     def stop(self, timeout: float) -> bool:
@@ -65,7 +66,7 @@ class InlineWorker:
 
 
 class DeviceWorker:
-    """A thread with a bounded queue; results are handed to `deliver`, which brings them to the engine's thread."""
+    """A thread with a bounded queue of jobs."""
 
     def __init__(
         self,
@@ -74,7 +75,11 @@ class DeviceWorker:
         check: Callable[[], None] = lambda: None,
         depth: int = 64,
     ) -> None:
-        """Hand finished jobs to `deliver`; `check` is called while :meth:`call` waits, and may raise to end that."""
+        """Start the thread.
+
+        deliver: gets a call per finished job and makes it on the engine's thread. check: called while :meth:`call`
+        waits; ends the wait if it raises. depth: how many jobs may wait.
+        """
         self._check = check
         self._jobs: queue.Queue[tuple[Job, Done] | None] = queue.Queue(depth)
         self._deliver = deliver
@@ -85,22 +90,22 @@ class DeviceWorker:
 
     @property
     def queued(self) -> int:
-        """Jobs that wait."""
+        """How many jobs wait."""
         return self._jobs.qsize()
 
     def busy_seconds(self) -> float:
-        """For how long the job under way has been; 0 without one. For any thread."""
+        """For how many seconds the present job has been running; 0 without one. For any thread."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
 
     def call(self, job: Job) -> Any:
-        """Wait for the result of a job."""
-        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._jobs.put((lambda: answer.put(_attempt(job)), lambda _: None))
+        """Run a job after the queued ones, and return its result or raise its exception."""
+        results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._jobs.put((lambda: results.put(_run_job(job)), lambda _: None))
         while True:
             self._check()
             with suppress(queue.Empty):
-                result = answer.get(timeout=CALL_PERIOD)
+                result = results.get(timeout=CALL_PERIOD)
                 break
         if isinstance(result, Exception):
             raise result
@@ -116,7 +121,7 @@ class DeviceWorker:
         return True
 
     def stop(self, timeout: float) -> bool:
-        """Let the thread finish its queue; whether it did in time."""
+        """Let the thread finish its queue. Returns whether it did so in time."""
         try:
             self._jobs.put(None, timeout=timeout)
         except queue.Full:
@@ -128,12 +133,13 @@ class DeviceWorker:
         while (item := self._jobs.get()) is not None:
             job, done = item
             self._began = time.monotonic()
-            result = _attempt(job)
+            result = _run_job(job)
             self._began = None
-            self._deliver(lambda done=done, result=result: done(result))  # type: ignore[misc]
+            self._deliver(partial(done, result))
 
 
-def _attempt(job: Job) -> Any:
+def _run_job(job: Job) -> Any:
+    """Give a job's result, or the exception that it raised."""
     try:
         return job()
     except Exception as error:
