@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every plugin's figures in one registry, served on the daemon's socket and to Prometheus; and `nfcore top`."""
+"""The plugin stats: the metrics of all plugins, on the daemon's socket and for Prometheus; and `nfcore top`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLLECT_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 
 
 class StatsPlugin:
-    """Collects on demand: a figure costs nothing while nobody asks."""
+    """Collects metrics when they are requested; without a request they cost nothing."""
 
     def __init__(self) -> None:
         self._context: Context | None = None
@@ -42,7 +42,7 @@ class StatsPlugin:
 
     @hookimpl
     def config_section(self) -> Section:
-        """Own `[stats]`."""
+        """Declare `[stats]`."""
         return Section(StatsTable)
 
     @hookimpl
@@ -52,7 +52,7 @@ class StatsPlugin:
 
     @hookimpl
     def setup(self, context: Context) -> None:
-        """Answer ``stats`` and ``top`` on the control socket, and listen for scrapers once the daemon runs."""
+        """Register the methods ``stats`` and ``top``, and listen for scrapers once the daemon runs."""
         from .collector import Collector  # noqa: PLC0415 - every command loads this module
         from .prometheus.endpoint import EndpointCounters  # noqa: PLC0415
 
@@ -61,15 +61,15 @@ class StatsPlugin:
         began, run = time.monotonic(), f"{os.getpid()}-{time.time_ns()}"
 
         def stats(parameters: Mapping[str, Any]) -> Any:
-            return collector.give(Registry.as_rows)
+            return collector.collect(Registry.as_rows)
 
         def top(parameters: Mapping[str, Any]) -> Any:
-            def seen(registry: Registry) -> Any:
+            def summary(registry: Registry) -> Any:
                 now = time.monotonic()
                 of_run = {"run": run, "time": now, "up_seconds": now - began}
                 return summarise(context, registry, parameters) | of_run
 
-            return collector.give(seen)
+            return collector.collect(summary)
 
         context.services.register_method("stats", stats, reads=True)
         context.services.register_method("top", top, reads=True)
@@ -77,41 +77,41 @@ class StatsPlugin:
 
     @hookimpl
     def reconfigure(self, config: Config) -> None:
-        """Listen elsewhere."""
+        """Listen on another address, or not at all."""
         listen = _table(config).listen
         if listen != (self._endpoint.listen if self._endpoint else ""):
-            self._hush()
+            self._stop_endpoint()
             self._listen(listen)
 
     @hookimpl
     def teardown(self) -> None:
         """Stop listening."""
-        self._hush()
+        self._stop_endpoint()
 
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
-        """Tell how the endpoint fares."""
+        """Return the metrics of the endpoint and of the collection itself."""
         took = histogram(
-            "nfcore_stats_collect_seconds", "How long one plugin's figures held up the event loop.", "seconds"
+            "nfcore_stats_collect_seconds", "Time on the event loop to collect one plugin's metrics.", "seconds"
         )
         took.add(self._took.read())
-        listening = gauge("nfcore_stats_listening", "1 while the endpoint for Prometheus listens.", "")
+        listening = gauge("nfcore_stats_listening", "1 while the HTTP endpoint listens.", "")
         listening.add(int(self._endpoint is not None and self._endpoint.listening))
         return [took, listening, *(self._counters.metrics() if self._counters else ())]
 
     def _steps(self, registry: Registry) -> Iterator[None]:
-        """Fill the registry, a plugin a step; a plugin's whose break a rule are left out, and it is blamed."""
+        """Fill the registry, one plugin per step. A plugin whose metrics break a rule is reported and left out."""
         context = self._context
-        assert context is not None, "the core calls setup() before anybody can ask"
+        assert context is not None, "the core calls setup() first"
         began = time.perf_counter()
         for plugin, families in context.services.collect():
             try:
                 registry.add(families)
             except ValueError as error:
-                context.services.report_fault(plugin, "collect_stats", f"gave figures that break a rule: {error}")
-            except Exception as error:  # noqa: BLE001 - of the odd things that a plugin may put into a family
-                words = f"gave figures that nothing can be done with: {describe_error(error)}"
-                context.services.report_fault(plugin, "collect_stats", words)
+                context.services.report_fault(plugin, "collect_stats", f"returned metrics that break a rule: {error}")
+            except Exception as error:  # noqa: BLE001 - a plugin may put anything into a family
+                reason = f"returned metrics that cannot be processed: {describe_error(error)}"
+                context.services.report_fault(plugin, "collect_stats", reason)
             self._took.observe(time.perf_counter() - began)
             yield
             began = time.perf_counter()
@@ -121,10 +121,10 @@ class StatsPlugin:
 
         if self._context is None or self._collector is None or self._counters is None or not listen:
             return
-        self._endpoint = Endpoint(listen, self._collector.ask, self._context.services.health, self._counters)
+        self._endpoint = Endpoint(listen, self._collector.request, self._context.services.health, self._counters)
         self._endpoint.start()
 
-    def _hush(self) -> None:
+    def _stop_endpoint(self) -> None:
         if self._endpoint is not None:
             self._endpoint.stop()
             self._endpoint = None
@@ -132,5 +132,5 @@ class StatsPlugin:
 
 def _table(config: Config) -> StatsTable:
     table = config.sections[NAME]
-    assert isinstance(table, StatsTable)  # config_section() said so
+    assert isinstance(table, StatsTable)  # by config_section()
     return table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everybody's figures, a plugin a turn of the event loop, once for all who ask at the same time."""
+"""Collects the metrics of all plugins: one plugin per turn of the event loop, once for all who ask at the same time."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from .registry import Registry
 
 log = logging.getLogger(__name__)
 Done = Callable[[Registry | None], None]
-"""Takes the figures, on the event loop's thread; None when they could not be collected."""
+"""Callback for the metrics, on the event loop's thread; None when they could not be collected."""
 
 
 class Collector:
-    """Whoever asks gets figures that were collected afterwards: who comes while they are collected shares the next."""
+    """Gives each caller metrics that were collected after its call; calls during a collection share the next one."""
 
     def __init__(self, steps: Callable[[Registry], Iterator[None]], context: Context) -> None:
-        """Fill registries by `steps`, each in one of the next turns of the context's event loop."""
+        """Prepare to fill registries by `steps`, one step per turn of the context's event loop."""
         self._steps, self._context = steps, context
         self._waiting: list[Done] = []
         self._busy = False
 
-    def ask(self, done: Done) -> None:
-        """Let `done` have the figures, soon. For any thread."""
+    def request(self, done: Done) -> None:
+        """Call `done` with the metrics, soon. For any thread."""
         self._context.services.call_soon(lambda: self._join(done))
 
-    async def give(self, use: Callable[[Registry], Any]) -> Any:
-        """Give what `use` makes of the figures. HostError when they cannot be collected."""
+    async def collect(self, convert: Callable[[Registry], Any]) -> Any:
+        """Return what `convert` makes of the metrics. HostError when they cannot be collected."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def done(registry: Registry | None) -> None:
-            if answer.done():  # nobody waits for it any more
+            if answer.done():  # cancelled: nobody waits for it any more
                 return
             try:
                 if registry is None:
-                    raise HostError("figures could not be collected: the log says why")
-                answer.set_result(use(registry))
-            except Exception as error:  # noqa: BLE001 - it is raised again where somebody waits for it
+                    raise HostError("the metrics could not be collected: the log has the reason")
+                answer.set_result(convert(registry))
+            except Exception as error:  # noqa: BLE001 - raised again where the answer is awaited
                 answer.set_exception(error)
 
-        self.ask(done)
+        self.request(done)
         return await answer
 
     def _join(self, done: Done) -> None:
@@ -57,29 +57,29 @@ class Collector:
         self._busy = bool(self._waiting)
         if not self._busy:
             return
-        asked, self._waiting = self._waiting, []
+        callers, self._waiting = self._waiting, []
         registry = Registry()
         steps = self._steps(registry)
 
         def step() -> None:
-            """Take a step, and the next one when reports have been read in between."""
+            """Take one step and schedule the next, so that the loop reads reports of flows in between."""
             try:
                 next(steps)
             except StopIteration:
-                self._hand_over(asked, registry)
+                self._hand_over(callers, registry)
             except Exception as error:
-                log.error("stats: figures cannot be collected: %s", error)
+                log.error("stats: the metrics cannot be collected: %s", error)
                 log.debug("traceback", exc_info=error)
-                self._hand_over(asked, None)
+                self._hand_over(callers, None)
             else:
                 self._context.services.call_soon(step)
 
         self._context.services.call_soon(step)
 
-    def _hand_over(self, asked: list[Done], registry: Registry | None) -> None:
-        """Give them to one in a turn: each makes something of them."""
-        if not asked:
+    def _hand_over(self, callers: list[Done], registry: Registry | None) -> None:
+        """Call one caller per turn: each converts all metrics, which takes time."""
+        if not callers:
             self._begin()
             return
-        asked.pop(0)(registry)
-        self._context.services.call_soon(lambda: self._hand_over(asked, registry))
+        callers.pop(0)(registry)
+        self._context.services.call_soon(lambda: self._hand_over(callers, registry))

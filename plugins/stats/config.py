@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`[stats]`: where Prometheus finds the figures."""
+"""`[stats]`: the address of the HTTP endpoint for Prometheus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_LISTEN = "127.0.0.1:9464"
 
 
 def split_listen(listen: str) -> tuple[str, int]:
-    """Give address and port of `listen`; ValueError says how to write one."""
+    """Return address and port of `listen`; ValueError shows the right form."""
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", listen)
     try:
         if not found or not 1 <= int(found[3]) <= 0xFFFF:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A typed registry of metric families: one family per name, whoever adds to it."""
+"""The registry of metric families: checks them, and merges the families of several plugins that have one name."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LABEL = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED = {"le", "quantile", "job", "instance"}
 """Labels that Prometheus uses itself."""
 _LARGEST = 2**64
-"""Of a whole number: what 64 bits count, in the kernel and in NICs, fits."""
+"""Largest whole number: counters of kernel and NICs have 64 bits."""
 _SUFFIXES = ("_bucket", "_count", "_sum")
-"""What a histogram's name is followed by."""
+"""Suffixes that the exposition adds to the name of a histogram."""
 
 
 class Registry:
@@ -34,33 +34,31 @@ class Registry:
         return len(self._families)
 
     def __iter__(self) -> Iterator[MetricFamily]:
-        """Families by name."""
+        """Iterate over the families in the order of their names."""
         return (family for _, family in sorted(self._families.items()))
 
     def add(self, families: Iterable[MetricFamily]) -> None:
-        """Add a plugin's families, all or, where one breaks a rule, none.
+        """Add a plugin's families: all of them, or none when one breaks a rule.
 
-        ValueError names the family, and says what would be right.
+        ValueError names the family and the rule.
         """
         merged: dict[str, MetricFamily] = {}
         for family in families:
-            _check_form(family)
+            _check_texts(family)
             known = merged.get(family.name) or self._families.get(family.name)
-            merged[family.name] = _checked(family) if known is None else _joined(known, family)
+            merged[family.name] = _checked(family) if known is None else _merge(known, family)
         self._families |= merged
 
     def of(self, names: Iterable[str]) -> list[MetricFamily]:
-        """Give the families of these names, those that there are."""
+        """Return the families of these names, as far as they exist."""
         return [self._families[name] for name in names if name in self._families]
 
     def as_rows(self) -> dict[str, Any]:
-        """Give everything as JSON values, families by name, each family and sample when its turn comes. Nothing must be
-        added meanwhile.
-        """
-        return {"metrics": JsonRows(lambda: map(_family, self))}
+        """Return everything as JSON values, families by name. They are made lazily: add nothing until they are read."""
+        return {"metrics": JsonRows(lambda: map(_as_row, self))}
 
 
-def _family(family: MetricFamily) -> dict[str, Any]:
+def _as_row(family: MetricFamily) -> dict[str, Any]:
     return {
         "name": family.name,
         "type": str(family.kind),
@@ -79,7 +77,7 @@ def _value(sample: Sample) -> dict[str, Any]:
     return {"buckets": buckets, "sum": value.sum, "count": value.count}
 
 
-def _joined(known: MetricFamily, family: MetricFamily) -> MetricFamily:
+def _merge(known: MetricFamily, family: MetricFamily) -> MetricFamily:
     if (known.kind, known.unit) != (family.kind, family.unit):
         raise ValueError(
             f"{family.name} is a {family.kind} of {family.unit or 'no unit'}; "
@@ -87,42 +85,42 @@ def _joined(known: MetricFamily, family: MetricFamily) -> MetricFamily:
         )
     if family.labels is not None and known.labels is not None and set(family.labels) != set(known.labels):
         raise ValueError(
-            f"{family.name} has the labels {_words(family.labels)}; elsewhere it has {_words(known.labels)}"
+            f"{family.name} has the labels {_listed(family.labels)}; elsewhere it has {_listed(known.labels)}"
         )
     both = replace(known, samples=[*known.samples, *family.samples], columns=[*known.columns, *family.columns])
     return _checked(both)
 
 
 def _checked(family: MetricFamily) -> MetricFamily:
-    """A copy of the family whose labels are told; ValueError when its samples do not fit together."""
-    labels, where = family.labels, family.name
+    """Return a copy of the family with `labels` filled in; ValueError when its samples do not fit together."""
+    labels, name = family.labels, family.name
     if labels is None:
         labels = next((each.sets.names for each in family.columns), None)
     if labels is None and family.samples:
         labels = tuple(family.samples[0].labels)
     wrong = [label for label in labels or () if not _LABEL.fullmatch(label) or label in _RESERVED]
     if wrong:
-        raise ValueError(f"{where}: {wrong[0]!r} is no label of ours; should be like 'interface'")
-    wanted = set(labels or ())
+        raise ValueError(f"{name}: {wrong[0]!r} is not a valid label name; should be like 'interface'")
+    expected = set(labels or ())
     for names in [*(sample.labels.keys() for sample in family.samples), *(each.sets.names for each in family.columns)]:
-        if set(names) != wanted:
-            raise ValueError(f"{where}: a sample has the labels {_words(names)}; should be {_words(wanted)}")
-    if (strange := _strange_value(family)) is not None:
-        raise ValueError(f"{where}: {strange!r:.60} is no value of a {family.kind}")
-    if _has_twins(family, labels or ()):
-        raise ValueError(f"{where}: two samples have the same labels")
+        if set(names) != expected:
+            raise ValueError(f"{name}: a sample has the labels {_listed(names)}; should be {_listed(expected)}")
+    if (invalid := _invalid_value(family)) is not None:
+        raise ValueError(f"{name}: {invalid!r:.60} is not a valid value of a {family.kind}")
+    if _has_duplicates(family, labels or ()):
+        raise ValueError(f"{name}: two samples have the same labels")
     return replace(family, samples=list(family.samples), columns=list(family.columns), labels=labels)
 
 
-def _strange_value(family: MetricFamily) -> object | None:
-    fits = _FITS[family.kind]
+def _invalid_value(family: MetricFamily) -> object | None:
+    is_valid = _VALID[family.kind]
     for column in family.columns:
-        numbers = isinstance(column.values, np.ndarray) and column.values.dtype.kind in "iuf"
-        if family.kind is MetricKind.HISTOGRAM or not numbers or column.values.shape != (len(column.sets.rows),):
+        are_numbers = isinstance(column.values, np.ndarray) and column.values.dtype.kind in "iuf"
+        if family.kind is MetricKind.HISTOGRAM or not are_numbers or column.values.shape != (len(column.sets.rows),):
             return column.values
         if family.kind is MetricKind.COUNTER and not (column.values >= 0).all():
             return float(column.values[~(column.values >= 0)][0])
-    return next((each.value for each in family.samples if not fits(each.value)), None)
+    return next((each.value for each in family.samples if not is_valid(each.value)), None)
 
 
 def _is_count(value: object) -> bool:
@@ -134,7 +132,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_distribution(value: object) -> bool:
-    """Whether this is a distribution whose numbers fit each other."""
+    """Whether this is a distribution whose numbers are consistent."""
     if not isinstance(value, Distribution):
         return False
     counts = value.cumulative
@@ -143,33 +141,35 @@ def _is_distribution(value: object) -> bool:
     return list(counts) == sorted(counts) and counts[0] >= 0 and math.isfinite(value.sum)
 
 
-def _has_twins(family: MetricFamily, labels: tuple[str, ...]) -> bool:
-    """Whether two samples have the same labels. A column's own have been compared once for all."""
+def _has_duplicates(family: MetricFamily, labels: tuple[str, ...]) -> bool:
+    """Whether two samples have the same labels. LabelSets has checked those within a column."""
     if len(family.columns) == 1 and not family.samples:
         return False
     seen = [tuple(sample.labels[label] for label in labels) for sample in family.samples]
     for column in family.columns:
         order = [column.sets.names.index(label) for label in labels]
-        seen += [tuple(row[place] for place in order) for row in column.sets.rows]
+        seen += [tuple(row[index] for index in order) for row in column.sets.rows]
     return len(set(seen)) < len(seen)
 
 
-_FITS = {MetricKind.COUNTER: _is_count, MetricKind.GAUGE: _is_number, MetricKind.HISTOGRAM: _is_distribution}
+_VALID = {MetricKind.COUNTER: _is_count, MetricKind.GAUGE: _is_number, MetricKind.HISTOGRAM: _is_distribution}
 
 
-def _check_form(family: MetricFamily) -> None:
+def _check_texts(family: MetricFamily) -> None:
+    """ValueError for a name, help, unit or label value that is not allowed."""
     name = family.name
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r:.60} is no metric name; should be like nfcore_packets_total")
+        raise ValueError(f"{name!r:.60} is not a valid metric name; should be like nfcore_packets_total")
     if (family.kind is MetricKind.COUNTER) != name.endswith("_total"):
         raise ValueError(f"{name}: counters, and only they, end in _total")
     if name.endswith(_SUFFIXES):
-        raise ValueError(f"{name}: {', '.join(_SUFFIXES)} are a histogram's own")
+        raise ValueError(f"{name}: the suffixes {', '.join(_SUFFIXES)} are reserved for histograms")
     texts = [family.help, family.unit, *(value for sample in family.samples for value in sample.labels.values())]
-    strange = next((text for text in texts if not is_text(text)), None)
-    if strange is not None:
-        raise ValueError(f"{name}: {strange!r:.60} is no help, unit or label value; should be a text, not too long")
+    invalid = next((text for text in texts if not is_text(text)), None)
+    if invalid is not None:
+        reason = "is not a valid help, unit or label value; should be a text, not too long"
+        raise ValueError(f"{name}: {invalid!r:.60} {reason}")
 
 
-def _words(labels: Iterable[str]) -> str:
+def _listed(labels: Iterable[str]) -> str:
     return ", ".join(sorted(labels)) or "none"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore top` at work: asks the daemon in a thread of its own, so that keys are heard whatever the daemon does."""
+"""Runs `nfcore top`: a thread polls the daemon, so that keys work also while the daemon does not answer."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from .model import Board, History, Sample, compare
 from .terminal import Terminal
 from .view import draw, draw_message, names
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Seconds that an answer may take."""
-ESCAPE_WITHIN = 0.05
-"""Seconds within which the rest of a key's sequence comes; after them it was the Escape key."""
+ESCAPE_TIMEOUT = 0.05
+"""Seconds to wait for the rest of a key's sequence; after that it was the Escape key."""
 FLOWS = 60
 PLAIN_WIDTH, PLAIN_HEIGHT, PICTURE_HEIGHT = 100, 40, 26
-"""Of a view that goes to no terminal; lines of one that is no live view."""
+"""Columns without a terminal; lines of `--once`, and of `--once --svg`."""
 
 
-class Asker:
-    """Asks for `top` again and again, over one connection as long as it holds."""
+class TopClient:
+    """Calls the daemon's method ``top``, over one connection as long as that works."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._client: Client | None = None
 
-    def ask(self, parameters: dict[str, Any]) -> Sample:
-        """Give one sample. HostError: there is none now."""
+    def fetch(self, parameters: dict[str, Any]) -> Sample:
+        """Return one sample. HostError: the daemon gives none now."""
         try:
             if self._client is None:
-                self._client = Client(self._socket, PATIENCE)
+                self._client = Client(self._socket, TIMEOUT)
             client = self._client
             return Sample.read(ask_metrics(lambda: client.ask("top", **parameters), self._socket))
         except NfcoreError:
@@ -57,52 +57,52 @@ class Asker:
             raise
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._client is not None:
             self._client.close()
             self._client = None
 
 
-class Fetcher:
-    """A thread that asks every `interval` seconds, and at once when it is told to; answers come in a queue."""
+class Poller:
+    """A thread that fetches a sample every `interval` seconds into a queue, and at once when the parameters change."""
 
     def __init__(self, socket: Path, interval: float, parameters: dict[str, Any], wake: Callable[[], None]) -> None:
         self.answers: queue.SimpleQueue[Sample | NfcoreError] = queue.SimpleQueue()
-        self._asker, self._interval, self._parameters, self._wake = Asker(socket), interval, parameters, wake
-        self._again, self._over = threading.Event(), False
+        self._client, self._interval, self._parameters, self._wake = TopClient(socket), interval, parameters, wake
+        self._now, self._stopped = threading.Event(), False
         threading.Thread(target=self._run, name="top", daemon=True).start()
 
-    def want(self, parameters: dict[str, Any]) -> None:
-        """Ask for something else from now on, at once if it is something else."""
+    def set_parameters(self, parameters: dict[str, Any]) -> None:
+        """Use these parameters from now on; if they differ, fetch at once."""
         if parameters != self._parameters:
             self._parameters = parameters
-            self._again.set()
+            self._now.set()
 
     def stop(self) -> None:
-        """Ask no more."""
-        self._over = True
-        self._again.set()
+        """End the thread."""
+        self._stopped = True
+        self._now.set()
 
     def _run(self) -> None:
-        while not self._over:
+        while not self._stopped:
             try:
-                self.answers.put(self._asker.ask(dict(self._parameters)))
+                self.answers.put(self._client.fetch(dict(self._parameters)))
             except NfcoreError as error:
                 self.answers.put(error)
             self._wake()
-            self._again.wait(self._interval)
-            self._again.clear()
-        self._asker.close()
+            self._now.wait(self._interval)
+            self._now.clear()
+        self._client.close()
 
 
 def parameters_of(view: View) -> dict[str, Any]:
-    """Say what a view needs of the daemon."""
-    wanted = {"match": view.text, "vip": view.vip, "reverse": view.backwards and view.focus == "flows"}
-    return {"sort": view.sort_of("flows"), "limit": FLOWS} | {key: value for key, value in wanted.items() if value}
+    """Return the parameters of ``top`` that a view needs."""
+    optional = {"match": view.text, "vip": view.vip, "reverse": view.backwards and view.focus == "flows"}
+    return {"sort": view.sort_of("flows"), "limit": FLOWS} | {key: value for key, value in optional.items() if value}
 
 
 class Display:
-    """What is on the screen: the last board, the view of it, and what there is to say when there is no board."""
+    """The content of the screen: the last board and the view of it, or a message while there is no board."""
 
     def __init__(self, view: View) -> None:
         self.view = view
@@ -110,10 +110,9 @@ class Display:
         self.board: Board | None = None
         self.message = "waiting for the daemon's answer"
         self._before: Sample | None = None
-        self._least = 0.0
 
     def take(self, answer: Sample | NfcoreError, least: float) -> None:
-        """Take an answer. least: seconds that two samples should be apart, so that rates mean something."""
+        """Show an answer. least: seconds between two samples below which rates are too inexact to show."""
         if isinstance(answer, NfcoreError):
             self.board, self._before, self.message = None, None, str(answer)
             return
@@ -125,55 +124,55 @@ class Display:
             self._before = answer
             self.history.add(board.fast_share)
         elif self.board is not None:
-            # Asked early, for another view: the rates of before stand, the flows are new.
+            # Fetched early, for another view: keep the rates, take the flows.
             board = replace(self.board, flows=board.flows, vip=board.vip, reals=board.reals)
         if not self.view.paused or self.board is None:
             self.board, self._drawn = board, replace(self.history)
 
     def press(self, key: str) -> None:
-        """Take a key."""
+        """Handle a key."""
         self.view = press(self.view, key, names(self.board, self.view) if self.board else ())
 
     def lines(self, width: int, height: int) -> list[Text]:
-        """Draw."""
+        """Return the content as lines."""
         if self.board is None:
             return draw_message(self.message, width, height)
         return draw(self.board, self.view, self._drawn, width, height)
 
 
 def watch(socket: Path, interval: float, view: View) -> int:
-    """Show the live view until the user quits; the exit status."""
+    """Show the live view until the user quits; returns the exit status."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise HostError("nfcore top needs a terminal to draw on; elsewhere use --once or --json")
     console = Console()
     if console.is_dumb_terminal:
-        words = f"is {os.environ.get('TERM', '')!r}, a terminal that cannot be drawn on; use --once or --json"
-        raise ConfigError("nfcore top", [Problem("TERM", words)])
+        problem = f"is {os.environ.get('TERM', '')!r}, a terminal that cannot be drawn on; use --once or --json"
+        raise ConfigError("nfcore top", [Problem("TERM", problem)])
     display, reader = Display(view), KeyReader()
     with Terminal(console) as terminal:
-        fetcher = Fetcher(socket, interval, parameters_of(view), terminal.wake)
+        poller = Poller(socket, interval, parameters_of(view), terminal.wake)
         while terminal.ended is None and not display.view.over:
             terminal.show(display.lines(*terminal.size))
-            data = terminal.wait(ESCAPE_WITHIN if reader.waiting else None)
+            data = terminal.wait(ESCAPE_TIMEOUT if reader.waiting else None)
             for key in [*reader.feed(data), *(reader.flush() if reader.waiting and not data else ())]:
                 display.press(key)
-            while not fetcher.answers.empty():
-                display.take(fetcher.answers.get(), interval / 2)
-            fetcher.want(parameters_of(display.view))
-        fetcher.stop()
+            while not poller.answers.empty():
+                display.take(poller.answers.get(), interval / 2)
+            poller.set_parameters(parameters_of(display.view))
+        poller.stop()
     if terminal.ended in (None, signal.SIGINT):
         return 0
     return 128 + int(terminal.ended)
 
 
 def boards(socket: Path, interval: float, view: View) -> Iterator[Board | NfcoreError]:
-    """Give a board every `interval` seconds, of two samples each; the first after one interval."""
-    asker, before = Asker(socket), None
+    """Yield a board, of two samples, every `interval` seconds; the first after one interval."""
+    client, before = TopClient(socket), None
     parameters = parameters_of(view)
     while True:
         began = time.monotonic()
         try:
-            after = asker.ask(parameters)
+            after = client.fetch(parameters)
             if before is not None:
                 yield compare(before, after)
             before = after
@@ -184,9 +183,9 @@ def boards(socket: Path, interval: float, view: View) -> Iterator[Board | Nfcore
 
 
 def once(socket: Path, interval: float, view: View, *, as_json: bool, picture: Path | None) -> None:
-    """Print one view, or write it into an SVG file. NfcoreError: there is no daemon, the file cannot be written."""
+    """Print one view, or write it as an SVG file. NfcoreError: there is no daemon, or the file cannot be written."""
     if picture is not None:
-        _refuse(picture)
+        _check_picture(picture)
     board = next(boards(socket, interval, view))
     if isinstance(board, NfcoreError):
         raise board
@@ -198,7 +197,7 @@ def once(socket: Path, interval: float, view: View, *, as_json: bool, picture: P
     console = Console(width=width) if picture is None else Console(file=io.StringIO(), record=True, width=width)
     history = History()
     history.add(board.fast_share)
-    lines = draw(board, view, history, width, height)[:-1]  # keys mean nothing here
+    lines = draw(board, view, history, width, height)[:-1]  # without the line of keys
     while lines and not lines[-1].plain.strip():
         lines.pop()
     for line in lines:
@@ -210,22 +209,22 @@ def once(socket: Path, interval: float, view: View, *, as_json: bool, picture: P
             raise HostError(f"--svg: cannot write {picture}: {error.strerror or error}") from None
 
 
-def _refuse(picture: Path) -> None:
-    """ConfigError, before the looks are taken, when the picture could not be written after them."""
+def _check_picture(picture: Path) -> None:
+    """ConfigError, before any sample is fetched, when the picture cannot be written."""
     if picture.is_dir() or not picture.absolute().parent.is_dir():
         raise ConfigError(
-            "nfcore top", [Problem("--svg", f"cannot write {picture}: should be a file in a folder that is there")]
+            "nfcore top", [Problem("--svg", f"cannot write {picture}: should be a file in an existing folder")]
         )
 
 
 def _svg(console: Console) -> str:
-    """Write what was printed as a picture that needs nothing of the network: rich's refers to fonts there."""
-    drawn = console.export_svg(title="nfcore top", unique_id="top")
-    return re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL)
+    """Return the printed text as SVG, without the links to fonts on the network that rich puts there."""
+    svg = console.export_svg(title="nfcore top", unique_id="top")
+    return re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
 
 
 def stream(socket: Path, interval: float, view: View) -> None:
-    """Print a JSON object every interval, for good; a failure is ``{"error": …}``."""
+    """Print a JSON object every interval, without end; a failure is ``{"error": …}``."""
     for board in boards(socket, interval, view):
-        told = {"error": str(board)} if isinstance(board, NfcoreError) else board.as_json()
-        print(json_text(told), flush=True)
+        row = {"error": str(board)} if isinstance(board, NfcoreError) else board.as_json()
+        print(json_text(row), flush=True)

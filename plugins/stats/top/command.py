@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore top`."""
+"""The command `nfcore top`: its options."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ app = typer.Typer()
 def top(
     config: OptionalConfig = None,
     interval: Annotated[
-        float, typer.Option("--interval", "-i", min=0.1, max=3600.0, metavar="SECONDS", help="Between two looks.")
+        float, typer.Option("--interval", "-i", min=0.1, max=3600.0, metavar="SECONDS", help="Between two samples.")
     ] = 1.0,
-    match: Annotated[str, typer.Option(help="Begin with this filter: part of a name, an address, a prefix.")] = "",
-    once: Annotated[bool, typer.Option("--once", help="Print one view, of two looks, and exit.")] = False,
+    match: Annotated[str, typer.Option(help="Start with this filter: part of a name, an address, a prefix.")] = "",
+    once: Annotated[bool, typer.Option("--once", help="Print one view, of two samples, and exit.")] = False,
     svg: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", help="With --once: write the view as a picture.")
+        Path | None, typer.Option("--svg", metavar="FILE", help="With --once: write the view as an SVG file.")
     ] = None,
     socket: SocketOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON object an interval instead of a view; one with --once.")
+        bool, typer.Option("--json", help="Print a JSON object every interval instead of a view; one with --once.")
     ] = False,
 ) -> None:
-    """Watch the daemon at work: VIPs, reals, rates, the fast path's share, the hottest flows, the NIC's table.
+    """Show the running daemon, live: VIPs, reals, rates, the fast path's share, the hottest flows, the NIC's table.
 
-    Keys: arrows select, enter looks into a VIP, tab goes to the next table, s sorts, / filters, p pauses, h helps,
-    q quits. A rate is – until it is known. Without a daemon it says so and tries again.
+    Keys: arrows select, enter opens a VIP, tab goes to the next table, s sorts, / filters, p pauses, h shows all
+    keys, q quits. A rate is – until it is known. Without a daemon it shows the reason and tries again.
 
     Examples:
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the keys of `nfcore top` do: bytes of a terminal to keys, and keys to another view. Pure."""
+"""The keys of `nfcore top`: from a terminal's bytes to keys, from a key to another view. No terminal, no socket."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _BEGINNING = re.compile(rb"\x1b(\[[0-9;?]*[ -/]*|O)?")
 
 
 class KeyReader:
-    """Makes keys of what a terminal sends, which may come in pieces."""
+    """Decodes the bytes of a terminal, which may come in pieces, into keys."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     @property
     def waiting(self) -> bool:
-        """Whether what came could be the beginning of a sequence, or the Escape key: :meth:`flush` decides."""
+        """Whether the last bytes may be the beginning of a sequence or the Escape key; :meth:`flush` decides that."""
         return bool(self._rest)
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """Give the keys that are complete: printable characters as they are, others by name; unknown ones not."""
+        """Yield the complete keys: printable characters as they are, others by name; unknown ones are ignored."""
         self._rest += data
         while self._rest:
             if found := _SEQUENCE.match(self._rest):
@@ -62,7 +62,7 @@ class KeyReader:
                     yield key.decode()
 
     def flush(self) -> Iterator[str]:
-        """Nothing more came: what waits begins with the Escape key."""
+        """Take the bytes that wait, since no more came, as the Escape key and what follows it."""
         rest, self._rest = self._rest, b""
         if rest:
             yield "escape"
@@ -71,19 +71,19 @@ class KeyReader:
 
 @dataclass(frozen=True)
 class View:
-    """What of the board is looked at, and how."""
+    """Which part of the board is shown, and how."""
 
     focus: str = "vips"
-    """The table that keys are for: one of :data:`TABLES`."""
+    """The table that keys act on: one of :data:`TABLES`."""
     sorts: tuple[str, str, str] = ("packets", "packets", "rate")
-    """Column per table."""
+    """Sort key per table."""
     backwards: bool = False
     text: str = ""
     """The filter."""
     typed: str | None = None
-    """A filter that is being typed."""
+    """The filter while it is being typed."""
     vip: str = ""
-    """The VIP that is looked into."""
+    """The VIP that is open."""
     selected: int = 0
     """Row of the focused table."""
     paused: bool = False
@@ -91,17 +91,17 @@ class View:
     over: bool = False
 
     def sort_of(self, table: str) -> str:
-        """Give the column that a table is sorted by."""
+        """Return the sort key of a table."""
         return self.sorts[TABLES.index(table)]
 
     @property
     def tables(self) -> Sequence[str]:
-        """Those that are shown: of a single VIP, its reals and flows."""
+        """The tables that are shown; with a VIP open, only reals and flows."""
         return TABLES[1:] if self.vip else TABLES
 
 
 def press(view: View, key: str, names: Sequence[str]) -> View:
-    """Give the view after a key. `names`: of the rows of the focused table, as shown."""
+    """Return the view after a key. names: of the rows of the focused table, as shown."""
     if view.typed is not None:
         return _type(view, key, view.typed)
     if view.helping:
@@ -129,7 +129,7 @@ def _sort(view: View, step: int) -> View:
 
 
 def _back(view: View) -> View:
-    """Undo one thing: the filter first, then the look into a VIP."""
+    """Remove the filter if there is one, else leave the open VIP."""
     if view.text:
         return replace(view, text="", selected=0)
     if view.vip:

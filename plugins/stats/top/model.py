@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From two answers of the daemon to what `nfcore top` shows: rates, shares, order. Pure: no terminal, no socket.
+"""Computes what `nfcore top` shows from two answers of the daemon: rates, shares, order. No terminal, no socket.
 
-A rate is None while it is not known: there is one answer only, the counter is new, or the daemon is another.
+A rate is None while it is unknown: there is only one answer, the counter is new, or the daemon was restarted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 OLD = 15.0
-"""Seconds since counters were read from which on something is wrong: they are read every 5 s at most."""
+"""Age of the NIC's counters in seconds that is shown as a fault: they are read at least every 5 s."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Sample:
 
     answer: Mapping[str, Any]
     values: Mapping[str, Mapping[tuple[tuple[str, str], ...], float]]
-    """Family → labels, sorted → value."""
+    """Family → sorted labels → value."""
 
     @classmethod
     def read(cls, answer: Mapping[str, Any]) -> Sample:
-        """Take an answer as the daemon gave it."""
+        """Return the sample of an answer; values that are not finite numbers are left out."""
         values: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
         for name, samples in answer["values"].items():
             family = values[name] = {}
@@ -35,13 +35,13 @@ class Sample:
         return cls(answer, values)
 
     def total(self, family: str, **labels: str) -> float | None:
-        """Sum of the family's values that have these labels; None when there is none."""
+        """Return the sum of the family's values that have these labels; None when there is none."""
         found = [value for key, value in self.values.get(family, {}).items() if labels.items() <= dict(key).items()]
         return sum(found) if found else None
 
 
 def _finite(value: object) -> float | None:
-    """A number that can be reckoned with; None: it is not known what a plugin means by this."""
+    """Return the value as a finite number; None when it is none, since plugins may give any value."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -55,20 +55,20 @@ class Row:
 
     name: str
     packets: float | None
-    """A second."""
+    """Per second."""
     bits: float | None
-    """A second."""
+    """Per second."""
     share: float | None
     """Of the packets of all rows, 0 to 1."""
     total: int
-    """Packets since the daemon began."""
+    """Packets since the daemon started."""
     fast: float | None = None
-    """Share of its packets that took the fast path; None while there were none."""
+    """Share of its packets that took the fast path; None without packets."""
 
 
 @dataclass(frozen=True)
 class Nic:
-    """An interface with what its NIC holds."""
+    """An interface, and the rules in its NIC."""
 
     name: str
     backends: Sequence[str]
@@ -78,54 +78,53 @@ class Nic:
 
 @dataclass(frozen=True)
 class Board:
-    """All that is shown. Rates are per second."""
+    """All values that are shown. Rates are per second."""
 
     seconds: float | None
-    """Between the two answers."""
+    """Time between the two answers."""
     up_seconds: float
     strategy: str | None
     packets: float | None
     bits: float | None
     new_flows: float | None
-    """Connections."""
     fast_share: float | None
-    """Of the packets that were sent on, 0 to 1."""
+    """Of the packets sent to VIPs, 0 to 1."""
     rules: int
     max_rules: int
-    """What `[offload] max_rules` allows, and the NICs have room for as far as they tell."""
+    """`[offload] max_rules`, or the size of the NICs' tables where that is known and smaller."""
     states: Mapping[str, int]
     """Flows by state of their rule."""
     offload: bool
     """Whether offloading is switched on."""
     marks: int | None
     lost: int | None
-    """Reports lost since the daemon began."""
+    """Reports lost since the daemon started."""
     not_offloaded: float | None
     """Reports that led to no rule."""
     drops: float | None
     errors: int
-    """Of plugins, since the daemon began."""
+    """Faults of plugins since the daemon started."""
     nics: Sequence[Nic] = ()
     vips: Sequence[Row] = ()
     reals: Sequence[Row] = ()
     flows: Sequence[Mapping[str, Any]] = ()
     vip: str = ""
-    """The VIP whose reals and flows these are; empty: of all. A real's figures are of all its VIPs nevertheless."""
+    """The VIP whose reals and flows these are; empty: of all. The counters of a real are always of all its VIPs."""
     troubles: Sequence[str] = ()
-    """What is not as it should be, a sentence each."""
+    """Faults, one sentence each."""
 
     def as_json(self) -> dict[str, Any]:
-        """Give everything as JSON values."""
+        """Return everything as JSON values."""
         return asdict(self)
 
 
 def growth(before: float, after: float) -> float:
-    """By how much a counter has grown; see :meth:`Rates.of`."""
+    """Return by how much a counter has grown; see :meth:`Rates.of`."""
     return max(0.0, after - before if after >= before else after)
 
 
 class Rates:
-    """How fast counters grew from one sample to the next."""
+    """Growth of counters per second, from one sample to the next."""
 
     def __init__(self, before: Sample | None, after: Sample) -> None:
         self.seconds: float | None = None
@@ -137,10 +136,10 @@ class Rates:
                 self.seconds, self._before = seconds, before
 
     def of(self, family: str, **labels: str) -> float | None:
-        """Give the growth a second of all counters of a family that have these labels; None when there is none.
+        """Return the growth per second of all counters of a family that have these labels; None when there is none.
 
-        A counter that is new began at 0. One that went back has begun anew, or wrapped: what it shows is what has come
-        since. Never negative.
+        A new counter began at 0. One that went back was restarted, or wrapped: its value is its growth since then.
+        Never negative.
         """
         if self._before is None or not self.seconds or family not in self._after.values:
             return None
@@ -153,7 +152,10 @@ class Rates:
         return sum(grown) / self.seconds if grown or not labels else None
 
     def by(self, family: str, label: str, **labels: str) -> dict[str, float]:
-        """Give the same per value of a label, of counters that were there before: a VIP's may go on from another's."""
+        """Return the same per value of a label, of counters that are in both samples.
+
+        A counter that is new, as of a VIP after a reload, may go on from an old value: see docs/metrics.md.
+        """
         grown: dict[str, float] = {}
         if self._before is None or not self.seconds:
             return grown
@@ -166,7 +168,7 @@ class Rates:
 
 
 def compare(before: Sample | None, after: Sample) -> Board:
-    """Make the board of two samples, the first of which may be missing, or of another daemon."""
+    """Return the board of two samples; the first may be None, or of an earlier run of the daemon."""
     rates, answer = Rates(before, after), after.answer
     fast, slow = rates.of("nfcore_packets_total", path="fast"), rates.of("nfcore_packets_total", path="slow")
     sent = None if fast is None or slow is None else fast + slow
@@ -176,14 +178,14 @@ def compare(before: Sample | None, after: Sample) -> Board:
     capacity = after.total("nfcore_rules_capacity")
     full = {name: bool(after.total("nfcore_nic_full", interface=name)) for name in answer["interfaces"]}
     marks, lost = after.total("nfcore_marks_in_use"), after.total("nfcore_reports_lost_total")
-    vip, wanted = str(answer.get("vip", "")), set(answer["reals"])
+    vip, of_vip = str(answer.get("vip", "")), set(answer["reals"])
     reals = _rows(rates, after, "real")
     return Board(
         seconds=rates.seconds,
         up_seconds=answer["up_seconds"],
         strategy=answer["strategy"],
         packets=sent,
-        bits=_bits(sum(volume.values())) if (volume := rates.by("nfcore_vip_bytes_total", "vip")) else None,
+        bits=_bits(sum(byte_rates.values())) if (byte_rates := rates.by("nfcore_vip_bytes_total", "vip")) else None,
         new_flows=rates.of("nfcore_vip_new_flows_total"),
         fast_share=fast / sent if fast is not None and sent else None,
         rules=sum(rules.values()),
@@ -197,7 +199,7 @@ def compare(before: Sample | None, after: Sample) -> Board:
         errors=int(after.total("nfcore_hook_errors_total") or 0),
         nics=[Nic(name, backends, rules[name], full[name]) for name, backends in answer["interfaces"].items()],
         vips=_rows(rates, after, "vip"),
-        reals=[row for row in reals if row.name in wanted] if vip else reals,
+        reals=[row for row in reals if row.name in of_vip] if vip else reals,
         flows=answer["flows"],
         vip=vip,
         troubles=[*answer.get("troubles", ()), *_old_counters(after)],
@@ -210,30 +212,30 @@ def _old_counters(after: Sample) -> Iterator[str]:
             yield f"{dict(key).get('interface')}: the NIC's counters were last read {age:,.0f} s ago"
 
 
-def _bits(bytes_a_second: float | None) -> float | None:
-    return None if bytes_a_second is None else 8 * bytes_a_second
+def _bits(byte_rate: float | None) -> float | None:
+    return None if byte_rate is None else 8 * byte_rate
 
 
 def _rows(rates: Rates, after: Sample, label: str) -> list[Row]:
-    """Rows of VIPs or of reals."""
+    """Return the rows of all VIPs, or of all reals."""
     packets = rates.by(f"nfcore_{label}_packets_total", label)
-    volume = rates.by(f"nfcore_{label}_bytes_total", label)
+    byte_rates = rates.by(f"nfcore_{label}_bytes_total", label)
     by_path = f"nfcore_{label}_path_packets_total"
-    marked, all_paths = rates.by(by_path, label, path="fast"), rates.by(by_path, label)
+    fast, both_paths = rates.by(by_path, label, path="fast"), rates.by(by_path, label)
     totals: dict[str, float] = {}
     for key, value in after.values.get(f"nfcore_{label}_packets_total", {}).items():
         name = dict(key).get(label)
         if name is not None:
             totals[name] = totals.get(name, 0.0) + value
-    everything = sum(packets.values())
+    all_packets = sum(packets.values())
     return [
         Row(
             name,
             packets.get(name),
-            _bits(volume.get(name)),
-            packets[name] / everything if everything and name in packets else None,
+            _bits(byte_rates.get(name)),
+            packets[name] / all_packets if all_packets and name in packets else None,
             int(total),
-            marked.get(name, 0.0) / all_paths[name] if all_paths.get(name) else None,
+            fast.get(name, 0.0) / both_paths[name] if both_paths.get(name) else None,
         )
         for name, total in totals.items()
     ]
@@ -241,11 +243,11 @@ def _rows(rates: Rates, after: Sample, label: str) -> list[Row]:
 
 ROW_KEYS = ("packets", "bits", "share", "fast", "total", "name")
 FLOW_KEYS = ("rate", "packets", "bytes", "age", "mark")
-"""As the daemon's ``flows`` sorts."""
+"""Keys by which the daemon's ``flows`` sorts."""
 
 
 def arrange(rows: Iterable[Row], key: str, text: str = "", *, backwards: bool = False) -> list[Row]:
-    """Give the rows whose names have every word of `text`, the largest first (names: from A on), equal ones by name."""
+    """Return the rows whose names contain every word of `text`: largest first (names: A first), equal ones by name."""
     words = text.split()
     chosen = sorted((row for row in rows if all(word in row.name for word in words)), key=lambda row: row.name)
     if key == "name":
@@ -257,11 +259,11 @@ def arrange(rows: Iterable[Row], key: str, text: str = "", *, backwards: bool = 
 
 @dataclass
 class History:
-    """The last shares of the fast path, for a sparkline."""
+    """The last shares of the fast path, for the sparkline."""
 
     length: int = 60
     shares: list[float | None] = field(default_factory=list)
 
     def add(self, share: float | None) -> None:
-        """Note one more; None: not known, or nothing was sent."""
+        """Append a share; None when it is unknown, or nothing was sent."""
         self.shares = [*self.shares, share][-self.length :]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `nfcore top` needs of the daemon, in one answer: counters as they stand, the hottest flows, who serves a VIP."""
+"""The daemon's method ``top``: all that `nfcore top` needs in one answer (metrics, hottest flows, reals of a VIP)."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ FAMILIES = (
     "nfcore_counters_age_seconds",
     "nfcore_program_attached",
 )
-"""A family that the daemon does not have is shown as not known."""
+"""Metrics in the answer. `nfcore top` shows those that the daemon does not have as unknown."""
 _TYPES = {"match": str, "sort": str, "vip": str, "limit": int, "reverse": bool}
 MOST_FLOWS = 200
 
 
 def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer ``top``. match, sort, reverse, limit: as of ``flows``; vip: name of one whose reals and flows are wanted.
+    """Return the answer of ``top``. match, sort, reverse, limit: as in ``flows``; vip: only its reals and flows.
 
-    ConfigError names a parameter that is wrong.
+    ConfigError names a wrong parameter.
     """
     for name, value in parameters.items():
         if name not in _TYPES or not isinstance(value, _TYPES[name]):
@@ -51,8 +51,8 @@ def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any
     vip = parameters.get("vip", "")
     match = f"{parameters.get('match', '')} {vip}".strip()
     limit = min(int(parameters.get("limit", 50)), MOST_FLOWS)
-    wanted = {"match": match, "sort": parameters.get("sort") or "rate", "limit": limit}
-    flows = context.services.methods["flows"](wanted | {"reverse": parameters.get("reverse", False)})
+    query = {"match": match, "sort": parameters.get("sort") or "rate", "limit": limit}
+    flows = context.services.methods["flows"](query | {"reverse": parameters.get("reverse", False)})
     return {
         "values": {family.name: JsonRows(partial(_samples, family)) for family in registry.of(FAMILIES)},
         "flows": JsonRows(lambda: (row for row in flows["flows"] if not vip or row.get("vip") == vip)),
@@ -72,6 +72,6 @@ def _samples(family: MetricFamily) -> Iterator[list[Any]]:
 
 
 def _reals_of(context: Context, vip: str) -> list[str]:
-    """Names of the reals that a VIP has in the configuration that is in effect."""
+    """Names of the reals that a VIP has in the current configuration."""
     names = [dict(nf.describe(target)) for nf in context.nfs for target in nf.targets().rows["target"].tolist()]
     return sorted({name["real"] for name in names if name.get("vip") == vip and "real" in name})

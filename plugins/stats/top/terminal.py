@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A terminal that is drawn on and read key by key, and is as it was afterwards, whatever happens."""
+"""The terminal of `nfcore top`: drawn on, read key by key, and restored in the end whatever happens."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _ENDS = (
     signal.SIGXCPU,
     signal.SIGABRT,
 )
-"""What ends a program unless it is caught: all that can be caught where the program itself is not at fault."""
+"""All signals that would end the program and can be caught, except those of its own faults such as SIGSEGV."""
 _OTHERS = (signal.SIGWINCH, signal.SIGTSTP)
 
 
 class Terminal:
-    """A context in which the terminal is ours. Signals are noted and end nothing by themselves: `ended` has the first.
+    """Context in which the program has the terminal. Signals do not end it; `ended` is set to the first of them.
 
-    Ctrl-Z gives the terminal back, stops, and takes it again.
+    Ctrl-Z restores the terminal and stops the program; when it continues it takes the terminal again.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.ended: int | None = None
-        """The signal that asks for the end."""
+        """The first signal that should end the program."""
         self._stop_wanted = False
         self._input = sys.stdin.fileno()
         self._before: list[Any] = []
@@ -56,12 +56,12 @@ class Terminal:
         for end in (self._read, self._write):
             os.set_blocking(end, False)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._handlers = {number: signal.signal(number, self._note) for number in (*_ENDS, *_OTHERS)}
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in (*_ENDS, *_OTHERS)}
         self._take()
         return self
 
     def __exit__(self, *about: object) -> None:
-        self._give_back()
+        self._restore()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
@@ -74,33 +74,32 @@ class Terminal:
         self.console.set_alt_screen(True)
         self.console.show_cursor(False)
 
-    def _give_back(self) -> None:
-        # Also when the terminal is gone, which is no reason to say so.
-        with contextlib.suppress(OSError):
+    def _restore(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be gone
             self.console.show_cursor(True)
             self.console.set_alt_screen(False)
         with contextlib.suppress(OSError, termios.error):
             termios.tcsetattr(self._input, termios.TCSADRAIN, self._before)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number in _ENDS and self.ended is None:
             self.ended = number
         self._stop_wanted |= number == signal.SIGTSTP
 
     def wake(self) -> None:
-        """End a wait, from any thread."""
-        with contextlib.suppress(OSError):  # full: it will wake anyway
+        """End :meth:`wait`, from any thread."""
+        with contextlib.suppress(OSError):  # the pipe is full, so it wakes anyway
             os.write(self._write, b"\0")
 
     def wait(self, seconds: float | None) -> bytes:
-        """Wait for keys, a signal or :meth:`wake`; what was typed."""
+        """Wait for keys, a signal or :meth:`wake`; returns the bytes of the keys."""
         ready, _, _ = select.select([self._input, self._read], [], [], seconds)
         if self._read in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._read, 4096)
         if self._stop_wanted:
             self._stop_wanted = False
-            self._give_back()
+            self._restore()
             os.kill(os.getpid(), signal.SIGSTOP)
             self._take()
         if self._input not in ready:
@@ -115,7 +114,7 @@ class Terminal:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines, as they are now."""
+        """Columns and lines at present."""
         try:
             size = os.get_terminal_size(sys.stdout.fileno())
         except OSError:
@@ -123,12 +122,12 @@ class Terminal:
         return max(1, size.columns), max(1, size.lines)
 
     def show(self, lines: Sequence[Text]) -> None:
-        """Draw lines from the top, no wider and no more than there is room for."""
+        """Draw lines from the top; what is wider than the terminal is cut off."""
         width, _ = self.size
         self.console.width = width
         with self.console.capture() as capture:
             self.console.print(Group(*lines), no_wrap=True, overflow="crop", end="")
         drawn = capture.get().removesuffix("\n").split("\n")
-        # Erased before and not after it is written: behind a full line the cursor still stands on its last character.
+        # Each line is erased before it is written: after a full line the cursor is still on its last character.
         self.console.file.write("\x1b[H" + "\r\n".join(f"\x1b[2K{line}" for line in drawn))
         self.console.file.flush()

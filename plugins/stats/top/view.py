@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The board as lines of text, as many and as wide as there is room. Pure: what is drawn depends on the arguments."""
+"""Draws the board as lines of text for a given width and height. No terminal, no socket."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from .model import Board, History, Row, arrange
 MOST_TROUBLES = 3
 _BARS = "▁▂▃▄▅▆▇█"
 _TITLES = {"vips": "VIP", "reals": "REAL", "flows": "FLOW"}
-KEYS = "↑↓ enter look in  esc back  tab table  s sort  / filter  p pause  h help  q quit"
+KEYS = "↑↓ enter open  esc back  tab table  s sort  / filter  p pause  h help  q quit"
 FEWER_KEYS = "h help  q quit"
 HELP = (
     ("↑ ↓, k j", "select a row of the focused table (bright title)"),
     ("tab", "focus the next table"),
-    ("enter", "look into the selected VIP: its reals and flows"),
-    ("esc, backspace", "drop the filter; then leave the VIP"),
+    ("enter", "open the selected VIP: its reals and flows"),
+    ("esc, backspace", "remove the filter; then leave the VIP"),
     ("s S, → ←", "sort by the next, or previous, column (▼)"),
-    ("r", "turn the order round (▲)"),
+    ("r", "reverse the order (▲)"),
     ("/", "filter the focused table and the flows: part of a name, address, prefix"),
-    ("p, space", "pause, and go on"),
+    ("p, space", "pause, or continue"),
     ("q, Ctrl-C", "quit"),
 )
 
 
 def short(value: float | None) -> str:
-    """Write a number in at most five characters: ``–`` when it is not known, ``12.3M``."""
+    """Return a number in at most five characters, such as ``12.3M``; ``–`` when it is unknown."""
     if value is None:
         return "–"
     for limit, size, unit in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (1e12, 1e9, "G"), (1e15, 1e12, "T")):
@@ -45,24 +45,24 @@ def short(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Write a share of 0 to 1."""
+    """Return a share of 0 to 1 in percent."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def sparkline(shares: Sequence[float | None], width: int) -> str:
-    """Draw the last `width` shares of 0 to 1, a character each; a gap where none is known."""
+    """Draw the last `width` shares of 0 to 1, a character each; a space for an unknown one."""
     last = shares[-width:] if width > 0 else []
     return "".join(" " if s is None else _BARS[min(len(_BARS) - 1, max(0, int(s * len(_BARS))))] for s in last)
 
 
 def gauge(share: float, width: int) -> str:
-    """Draw how full something is."""
+    """Draw a share of 0 to 1 as a bar."""
     filled = min(width, max(0, round(share * width)))
     return "█" * filled + "░" * (width - filled)
 
 
 def duration(seconds: float) -> str:
-    """Write a time as ``3d 04:05:06``."""
+    """Return a time as ``3d 4:05:06``."""
     whole = int(seconds)
     days, rest = divmod(whole, 86_400)
     clock = f"{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
@@ -71,7 +71,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class _Column:
-    """key: what the table is sorted by to sort it by this column."""
+    """A column of a table; `key` is its sort key."""
 
     title: str
     key: str
@@ -94,8 +94,8 @@ _FLOWS = (
 
 
 def shown(board: Board, view: View, table: str) -> list[Row] | list[Mapping[str, Any]]:
-    """Give the rows of a table in their order. The filter is for the focused table and for the flows, which the daemon
-    has chosen, sorted and filtered.
+    """Return the rows of a table in order. The filter applies to the focused table and to the flows; the daemon has
+    selected, sorted and filtered these already.
     """
     if table == "flows":
         return list(board.flows)
@@ -106,7 +106,7 @@ def shown(board: Board, view: View, table: str) -> list[Row] | list[Mapping[str,
 
 
 def names(board: Board, view: View) -> list[str]:
-    """Give the names of the focused table's rows, as shown."""
+    """Return the names of the focused table's rows, as shown."""
     return [row.name if isinstance(row, Row) else str(row["flow"]) for row in shown(board, view, view.focus)]
 
 
@@ -122,12 +122,12 @@ def draw(board: Board, view: View, history: History, width: int, height: int) ->
     return [_cut(line, width) for line in [*lines, _foot(view, width)][-height:]]
 
 
-def draw_message(words: str, width: int, height: int) -> list[Text]:
-    """Draw what there is to say instead of a board."""
+def draw_message(message: str, width: int, height: int) -> list[Text]:
+    """Draw a message instead of a board."""
     lines = [
         Text("nfcore top", style="bold"),
         Text(),
-        Text(printable(words), style="yellow"),
+        Text(printable(message), style="yellow"),
         Text("trying again …"),
         Text(),
     ]
@@ -167,12 +167,12 @@ def _head(board: Board, view: View, history: History, width: int) -> list[Text]:
     for nic in board.nics:
         if nic.full:
             table.append(f"  {nic.name} FULL", style="bold red")
-    books = Text(f"marks {_count(board.marks)}   not offloaded {short(board.not_offloaded)}/s   ")
-    books.append(f"drops {short(board.drops)}/s   ", style="red" if board.drops else "")
-    books.append(f"reports lost {_count(board.lost)}   ", style="red" if board.lost else "")
-    books.append(f"plugin errors {board.errors:,}", style="red" if board.errors else "")
-    troubles = [Text(f"! {words}", style="bold red") for words in board.troubles[:MOST_TROUBLES]]
-    return [first, *troubles, Text(traffic), share, table, books, _filter(board, view)]
+    counts = Text(f"marks {_count(board.marks)}   not offloaded {short(board.not_offloaded)}/s   ")
+    counts.append(f"drops {short(board.drops)}/s   ", style="red" if board.drops else "")
+    counts.append(f"reports lost {_count(board.lost)}   ", style="red" if board.lost else "")
+    counts.append(f"plugin errors {board.errors:,}", style="red" if board.errors else "")
+    troubles = [Text(f"! {trouble}", style="bold red") for trouble in board.troubles[:MOST_TROUBLES]]
+    return [first, *troubles, Text(traffic), share, table, counts, _filter(board, view)]
 
 
 def _count(value: int | None) -> str:
@@ -180,12 +180,12 @@ def _count(value: int | None) -> str:
 
 
 def _filter(board: Board, view: View) -> Text:
-    """Draw what is looked at: the VIP, and the filter as it is typed."""
+    """Draw the open VIP, and the filter as it is typed."""
     line = Text()
     if view.vip:
-        mine = next((row for row in board.vips if row.name == view.vip), None)
-        figures = f"  {short(mine.packets)}/s  {short(mine.bits)} bit/s" if mine else "  is gone"
-        line.append(f"VIP {view.vip}", style="bold").append(figures + "   ")
+        row = next((row for row in board.vips if row.name == view.vip), None)
+        rates = f"  {short(row.packets)}/s  {short(row.bits)} bit/s" if row else "  is gone"
+        line.append(f"VIP {view.vip}", style="bold").append(rates + "   ")
     if view.typed is not None:
         line.append(f"filter: {view.typed}█", style="bold")
     elif view.text:
@@ -195,7 +195,7 @@ def _filter(board: Board, view: View) -> Text:
 
 def _foot(view: View, width: int) -> Text:
     if view.typed is not None:
-        return Text("enter take  esc leave as it was", style="dim")
+        return Text("enter apply  esc cancel", style="dim")
     if view.helping:
         return Text("any key: back", style="dim")
     return Text(KEYS if len(KEYS) <= width else FEWER_KEYS, style="dim")
@@ -203,23 +203,21 @@ def _foot(view: View, width: int) -> Text:
 
 def _tables(board: Board, view: View, width: int, height: int) -> list[Text]:
     rows = {table: shown(board, view, table) for table in view.tables}
-    room = share_out({table: len(rows[table]) for table in view.tables}, view.focus, height - len(rows))
+    heights = share_out({table: len(rows[table]) for table in view.tables}, view.focus, height - len(rows))
     lines: list[Text] = []
     for table in view.tables:
-        lines += _table(table, rows[table], view, width, room[table])
+        lines += _table(table, rows[table], view, width, heights[table])
     return lines
 
 
 def share_out(wanted: Mapping[str, int], focus: str, room: int) -> dict[str, int]:
-    """Give each table some lines: the focused one what it wants as long as the others have a fifth each."""
-    given = dict.fromkeys(wanted, 0)
+    """Divide `room` lines among tables: each gets up to a fifth, then the focused one as many as it has rows."""
     room = max(0, room)
-    for table in wanted:
-        given[table] = min(wanted[table], room // 5)
+    heights = {table: min(rows, room // 5) for table, rows in wanted.items()}
     for table in (focus, *(table for table in wanted if table != focus)):
-        more = min(wanted[table] - given[table], room - sum(given.values()))
-        given[table] += max(0, more)
-    return given
+        more = min(wanted[table] - heights[table], room - sum(heights.values()))
+        heights[table] += max(0, more)
+    return heights
 
 
 def _table(table: str, rows: Sequence[Any], view: View, width: int, room: int) -> list[Text]:
@@ -229,7 +227,7 @@ def _table(table: str, rows: Sequence[Any], view: View, width: int, room: int) -
     title = _TITLES[table]
     if table == "reals" and view.vip:
         # The datapath counts per VIP and per real, not per pair.
-        title += " (figures of all its VIPs)"
+        title += " (of all its VIPs)"
     title += mark if sort == "name" else ""
     if table == "flows" and sort not in {column.key for column in columns}:
         title += f" by {sort} {mark}"
@@ -252,7 +250,7 @@ def _table(table: str, rows: Sequence[Any], view: View, width: int, room: int) -
 
 
 def _cells(row: Row | Mapping[str, Any], width: int) -> tuple[str, list[str]]:
-    """Give a row's name, with a flow's real where there is room for it, and what stands in its columns."""
+    """Return a row's name, with the real of a flow if there is room for it, and the texts of its columns."""
     if isinstance(row, Row):
         shares = [percent(row.share), percent(row.fast)]
         return row.name, [short(row.packets), short(row.bits), *shares, short(row.total)]

@@ -207,7 +207,7 @@ def test_there_are_not_too_many_at_once() -> None:
 
 
 def test_a_stuck_event_loop_is_told_and_scrapes_do_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COLLECT_PATIENCE", 0.3)
+    monkeypatch.setattr(module, "COLLECT_TIMEOUT", 0.3)
     clock, loop = Clock(), Loop()
     health = alive(clock)
     with listening(loop, health):
@@ -217,7 +217,7 @@ def test_a_stuck_event_loop_is_told_and_scrapes_do_not_wait_for_it(monkeypatch: 
         status, _, body = ask(HEALTH)
         assert (status, b"the event loop has not turned for 6 s" in body) == (503, True)
         status, _, body = ask(METRICS)
-        assert (status, b"the event loop has not given figures" in body) == (503, True)
+        assert (status, b"no metrics from the event loop" in body) == (503, True)
         assert len(loop.waiting) == 1
         loop.go_on()
         health.turn(0.0)

@@ -74,7 +74,7 @@ def test_the_view_and_its_keys(busy: Site) -> None:
             number for number, line in enumerate(screen.lines) if line.startswith(OTHER)
         )  # the busiest first
         screen.press("h")
-        screen.shows("look into the selected VIP", gone=["FLOW"])
+        screen.shows("open the selected VIP", gone=["FLOW"])
         screen.press("x")
         screen.shows("FLOW")
         screen.press("/" + OTHER + KEYS["enter"])
@@ -82,7 +82,7 @@ def test_the_view_and_its_keys(busy: Site) -> None:
         screen.press(KEYS["escape"])
         screen.shows(VIP, gone=["filter:"])
         screen.press(KEYS["enter"])
-        text = screen.shows(f"VIP {VIP}:80/tcp", *REALS, "REAL (figures of all its VIPs)", gone=["2001:db8:20::11"])
+        text = screen.shows(f"VIP {VIP}:80/tcp", *REALS, "REAL (of all its VIPs)", gone=["2001:db8:20::11"])
         screen.press("s")
         screen.shows("packets▼")
         screen.press("p")
@@ -118,7 +118,7 @@ def test_a_daemon_that_goes_and_comes_back(site: Site, config: Path) -> None:
             daemon = site.daemons.started[-1]
             daemon.send_signal(signal.SIGSTOP)  # it hangs: keys are heard all the same
             screen.press("h")
-            screen.shows("look into the selected VIP")
+            screen.shows("open the selected VIP")
             daemon.send_signal(signal.SIGCONT)
             screen.press("qq")
             assert screen.wait() == 0
@@ -264,7 +264,7 @@ def test_an_output_that_takes_nothing(busy: Site) -> None:
 def test_a_picture_that_cannot_be_written(site: Site) -> None:
     done = nfcore("top", "--once", "--svg", "/nonexistent/a.svg", "--socket", str(site.socket))
     assert (done.returncode, done.stdout) == (2, "")
-    words = "nfcore top: --svg: cannot write /nonexistent/a.svg: should be a file in a folder that is there"
+    words = "nfcore top: --svg: cannot write /nonexistent/a.svg: should be a file in an existing folder"
     assert done.stderr == f"error: {words}\n"
 
 

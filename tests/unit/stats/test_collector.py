@@ -57,7 +57,7 @@ def test_who_asks_meanwhile_shares_the_next(config: Config) -> None:
     told: dict[str, tuple[int, list[object]]] = {}
 
     def ask(name: str) -> None:
-        loop.collector.ask(lambda registry: told.update({name: (loop.turns, values(registry))}))
+        loop.collector.request(lambda registry: told.update({name: (loop.turns, values(registry))}))
 
     ask("first")
     while "first" not in told:
@@ -80,9 +80,9 @@ def test_what_fails_is_told_to_who_asked_and_to_nobody_later(config: Config) -> 
     loop = Loop(config)
     loop.collector._context.services.call_soon = lambda job: asyncio.get_running_loop().call_soon(job) and None
     loop.fails = True
-    with pytest.raises(HostError, match="figures could not be collected: the log says why"):
-        asyncio.run(loop.collector.give(values))
+    with pytest.raises(HostError, match="the metrics could not be collected: the log has the reason"):
+        asyncio.run(loop.collector.collect(values))
     loop.fails = False
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(loop.collector.give(lambda registry: 1 // 0))
-    assert asyncio.run(loop.collector.give(values)) == [0, 0, 0]
+        asyncio.run(loop.collector.collect(lambda registry: 1 // 0))
+    assert asyncio.run(loop.collector.collect(values)) == [0, 0, 0]

@@ -90,29 +90,35 @@ def test_a_plugins_family_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        (packets(1, "packets_total"), "'packets_total' is no metric name"),
-        (packets(1, "nfcore_Packets_total"), "no metric name"),
+        (packets(1, "packets_total"), "'packets_total' is not a valid metric name"),
+        (packets(1, "nfcore_Packets_total"), "not a valid metric name"),
         (MetricFamily("nfcore_packets", MetricKind.COUNTER, ""), "counters, and only they, end in _total"),
         (MetricFamily("nfcore_rules_total", MetricKind.GAUGE, ""), "counters, and only they, end in _total"),
         (packets(1, unit="bytes"), "is a counter of bytes; elsewhere it is a counter of packets"),
         (packets(1), "two samples have the same labels"),
         (packets(1, nic="a"), "a sample has the labels nic; should be none"),
-        (packets(1, "nfcore_nic_total", le="a"), "'le' is no label of ours"),
-        (packets(1, "nfcore_nic_total", NIC="a"), "'NIC' is no label of ours"),
-        (packets("many", "nfcore_nic_total"), "'many' is no value of a counter"),  # type: ignore[arg-type]
-        (packets(-1, "nfcore_nic_total"), "-1 is no value of a counter"),
-        (packets(math.nan, "nfcore_nic_total"), "nan is no value of a counter"),  # type: ignore[arg-type]
-        (packets(10**400, "nfcore_nic"), "1000.* is no value of a gauge"),
-        (packets(1, "nfcore_nic_total", nic="\ud800"), r"'\\ud800' is no help, unit or label value"),
-        (packets(1, "nfcore_nic_total", nic="x" * 1025), "is no help, unit or label value; .* not too long"),
-        (packets(1, "nfcore_nic_total", nic=5), "5 is no help, unit or label value"),  # type: ignore[arg-type]
-        (MetricFamily("nfcore_nic_total", MetricKind.COUNTER, "", columns=[FALLING]), "-2.0 is no value of a counter"),
-        (took((3, 2), 1.0), "Distribution.* is no value of a histogram"),
-        (took((1, 2, 3), 1.0), "Distribution.* is no value of a histogram"),
-        (took((1, 2), math.inf), "Distribution.* is no value of a histogram"),
-        (MetricFamily("nfcore_nic_sum", MetricKind.GAUGE, ""), "are a histogram's own"),
-        (MetricFamily("nfcore_took", MetricKind.HISTOGRAM, "", samples=[Sample(1)]), "1 is no value of a histogram"),
-        (MetricFamily("nfcore_nic", MetricKind.GAUGE, "", columns=[UNEVEN]), "no value of a gauge"),
+        (packets(1, "nfcore_nic_total", le="a"), "'le' is not a valid label name"),
+        (packets(1, "nfcore_nic_total", NIC="a"), "'NIC' is not a valid label name"),
+        (packets("many", "nfcore_nic_total"), "'many' is not a valid value of a counter"),  # type: ignore[arg-type]
+        (packets(-1, "nfcore_nic_total"), "-1 is not a valid value of a counter"),
+        (packets(math.nan, "nfcore_nic_total"), "nan is not a valid value of a counter"),  # type: ignore[arg-type]
+        (packets(10**400, "nfcore_nic"), "1000.* is not a valid value of a gauge"),
+        (packets(1, "nfcore_nic_total", nic="\ud800"), r"'\\ud800' is not a valid help, unit or label value"),
+        (packets(1, "nfcore_nic_total", nic="x" * 1025), "is not a valid help, unit or label value; .* not too long"),
+        (packets(1, "nfcore_nic_total", nic=5), "5 is not a valid help, unit or label value"),  # type: ignore[arg-type]
+        (
+            MetricFamily("nfcore_nic_total", MetricKind.COUNTER, "", columns=[FALLING]),
+            "-2.0 is not a valid value of a counter",
+        ),
+        (took((3, 2), 1.0), "Distribution.* is not a valid value of a histogram"),
+        (took((1, 2, 3), 1.0), "Distribution.* is not a valid value of a histogram"),
+        (took((1, 2), math.inf), "Distribution.* is not a valid value of a histogram"),
+        (MetricFamily("nfcore_nic_sum", MetricKind.GAUGE, ""), "are reserved for histograms"),
+        (
+            MetricFamily("nfcore_took", MetricKind.HISTOGRAM, "", samples=[Sample(1)]),
+            "1 is not a valid value of a histogram",
+        ),
+        (MetricFamily("nfcore_nic", MetricKind.GAUGE, "", columns=[UNEVEN]), "not a valid value of a gauge"),
         (
             MetricFamily("nfcore_nic", MetricKind.GAUGE, "", samples=[Sample(1, {"nic": "a"})], columns=[NICS]),
             "same labels",
@@ -132,7 +138,7 @@ def test_what_breaks_a_rule_is_named(family: MetricFamily, words: str) -> None:
 
 def test_nothing_of_a_plugin_is_taken_that_breaks_a_rule() -> None:
     registry = Registry()
-    with pytest.raises(ValueError, match="no metric name"):
+    with pytest.raises(ValueError, match="not a valid metric name"):
         registry.add([packets(1), packets(1, "packets")])
     assert len(registry) == 0
 
@@ -196,9 +202,9 @@ def test_what_is_left_over_never_goes_back_while_its_base_grows(steps: list[tupl
         ),
         (
             packets(5, "nfcore_flows"),
-            "plugin odd: collect_stats gave figures that break a rule: nfcore_flows is a gauge",
+            "plugin odd: collect_stats returned metrics that break a rule: nfcore_flows is a gauge",
         ),
-        (MetricFamily("nfcore_odd", MetricKind.GAUGE, "", samples=[5]), "nothing can be done with: AttributeError"),  # type: ignore[list-item]
+        (MetricFamily("nfcore_odd", MetricKind.GAUGE, "", samples=[5]), "cannot be processed: AttributeError"),  # type: ignore[list-item]
     ],
 )
 def test_a_plugin_whose_figures_break_a_rule_is_named_and_the_others_are_there(

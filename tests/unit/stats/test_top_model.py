@@ -258,7 +258,7 @@ def test_a_vip_that_is_looked_into(display: Display) -> None:
     lines = shown(display)
     assert lines[5].startswith("VIP 198.18.10.99:80/tcp")
     assert not any(line.startswith("VIP ") for line in lines[6:])
-    assert lines[6].startswith("REAL (figures of all its VIPs)")
+    assert lines[6].startswith("REAL (of all its VIPs)")
 
 
 def test_a_flow_has_the_packets_of_all_its_rules(display: Display) -> None:
