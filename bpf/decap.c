@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What a real needs where the kernel has no tunnel driver: takes the balancer's outer header off and lets the
- * stack have the inner packet. Only frames with the balancer's outer source are touched.
+ * For a real whose kernel has no tunnel driver: removes the balancer's outer header and passes the inner packet to the
+ * stack. Frames without the balancer's outer source pass unchanged.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -11,7 +11,7 @@
 
 #include "balancer/outer_header.h"
 
-/* Bytes of the outer header, or 0: not the balancer's. `inner` is the EtherType of what is inside. */
+/* Bytes of the outer header, 0 when it is not the balancer's. Sets `inner` to the EtherType of the inner packet. */
 static __always_inline int outer_bytes(void *data, void *data_end, __be16 *inner)
 {
 	struct ethhdr *eth = data;

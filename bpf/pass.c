@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* For the other end of a veth: what XDP_TX sends waits there until the end has a program of its own. */
+/* For the peer of a veth: it receives frames of the other end's XDP_TX only with an XDP program of its own. */
 #include <linux/bpf.h>
 
 int pass(struct xdp_md *ctx)

@@ -5,8 +5,8 @@
  *   network ── wire ══► softnic_wire: match, count, drop or mark ══► port ── the host's interface
  *                  ◄══ softnic_port ◄════════════════════════════════
  *
- * The mark travels in the metadata and survives the redirect. Rules are exact 5-tuples in a hash map whose size
- * is the NIC's table.
+ * The mark is in the metadata, which the redirect keeps. Rules are exact 5-tuples in a hash map, whose size is that of
+ * the NIC's table.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -57,7 +57,7 @@ static __always_inline void count(enum softnic_counter which)
 		*counter += 1;
 }
 
-/* Fragments, options and other protocols have no ports to match on: they pass, unmarked. */
+/* The rule of a frame, or NULL. Frames with fragments, options or other protocols have none and pass unmarked. */
 static __always_inline struct softnic_rule *find_rule(void *data, void *data_end)
 {
 	struct ethhdr *eth = data;

@@ -20,7 +20,7 @@
 #include "real.h"
 #include "slow_path.h"
 
-/* `family` is a constant at both calls: the compiler makes a program for each. */
+/* `family` is a constant in both calls: the compiler makes separate code for each. */
 static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_end, __u32 mark, int family)
 {
 	struct packet packet = {.frame_bytes = data_end - data};

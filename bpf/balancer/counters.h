@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Per-CPU counters: Katran's `stats` and `reals_stats`, and our own: `hw_accel_stats` for what marks did,
- * `vip_slow_stats` and `real_slow_stats` for what the slow path did. The fast path writes none of the last two: what it
- * sent is what is left of all that was.
+ * Per-CPU counters: Katran's `stats` and `reals_stats`, and nfcore's own: `hw_accel_stats` counts what marks did,
+ * `vip_slow_stats` and `real_slow_stats` count the slow path. The fast path does not write the last two: its packets
+ * are the total less those of the slow path.
  *
- * Where a figure is what a part leaves of a whole, a packet raises the part first and the whole afterwards:
+ * Where a metric is a total less a part of it, a packet raises the part first and the total afterwards:
  *
  *   packets of a VIP or real - those by the slow path      = by mark
- *   all frames - ACCEL_FAST - ACCEL_SLOW                   = neither
+ *   all frames - ACCEL_FAST - ACCEL_SLOW                   = by neither path
  *   look-ups in a connection table - misses                = hits
  *
- * So, whatever is under way, no whole holds a packet that its part has yet to count. Who reads the whole first and the
- * part afterwards may find too little left, and never too much.
+ * So at no time does a total include a packet that its part does not. A difference may be too small, but never too
+ * large, when user space reads the total first and the part afterwards.
  */
 #pragma once
 
@@ -21,16 +21,16 @@
 /* Slots of `hw_accel_stats` (u64 each); plugins/katran_accel/layouts.py lists them in the same order. */
 enum accel_counter {
 	ACCEL_FAST, /* sent by mark */
-	ACCEL_SLOW, /* sent without one */
+	ACCEL_SLOW, /* of a VIP, by the slow path; sent or dropped */
 	ACCEL_INELIGIBLE, /* marked, but a packet that always takes the slow path: SYN, FIN, RST, over-length */
-	ACCEL_UNKNOWN_MARK, /* no entry behind the mark */
-	ACCEL_OTHER_FLOW, /* entry of another flow, family or VIP */
+	ACCEL_UNKNOWN_MARK, /* the mark has no entry */
+	ACCEL_OTHER_FLOW, /* the entry is of another flow, family or VIP */
 	ACCEL_STALE, /* VIP or real changed since the entry was written, or the real is gone */
 	ACCEL_REPORTED,
 	ACCEL_REPORT_LOST, /* no room in the event buffer */
 	ACCEL_POOL_EMPTY, /* reported without a mark */
 	ACCEL_MALFORMED, /* truncated, IP options, fragment */
-	ACCEL_REAL_GONE, /* known flow whose real is gone: the ring chose anew */
+	ACCEL_REAL_GONE, /* known flow whose real is gone: the ring chooses another */
 	ACCEL_COUNTERS,
 };
 
@@ -79,7 +79,7 @@ static __always_inline void count_real(__u32 real, __u64 bytes)
 	}
 }
 
-/* Counts the frame by its verdict and hands the verdict on. `bytes` is the length that it arrived with. */
+/* Counts the frame by its verdict, and returns the verdict. `bytes`: length of the frame as it arrived. */
 static __always_inline int count_verdict(int verdict, __u64 bytes)
 {
 	count_bytes(STATS_XDP_TOTAL, bytes);

@@ -25,8 +25,8 @@ static __always_inline __u16 ipv4_checksum(const struct iphdr *ip)
 }
 
 /*
- * Moves the head by `outer_bytes` and writes the Ethernet header: destination is the gateway, source the
- * address that the frame came to. Returns the place of the outer IP header, or NULL.
+ * Moves the head by `outer_bytes` and writes the Ethernet header: from the address that the frame was sent to, to the
+ * gateway. Returns a pointer to the outer IP header, or NULL.
  */
 static __always_inline void *open_headroom(struct xdp_md *ctx, const struct ctl_value *gateway, __be16 protocol,
 					   int outer_bytes)
@@ -52,7 +52,7 @@ static __always_inline void *open_headroom(struct xdp_md *ctx, const struct ctl_
 static __always_inline int encap_ipv4(struct xdp_md *ctx, const struct packet *packet, const struct ctl_value *gateway,
 				      __be32 real)
 {
-	/* The port's bytes go in swapped: the published addresses are so. */
+	/* The bytes of the port are swapped, as in the published outer addresses. */
 	__u16 spread = __builtin_bswap16(bpf_ntohs(packet->flow.sport)) ^ (bpf_ntohl(packet->flow.src[0]) & 0xffff);
 	struct iphdr *ip = open_headroom(ctx, gateway, bpf_htons(ETH_P_IP), sizeof(*ip));
 

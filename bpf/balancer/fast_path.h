@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* From a mark to the destination: array reads only. */
+/* From a mark to the real: array reads only. */
 #pragma once
 
 #include "lib/map_handle.h"
@@ -9,7 +9,7 @@
 #include "real.h"
 
 #if USES_MARKS
-/* What an entry says is true while VIP and real are those that it was written for. */
+/* Sets the route's real. ACCEL_STALE when VIP or real are no longer those that the entry was written for. */
 static __always_inline enum accel_counter live_route(struct route *route, const struct vip_by_id *vip,
 						     __u32 vip_generation, __u32 real_generation)
 {
@@ -20,7 +20,7 @@ static __always_inline enum accel_counter live_route(struct route *route, const 
 }
 #endif
 
-/* Where a mark leads this packet: ACCEL_FAST when `route` tells, any other counter says why it leads nowhere. */
+/* Sets `route` by a mark. ACCEL_FAST, or the counter of the reason why the packet cannot be sent by the mark. */
 #ifdef MARK_IS_FLOW
 static __always_inline enum accel_counter route_by_mark(struct route *route, const struct packet *packet, __u32 mark,
 							int family)
@@ -47,7 +47,7 @@ static __always_inline enum accel_counter route_by_mark(struct route *route, con
 {
 	struct hw_accel_target *target = bpf_map_lookup_elem(MAP(hw_accel_targets), &mark);
 	struct vip_by_id *vip;
-	enum accel_counter found;
+	enum accel_counter result;
 
 	if (!target || !target->vip_generation)
 		return ACCEL_UNKNOWN_MARK;
@@ -56,24 +56,24 @@ static __always_inline enum accel_counter route_by_mark(struct route *route, con
 	vip = bpf_map_lookup_elem(MAP(vip_map_by_id), &target->vip_num);
 	if (!vip)
 		return ACCEL_STALE;
-	found = live_route(route, vip, target->vip_generation, target->real_generation);
-	if (found == ACCEL_FAST && !vip_matches(vip, packet, family))
+	result = live_route(route, vip, target->vip_generation, target->real_generation);
+	if (result == ACCEL_FAST && !vip_matches(vip, packet, family))
 		return ACCEL_OTHER_FLOW;
-	return found;
+	return result;
 }
 #endif
 
 #if USES_MARKS
-/* Whether the mark leads the packet anywhere, which is counted: `route` tells where. */
+/* Sets `route` by a mark, and counts the result. True when the packet can be sent by the mark. */
 static __always_inline int follow_mark(struct route *route, const struct packet *packet, __u32 mark, int family)
 {
-	enum accel_counter found = route_by_mark(route, packet, mark, family);
+	enum accel_counter result = route_by_mark(route, packet, mark, family);
 
-	count(found);
-	return found == ACCEL_FAST;
+	count(result);
+	return result == ACCEL_FAST;
 }
 
-/* Makes the mark of a flow void: its connection is over, though a rule may still set the mark. */
+/* Erases the entry of a flow's mark: the connection is over, but a rule may still set the mark. */
 static __always_inline void void_mark(__u32 mark)
 {
 #ifdef MARK_IS_FLOW
@@ -84,7 +84,7 @@ static __always_inline void void_mark(__u32 mark)
 #endif
 }
 
-/* The mark of a packet that goes the slow way all the same; a mark that leads nowhere leaves `route` empty. */
+/* Sets `route` by the mark of a packet that takes the slow path anyway. Without a valid mark its real is NULL. */
 static __always_inline void route_edge_by_mark(struct route *route, const struct packet *packet, __u32 mark, int family)
 {
 	if (route_by_mark(route, packet, mark, family) != ACCEL_FAST)

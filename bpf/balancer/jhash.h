@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Bob Jenkins' lookup3 (public domain), the two forms that the flow hash needs: two words, and 16 bytes. */
+/* Bob Jenkins' lookup3 (public domain) in the two forms that the flow hash needs: of two words, and of 16 bytes. */
 #pragma once
 
 #include <linux/types.h>

@@ -30,14 +30,14 @@ enum vip_flag {
 
 enum real_flag {
 	REAL_IPV6 = 1u << 0,
-	REAL_GONE = 1u << 7, /* ours, Katran never sets it: nothing is sent there any more */
+	REAL_GONE = 1u << 7, /* nfcore's own, Katran never sets it: nothing is sent to the real any more */
 };
 
 enum ctl_slot {
 	CTL_GATEWAY_MAC = 0,
 };
 
-/* Offsets behind STATS_VIPS in `stats`; v1/v2 as named. */
+/* Slots of `stats` after those of the VIPs; what v1 / v2 count. */
 enum stats_slot {
 	STATS_LRU = STATS_VIPS + 0, /* packets / misses */
 	STATS_TCP_MISS = STATS_VIPS + 1, /* SYN / non-SYN */
@@ -50,7 +50,7 @@ enum stats_slot {
 	STATS_XDP_TX = STATS_VIPS + 17,
 	STATS_XDP_DROP = STATS_VIPS + 18,
 	STATS_XDP_PASS = STATS_VIPS + 19,
-	STATS_RING = STATS_VIPS + 511, /* ours: routed by a ring / put into a connection table */
+	STATS_RING = STATS_VIPS + 511, /* nfcore's own: routed by a ring / put into a connection table */
 };
 
 struct vip_definition {
@@ -79,7 +79,7 @@ struct real_definition {
 	__u8 pad[3];
 };
 
-/* `left` and `reports` use the ABI's padding word: Katran writes it as 0, which reads as "fresh". */
+/* `left` and `reports` use the ABI's padding word. Katran writes 0 there: nothing reported yet. */
 struct real_pos_lru {
 	__u32 pos;
 	__u16 left;

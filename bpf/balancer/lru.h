@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Connection table: one LRU hash per forwarding CPU, and one for the CPUs without. */
+/* Connection tables: one LRU hash per forwarding CPU, and a fallback that the other CPUs share. */
 #pragma once
 
 #include "lib/flow_key.h"
@@ -8,7 +8,7 @@
 #include "counters.h"
 #include "katran_abi.h"
 
-/* The table of this CPU; NULL when it has none of its own and shares the fallback. */
+/* The table of this CPU; NULL when it has none and uses the fallback. */
 static __always_inline void *lru_of_this_cpu(void)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
@@ -19,15 +19,15 @@ static __always_inline void *lru_of_this_cpu(void)
 	return lru;
 }
 
-/* The flow's live entry or NULL. A UDP flow has no end of its own: idle for too long, it counts as new. */
+/* The flow's entry or NULL. UDP shows no end of a flow: after UDP_IDLE_LIMIT_NS without packets it counts as new. */
 static __always_inline struct real_pos_lru *lru_lookup(void *lru, const struct flow_key *key)
 {
 	struct real_pos_lru *entry;
 	__u64 now;
 
 	/*
-	 * Two calls, kept apart: one that may be of either map goes through the generic look-up, which the verifier
-	 * does not replace by a direct call.
+	 * Two calls that the compiler must not merge: of a call with one map, the verifier makes a direct call of the
+	 * map's own look-up; of a call with either map it does not.
 	 */
 	if (lru) {
 		entry = bpf_map_lookup_elem(lru, key);
@@ -45,7 +45,7 @@ static __always_inline struct real_pos_lru *lru_lookup(void *lru, const struct f
 	return entry;
 }
 
-/* Whether this CPU has seen more new flows in the running second than a table may be churned with. */
+/* Whether this CPU has had more new flows in the current second than its table is to store. */
 static __always_inline int new_flow_flood(__u64 now)
 {
 	__u32 slot = STATS_NEW_FLOWS;
@@ -62,7 +62,7 @@ static __always_inline int new_flow_flood(__u64 now)
 	return window->v1 > NEW_FLOWS_PER_WINDOW;
 }
 
-/* Remembers the flow's real. `fresh` brings the report state; its other fields are filled here. */
+/* Stores the flow with its real. `fresh` has the report state; its other fields are set here. */
 static __always_inline void lru_insert(void *lru, const struct flow_key *key, __u32 real, struct real_pos_lru *fresh,
 				       __u64 now)
 {

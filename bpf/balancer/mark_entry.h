@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What a mark means, and whether it still does. A mark is a hint: every packet that carries one is checked
- * against the entry behind it, and the entry against the live VIP and real.
+ * The entries of marks and their checks. A mark is a hint: each packet with a mark is checked against the mark's
+ * entry, and the entry against the VIP and real as they are now.
  *
- * MARK_IS_FLOW: hw_accel_mapping[mark] names one flow. MARK_IS_TARGET: hw_accel_targets[mark] names a
- * (VIP, real) that all its flows share. Neither defined: marks are not used, and none of this is built.
+ * MARK_IS_FLOW: hw_accel_mapping[mark] is one flow. MARK_IS_TARGET: hw_accel_targets[mark] is a (VIP, real) that many
+ * flows share. Neither defined: the program does not use marks.
  */
 #pragma once
 
@@ -30,7 +30,7 @@ struct vip_by_id {
 	__u32 pad;
 };
 
-/* mark -> flow, for flow-id. A cache line. */
+/* mark -> flow, for flow-id. Fills a cache line. */
 struct hw_accel_flow {
 	__u32 vip_num;
 	__u32 real_key;
@@ -41,7 +41,7 @@ struct hw_accel_flow {
 	__u32 pad;
 } __attribute__((aligned(8)));
 
-/* mark -> destination, for dest-id. */
+/* mark -> (VIP, real), for dest-id. */
 struct hw_accel_target {
 	__u32 vip_num;
 	__u32 real_key;
@@ -82,7 +82,7 @@ static __always_inline int vip_matches(const struct vip_by_id *vip, const struct
 }
 
 #if USES_MARKS
-/* Whether VIP and real are the ones that the entry was written for. */
+/* Whether VIP and real are still those that the entry was written for. */
 static __always_inline int is_live(const struct vip_by_id *vip, __u32 vip_generation, __u32 real_key,
 				   __u32 real_generation)
 {

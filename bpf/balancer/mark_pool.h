@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Marks that XDP takes by itself, for flow-id. */
+/* Pools of marks that XDP takes by itself, for flow-id. */
 #pragma once
 
 #include <linux/types.h>
@@ -8,9 +8,9 @@
 
 #ifdef MARK_IS_FLOW
 /*
- * Marks leased to one CPU. Only XDP on that CPU moves `taken`, only user space moves `filled`; both count up and
- * wrap. User space keeps at most POOL_SLOTS - 1 in stock, so that the slot just taken can be given back. When it
- * reclaims marks, `filled` steps back and may come to stand behind `taken`.
+ * Marks leased to one CPU. Only XDP on that CPU writes `taken`, only user space writes `filled`; both count up and
+ * wrap. User space keeps at most POOL_SLOTS - 1 marks in a pool, so that XDP can give back the one that it has just
+ * taken. User space lowers `filled` when it reclaims marks: then `filled` may be lower than `taken`.
  */
 struct mark_pool {
 	__u32 taken;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The real of a number, and the way of a packet to it. */
+/* Finds the real of a number and sends a packet to it. */
 #pragma once
 
 #include "lib/map_handle.h"
@@ -8,7 +8,7 @@
 #include "encap.h"
 #include "katran_abi.h"
 
-/* Where a packet goes: numbers of its VIP and real, and the real's definition; NULL: nowhere. */
+/* Where a packet goes: the numbers of its VIP and real, and the real's definition, NULL while there is none. */
 struct route {
 	__u32 vip_num;
 	__u32 real_key;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Telling user space about a flow that has shown itself worth a rule: after MIN_PACKETS packets on the slow
- * path and, since a report may be lost and a rule refused, again after twice as many, four times as many, …
- * And about a flow whose rule is no longer right.
+ * Reports to user space: that a flow is worth a rule, or that the rule of a flow must end.
+ *
+ * A flow is worth a rule after MIN_PACKETS packets on the slow path. Since a report may be lost and a rule refused, it
+ * is reported again after twice as many packets, four times as many, …
  */
 #pragma once
 
@@ -18,15 +19,15 @@
 
 enum report_kind {
 	REPORT_NONE,
-	REPORT_FLOW, /* deserves a rule */
+	REPORT_FLOW, /* is worth a rule */
 	REPORT_ENDED, /* has a rule, and its connection ends */
-	REPORT_MOVED, /* has a rule, and a new connection with its addresses goes elsewhere */
+	REPORT_MOVED, /* has a rule, and a new connection with its addresses goes to another real */
 };
 
-/* What is to be told of a packet's flow. */
+/* What to report of a packet's flow. */
 struct report {
 	enum report_kind kind;
-	__u16 reports; /* that were made of it before */
+	__u16 reports; /* earlier reports of the flow */
 };
 
 struct hw_accel_event {
@@ -34,14 +35,14 @@ struct hw_accel_event {
 	__u32 vip_num;
 	__u32 real_key;
 	__u32 mark; /* 0: none was taken */
-	__u32 packets; /* that the flow has shown on this CPU's slow path, roughly */
+	__u32 packets; /* of the flow on this CPU's slow path, roughly */
 	__u32 ifindex;
 	__u16 cpu;
 	__u8 family; /* 4 or 6 */
 	__u8 kind; /* enum report_kind, less REPORT_FLOW */
 };
 
-/* How many packets until report number `reports` (from 0). */
+/* Packets before report number `reports` (from 0). */
 static __always_inline __u16 report_distance(__u16 reports)
 {
 	__u32 distance = (__u32)MIN_PACKETS << (reports & 15);
@@ -49,7 +50,7 @@ static __always_inline __u16 report_distance(__u16 reports)
 	return distance < REPORT_BACKOFF_LIMIT ? distance : REPORT_BACKOFF_LIMIT;
 }
 
-/* Counts one packet on the flow's entry; true when it is time to report. */
+/* Counts one packet in the flow's entry; true when the flow must be reported. */
 static __always_inline int report_is_due(struct real_pos_lru *entry)
 {
 	__u16 left = entry->left ? entry->left : report_distance(0);
@@ -66,8 +67,8 @@ static __always_inline int report_is_due(struct real_pos_lru *entry)
 
 #ifdef MARK_IS_FLOW
 /*
- * Writes what a free mark will mean. A forged mark may read the entry meanwhile: the generation is 0 until
- * the rest stands.
+ * Writes the entry of a mark that no rule sets yet. A packet with a forged mark may read it meanwhile: the generation
+ * is 0 until the rest is written.
  */
 static __always_inline int write_entry(__u32 mark, const struct hw_accel_event *event)
 {
@@ -124,8 +125,8 @@ static __always_inline void fill_event(struct hw_accel_event *event, struct xdp_
 }
 
 /*
- * The event's room comes first: without it no mark is taken. User space polls, so nobody is woken, but for a rule that
- * now leads a new connection astray.
+ * Reserves room in the ring buffer first: without it no mark is taken. User space polls, so it is woken only when a
+ * rule sends a new connection to the wrong real.
  */
 static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
 					const struct report *report, int family)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Maglev: from a flow's hash to a real number. */
+/* The Maglev ring: from a flow's hash to the number of a real. */
 #pragma once
 
 #include "lib/flow_key.h"
@@ -10,8 +10,8 @@
 #include "katran_abi.h"
 
 /*
- * Hash of source and ports; neither destination nor protocol counts. `family` is a constant at every call.
- * HASH_DPORT_ONLY: the destination port stands in for the source port too.
+ * Hash of source address and ports, without destination address and protocol. `family` is a constant in every call.
+ * HASH_DPORT_ONLY: the destination port replaces the source port.
  */
 static __always_inline __u32 flow_hash(const __be32 src[4], __be16 sport, __be16 dport, __u32 vip_flags, int family)
 {
@@ -22,7 +22,7 @@ static __always_inline __u32 flow_hash(const __be32 src[4], __be16 sport, __be16
 	return jhash_2words(source, (__u32)sport | (__u32)dport << 16, FLOW_HASH_SEED);
 }
 
-/* The real's number, or 0 when the VIP has none at this slot. The ports are the connection table's. */
+/* The real's number, or 0 when the VIP has none in this slot. `key` is the flow's key in the connection table. */
 static __always_inline __u32 ring_real(const __be32 src[4], const struct flow_key *key, const struct vip_meta *vip,
 				       int family)
 {

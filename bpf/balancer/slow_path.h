@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Without a mark: VIP, connection table, ring, and a report of flows that deserve a mark. */
+/* Without a mark: VIP, connection table, ring, and a report of flows that are worth a rule. */
 #pragma once
 
 #include "lib/map_handle.h"
@@ -14,8 +14,8 @@
 #include "ring.h"
 #include "vip.h"
 
-/* A flow whose outer header hides its source could not be told from the others by a mark: never reported. */
-static __always_inline int deserves_mark(const struct packet *packet, const struct vip_meta *vip)
+/* Whether a packet counts for a report. Not with HASH_DPORT_ONLY: a report would lack the source (erase_source). */
+static __always_inline int counts_for_report(const struct packet *packet, const struct vip_meta *vip)
 {
 	return USES_MARKS && !is_tcp_edge(packet) && !(vip->flags & VIP_HASH_DPORT_ONLY);
 }
@@ -31,7 +31,7 @@ static __always_inline void count_lru_miss(const struct packet *packet)
 		count_v2(STATS_TCP_MISS);
 }
 
-/* A packet that the slow path sends. Without marks all are: there is nothing to tell apart. */
+/* Counts a packet that the slow path sends. Without marks it counts nothing: then the slow path sends all packets. */
 static __always_inline void count_slow(__u32 vip_num, __u32 real_key)
 {
 #if USES_MARKS
@@ -45,7 +45,7 @@ static __always_inline void count_slow(__u32 vip_num, __u32 real_key)
 #endif
 }
 
-/* A flow for which the ring of its VIP has chosen the real. */
+/* Counts a flow whose real was chosen by the ring of its VIP. */
 static __always_inline void count_new_flow(__u32 vip_num, __u32 real_key)
 {
 	struct lb_stats *of_vip = bpf_map_lookup_elem(MAP(vip_slow_stats), &vip_num);
@@ -58,7 +58,7 @@ static __always_inline void count_new_flow(__u32 vip_num, __u32 real_key)
 		of_real->v2 += 1;
 }
 
-/* Whether `route` could be set: the real of this number is there. */
+/* Sets the route's real. False when there is no real with this number, or it is gone. */
 static __always_inline int route_to(struct route *route, __u32 real_key)
 {
 	route->real_key = real_key;
@@ -67,8 +67,8 @@ static __always_inline int route_to(struct route *route, __u32 real_key)
 }
 
 /*
- * First packet that this CPU sees of a flow: the ring chooses, the connection table remembers. Unless it is the end
- * of a connection that a mark has kept out of the table: the mark knows better than a ring that may have changed.
+ * First packet of a flow on this CPU: the ring chooses the real, and the connection table stores it. The last packet of
+ * a connection that is not in the table because of its mark goes to the mark's real: the ring may have changed since.
  */
 static __always_inline void route_new_flow(const struct packet *packet, const struct flow_key *key,
 					   const struct vip_meta *vip, void *lru, const struct route *marked,
@@ -89,13 +89,13 @@ static __always_inline void route_new_flow(const struct packet *packet, const st
 		count_new_flow(vip->vip_num, real_key);
 	if (is_rst(packet) || (vip->flags & VIP_LRU_BYPASS) || new_flow_flood(now))
 		return;
-	/* Before the insertion, so that it carries what is left and no second look-up is needed. */
-	if (deserves_mark(packet, vip) && report_is_due(&fresh))
+	/* Before the insertion: the new entry gets the report state, and no second look-up is needed. */
+	if (counts_for_report(packet, vip) && report_is_due(&fresh))
 		report->kind = REPORT_FLOW;
 	lru_insert(lru, key, real_key, &fresh, now);
 }
 
-/* Packet of a flow in the connection table. False when its real is gone: the flow is new then. */
+/* Packet of a flow that is in the connection table. False when its real is gone: then the flow is new. */
 static __always_inline int route_known_flow(const struct packet *packet, const struct vip_meta *vip,
 					    struct real_pos_lru *entry, struct route *route, struct report *report)
 {
@@ -103,17 +103,19 @@ static __always_inline int route_known_flow(const struct packet *packet, const s
 		count(ACCEL_REAL_GONE);
 		return 0;
 	}
-	if (deserves_mark(packet, vip) && report_is_due(entry)) {
+	if (counts_for_report(packet, vip) && report_is_due(entry)) {
 		report->kind = REPORT_FLOW;
 		report->reports = entry->reports - 1;
 	}
 	return 1;
 }
 
-/* First or last packet of a connection whose rule is still there. Its end ends the rule; so does a new beginning
- * that leads elsewhere. */
-static __always_inline void judge_edge(const struct packet *packet, const struct route *marked,
-				       const struct route *route, struct report *report)
+/*
+ * Sets the report of a connection's first or last packet that carries a mark, so that there is a rule. The rule must end
+ * with the connection, and when a new connection with the same addresses goes to another real.
+ */
+static __always_inline void report_edge(const struct packet *packet, const struct route *marked,
+					const struct route *route, struct report *report)
 {
 	if (!marked->real)
 		return;
@@ -123,13 +125,13 @@ static __always_inline void judge_edge(const struct packet *packet, const struct
 		report->kind = REPORT_MOVED;
 }
 
-/* A source that does not count for the hash does not show in the outer header either, as published. */
-static __always_inline void forget_source(struct packet *packet)
+/* HASH_DPORT_ONLY: the source is not part of the hash, and the outer header does not show it, as published. */
+static __always_inline void erase_source(struct packet *packet)
 {
 	__builtin_memset(packet->flow.src, 0, sizeof(packet->flow.src));
 }
 
-/* `mark`: of a packet that may not or cannot go by it, 0 without. */
+/* `mark`: that of a packet which could not be sent by it; 0: no mark. */
 static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, __u32 mark, int family)
 {
 	struct flow_key key = packet->flow;
@@ -157,16 +159,16 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	if (!is_syn(packet) && !(vip->flags & VIP_LRU_BYPASS))
 		entry = lru_lookup(lru, &key);
 	if (vip->flags & VIP_HASH_DPORT_ONLY)
-		forget_source(packet);
+		erase_source(packet);
 	if (!entry || !route_known_flow(packet, vip, entry, &route, &report)) {
 		count_lru_miss(packet);
 		route_new_flow(packet, &key, vip, lru, &marked, &route, &report, family);
 	}
-	/* After its misses, and count_slow() before send_to_real(): see counters.h. */
+	/* Misses are counted before look-ups, and count_slow() before send_to_real(): see counters.h. */
 	count_v1(STATS_LRU);
 	if (!route.real)
 		return XDP_DROP;
-	judge_edge(packet, &marked, &route, &report);
+	report_edge(packet, &marked, &route, &report);
 	if (report.kind == REPORT_MOVED)
 		void_mark(mark);
 	if (report.kind)

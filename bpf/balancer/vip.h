@@ -28,8 +28,8 @@ static __always_inline struct vip_meta *vip_by_port(const struct packet *packet,
 }
 
 /*
- * The packet's VIP or NULL. A VIP of port 0 takes every port; unless its hash wants the port, its flows
- * are then one per source, which is what `key` (the LRU's key) is given.
+ * The packet's VIP or NULL. A VIP with port 0 takes every port. Unless its flags put the destination port into the
+ * hash, the port does not distinguish flows either: it becomes 0 in `key`, the flow's key in the connection table.
  */
 static __always_inline struct vip_meta *find_vip(const struct packet *packet, struct flow_key *key)
 {

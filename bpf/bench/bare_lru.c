@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The least that a balancer with a connection table can be: one look-up of the 5-tuple in an LRU hash, whose value
- * is the real's address, and IPIP towards it. No VIPs, no counters, no checks but the bounds of the frame.
+ * The smallest balancer with a connection table: one look-up of the 5-tuple in an LRU hash, whose value is the real's
+ * address, and IPIP to it. No VIPs, no counters, no checks except the bounds of the frame.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -66,12 +66,12 @@ static __always_inline void write_outer(ip_header *ip, __u16 inner_bytes, const 
 	__builtin_memcpy(&ip->daddr, real->addr, sizeof(ip->daddr));
 }
 #else
-/* Version, header length and TOS; TTL and protocol; the upper half of the source: the words that never change. */
+/* Version, header length and TOS; TTL and protocol; upper half of the source: the same words in all headers. */
 #define FIRST_WORD 0x4500
 #define TTL_WORD (OUTER_TTL << 8 | IPPROTO_IPIP)
 #define SOURCE_WORD (OUTER_V4_SOURCE >> 16)
 
-/* The checksum is summed up from what is written, not read back. */
+/* Computes the checksum from the values that it writes, without reading the header back. */
 static __always_inline void write_outer(ip_header *ip, __u16 inner_bytes, const struct bench_real *real)
 {
 	__be16 total = bpf_htons(inner_bytes + sizeof(*ip));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What no program that encapsulates can go below: nothing at all, a moved head, and a moved head after the
- * metadata was dropped. OUTER_BYTES is the header that would be written there.
+ * Floors: no program that encapsulates can do less. One does nothing, one moves the head, one removes the metadata and
+ * moves the head. OUTER_BYTES: size of the outer header that such a program writes.
  */
 #include <linux/bpf.h>
 #include <linux/types.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The mark that a NIC would have set: flow n has mark 1 + n % MARKS, so that flows share marks where there are fewer.
- * It is computed as the flow is: a table of marks would push out of the cache what the program under test needs.
+ * The mark that a NIC would set: flow n has mark 1 + n % MARKS, so flows share marks when there are fewer marks.
+ * It is computed like the flow: a table of marks would take cache from the program under test.
  */
 #pragma once
 

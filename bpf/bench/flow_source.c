@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Packets of many flows for a program under test, out of the one frame of a test run with repetitions.
+ * Makes each repetition of a test run a packet of another flow and calls the program under test.
  *
  *   last frame ──► rewind ──► next flow's addresses ──► mark ──► tail call ──► the program, as deployed
  *

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Flows by number: flow n goes from source n % 65,536 and port FIRST_PORT + n / 65,536 to service n % SERVICES.
- * No two flows are alike and none is stored, so that a million of them costs no cache.
+ * All flows are different and none is stored, so a million flows take no cache.
  * nfcore/bench/traffic.py computes the same.
  */
 #pragma once

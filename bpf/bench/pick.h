@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Which flow the next packet is of. User space sets the state between runs; one CPU runs at a time. */
+/* Picks the flow of the next packet. User space sets the state between runs; one CPU runs at a time. */
 #pragma once
 
 #include <linux/types.h>
 
 struct bench_state {
 	__u64 random; /* never 0 */
-	__u32 flows; /* at random: among how many, from 0 */
-	__u32 flow; /* in turn: the next packet's */
-	__u32 packets; /* in turn: per flow */
-	__u32 left; /* in turn: packets that the flow has still to send */
+	__u32 flows; /* at random: how many flows, numbered from 0 */
+	__u32 flow; /* in turn: that of the next packet */
+	__u32 packets; /* in turn: packets per flow */
+	__u32 left; /* in turn: remaining packets of the flow */
 };
 
 #ifdef PICK_AT_RANDOM

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Makes the frame that the last repetition left into a packet of the next flow. The kernel does not restore it:
- * what was put in front is taken off, and what differs between flows (or was overwritten) is written anew. The
- * rest of the headers stays as user space gave it.
+ * Makes the frame of the last repetition a packet of the next flow, since the kernel does not restore it: removes the
+ * outer header, and writes what differs between flows or was overwritten. The other header fields stay as user space
+ * set them.
  */
 #pragma once
 
@@ -12,7 +12,7 @@
 
 #include "numbered_flow.h"
 
-/* Takes off what the program under test put in front of the frame. */
+/* Removes what the program under test has put in front of the frame. */
 static __always_inline int rewind_frame(struct xdp_md *ctx)
 {
 	int surplus = (int)(ctx->data_end - ctx->data) - FRAME_BYTES;
@@ -20,7 +20,7 @@ static __always_inline int rewind_frame(struct xdp_md *ctx)
 	return surplus ? bpf_xdp_adjust_head(ctx, surplus) : 0;
 }
 
-/* 02:00:5e:00:00:01 from 02:00:5e:00:00:02, in words since an Ethernet header is known to be unaligned. */
+/* To 02:00:5e:00:00:01 from 02:00:5e:00:00:02. Written as words: the compiler takes struct ethhdr for unaligned. */
 static __always_inline void write_ethernet(void *data, __be16 protocol)
 {
 	__u32 *words = data;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The fixed headers of a frame, read once. Ethernet without VLAN, IPv4 without options or IPv6 without
- * extension headers, then TCP or UDP.
+ * Reads the fixed headers of a frame, once: Ethernet without VLAN, IPv4 without options or IPv6 without extension
+ * headers, then TCP or UDP.
  */
 #pragma once
 
@@ -27,7 +27,7 @@
 #define TCP_FLAG_SYN 0x02
 #define TCP_FLAG_RST 0x04
 
-/* What reading the headers of a frame has come to. */
+/* Result of reading the headers. */
 enum parse_result {
 	PARSE_OK,
 	PARSE_OTHER, /* neither TCP nor UDP */
@@ -52,13 +52,13 @@ static __always_inline int is_rst(const struct packet *packet)
 	return packet->tcp_flags & TCP_FLAG_RST;
 }
 
-/* First or last packet of a connection: its state changes, so the slow path sees it. */
+/* First or last packet of a connection: the connection's state changes, so it takes the slow path. */
 static __always_inline int is_tcp_edge(const struct packet *packet)
 {
 	return packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST);
 }
 
-/* Ports and TCP flags at `l4`. */
+/* Reads ports and TCP flags at `l4`. */
 static __always_inline enum parse_result read_l4(struct packet *packet, void *l4, void *data_end)
 {
 	__u8 *bytes = l4;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The carrier that the program was built for: each gives carrier_mark() and carrier_release(). */
+/* Includes the carrier that the program is built for: each defines carrier_mark() and carrier_release(). */
 #pragma once
 
 #if defined(CARRIER_METADATA)

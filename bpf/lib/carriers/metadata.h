@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Carrier `metadata`: the driver writes the mark as a u32 in host byte order at data_meta, in front of the
- * packet. Trust: only the driver writes there, so a mark is as good as the NIC's classification.
+ * Carrier `metadata`: the driver writes the mark as a u32 in host byte order at data_meta, in front of the packet.
+ * Trust: only the driver writes there, so a mark is as reliable as the NIC's classification.
  */
 #pragma once
 
@@ -21,8 +21,8 @@ static __always_inline __u32 carrier_mark(struct xdp_md *ctx)
 }
 
 /*
- * Takes the metadata off. Before bpf_xdp_adjust_head: a head that moves drags its metadata along, which
- * costs several times what this call does.
+ * Removes the metadata. To be called before bpf_xdp_adjust_head, which would move the metadata as well: that costs
+ * several times as much as this call.
  */
 static __always_inline void carrier_release(struct xdp_md *ctx)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Carrier `rx-queue`: the mark is the number of the receive queue that the NIC put the packet on; queue 0 is
- * that of packets without a mark. Trust: whoever can choose the queue, which is the NIC's rules and its RSS: both
- * must leave the queues from 1 on to rules of ours.
+ * Carrier `rx-queue`: the mark is the number of the receive queue that the NIC chose; packets without a mark arrive on
+ * queue 0. Trust: whatever chooses the queue, which is the NIC's rules and its RSS. Only nfcore's rules may use queues
+ * other than 0.
  */
 #pragma once
 
@@ -13,7 +13,7 @@ static __always_inline __u32 carrier_mark(struct xdp_md *ctx)
 	return ctx->rx_queue_index;
 }
 
-/* Nothing travels with the packet. */
+/* The packet has no metadata. */
 static __always_inline void carrier_release(struct xdp_md *ctx)
 {
 }

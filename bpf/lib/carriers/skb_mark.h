@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Carrier `skb-mark`: the mark of the skb from which a native-XDP veth made its xdp_buff. The driver keeps a
- * pointer to it behind the xdp_buff; both offsets come from the running kernel's type information.
- * Trust: whoever may set a mark on packets that leave by the peer. Only for veth in native mode: elsewhere the
- * word read means nothing, and the checks of the fast path are all that stands between it and the packet.
+ * Carrier `skb-mark`: the mark of the skb from which a native-XDP veth made its xdp_buff. The driver keeps a pointer
+ * to the skb behind the xdp_buff; both offsets come from the running kernel's BTF. Trust: whoever may set a mark on
+ * packets that leave by the peer. Only for veth in native mode: elsewhere the value that is read is arbitrary, and
+ * only the checks of the fast path reject it.
  */
 #pragma once
 
