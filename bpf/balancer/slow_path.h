@@ -111,8 +111,8 @@ static __always_inline int route_known_flow(const struct packet *packet, const s
 }
 
 /*
- * Sets the report of a connection's first or last packet that carries a mark, so that there is a rule. The rule must end
- * with the connection, and when a new connection with the same addresses goes to another real.
+ * Sets the report of a connection's first or last packet that carries a mark, so that there is a rule. The rule must
+ * end with the connection, and when a new connection with the same addresses goes to another real.
  */
 static __always_inline void report_edge(const struct packet *packet, const struct route *marked,
 					const struct route *route, struct report *report)
