@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of `nfcore run`: start, signals, reload, and what it answers on its socket."""
+"""The daemon of `nfcore run`: startup, main loop, signals, reload, shutdown, and the methods of its socket."""

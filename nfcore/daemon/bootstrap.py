@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a configuration to set-up plugins and an engine, and back: what `run`, `trace` and `cleanup` share."""
+"""From a configuration to a context, plugins that are set up, and an engine: shared by `run`, `trace`, `cleanup`, …"""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ from .metrics import hook_metrics, process_metrics
 
 log = logging.getLogger(__name__)
 CORE = "nfcore"
-"""As whose figures those of the core are collected."""
+"""Stands for nfcore itself where metrics have the name of their plugin."""
 
 
 def require_root(command: str) -> None:
-    """Say so when the process lacks the rights; HostError."""
+    """HostError when the process is not root's."""
     if os.geteuid() != 0:
         raise HostError(f"nfcore {command} loads BPF programs and needs root: use sudo")
 
 
 def find_devices(config: Config, *, all_of_them: bool = True) -> list[Device]:
-    """Look up the configuration's interfaces. HostError names those that are missing, if it takes all of them."""
-    there = {name: index for index, name in socket.if_nameindex()}
+    """Look up the configuration's interfaces. all_of_them: HostError when one is missing, instead of leaving it out."""
+    present = {name: index for index, name in socket.if_nameindex()}
     missing = [
         f"interfaces[{number}].name: there is no interface {interface.name!r} in this network namespace"
         for number, interface in enumerate(config.interfaces)
-        if interface.name not in there
+        if interface.name not in present
     ]
     if missing and all_of_them:
-        known = ", ".join(sorted(there))
+        known = ", ".join(sorted(present))
         raise HostError("\n".join(f"{config.source}: {line} (there are: {known})" for line in missing))
     return [
         Device(
             interface.name,
-            there[interface.name],
+            present[interface.name],
             tuple(name for name in interface.offload if name != NO_BACKEND),
         )
         for interface in config.interfaces
-        if interface.name in there
+        if interface.name in present
     ]
 
 
 def chosen_strategy(config: Config, plugins: PluginManager) -> tuple[str, StrategyInfo] | None:
-    """Find the strategy that the configuration names, if a loaded plugin offers it, and that plugin's name."""
+    """Find the plugin that offers the configured strategy, and the strategy; None when no loaded plugin does."""
     for plugin, infos in plugins.call_each("marking_strategies"):
         for info in infos or ():
             if info.name == config.marking.strategy:
@@ -69,7 +69,7 @@ def chosen_strategy(config: Config, plugins: PluginManager) -> tuple[str, Strate
 
 
 def state_path(config: Config) -> Path:
-    """Where a run leaves notes for the next: beside the socket."""
+    """The file with notes of a run for the next one: beside the socket."""
     return Path(config.nf.socket).with_suffix(".state")
 
 
@@ -81,9 +81,9 @@ def make_context(
     tracing: bool = False,
     call_soon: Callable[[Callable[[], None]], None] = lambda job: job(),
 ) -> Context:
-    """Make the context of one run. Without a backend on any device no strategy is chosen: nothing sets marks.
+    """Make the context of one run. Without a backend on any device there is no strategy: nothing sets marks.
 
-    call_soon: runs a job on the event loop's thread; by default there is none, and it runs at once.
+    call_soon: runs a job on the event loop's thread. The default, for commands without a loop, runs it at once.
     """
     accelerated = any(device.backends for device in devices)
     chosen = chosen_strategy(config, plugins) if accelerated else None
@@ -101,21 +101,21 @@ def make_context(
 
 @contextmanager
 def set_up(context: Context, plugins: PluginManager, before_each: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Set all plugins up; tear them all down, in reverse order, whatever happens.
+    """Set all plugins up; at the end tear them all down, in reverse order.
 
-    Unless it is for tracing, the devices are claimed first: HostError when another process drives one.
+    Locks the devices first, except for tracing: HostError when another process has one.
     """
-    with ExitStack() as leaving:
+    with ExitStack() as cleanup:
         for device in () if context.tracing else context.devices:
             context.locks.interface(device.name, device.ifindex)
         for plugin in plugins.implementing("setup"):
             before_each()
-            set_up_plugin(plugin, context, plugins, leaving)
+            set_up_plugin(plugin, context, plugins, cleanup)
         yield
 
 
-def set_up_plugin(plugin: str, context: Context, plugins: PluginManager, leaving: ExitStack) -> None:
-    """Set one plugin up, and let `leaving` tear it down, also when its set-up failed half-way. HostError names it."""
+def set_up_plugin(plugin: str, context: Context, plugins: PluginManager, cleanup: ExitStack) -> None:
+    """Set one plugin up. `cleanup` tears it down, also when `setup` fails half-way. HostError: it has failed."""
 
     def tear_down() -> None:
         try:
@@ -123,7 +123,7 @@ def set_up_plugin(plugin: str, context: Context, plugins: PluginManager, leaving
         except Exception as error:  # noqa: BLE001 - the others must be torn down all the same
             log.error("plugin %s: teardown failed: %s", plugin, error)
 
-    leaving.callback(tear_down)
+    cleanup.callback(tear_down)
     try:
         plugins.call(plugin, "setup", context=context)
     except NfcoreError:
@@ -134,7 +134,7 @@ def set_up_plugin(plugin: str, context: Context, plugins: PluginManager, leaving
 
 
 def make_engine(context: Context, plugins: PluginManager, workers: Mapping[int, Worker]) -> Engine:
-    """Make the engine, whose metrics are collected from now on."""
+    """Make the engine, and add its metrics to those that are collected."""
     engine = Engine(context, plugins, workers)
     context.services.metric_sources.insert(0, engine.collect)
     return engine
@@ -145,11 +145,12 @@ def _make_services(plugins: PluginManager, call_soon: Callable[[Callable[[], Non
     sources.append(lambda: process_metrics(health))
 
     def collect() -> Iterator[tuple[str, list[MetricFamily]]]:
-        # nfcore's own come first, with the names of the last: a plugin that takes one of the names is at fault.
-        names = [replace(family, samples=[]) for family in hook_metrics(plugins)]
-        yield CORE, [*chain.from_iterable(give() for give in sources), *names]
+        # nfcore's metrics come first, those of the hooks without samples: so their names are taken, and a plugin that
+        # uses one is at fault.
+        without_samples = [replace(family, samples=[]) for family in hook_metrics(plugins)]
+        yield CORE, [*chain.from_iterable(source() for source in sources), *without_samples]
         yield from plugins.call_each("collect_stats")
-        # The last, so that faults of the calls above are among them.
+        # The samples come last: they include faults of the calls above.
         yield CORE, list(hook_metrics(plugins))
 
     def report_fault(plugin: str, hook: str, text: str) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the running daemon can be asked and told over its socket, beside its figures.
+"""The methods of the daemon's socket. Plugins add more, such as `stats`.
 
-Questions are for everybody who may open the socket, orders for root and the daemon's own user.
+Methods that only read are for all who may open the socket, the others for root and the daemon's own user.
 """
 
 from __future__ import annotations
@@ -21,38 +21,37 @@ FLOWS_PARAMETERS = {"states", "match", "sort", "reverse", "limit"}
 
 
 def register_methods(engine: Engine, plugins: PluginManager) -> None:
-    """Answer ``flows``, ``explain``, ``events`` and ``health``; obey ``offload`` and ``reload``."""
+    """Register ``flows``, ``explain``, ``events`` and ``health``, which only read, and ``offload`` and ``reload``."""
+    services = engine.context.services
 
     def flows(parameters: Mapping[str, Any]) -> Any:
         unknown = parameters.keys() - FLOWS_PARAMETERS
         if unknown:
             known = ", ".join(sorted(FLOWS_PARAMETERS))
-            raise ConfigError("flows", [Problem(sorted(unknown)[0], f"is no parameter; those are: {known}")])
+            raise ConfigError("flows", [Problem(sorted(unknown)[0], f"is no parameter; there are: {known}")])
         return list_flows(engine.state, **parameters)
 
     def explain_flow(parameters: Mapping[str, Any]) -> Any:
         return explain(engine.state, str(parameters.get("flow", "")))
 
     def health(parameters: Mapping[str, Any]) -> Any:
-        alive = engine.context.services.health
-        programs = {name: asdict(attachment) for name, attachment in alive.attached.items()}
-        return {"programs": programs, "troubles": list(alive.troubles())}
+        programs = {name: asdict(attachment) for name, attachment in services.health.attached.items()}
+        return {"programs": programs, "troubles": list(services.health.troubles())}
 
     def offload(parameters: Mapping[str, Any]) -> Any:
         on = parameters.get("on")
         if on is not None and not isinstance(on, bool):
             raise ConfigError("offload", [Problem("on", f"is {on!r}; should be true or false")])
-        ended = 0 if on is None else engine.switch(on=on)
-        return {"on": engine.state.switched_on, "rules_removed": ended}
+        removed = 0 if on is None else engine.switch(on=on)
+        return {"on": engine.state.switched_on, "rules_removed": removed}
 
-    def read_again(parameters: Mapping[str, Any]) -> Any:
+    def reload_configuration(parameters: Mapping[str, Any]) -> Any:
         return asdict(reload(engine, plugins))
 
     def events(parameters: Mapping[str, Any]) -> Any:
         return follow(engine.state, parameters)
 
-    services = engine.context.services
     for name, method in {"flows": flows, "explain": explain_flow, "events": events, "health": health}.items():
         services.register_method(name, method, reads=True)
-    for name, method in {"offload": offload, "reload": read_again}.items():
+    for name, method in {"offload": offload, "reload": reload_configuration}.items():
         services.register_method(name, method)

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What followers are told of the event log, a limited number of events an answer: for `nfcore events`.
+"""Reads the event log for `nfcore events`: the methods behind the socket's `events`.
 
-Objects are JSON values. An answer names the number to ask from next, the number that the next event will have, and how
-many events were lost before it.
+A response has a limited number of events, as JSON values, and three numbers: `next`, from which on to ask next time;
+`newest`, which the next event will get; and `lost`, how many events are missing before those of the response.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,20 @@ from ..errors import ConfigError, Problem
 from .flow_queries import matching
 
 MOST_EVENTS = 500
-"""In one answer: some milliseconds of work."""
+"""Events in one response: some milliseconds of work."""
 LONGEST_WAIT = 30.0
+"""Seconds that a request may wait for an event, at most."""
 PACE = 0.05
-"""Seconds between two looks for a follower that waits: followers cannot keep the event loop busy."""
+"""Seconds between two checks for a waiting follower, so that followers cannot keep the event loop busy."""
 _NUMBERS: dict[str, type[int] | type[float]] = {"since": int, "last": int, "limit": int, "after": float, "wait": float}
 _LISTS = ("kinds", "reasons", "interfaces")
 KINDS = {kind.word: kind for kind in EventKind}
 
 
 async def follow(state: EngineState, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer like :func:`look`; with `wait`, not before there is an event, or that many seconds have passed.
+    """Give the result of :func:`look`; with `wait`, once there is an event or that many seconds have passed.
 
-    ConfigError names a parameter that is wrong, and of an interface which there are.
+    ConfigError: a parameter is wrong, or there is no such interface.
     """
     given = _checked(parameters)
     _require(state, given.get("interfaces", ()))
@@ -45,15 +47,49 @@ async def follow(state: EngineState, parameters: Mapping[str, Any]) -> dict[str,
     deadline = loop.time() + wait
     if wait:
         await asyncio.sleep(PACE)
-    answer = look(state, **given)
-    while not answer["events"] and not answer["lost"] and loop.time() < deadline:
-        # What has been looked at need not be looked at again.
-        given = {key: value for key, value in given.items() if key not in ("last", "after")} | {"since": answer["next"]}
-        while state.events.next == answer["next"] and loop.time() < deadline:
+    found = look(state, **given)
+    while not found["events"] and not found["lost"] and loop.time() < deadline:
+        # Do not search the same events again.
+        given = {key: value for key, value in given.items() if key not in ("last", "after")} | {"since": found["next"]}
+        while state.events.next == found["next"] and loop.time() < deadline:
             await asyncio.sleep(PACE)
         await asyncio.sleep(PACE)
-        answer = look(state, **given)
-    return answer
+        found = look(state, **given)
+    return found
+
+
+@dataclass(frozen=True)
+class _Filter:
+    """Which events are wanted. Empty values let all pass."""
+
+    kinds: list[str]
+    reasons: list[str]
+    interfaces: list[str]
+    match: str
+
+    def records(self, state: EngineState, records: Records) -> NDArray[np.bool_]:
+        """Which events of flows are wanted."""
+        wanted = np.ones(len(records), dtype=bool)
+        if self.kinds:
+            wanted &= np.isin(records["kind"], [KINDS[kind] for kind in self.kinds if kind in KINDS])
+        if self.reasons:
+            present = np.unique(records["reason"]).tolist()
+            wanted &= np.isin(records["reason"], [number for number in present if reason_word(number) in self.reasons])
+        if self.interfaces:
+            named = [ifindex for ifindex, device in state.devices.items() if device.name in self.interfaces]
+            wanted &= np.isin(records.flows["ifindex"], named)
+        if self.match and wanted.any():
+            rest = records.only(wanted)
+            wanted[wanted] = matching(state, rest.flows, rest["reason"], rest["backend"], self.match)
+        return wanted
+
+    def note(self, note: Note) -> bool:
+        """Whether an event of the daemon or of a device is wanted."""
+        if self.reasons or (self.kinds and note.kind.word not in self.kinds):
+            return False
+        if self.interfaces and note.interface not in self.interfaces:
+            return False
+        return all(word in note.message or word in (note.interface or "") for word in self.match.split())
 
 
 def look(
@@ -68,9 +104,9 @@ def look(
     match: str = "",
     limit: int = MOST_EVENTS,
 ) -> dict[str, Any]:
-    """Give events in order: from number `since` on, not before the time `after`, of those that fit the `last` ones.
+    """Give events in order: from the number `since` on, from the time `after` on; of those that fit, the `last` ones.
 
-    kinds, reasons, interfaces: words of which one must be the event's; none: all. `match` as for `nfcore flows`.
+    kinds, reasons, interfaces: an event must have one of each; none: all fit. match: as for `nfcore flows`.
     """
     log = state.events
     first = 0 if since is None or since > log.next else since
@@ -78,22 +114,20 @@ def look(
     lost = 0 if since is None else log.next - first - len(records) - len(notes)
     if after is not None:
         records, notes = records.only(records["time"] >= after), [note for note in notes if note.time >= after]
-    records = records.only(_wanted(state, records, list(kinds), list(reasons), list(interfaces), match))
-    notes = [note for note in notes if _is_wanted(note, list(kinds), list(reasons), list(interfaces), match)]
+    wanted = _Filter(list(kinds), list(reasons), list(interfaces), match)
+    records, notes = records.only(wanted.records(state, records)), [note for note in notes if wanted.note(note)]
     numbers = np.sort(np.concatenate([records["seq"], np.array([note.seq for note in notes], dtype=np.uint64)]))
     if last is not None:
         numbers = numbers[max(0, len(numbers) - last) :]
-    numbers = numbers[: max(1, min(limit, MOST_EVENTS))]
-    # Cut off at the limit: the next answer begins behind the last that is told here.
-    full = len(numbers) == max(1, min(limit, MOST_EVENTS))
-    names: dict[tuple[int, int], dict[str, str]] = {}
-    records = records.only(np.isin(records["seq"], numbers))
-    told = [_flow_event(state, flow, each, names) for flow, each in zip(records.flows, _each(records), strict=True)]
+    limit = max(1, min(limit, MOST_EVENTS))
+    numbers = numbers[:limit]
     chosen = set(numbers.tolist())
-    told += [_note_event(note) for note in notes if note.seq in chosen]
-    told.sort(key=lambda event: event["seq"])
-    following = told[-1]["seq"] + 1 if full else log.next
-    return {"events": told, "next": following, "newest": log.next, "lost": lost}
+    events = _flow_events(state, records.only(np.isin(records["seq"], numbers)))
+    events += [_note_event(note) for note in notes if note.seq in chosen]
+    events.sort(key=lambda event: event["seq"])
+    # At the limit there may be more: the next response begins after the last event of this one.
+    following = events[-1]["seq"] + 1 if len(numbers) == limit else log.next
+    return {"events": events, "next": following, "newest": log.next, "lost": lost}
 
 
 def _checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,14 +140,14 @@ def _checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problem(name: str, value: Any) -> str:
-    """What is wrong with a parameter, empty when nothing is."""
+    """What is wrong with a parameter; empty if nothing is."""
     if name in _NUMBERS:
-        fine = isinstance(value, (int, _NUMBERS[name])) and not isinstance(value, bool) and 0 <= value < 2**62
-        return "" if fine else f"is {value!r}; should be a number, not below 0"
+        good = isinstance(value, (int, _NUMBERS[name])) and not isinstance(value, bool) and 0 <= value < 2**62
+        return "" if good else f"is {value!r}; should be a number, not below 0"
     if name == "match":
         return "" if isinstance(value, str) else f"is {value!r}; should be a text"
     if name not in _LISTS:
-        return f"is no parameter; those are: {', '.join(sorted([*_NUMBERS, *_LISTS, 'match']))}"
+        return f"is no parameter; there are: {', '.join(sorted([*_NUMBERS, *_LISTS, 'match']))}"
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         return f"is {value!r}; should be a list of words"
     known = {"kinds": list(KINDS), "reasons": [reason.word for reason in Reason]}.get(name)
@@ -124,35 +158,12 @@ def _problem(name: str, value: Any) -> str:
 
 
 def _require(state: EngineState, interfaces: Iterable[str]) -> None:
+    """ConfigError when one of the interfaces is not the daemon's."""
     known = sorted(device.name for device in state.devices.values())
     unknown = [name for name in interfaces if name not in known]
     if unknown:
-        words = f"is {unknown[0]!r}; the daemon's interfaces are: {', '.join(known)}"
-        raise ConfigError("events", [Problem("interfaces", words)])
-
-
-def _wanted(
-    state: EngineState, records: Records, kinds: list[str], reasons: list[str], interfaces: list[str], match: str
-) -> NDArray[np.bool_]:
-    wanted = np.ones(len(records), dtype=bool)
-    if kinds:
-        wanted &= np.isin(records["kind"], [KINDS[kind] for kind in kinds if kind in KINDS])
-    if reasons:
-        there = np.unique(records["reason"]).tolist()
-        wanted &= np.isin(records["reason"], [number for number in there if reason_word(number) in reasons])
-    if interfaces:
-        named = [ifindex for ifindex, device in state.devices.items() if device.name in interfaces]
-        wanted &= np.isin(records.flows["ifindex"], named)
-    if match and wanted.any():
-        few = records.only(wanted)
-        wanted[wanted] = matching(state, few.flows, few["reason"], few["backend"], match)
-    return wanted
-
-
-def _is_wanted(note: Note, kinds: list[str], reasons: list[str], interfaces: list[str], match: str) -> bool:
-    if reasons or (kinds and note.kind.word not in kinds) or (interfaces and note.interface not in interfaces):
-        return False
-    return all(word in note.message or word in (note.interface or "") for word in match.split())
+        message = f"is {unknown[0]!r}; the daemon's interfaces are: {', '.join(known)}"
+        raise ConfigError("events", [Problem("interfaces", message)])
 
 
 def _note_event(note: Note) -> dict[str, Any]:
@@ -160,17 +171,19 @@ def _note_event(note: Note) -> dict[str, Any]:
     return {"seq": note.seq, "time": note.time, "kind": note.kind.word, **about, "message": note.message}
 
 
-def _each(records: Records) -> Iterator[dict[str, Any]]:
-    """Give what is noted of each event as Python's own values."""
-    columns = [records[name].tolist() for name in COLUMNS]
-    for values in zip(*columns, strict=True):
-        yield dict(zip(COLUMNS, values, strict=True))
+def _flow_events(state: EngineState, records: Records) -> list[dict[str, Any]]:
+    columns = zip(*(records[name].tolist() for name in COLUMNS), strict=True)
+    names: dict[tuple[int, int], dict[str, str]] = {}
+    return [
+        _flow_event(state, flow, dict(zip(COLUMNS, values, strict=True)), names)
+        for flow, values in zip(records.flows, columns, strict=True)
+    ]
 
 
 def _flow_event(
     state: EngineState, flow: np.void, row: dict[str, Any], names: dict[tuple[int, int], dict[str, str]]
 ) -> dict[str, Any]:
-    """Tell an event of a flow. `names`: of (NF, target), asked for once each."""
+    """Give an event of a flow as JSON values. names: (NF, target) → its names, filled once each."""
     nf_number, target, device = int(flow["nf"]), int(flow["target"]), state.devices.get(int(flow["ifindex"]))
     if (nf_number, target) not in names:
         nf = state.context.nfs[nf_number - 1]
@@ -201,7 +214,7 @@ def _flow_event(
 
 
 def _text(key: np.void, family: int) -> str:
-    """As FlowMatch writes it, but for IPv4 at a fraction of the time."""
+    """Write a flow as FlowMatch does; for IPv4 in a fraction of the time."""
     if family != 4:
         return str(FlowMatch.from_key(key, family))
     proto = int(key["proto"])

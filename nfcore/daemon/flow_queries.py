@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which flows are known, and why a flow is in hardware or is not: for `nfcore flows` and `nfcore explain`.
+"""Reads the flow table for `nfcore flows` and `nfcore explain`.
 
-Objects are JSON values. Times are seconds, rates packets a second; `packets` and `bytes` are those of the rule that is
-there, `hardware_packets` and `hardware_bytes` of all rules that the flow had since it is tracked. Long lists are
+Results are JSON values. Times are seconds, rates packets a second. `packets` and `bytes` are those of the present rule,
+`hardware_packets` and `hardware_bytes` those of all rules of the flow since it is tracked. Long lists are
 :class:`~nfcore.api.json_rows.JsonRows`.
 """
 
@@ -24,11 +24,11 @@ from ..engine.state import EngineState
 from ..errors import ConfigError, Problem
 
 MOST_FLOWS = 10_000
-"""In one answer."""
-_TOLD = (
+"""Flows in one response."""
+_COLUMNS = (
     "state", "reason", "since", "seen", "packets", "bytes", "past_packets", "past_bytes", "mark", "backend",
 )  # fmt: skip
-"""Columns of the flow table that are told."""
+"""Columns of the flow table that the results show."""
 _HELD = (FlowState.INSTALLED, FlowState.DRAINING)
 """States in which a backend holds the rule."""
 
@@ -42,12 +42,12 @@ def list_flows(
     reverse: bool = False,
     limit: int = 50,
 ) -> dict[str, Any]:
-    """List flows, the first by `sort`, or with `reverse` the last.
+    """List the first `limit` flows by `sort`, with `reverse` the last.
 
-    `match`: an address, a prefix, ``address:port``, or a part of the name of a VIP, a real, an interface, a backend or
-    a reason; of several words each has to apply.
+    match: words that must all fit. Each is an address, a prefix, ``address:port``, or a part of the name of a VIP, a
+    real, an interface, a backend or a reason.
 
-    ConfigError names what is wrong with a parameter.
+    ConfigError: a parameter is wrong.
     """
     if sort not in SORT_KEYS:
         raise ConfigError("flows", [Problem("sort", f"is {sort!r}; should be one of {', '.join(SORT_KEYS)}")])
@@ -62,13 +62,13 @@ def list_flows(
         else sum(getattr(state.table, name)[slots] for name in SORT_KEYS[sort])
     )
     first = slots[_first(column, max(0, min(limit, MOST_FLOWS)), smallest=(sort == "age") != reverse)]
-    counts = {each.word: state.table.count(each) for each in LISTED_STATES}
-    found = JsonRows(_Copy(state, first).rows)
-    return {"flows": found, "matching": len(slots), "states": counts, "offload": state.switched_on}
+    counts = {listed.word: state.table.count(listed) for listed in LISTED_STATES}
+    rows = JsonRows(_Copy(state, first).rows)
+    return {"flows": rows, "matching": len(slots), "states": counts, "offload": state.switched_on}
 
 
 def _first(column: NDArray[Any], count: int, *, smallest: bool) -> NDArray[np.int64]:
-    """Places of the largest (or smallest) values, in order. Only those are sorted, not the million beside them."""
+    """Positions of the largest (or smallest) values, in order. Only these are sorted: there may be a million values."""
     places = np.arange(len(column))
     if 0 < count < len(column):
         last = count - 1 if smallest else len(column) - count
@@ -81,35 +81,35 @@ def _first(column: NDArray[Any], count: int, *, smallest: bool) -> NDArray[np.in
 def matching(
     state: EngineState, flows: NDArray[np.void], reasons: NDArray[np.uint8], backends: NDArray[np.uint8], text: str
 ) -> NDArray[np.bool_]:
-    """Which flows a text is about: all of its words. `backends`: index in the device's list, or NO_BACKEND."""
-    about = np.ones(len(flows), dtype=bool)
+    """Which flows fit all words of a text. backends: index in the device's list, or NO_BACKEND."""
+    fits = np.ones(len(flows), dtype=bool)
     for word in text.split():
-        about &= _about(state, flows, reasons, backends, word)
-    return about
+        fits &= _fits(state, flows, reasons, backends, word)
+    return fits
 
 
-def _about(
-    state: EngineState, flows: NDArray[np.void], reasons: NDArray[np.uint8], backends: NDArray[np.uint8], text: str
+def _fits(
+    state: EngineState, flows: NDArray[np.void], reasons: NDArray[np.uint8], backends: NDArray[np.uint8], word: str
 ) -> NDArray[np.bool_]:
-    """Names are compared once each, not once a flow: there may be a million."""
-    about = _with_end(flows, text)
+    """Which flows fit one word. Each name is compared once, not once per flow: there may be a million flows."""
+    fits = _has_address(flows, word)
     for nf in state.context.nfs:
         targets = np.unique(flows["target"][flows["nf"] == nf.number])
-        named = [target for target in targets.tolist() if any(text in name for name in nf.describe(target).values())]
-        about |= (flows["nf"] == nf.number) & np.isin(flows["target"], np.array(named, dtype=np.uint64))
-    named_reasons = [reason for reason in np.unique(reasons).tolist() if reason and text in reason_word(reason)]
-    about |= np.isin(reasons, named_reasons)
+        named = [target for target in targets.tolist() if any(word in name for name in nf.describe(target).values())]
+        fits |= (flows["nf"] == nf.number) & np.isin(flows["target"], np.array(named, dtype=np.uint64))
+    named_reasons = [reason for reason in np.unique(reasons).tolist() if reason and word in reason_word(reason)]
+    fits |= np.isin(reasons, named_reasons)
     for ifindex, device in state.devices.items():
         here = flows["ifindex"] == ifindex
-        about |= here & (text in device.name)
-        held = [number for number, name in enumerate(device.backends.names) if text in name]
-        about |= here & np.isin(backends, held)
-    return about
+        fits |= here & (word in device.name)
+        named_backends = [number for number, name in enumerate(device.backends.names) if word in name]
+        fits |= here & np.isin(backends, named_backends)
+    return fits
 
 
-def _with_end(flows: NDArray[np.void], text: str) -> NDArray[np.bool_]:
-    """Which flows have an end at an address, in a prefix, or at ``address:port``."""
-    about = np.zeros(len(flows), dtype=bool)
+def _has_address(flows: NDArray[np.void], text: str) -> NDArray[np.bool_]:
+    """Which flows have an address, an address of a prefix, or ``address:port`` as source or destination."""
+    fits = np.zeros(len(flows), dtype=bool)
     address, _, port = text.rpartition(":")
     for wanted, number in ((text, ""), (address, port)):
         try:
@@ -120,13 +120,14 @@ def _with_end(flows: NDArray[np.void], text: str) -> NDArray[np.bool_]:
             continue
         mask, base = pack_address(network.netmask), pack_address(network.network_address)
         for end, end_port in (("src", "sport"), ("dst", "dport")):
-            there = ((flows["key"][end] & mask) == base).all(axis=1) & (flows["family"] == network.version)
-            about |= there & (flows["key"][end_port] == int(number)) if number else there
+            here = ((flows["key"][end] & mask) == base).all(axis=1) & (flows["family"] == network.version)
+            fits |= here & (flows["key"][end_port] == int(number)) if number else here
         break
-    return about
+    return fits
 
 
 def _wanted(states: list[str] | None) -> list[FlowState]:
+    """Give the states of these names; without a name all. ConfigError: there is no such state."""
     known = {state.word: state for state in LISTED_STATES}
     wrong = [state for state in states or () if state not in known]
     if wrong:
@@ -135,20 +136,20 @@ def _wanted(states: list[str] | None) -> list[FlowState]:
 
 
 def explain(state: EngineState, text: str) -> dict[str, Any]:
-    """Say all that is known of one flow, written as by :class:`FlowMatch`. ConfigError when it is no flow."""
+    """Give all that is known of one flow, written as by :class:`FlowMatch`. ConfigError: the text is no flow."""
     try:
         match = FlowMatch.parse(text)
     except ValueError as error:
         raise ConfigError("explain", [Problem("", str(error))]) from None
     slots = _slots_of(state, match)
-    told = _Copy(state, np.array(slots, dtype=np.int64)).rows()
-    rows = [row | {"why": _why(state, slot)} for row, slot in zip(told, slots, strict=True)]
-    words = "" if rows else _unknown(state)
-    return {"flow": str(match), "in_hardware": any(row["in_hardware"] for row in rows), "found": rows, "why": words}
+    known = _Copy(state, np.array(slots, dtype=np.int64)).rows()
+    rows = [row | {"why": _why(state, slot)} for row, slot in zip(known, slots, strict=True)]
+    why = "" if rows else _why_unknown(state)
+    return {"flow": str(match), "in_hardware": any(row["in_hardware"] for row in rows), "found": rows, "why": why}
 
 
 def _slots_of(state: EngineState, match: FlowMatch) -> list[int]:
-    """Places of a 5-tuple, of every device and network function that knows it."""
+    """Slots of a 5-tuple, for all pairs of network function and device."""
     pairs = [(nf.number, device.ifindex) for nf in state.context.nfs for device in state.context.devices]
     batch = FlowBatch.empty(len(pairs))
     batch.rows["key"], batch.rows["family"] = match.to_key(), match.family
@@ -159,33 +160,32 @@ def _slots_of(state: EngineState, match: FlowMatch) -> list[int]:
 
 
 def rates_now(state: EngineState, slots: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Packets a second of flows, as far as it is known now.
+    """The current rates of flows, in packets a second.
 
-    A rule whose counter stood still at the last reading has none: what the engine keeps beside it dies away slower,
-    so that a short pause does not cost a flow its place. A flow without a rule that is not reported again is slower
-    than it was.
+    0 for a rule whose counter stood still at the last poll. The engine's own rate for it falls more slowly, so that a
+    flow does not lose its place by a short pause. The rate of a flow without a rule falls while no report comes.
     """
     table = state.table
     rates = table.rate[slots].astype(np.float64)
     installed = table.state[slots] == FlowState.INSTALLED
     for ifindex, device in state.devices.items():
-        mine = installed & (table.flow["ifindex"][slots] == ifindex) & ~np.isin(table.backend[slots], device.blind)
-        held = slots[mine]
+        here = installed & (table.flow["ifindex"][slots] == ifindex) & ~np.isin(table.backend[slots], device.blind)
+        held = slots[here]
         counted = device.counted[table.backend[held]]
-        read = table.since[held] + state.offload.counter_lag <= counted
-        rates[mine] = np.where(read & (table.seen[held] < counted), 0.0, rates[mine])
-    unheld = ~np.isin(table.state[slots], _HELD)
-    rates[unheld] = np.minimum(rates[unheld], state.heat(slots[unheld]))
+        was_polled = table.since[held] + state.offload.counter_lag <= counted
+        rates[here] = np.where(was_polled & (table.seen[held] < counted), 0.0, rates[here])
+    without_rule = ~np.isin(table.state[slots], _HELD)
+    rates[without_rule] = np.minimum(rates[without_rule], state.heat(slots[without_rule]))
     return rates
 
 
 class _Copy:
-    """Tracked flows as they are now, all of one instant: while they are told, the table goes on."""
+    """A copy of tracked flows, all at the same time: the table changes while a long response is written."""
 
     def __init__(self, state: EngineState, slots: NDArray[np.int64]) -> None:
         self._now, self._devices = state.clock(), state.devices
         self._flow = state.table.flow[slots]
-        self._columns = {name: getattr(state.table, name)[slots].tolist() for name in _TOLD}
+        self._columns = {name: getattr(state.table, name)[slots].tolist() for name in _COLUMNS}
         self._columns["rate"] = rates_now(state, slots).tolist()
         self._targets: dict[tuple[int, int], dict[str, str]] = {}
         for nf in state.context.nfs:
@@ -193,30 +193,31 @@ class _Copy:
                 self._targets[nf.number, target] = {"nf": nf.name, **nf.describe(target)}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Give all that is known of each."""
+        """Give each flow as JSON values."""
         for flow, *values in zip(self._flow, *self._columns.values(), strict=True):
             yield self._row(flow, dict(zip(self._columns, values, strict=True)))
 
-    def _row(self, flow: np.void, of: dict[str, Any]) -> dict[str, Any]:
-        state, device = FlowState(of["state"]), self._devices.get(int(flow["ifindex"]))
-        installed, number = state in _HELD, of["backend"]
+    def _row(self, flow: np.void, values: dict[str, Any]) -> dict[str, Any]:
+        """Give one flow as JSON values. values: of the columns."""
+        state, device = FlowState(values["state"]), self._devices.get(int(flow["ifindex"]))
+        held, backend = state in _HELD, values["backend"]
         backends = device.backends.names if device else ()
         cpu = int(flow["cpu"])
         return {
             "flow": str(FlowMatch.from_key(flow["key"], int(flow["family"]))),
             "state": state.word,
-            "in_hardware": installed,
-            "reason": reason_word(of["reason"]) if of["reason"] else None,
-            "since_seconds": round(self._now - of["since"], 3),
-            "seen_seconds": round(self._now - of["seen"], 3),
-            "rate": round(of["rate"], 1),
-            "packets": of["packets"] if installed else 0,
-            "bytes": of["bytes"] if installed else 0,
-            "hardware_packets": of["past_packets"] + of["packets"],
-            "hardware_bytes": of["past_bytes"] + of["bytes"],
+            "in_hardware": held,
+            "reason": reason_word(values["reason"]) if values["reason"] else None,
+            "since_seconds": round(self._now - values["since"], 3),
+            "seen_seconds": round(self._now - values["seen"], 3),
+            "rate": round(values["rate"], 1),
+            "packets": values["packets"] if held else 0,
+            "bytes": values["bytes"] if held else 0,
+            "hardware_packets": values["past_packets"] + values["packets"],
+            "hardware_bytes": values["past_bytes"] + values["bytes"],
             "packets_when_reported": int(flow["packets"]),
-            "mark": of["mark"] or None,
-            "backend": backends[number] if installed and number < len(backends) else None,
+            "mark": values["mark"] or None,
+            "backend": backends[backend] if held and backend < len(backends) else None,
             "interface": device.name if device else None,
             "cpu": None if cpu == ANY_CPU else cpu,
             **self._targets[int(flow["nf"]), int(flow["target"])],
@@ -224,10 +225,11 @@ class _Copy:
 
 
 def _why(state: EngineState, slot: int) -> str:
+    """Explain the state of a tracked flow."""
     table = state.table
     now, reason = FlowState(int(table.state[slot])), int(table.reason[slot])
     if now is FlowState.INSTALLED:
-        return "the NIC marks its packets" if not reason else f"its rule is about to go: {reason_sentence(reason)}"
+        return "the NIC marks its packets" if not reason else f"its rule is to be removed: {reason_sentence(reason)}"
     if now is FlowState.PENDING:
         return "its rule is on its way to the NIC"
     if now is FlowState.DRAINING:
@@ -237,11 +239,12 @@ def _why(state: EngineState, slot: int) -> str:
     return f"it has no rule: {reason_sentence(reason)}"
 
 
-def _unknown(state: EngineState) -> str:
+def _why_unknown(state: EngineState) -> str:
+    """Explain why a flow is not tracked."""
     if not state.switched_on:
         return reason_sentence(Reason.SWITCHED_OFF)
     return (
-        f"the datapath has not reported it: a flow that it serves is reported after [offload] min_packets = "
-        f"{state.offload.min_packets} packets on one CPU, none of them SYN, FIN or RST; "
-        "or its report was lost, or it was forgotten since"
+        "the datapath has not reported it, or its report was lost, or it was forgotten since; a flow is "
+        f"reported after [offload] min_packets = {state.offload.min_packets} packets on one CPU, but not for a SYN, "
+        "FIN or RST"
     )

@@ -16,7 +16,7 @@ from ..version import __version__
 
 
 def process_metrics(health: Health) -> Iterator[MetricFamily]:
-    """Give the process's own figures."""
+    """Give the metrics of the process."""
     start = gauge("nfcore_start_time_seconds", "When the daemon started, since 1970.", "seconds")
     start.add(health.started)
     build = gauge("nfcore_build_info", "1; its labels tell the version.", "", "version", "python")
@@ -28,8 +28,8 @@ def process_metrics(health: Health) -> Iterator[MetricFamily]:
     longest = gauge("nfcore_loop_longest_turn_seconds", "Longest turn of the event loop lately.", "seconds")
     longest.add(health.longest_turn)
     attached = gauge("nfcore_program_attached", "1 while nfcore's program is on the interface.", "", "interface")
-    for interface, there in health.programs().items():
-        attached.add(int(there), interface=interface)
+    for interface, is_attached in health.programs().items():
+        attached.add(int(is_attached), interface=interface)
     yield from (start, build, spent, memory, longest, attached)
 
 
@@ -39,13 +39,13 @@ def _resident_bytes() -> int:
 
 
 def hook_metrics(plugins: PluginManager) -> Iterator[MetricFamily]:
-    """Give what plugins did wrong, and what their hooks cost."""
-    of = ("plugin", "hook")
-    errors = counter("nfcore_hook_errors_total", "Faults of plugins in hooks.", "calls", *of, "kind")
-    for (plugin, hook, fault), number in sorted(plugins.faults.items()):
-        errors.add(number, plugin=plugin, hook=hook, kind=str(fault))
-    calls = counter("nfcore_hook_calls_total", "Calls of plugins' hooks.", "calls", *of)
-    seconds = counter("nfcore_hook_seconds_total", "Time spent in plugins' hooks.", "seconds", *of)
+    """Give the faults of plugins, and the calls and time of their hooks."""
+    labels = ("plugin", "hook")
+    errors = counter("nfcore_hook_errors_total", "Faults of plugins in hooks.", "calls", *labels, "kind")
+    for (plugin, hook, fault), count in sorted(plugins.faults.items()):
+        errors.add(count, plugin=plugin, hook=hook, kind=str(fault))
+    calls = counter("nfcore_hook_calls_total", "Calls of plugins' hooks.", "calls", *labels)
+    seconds = counter("nfcore_hook_seconds_total", "Time spent in plugins' hooks.", "seconds", *labels)
     for (plugin, hook), spent in sorted(plugins.times.items()):
         calls.add(spent.calls, plugin=plugin, hook=hook)
         seconds.add(spent.seconds, plugin=plugin, hook=hook)

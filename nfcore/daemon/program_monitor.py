@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the programs that were attached still are: looked after when a link changes, and every few seconds.
+"""Checks whether nfcore's XDP programs are still attached: when a link changes, and every few seconds.
 
-What somebody took off is not put back, and what somebody put in its place stays: it may have been meant. It is said
-loudly instead. A device's worker asks, since the kernel answers under the lock under which drivers are changed.
+A program that was detached is not attached again, and another program in its place stays: either may be intended. The
+daemon reports it as an error instead. The device's worker calls the kernel, because that call may wait for the kernel's
+RTNL lock.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..kernel import AttachedXdp, attached_xdp
 
 log = logging.getLogger(__name__)
 PERIOD = 5.0
-"""Seconds between two looks at a link about which nothing was announced: not every way to attach is."""
+"""Seconds between two checks of a link without an announced change: not every way to attach is announced."""
 
 
 @dataclass
@@ -28,59 +29,61 @@ class _Watched:
     device: DeviceState
     expected: AttachedXdp
     due: float
-    asking: bool = False
+    """Time of the next check."""
+    checking: bool = False
 
 
 class ProgramMonitor:
-    """Follows the programs of devices, for `health` to know. For the engine's thread."""
+    """Checks the programs of devices, and writes the results to `health`. For the engine's thread."""
 
     def __init__(self, state: EngineState, health: Health) -> None:
         self._state, self._health = state, health
         self._watched: dict[int, _Watched] = {}
 
     def add(self, ifindex: int) -> None:
-        """Follow what is attached to a device of the engine now. HostError when the kernel does not tell."""
+        """Monitor the program that is attached to a device now. HostError when the kernel does not name it."""
         device, attached = self._state.devices[ifindex], attached_xdp(ifindex)
         if attached is not None:
             self._watched[ifindex] = _Watched(device, attached, self._state.clock() + PERIOD)
             self._health.attached[device.name] = Attachment(attached.id)
 
     def run(self, changed: Collection[int]) -> None:
-        """Have it looked at where it is due, or where the link has `changed`; never waits."""
+        """Let the workers check the devices that are due or whose link has `changed`; never waits."""
         now = self._state.clock()
         for ifindex, watched in self._watched.items():
             if ifindex in changed:
                 watched.due = now
-            if now >= watched.due and not watched.asking:
-                self._ask(ifindex, watched, now + PERIOD)
+            if now >= watched.due and not watched.checking:
+                self._check(ifindex, watched, now + PERIOD)
 
-    def _ask(self, ifindex: int, watched: _Watched, following: float) -> None:
+    def _check(self, ifindex: int, watched: _Watched, next_check: float) -> None:
         def done(found: AttachedXdp | Exception | None) -> None:
-            watched.asking = False
-            self._take(watched, found)
+            watched.checking = False
+            self._take_result(watched, found)
 
-        # The answer may come before `submit` returns.
-        watched.asking = True
+        # Set first: `done` may be called before `submit` returns.
+        watched.checking = True
         if watched.device.worker.submit(lambda: attached_xdp(ifindex), done):
-            watched.due = following
+            watched.due = next_check
         else:
-            watched.asking = False
+            watched.checking = False
 
-    def _take(self, watched: _Watched, found: AttachedXdp | Exception | None) -> None:
+    def _take_result(self, watched: _Watched, found: AttachedXdp | Exception | None) -> None:
+        """Note what is attached now, and report a change."""
         name, expected = watched.device.name, watched.expected
         before = self._health.attached[name]
         other = None if found == expected or not isinstance(found, AttachedXdp) else found.id
         now = Attachment(expected.id, there=found == expected, other=other)
         self._health.attached[name] = now
-        # Without the interface there is no program, which has been said by whoever follows the links.
+        # HostError: the interface is gone, which the daemon has reported already.
         if now == before or isinstance(found, HostError):
             return
-        words = "the program is attached again" if now.there else f"{now.trouble}; {_advice(now, name)}"
-        log.log(logging.WARNING if now.there else logging.ERROR, "%s: %s", name, words)
-        self._state.events.note(EventKind.LINK, words, name)
+        message = "the program is attached again" if now.there else f"{now.trouble}; {_advice(now, name)}"
+        log.log(logging.WARNING if now.there else logging.ERROR, "%s: %s", name, message)
+        self._state.events.note(EventKind.LINK, message, name)
 
 
 def _advice(attachment: Attachment, name: str) -> str:
-    """What to do when a program of ours is not where it was."""
+    """What to do when nfcore's program is not attached any more."""
     first = "" if attachment.other is None else f"{make_way(name)}, and "
     return f"no packet reaches it; to have it back {first}restart nfcore"

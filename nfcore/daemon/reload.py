@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another configuration for a running daemon: compared, refused as a whole or taken over as a whole."""
+"""Reads the configuration of a running daemon again, and takes it over as a whole or refuses it as a whole."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,22 +38,22 @@ LIVE = {
 
 @dataclass(frozen=True)
 class Reloaded:
-    """What a reload did."""
+    """The result of a reload."""
 
     source: str
-    """The TOML that was read: the one that the daemon was started with."""
+    """The TOML that was read: the one with which the daemon was started."""
     changed: list[str]
-    """Tables of the TOML that are another now."""
+    """Tables of the TOML that have changed."""
     flows_ended: int
-    """Accelerated flows whose target exists no more."""
+    """Accelerated flows whose target no longer exists."""
     waiting_ended: int
-    """Flows that waited for a rule to a target that exists no more: they were never accelerated."""
+    """Flows that waited for a rule, and whose target no longer exists."""
 
 
 def reload(engine: Engine, plugins: PluginManager) -> Reloaded:
-    """Read the TOML again, with the same overrides, and go on with it.
+    """Read the TOML again, with the same overrides, and take it over.
 
-    ConfigError, and everything stays as it was, when the TOML is wrong or changes what only a restart can.
+    ConfigError when the TOML is wrong or changes something that takes a restart: then everything stays as it was.
     """
     events = engine.state.events
     try:
@@ -71,11 +70,11 @@ def reload(engine: Engine, plugins: PluginManager) -> Reloaded:
 def _reload(engine: Engine, plugins: PluginManager) -> Reloaded:
     old = engine.context.config
     if Path(old.source).exists() and not Path(old.source).is_file():
-        # Whoever reads a pipe waits for whoever writes it, and nothing else would go on meanwhile.
+        # Reading a pipe would wait for its writer, and block the event loop.
         raise ConfigError(old.source, [Problem("", "is no regular file: it cannot be read again")])
     fresh = PluginManager()
     new = load_config(Path(old.source), fresh, old.overrides)
-    changed = list(_changed(old, new))
+    changed = _changed(old, new)
     problems = [problem for table in changed for problem in _unchangeable(table, old, new, plugins)]
     if problems:
         raise ConfigError(new.source, problems)
@@ -88,10 +87,10 @@ def _reload(engine: Engine, plugins: PluginManager) -> Reloaded:
 def _take_over(
     engine: Engine, old: Config, new: Config, tables: list[str], plugins: PluginManager
 ) -> dict[str, NDArray[np.uint64]]:
-    """Let plugins take over their tables; by network function, its targets that exist no more.
+    """Let plugins take over their tables. Returns, by network function, the targets that no longer exist.
 
-    Network functions come last: what they have ended cannot be undone, what others have taken over is given back when
-    a later one refuses.
+    When a plugin refuses, the plugins before it get the old configuration again. Network functions come last: they
+    end flows, which cannot be undone.
     """
     functions = [nf.name for nf in engine.context.nfs]
     done: list[str] = []
@@ -120,13 +119,14 @@ def _reconfigure(plugin: str, config: Config, plugins: PluginManager) -> NDArray
     return targets
 
 
-def _changed(old: Config, new: Config) -> Iterator[str]:
+def _changed(old: Config, new: Config) -> list[str]:
+    """Names of the tables that have changed."""
     before, after = old.resolved(), new.resolved()
-    yield from (name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name))
+    return [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
 
 
 def _unchangeable(table: str, old: Config, new: Config, plugins: PluginManager) -> Iterator[Problem]:
-    """What of a table that has changed cannot take effect in a running daemon."""
+    """Give the changes of a table that take a restart."""
     if table in new.sections and table in old.sections:
         if table not in plugins.implementing("reconfigure"):
             yield Problem(table, "has changed, which takes a restart: this plugin reads its table at the start")
@@ -135,10 +135,6 @@ def _unchangeable(table: str, old: Config, new: Config, plugins: PluginManager) 
         yield Problem(table, "has changed, which takes a restart")
         return
     before, after = old.resolved()[table], new.resolved()[table]
-    for key in _different(before, after):
-        if key not in LIVE:
-            yield Problem(f"{table}.{key}", f"is {after[key]!r} and was {before[key]!r}; that takes a restart")
-
-
-def _different(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    yield from (key for key in after if before.get(key) != after[key])
+    for key, value in after.items():
+        if value != before.get(key) and key not in LIVE:
+            yield Problem(f"{table}.{key}", f"is {value!r} and was {before[key]!r}; that takes a restart")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore run`: one event loop that reads events and answers the socket, one worker thread per device."""
+"""`nfcore run`: startup, the event loop that runs the engine and serves the socket, and shutdown."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ log = logging.getLogger(AUDIT)
 
 SHORTEST_NAP = 0.001
 LONGEST_NAP = 0.016
-"""Seconds between two looks at the event buffer. XDP wakes nobody, since that costs its packet microseconds; the
-pause doubles while nothing comes, so that an idle daemon costs next to nothing."""
+"""Seconds between two reads of the reports. XDP does not wake the daemon for them, because that costs the packet some
+microseconds. The pause doubles while no report comes: an idle daemon needs almost no CPU time."""
 STOP_PATIENCE = 10.0
-"""Seconds that a worker has to remove its rules when the daemon stops."""
+"""Seconds that each worker has for the removal of its rules when the daemon stops."""
 Results = queue.SimpleQueue[Callable[[], None]]
-"""What workers have finished, to be run on the event loop's thread."""
+"""Calls that take the results of the workers' jobs; they are made on the event loop's thread."""
 
 
 def run(config: Config, plugins: PluginManager, announce: Callable[[str], None]) -> None:
-    """Run until SIGINT or SIGTERM, then leave the machine as it was. HostError when something is in the way."""
+    """Run until SIGINT or SIGTERM, then leave the machine as it was. HostError: the machine is not as needed."""
     if not config.interfaces:
         raise ConfigError(config.source, [Problem("interfaces", "there is none; add a table with name and chain")])
     results: Results = queue.SimpleQueue()
@@ -73,27 +73,27 @@ def run(config: Config, plugins: PluginManager, announce: Callable[[str], None])
         except StoppedError:
             log.info("stopped before it was ready")
         except NfcoreError:
-            # Ctrl-C reaches the compiler, too: what it says then is not the user's concern.
+            # Ctrl-C also interrupts the compiler: its error is then no news to the user.
             if not stop.noted:
                 raise
 
 
 @contextmanager
 def _running(context: Context, plugins: PluginManager, results: Results, stop: StopSwitch) -> Iterator[_Daemon]:
-    """Start the engine with its workers and attach the programs; undo all of it in reverse."""
+    """Start the workers and the engine and attach the programs; at the end, undo all of this in reverse order."""
     workers = {device.ifindex: DeviceWorker(device.name, results.put, stop.check) for device in context.devices}
     engine = make_engine(context, plugins, workers)
     health = context.services.health
     health.workers = {device.name: workers[device.ifindex].busy_seconds for device in context.devices}
-    with ExitStack() as leaving, LinkMonitor(workers) as links:
-        leaving.callback(_stop_workers, engine, workers)
+    with ExitStack() as cleanup, LinkMonitor(workers) as links:
+        cleanup.callback(_stop_workers, engine, workers)
         programs = ProgramMonitor(engine.state, health)
         stop.check()
         engine.start()
         for nf in context.nfs:
             for device in context.devices_of(nf.name):
                 stop.check()
-                leaving.callback(nf.detach, device)
+                cleanup.callback(nf.detach, device)
                 nf.attach(device)
                 programs.add(device.ifindex)
         yield _Daemon(engine, links, programs, results)
@@ -108,7 +108,7 @@ def _stop_workers(engine: Engine, workers: dict[int, DeviceWorker]) -> None:
 
 @dataclass
 class _Daemon:
-    """What runs on the event loop: startup, main loop, shutdown."""
+    """What runs on the event loop."""
 
     engine: Engine
     links: LinkMonitor
@@ -116,19 +116,18 @@ class _Daemon:
     results: Results
 
     async def serve(self, server: ControlServer, switch: StopSwitch, announce: Callable[[], None]) -> None:
-        """Answer the socket and move flows until a signal comes."""
+        """Serve the socket and run the engine until a stop signal comes."""
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, stop.set)
         if not sys.stderr.isatty():
             loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
-            switch.check()  # for signals that came before the loop had its handlers
+            switch.check()  # for a signal that came before the loop had its handlers
             await server.open()
             for start in self.engine.context.services.starters:
                 start()
-            # What is there now stays. To search all of it for garbage, again and again, would take a tenth of a
-            # second and more each time.
+            # The present objects stay. Without this each full collection would search them, for 0.1 s or more.
             gc.collect()
             gc.freeze()
             self.engine.state.events.note(EventKind.DAEMON, "ready")
@@ -136,12 +135,7 @@ class _Daemon:
             await self._main_loop(stop)
         finally:
             await server.close()
-            # Blocked meanwhile: between the two kinds of handlers a signal would kill.
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-            for number in STOP_SIGNALS:
-                loop.remove_signal_handler(number)
-            switch.resume()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            _return_signals(loop, switch)
 
     def _reload(self) -> None:
         try:
@@ -155,19 +149,19 @@ class _Daemon:
     async def _main_loop(self, stop: asyncio.Event) -> None:
         nap = SHORTEST_NAP
         wake, loop = asyncio.Event(), asyncio.get_running_loop()
-        for nf in self.engine.context.nfs:
+        context = self.engine.context
+        for nf in context.nfs:
             for fd in nf.wake_fds():
                 loop.add_reader(fd, wake.set)
-        health = self.engine.context.services.health
         while not stop.is_set():
-            health.turn(nap)
+            context.services.health.turn(nap)
             wake.clear()
-            taken = self.engine.poll()
+            reports = self.engine.poll()
             self._deliver_results()
             self._tick()
-            if taken >= READ_LIMIT or not self.results.empty():
+            if reports >= READ_LIMIT or not self.results.empty():
                 nap = 0.0
-            elif taken:
+            elif reports:
                 nap = SHORTEST_NAP
             else:
                 nap = min(max(nap * 2, SHORTEST_NAP), LONGEST_NAP)
@@ -175,21 +169,29 @@ class _Daemon:
                 await asyncio.wait_for(wake.wait(), nap)
 
     def _deliver_results(self) -> None:
-        # What these jobs put into the queue waits until reports have been read again.
+        # Results that are added during these calls wait until reports have been read again.
         for _ in range(self.results.qsize()):
             self.results.get_nowait()()
 
     def _tick(self) -> None:
+        """Read the changes of links, and let the program monitor and the engine do what is due."""
         changed = self.links.poll()
         for link in changed.values():
             status = "gone, and with it the program" if link.gone else "up" if link.up else "down"
             self.engine.state.events.note(EventKind.LINK, f"changed: it is {status}", link.name)
             if link.gone:
-                log.error(
-                    "%s: the interface is gone, and with it the program: restart nfcore once it is back", link.name
-                )
+                log.error("%s: the interface is %s: restart nfcore once it is back", link.name, status)
         self.programs.run(changed)
         self.engine.tick([ifindex for ifindex, link in changed.items() if not link.gone])
+
+
+def _return_signals(loop: asyncio.AbstractEventLoop, switch: StopSwitch) -> None:
+    """Give the stop signals back to `switch`. They are blocked meanwhile: without a handler they end the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    for number in STOP_SIGNALS:
+        loop.remove_signal_handler(number)
+    switch.resume()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _describe(context: Context) -> str:

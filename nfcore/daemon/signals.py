@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that stop the daemon, noted until it is safe to stop."""
+"""The signals that stop the daemon: they are only noted until it is safe to stop."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import sys
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""SIGHUP tells of a terminal that is gone; a daemon without one reads its configuration again instead."""
+"""SIGHUP stops a daemon with a terminal, which is gone then. Without a terminal it means: reload."""
 
 
 class StoppedError(BaseException):
-    """A stop signal came before the daemon was ready. No Exception: who goes on after those must not go on."""
+    """A stop signal came before the daemon was ready. No Exception, so that `except Exception` does not catch it."""
 
 
 class StopSwitch:
-    """Takes note of SIGINT, SIGTERM and SIGHUP, and stops where it is asked: what is half done would be left behind.
+    """Notes SIGINT, SIGTERM and SIGHUP. The startup calls :meth:`check` between steps, so that no step ends half-way.
 
-    While the event loop runs it has handlers of its own.
+    While the event loop runs, the loop has handlers of its own.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ class StopSwitch:
             raise StoppedError
 
     def resume(self) -> None:
-        """Take note again after the event loop has had the signals."""
+        """Set the handlers again after the event loop has removed its own."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # Nothing is read again that is only just being read.
+        # During startup a reload is pointless: the configuration is just being read.
         self.noted |= number != signal.SIGHUP or sys.stderr.isatty()

@@ -241,7 +241,7 @@ def test_waiting_for_an_event(busy: World) -> None:
         ({"wait": float("nan")}, "should be a number"),
         ({"match": 3}, "should be a text"),
         ({"interfaces": ["eth9"]}, "'eth9'; the daemon's interfaces are: eth1"),
-        ({"color": "red"}, "is no parameter; those are: after"),
+        ({"color": "red"}, "is no parameter; there are: after"),
     ],
 )
 def test_mistakes_are_named(busy: World, parameters: dict[str, Any], words: str) -> None:

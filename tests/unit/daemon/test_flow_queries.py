@@ -207,7 +207,7 @@ def test_a_rule_on_its_way_and_one_that_should_go(make: Callable[..., World]) ->
     world.nic.stuck = True
     world.engine.switch(on=False)
     worker.run()
-    assert why(world, 1001) == f"its rule is about to go: {Reason.SWITCHED_OFF.sentence}"
+    assert why(world, 1001) == f"its rule is to be removed: {Reason.SWITCHED_OFF.sentence}"
 
 
 def test_a_flow_that_nobody_reported(busy: World) -> None:
