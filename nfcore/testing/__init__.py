@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conformance suite for authors of offload backends and marking strategies: a pytest plugin.
+"""The conformance suites for authors of offload backends and marking strategies: a pytest plugin.
 
-Needs pytest and hypothesis: ``pip install 'nfcore[test]'``. Nothing is imported before it is asked for, since pytest
-loads this package in every run of everybody who has nfcore installed.
+Needs pytest and hypothesis: ``pip install 'nfcore[test]'``. Names are imported at their first use, since pytest loads
+this package in every run wherever nfcore is installed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backend import BackendConformance
     from .nic import NicUnderTest, Seen
+    from .plugin_context import context_for
     from .promises import BrokenPromise, NotApplicable
     from .samples import sample_flow, sample_frame, sample_rules
     from .strategy import StrategyConformance, StrategyUnderTest
-    from .world import context_for
 
-_HOME = {
+_MODULES = {
     "BackendConformance": "backend",
     "NicUnderTest": "nic",
     "Seen": "nic",
@@ -29,10 +29,10 @@ _HOME = {
     "sample_rules": "samples",
     "StrategyConformance": "strategy",
     "StrategyUnderTest": "strategy",
-    "context_for": "world",
+    "context_for": "plugin_context",
 }
-"""Name → the module that has it."""
-_NEEDED = ("pytest", "hypothesis")
+"""Name → the module that defines it."""
+_REQUIRED = ("pytest", "hypothesis")
 
 __all__ = [
     "BackendConformance",
@@ -50,11 +50,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     except ModuleNotFoundError as error:
-        if error.name in _NEEDED:
+        if error.name in _REQUIRED:
             raise ImportError(f"nfcore.testing needs {error.name}: pip install 'nfcore[test]'") from error
         raise

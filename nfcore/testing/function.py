@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network function for strategies to give marks to: targets with groups and names, and no datapath."""
+"""A sample network function for tests of strategies: targets with groups and names, and no datapath."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..api.rules import Device
 
 
 class SampleFunction:
-    """A balancer in name: some VIPs, 198.18.10.1 and on, with some reals each; target = 16 × VIP + real."""
+    """Targets of a balancer: VIPs from 198.18.10.1 on, each with reals; target = 16 × VIP + real."""
 
     REALS = 16
 
@@ -25,38 +25,38 @@ class SampleFunction:
         self._targets = [vip * self.REALS + real for vip in range(1, vips + 1) for real in range(1, reals + 1)]
 
     def wake_fds(self) -> Sequence[int]:
-        """Nothing to wait for."""
+        """No descriptor to wait for."""
         return ()
 
     def read_events(self, limit: int) -> FlowBatch:
-        """No flow is ever reported."""
+        """Never reports a flow."""
         return FlowBatch.empty()
 
     def targets(self) -> FlowBatch:
-        """Give all targets, a row each."""
+        """All targets, one row each."""
         batch = FlowBatch.empty(len(self._targets))
         batch.rows["nf"], batch.rows["target"] = self.number, self._targets
         return batch
 
     def groups(self, targets: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        """Give the VIP of each target."""
+        """The VIP of each target."""
         return (targets // self.REALS).astype(np.uint32)
 
     def describe(self, target: int) -> Mapping[str, str]:
-        """Name VIP and real."""
+        """The names of VIP and real."""
         vip, real = divmod(target, self.REALS)
         return {"vip": f"198.18.10.{vip}:80/tcp", "real": f"198.18.{20 + vip}.{real}"}
 
     def fingerprint(self) -> bytes:
-        """All that decides which number stands for what."""
+        """A digest of the numbering of targets."""
         return repr(self._targets).encode()
 
     def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Recognise nothing."""
+        """Recognises no mark of an earlier run."""
         return np.zeros(len(batch), dtype=bool)
 
     def attach(self, device: Device) -> None:
-        """Attach nothing."""
+        """Attaches nothing."""
 
     def detach(self, device: Device) -> None:
-        """Detach nothing."""
+        """Detaches nothing."""

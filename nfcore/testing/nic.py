@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A NIC before the suite: the plugin that drives it, and what else the author's fixture can do with it."""
+"""The NIC under test: the backend plugin, and what else the author's fixture can do with the NIC."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from ..api.rules import Capabilities, Device
 
 ABILITIES = {
-    "send": "put frames on its wire",
-    "restart": "be found by a new process",
-    "table_size": "be filled",
-    "foreign": "hold a rule of somebody else",
-    "leftovers": "tell what is left of the plugin",
+    "send": "send frames to the NIC",
+    "restart": "simulate a new process",
+    "table_size": "fill the NIC's table",
+    "foreign": "install a rule of another program",
+    "leftovers": "list what is left of the plugin",
 }
-"""Optional parts of :class:`NicUnderTest`, by what they let the NIC do."""
+"""Optional field of :class:`NicUnderTest` → what the test can do with it, for messages."""
 
 
 @dataclass(frozen=True)
@@ -23,54 +23,53 @@ class Seen:
     """How frames arrived at the network function."""
 
     marks: Mapping[int, int] = field(default_factory=dict)
-    """Mark → frames that came with it; 0 for those without a mark."""
+    """Mark → number of frames that arrived with it; 0: without a mark."""
     dropped: int = 0
     """Frames that did not arrive."""
 
 
 @dataclass
 class NicUnderTest:
-    """What a fixture `nic` gives.
+    """What the fixture `nic` returns.
 
-    An ability that is missing and named in `lacks` makes the tests that need it not applicable; one that is missing
-    without a word makes them skipped.
+    If an ability is missing, tests that need it are *not applicable* when `lacks` has the reason, else *skipped*.
     """
 
     plugin: object
     """The plugin object, set up for `device`."""
     device: Device
-    """As the core would hand it to the hooks; the first of its `backends` is the plugin's name in messages."""
+    """The device that the hooks get; the first of its `backends` is the plugin's name in messages."""
     capabilities: Capabilities | None = None
-    """What the NIC must say of itself, where the author knows; None to take what it says."""
+    """The correct result of `probe_offload`, if the author knows it; None: it is not compared."""
     send: Callable[[bytes, int], Seen | None] | None = None
-    """Put a frame on the wire so many times and wait until all are through: how they arrived, None where only the
-    NIC's counters can tell. Frames are whole Ethernet frames to the broadcast address, checksums right."""
+    """Send a frame that many times and wait until all have passed the NIC. Returns how they arrived, None if only the
+    NIC's counters can show it. Frames are complete Ethernet frames to the broadcast address, with right checksums."""
     restart: Callable[[], object] | None = None
-    """Leave the NIC as a killed process does, without `teardown`, and set up a new plugin object as the next process
-    would: the new object, or None when it was put into `plugin` here."""
+    """Drop the plugin object as a killed process does, without `teardown`, and set up a new one as the next process
+    does. Returns the new object, or None if it has set `plugin` itself."""
     table_size: int | None = None
-    """Rules that fit, eight or more, where filling the table is no trouble; None for what `capabilities` say, up to
-    :data:`FILLABLE`."""
+    """Rules that fit, at least eight, if the suite may fill the table; None: `Capabilities.table_size` if that is at
+    most :data:`FILLABLE`."""
     foreign: Callable[[], Callable[[], bool]] | None = None
-    """Put a rule of somebody else on the NIC, as another program would: what tells whether it still stands."""
+    """Install a rule as another program would. Returns a function: whether that rule is still installed."""
     leftovers: Callable[[], Sequence[str]] | None = None
-    """What of the plugin's is on the machine after `teardown`, a line each: rules, qdiscs, pins, files."""
+    """Lists what the plugin has left on the machine after `teardown`, a line each: rules, qdiscs, pins, files."""
     protocols: Sequence[str] = ("tcp", "udp")
     """Protocols that the NIC matches."""
     lacks: Mapping[str, str] = field(default_factory=dict)
-    """Name of a missing ability (:data:`ABILITIES`; `arrival`: `send` gives None) → why it cannot be."""
+    """Missing ability (a key of :data:`ABILITIES`, or `arrival` when `send` returns None) → the reason."""
     patience: float = 5.0
-    """Seconds that counters, and marks of removed rules, may be late."""
+    """Seconds that counters, and the end of marks of removed rules, may be late."""
     batch: int = 500
-    """Rules in a batch of the throughput test, which handles four of them."""
-    heard: list[str] = field(default_factory=list)
-    """Words that the plugin has given with refusals so far: they need not be given twice."""
+    """Rules in a batch of the throughput test, which has four batches."""
+    messages: list[str] = field(default_factory=list)
+    """Messages that the plugin has returned so far; a plugin need not repeat a message."""
 
     @property
     def name(self) -> str:
-        """Name of the plugin, for messages."""
+        """The plugin's name, for messages."""
         return self.device.backends[0] if self.device.backends else type(self.plugin).__name__
 
 
 FILLABLE = 4096
-"""Rules in the largest table that the suite fills without being told so."""
+"""Rules in the largest table that the suite fills if `NicUnderTest.table_size` is not set."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plugin promises: a test of the suite each, whose name is the promise's id and whose docstring its words.
+"""Promises of plugins. Each test of a suite is a promise: its name is the id, its docstring the statement.
 
 test_removal_is_idempotent  ─►  removal-is-idempotent
 """
@@ -7,6 +7,7 @@ test_removal_is_idempotent  ─►  removal-is-idempotent
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,7 +23,7 @@ _TEST = "test_"
 if TYPE_CHECKING:
     _Skipped = BaseException
 else:
-    _Skipped = pytest.skip.Exception  # of which the type checker knows no class
+    _Skipped = pytest.skip.Exception  # which is no class to the type checker
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Promise:
 
 
 class BrokenPromise(AssertionError):  # noqa: N818 - the name that an author reads
-    """A plugin does not keep a promise; says which, who broke it, what was seen and what would be right."""
+    """A plugin breaks a promise. The message has the promise, the plugin and hook, and what is wrong."""
 
     def __init__(self, promise: Promise, who: str, wrong: str) -> None:
         self.promise = promise
@@ -42,14 +43,14 @@ class BrokenPromise(AssertionError):  # noqa: N818 - the name that an author rea
 
 
 class NotApplicable(_Skipped):
-    """A test that this plugin or NIC cannot be asked, for a reason that was told: no gap in what was tested."""
+    """This test does not apply to the plugin or NIC, for a known reason. It is a skip that counts as covered."""
 
-    # pytest writes an exception's module in front of its words, unless it is this one.
+    # pytest writes an exception's module in front of its message, except for builtins.
     __module__ = "builtins"
 
 
 def promises_of(suite: type) -> dict[str, Promise]:
-    """Give the promises of a suite by id, in the order in which its tests stand."""
+    """The promises of a suite by id, in the order of its tests."""
     tests = [(name, test) for cls in reversed(suite.__mro__) for name, test in vars(cls).items()]
     found = [_promise(test) for name, test in tests if name.startswith(_TEST) and callable(test)]
     return {promise.id: promise for promise in found}
@@ -61,12 +62,12 @@ def _promise(test: Callable[..., object]) -> Promise:
 
 
 @dataclass
-class Examination:
-    """One plugin before one test: calls its hooks, and says what is wrong in the words of a promise."""
+class PluginDriver:
+    """Calls the hooks of one plugin in one test, and reports which promise a fault breaks."""
 
     node: pytest.Item
     name: str
-    """Of the plugin, as messages and the summary show it."""
+    """The plugin's name in messages and in the summary."""
     suite: type
     plugins: PluginManager = field(default_factory=PluginManager)
 
@@ -74,12 +75,12 @@ class Examination:
         self._promises = promises_of(self.suite)
         own = getattr(self.node, "function", None)
         self.promise = _promise(own) if callable(own) else Promise(self.node.name, "")
-        """That of the test; one that an author added is its own promise."""
+        """The promise that the test checks. A test that an author has added is a promise, too."""
         self.result = SuiteResult(self.name, self.promise.id)
         self.result.note(self.node)
 
     def register(self, plugin: object) -> None:
-        """Register the plugin under a host of its own, which checks its hooks' signatures."""
+        """Register the plugin with a plugin manager of its own, which checks the hooks' signatures."""
         __tracebackhide__ = True
         self.plugins = PluginManager()
         try:
@@ -88,46 +89,43 @@ class Examination:
             self.broken(str(error), promise="hooks-have-our-signatures")
 
     def call(self, hook: str, form: str = "", **arguments: Any) -> Any:
-        """Call a hook of the plugin; whatever it raises breaks the promise that none does.
+        """Call a hook of the plugin and return its result; an exception breaks the promise that no hook raises.
 
-        An answer that the core would not take (`nfcore.hooks.results`) breaks the promise `form`.
+        A result that the core would refuse (`nfcore.hooks.results`) breaks the promise `form`.
         """
         __tracebackhide__ = True
         try:
             return check_result(hook, arguments, self.plugins.call(self.name, hook, **arguments))
         except AnswerError as error:
             self.broken(str(error), promise=form, hook=hook)
-        except Exception as error:  # noqa: BLE001 - whatever a plugin raises is its fault, named
+        except Exception as error:  # noqa: BLE001 - reported as a fault of the plugin
             self.broken(f"raised {type(error).__name__}: {error}", promise="hooks-do-not-raise", hook=hook, why=error)
 
     def expect(self, holds: object, wrong: str, *, promise: str = "", hook: str = "") -> None:
-        """BrokenPromise unless it holds; of the test's own promise unless another is named."""
+        """Raise BrokenPromise unless `holds`: the test's own promise, or the one that is named."""
         __tracebackhide__ = True
         if not holds:
             self.broken(wrong, promise=promise, hook=hook)
 
     def broken(self, wrong: str, *, promise: str = "", hook: str = "", why: Exception | None = None) -> NoReturn:
-        """Say what is wrong, and with which hook."""
+        """Raise BrokenPromise: what is wrong, and in which hook."""
         __tracebackhide__ = True
-        told = self._promises[promise] if promise else self.promise
-        self.node.user_properties.append((BROKEN, told.id))
-        raise BrokenPromise(told, f"{self.name}, {hook}" if hook else self.name, wrong) from why
+        broken = self._promises[promise] if promise else self.promise
+        self.node.user_properties.append((BROKEN, broken.id))
+        raise BrokenPromise(broken, f"{self.name}, {hook}" if hook else self.name, wrong) from why
 
     def not_applicable(self, reason: str) -> NoReturn:
-        """End the test: the plugin cannot be asked, and says so."""
+        """End the test: it does not apply to this plugin."""
         __tracebackhide__ = True
         self.result.excuse(self.node, reason)
         raise NotApplicable(f"not applicable to {self.name}: {reason}")
 
     def report_throughput(self, **per_second: float) -> None:
-        """Have the summary show rates by what was done."""
+        """Add rates to the summary: what was done → times per second."""
         self.node.user_properties.append((THROUGHPUT, {what: round(rate) for what, rate in per_second.items()}))
 
 
 def names(outcomes: Iterable[object]) -> str:
-    """Give outcomes for people: each once, with its count where there are several."""
-    counted: dict[str, int] = {}
-    for outcome in outcomes:
-        word = getattr(outcome, "name", str(outcome))
-        counted[word] = counted.get(word, 0) + 1
-    return ", ".join(word if count == 1 else f"{count} × {word}" for word, count in counted.items()) or "nothing"
+    """Outcomes as text: each once, with its count if it occurs several times."""
+    counts = Counter(getattr(outcome, "name", str(outcome)) for outcome in outcomes)
+    return ", ".join(name if count == 1 else f"{count} × {name}" for name, count in counts.items()) or "nothing"

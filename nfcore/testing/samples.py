@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows of RFC 2544's and RFC 3849's addresses, rules for them, and frames of them."""
+"""Sample flows with addresses of RFC 2544 and RFC 3849, and rules and frames for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 
 
 def sample_flow(number: int, family: int = 4, protocol: str | int = "tcp") -> FlowMatch:
-    """Give one of 65,536 flows of a family and a protocol (by name, or number)."""
+    """One of 65,536 flows of a family and a protocol (name or number)."""
     high, low = number >> 8 & 0xFF, number & 0xFF
     ends = (f"198.18.{high}.{low}", "198.19.10.1") if family == 4 else (f"2001:db8::{number:x}", "2001:db8:ffff::1")
     src, dst = (ipaddress.ip_address(end) for end in ends)
@@ -27,17 +27,17 @@ def sample_flow(number: int, family: int = 4, protocol: str | int = "tcp") -> Fl
 
 
 def sample_rules(flows: Sequence[FlowMatch], marks: Sequence[int] | int, generation: int = 1) -> RuleBatch:
-    """Give a rule for each flow, to set its mark (or the one mark), or to drop where that is 0.
+    """A rule for each flow that sets its mark (one for all, or one each); mark 0: a rule that drops.
 
-    Cookies are ours; each sample flow has its own, the same at the same generation.
+    Cookies are nfcore's. A sample flow has the same cookie whenever the generation is the same.
     """
-    each = [marks] * len(flows) if isinstance(marks, int) else marks
+    marks = [marks] * len(flows) if isinstance(marks, int) else marks
     slots = np.array([_slot(flow) for flow in flows], dtype=np.int64)
     cookies = make_cookies(slots, np.full(len(flows), generation, dtype=np.uint16)).tolist()
     return RuleBatch.of(
         [
             Rule(flow, SetMark(mark) if mark else Drop(), cookie)
-            for flow, mark, cookie in zip(flows, each, cookies, strict=True)
+            for flow, mark, cookie in zip(flows, marks, cookies, strict=True)
         ]
     )
 
@@ -47,13 +47,13 @@ def _slot(flow: FlowMatch) -> int:
 
 
 def sample_frame(flow: FlowMatch, payload: int = 32) -> bytes:
-    """Give one frame of a flow: no options, no fragment, checksums right; TCP comes with ACK alone."""
+    """One frame of a flow: no options, no fragment, right checksums; TCP has the flag ACK only."""
     ends = flow.src.packed + flow.dst.packed
     segment = _segment(flow, payload)
     if flow.proto in PROTOCOL_NUMBERS.values():
         pseudo = ends + struct.pack("!IHBB", len(segment), 0, 0, flow.proto)
-        at = 16 if flow.proto == socket.IPPROTO_TCP else 6
-        segment = segment[:at] + struct.pack("!H", _checksum(pseudo + segment) or 0xFFFF) + segment[at + 2 :]
+        offset = 16 if flow.proto == socket.IPPROTO_TCP else 6
+        segment = segment[:offset] + struct.pack("!H", _checksum(pseudo + segment) or 0xFFFF) + segment[offset + 2 :]
     if flow.family == 6:
         header = struct.pack("!IHBB", 6 << 28, len(segment), flow.proto, 64) + ends
     else:
@@ -70,6 +70,6 @@ def _segment(flow: FlowMatch, payload: int) -> bytes:
 
 
 def _checksum(data: bytes) -> int:
-    """Give the Internet checksum, RFC 1071."""
+    """The Internet checksum, RFC 1071."""
     words: tuple[int, ...] = struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2))
     return ~(sum(words) % 0xFFFF) & 0xFFFF

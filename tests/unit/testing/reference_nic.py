@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NIC of the engine's tests with all that a NIC promises: a wire, marks, drops, counters, a life of its own."""
+"""A correct NIC in memory: it forwards frames, marks, drops, counts, and outlives its plugin object."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SIZE = 16
 
 
 @dataclass
-class Silicon:
-    """What stays when the plugin's process goes."""
+class Hardware:
+    """State of the NIC, which outlives the plugin's process."""
 
     size: int = SIZE
     rules: dict[int, Rule] = field(default_factory=dict)
@@ -35,14 +35,14 @@ class Silicon:
 
 
 class ReferenceNic(Nic):
-    """A backend that keeps every promise. Its steps are methods of their own, so that a wrong one gets one wrong."""
+    """A backend that keeps every promise. Each step is a method, so that a wrong backend can replace one."""
 
     TAKES = Capabilities(mark_width=16, table_size=SIZE)
 
-    def __init__(self, silicon: Silicon) -> None:
-        super().__init__("reference", [], silicon.size)
-        self.silicon = silicon
-        self.rules, self.hits = silicon.rules, silicon.hits
+    def __init__(self, hardware: Hardware) -> None:
+        super().__init__("reference", [], hardware.size)
+        self.hardware = hardware
+        self.rules, self.hits = hardware.rules, hardware.hits
 
     @hookimpl
     def probe_offload(self, device: Device) -> Capabilities:
@@ -50,13 +50,13 @@ class ReferenceNic(Nic):
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
-        with self.silicon.lock:
+        with self.hardware.lock:
             status = [self.take(rule) for rule in rules]
         return self.answer(status)
 
     @hookimpl
     def remove_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
-        with self.silicon.lock:
+        with self.hardware.lock:
             counted = np.array([self.counted(rule) for rule in rules], dtype=np.uint64).reshape(len(rules), 2)
             status = [self.let_go(rule) for rule in rules]
         answer = self.answer(status)
@@ -66,7 +66,7 @@ class ReferenceNic(Nic):
 
     @hookimpl
     def dump_offload(self, device: Device) -> NDArray[np.void]:
-        with self.silicon.lock:
+        with self.hardware.lock:
             rows = np.zeros(len(self.rules), dtype=INSTALLED_ROW)
             rows["rule"] = RuleBatch.of(list(self.rules.values())).rows
             both = [self.counted(rule) for rule in self.rules.values()]
@@ -81,7 +81,7 @@ class ReferenceNic(Nic):
         if not self.knows(rule):
             return Outcome.UNSUPPORTED
         old = next((each for each in self.rules.values() if each.match == rule.match), None)
-        if old is None and len(self.rules) >= self.silicon.size:
+        if old is None and len(self.rules) >= self.hardware.size:
             return Outcome.FULL
         if old is not None and old.cookie != rule.cookie:
             self.forget(old.cookie)
@@ -95,7 +95,7 @@ class ReferenceNic(Nic):
     def keep(self, rule: Rule) -> None:
         self.rules[rule.cookie] = rule
         self.hits.setdefault(rule.cookie, 0)
-        self.silicon.octets.setdefault(rule.cookie, 0)
+        self.hardware.octets.setdefault(rule.cookie, 0)
 
     def let_go(self, rule: Rule) -> Outcome:
         there = self.rules.get(rule.cookie)
@@ -105,35 +105,35 @@ class ReferenceNic(Nic):
         return Outcome.REMOVED
 
     def forget(self, cookie: int) -> None:
-        for table in (self.rules, self.hits, self.silicon.octets):
+        for table in (self.rules, self.hits, self.hardware.octets):
             table.pop(cookie, None)
 
     def counted(self, rule: Rule) -> tuple[int, int]:
-        return self.hits.get(rule.cookie, 0), self.silicon.octets.get(rule.cookie, 0)
+        return self.hits.get(rule.cookie, 0), self.hardware.octets.get(rule.cookie, 0)
 
     def receive(self, frame: bytes) -> int | None:
-        """Let a frame in: its mark, 0 without; None when it was dropped."""
+        """Receive a frame and return its mark, 0 without a rule; None: dropped."""
         flow = flow_of(frame)
         rule = next((each for each in self.rules.values() if each.match == flow), None)
         if rule is None:
             return 0
         self.hits[rule.cookie] += 1
-        self.silicon.octets[rule.cookie] += len(frame)
+        self.hardware.octets[rule.cookie] += len(frame)
         return rule.action.mark if isinstance(rule.action, SetMark) else None
 
     def send(self, frame: bytes, count: int) -> Seen:
-        with self.silicon.lock:
+        with self.hardware.lock:
             marks = [self.receive(frame) for _ in range(count)]
         came = [mark for mark in marks if mark is not None]
         return Seen({mark: came.count(mark) for mark in came}, marks.count(None))
 
 
 def under_test(kind: type[ReferenceNic] = ReferenceNic) -> NicUnderTest:
-    """A NIC of a kind with all that the suite can ask for."""
-    silicon = Silicon()
+    """A NIC of a class, with all abilities that the suite can use."""
+    hardware = Hardware()
 
     def restart() -> ReferenceNic:
-        nic.plugin = kind(silicon)
+        nic.plugin = kind(hardware)
         return nic.plugin
 
     def send(frame: bytes, count: int) -> Seen:
@@ -143,15 +143,15 @@ def under_test(kind: type[ReferenceNic] = ReferenceNic) -> NicUnderTest:
     def foreign() -> Callable[[], bool]:
         assert isinstance(nic.plugin, ReferenceNic)
         nic.plugin.keep(FOREIGN)
-        return lambda: FOREIGN.cookie in silicon.rules
+        return lambda: FOREIGN.cookie in hardware.rules
 
     nic = NicUnderTest(
-        plugin=kind(silicon),
+        plugin=kind(hardware),
         device=DEVICE,
         send=send,
         restart=restart,
         foreign=foreign,
-        leftovers=lambda: [f"rule {cookie:#x}" for cookie in silicon.rules],
+        leftovers=lambda: [f"rule {cookie:#x}" for cookie in hardware.rules],
         patience=0.05,
     )
     return nic

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of a conformance suite within a test: what failed, and what the author was told."""
+"""Runs a conformance suite within a test, and checks which promises it reports as broken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nfcore.testing.results import PROMISE, properties_of
 
 
 def reports_of(pytester: pytest.Pytester, text: str) -> Iterator[pytest.TestReport]:
-    """Run a test file: the reports of its tests."""
+    """Run a test file and yield the reports of its tests."""
     path = pytester.makepyfile(text)
     recorder = pytester.inline_run("-p", "no:cacheprovider", "-q", str(path))
     for report in recorder.getreports("pytest_runtest_logreport"):
@@ -21,9 +21,11 @@ def reports_of(pytester: pytest.Pytester, text: str) -> Iterator[pytest.TestRepo
         yield report
 
 
-def assert_told(pytester: pytest.Pytester, text: str, suite: type, name: str, promise: str, also: set[str]) -> None:
-    """Run a test file about a wrong plugin `name`: its author is told of `promise`, and of those in `also`."""
-    told: set[str] = set()
+def assert_reports_broken(
+    pytester: pytest.Pytester, text: str, suite: type, name: str, promise: str, also: set[str]
+) -> None:
+    """Run a test file about a wrong plugin `name`: exactly `promise` and those in `also` must be reported."""
+    reported: set[str] = set()
     failed = [report for report in reports_of(pytester, text) if report.failed]
     for report in failed:
         message = report.longrepr.reprcrash.message  # type: ignore[union-attr]
@@ -33,7 +35,7 @@ def assert_told(pytester: pytest.Pytester, text: str, suite: type, name: str, pr
         assert f"promised: {promises_of(suite)[id_].statement}" in message
         if properties_of(report)[PROMISE] == promise:
             assert id_ == promise, message
-        told.add(id_)
-    assert promise in {properties_of(report)[PROMISE] for report in failed}, told
-    # Whatever other test fails is told of one of these, not of what came of it.
-    assert told == {promise} | also
+        reported.add(id_)
+    assert promise in {properties_of(report)[PROMISE] for report in failed}, reported
+    # Other tests that fail must report one of these, not a consequence.
+    assert reported == {promise} | also

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The suite for backends judges rightly: one that keeps all promises passes, and a wrong one is told which it broke."""
+"""The suite for backends: a correct backend passes; for a wrong one the broken promise is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nfcore.testing.promises import promises_of
 from tests.unit.docs.guide import run_example
 
 from .reference_nic import under_test
-from .suite_runs import assert_told
+from .suite_runs import assert_reports_broken
 from .wrong_nics import WRONG
 
 pytest_plugins = ["pytester"]
@@ -37,21 +37,21 @@ class TestReferenceNic(BackendConformance):
 
 
 class TestTheGuidesNic(BackendConformance):
-    """The backend that docs/plugins.md shows, which prints rules and has no wire."""
+    """The backend in docs/plugins.md, which prints rules and has no NIC."""
 
     @pytest.fixture
     def nic(self) -> NicUnderTest:
-        why = "it is a NIC of paper"
+        why = "there is no NIC"
         plugin = run_example("install_offload")["PrintingNic"]()
         lacks = {"send": why, "restart": why, "foreign": why}
         return NicUnderTest(plugin, Device("eth1", 1, ("printing_nic",)), lacks=lacks)
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_backend_is_told_what_it_broke(pytester: pytest.Pytester, name: str) -> None:
+def test_the_promise_that_a_wrong_backend_breaks_is_reported(pytester: pytest.Pytester, name: str) -> None:
     _, promise, also = WRONG[name]
-    assert_told(pytester, FILE.format(name=name), BackendConformance, "reference", promise, also)
+    assert_reports_broken(pytester, FILE.format(name=name), BackendConformance, "reference", promise, also)
 
 
-def test_every_promise_has_somebody_who_breaks_it() -> None:
+def test_each_promise_is_broken_by_a_wrong_backend() -> None:
     assert {promise for _, promise, _ in WRONG.values()} == set(promises_of(BackendConformance))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What surrounds the suites: what an author is told, what a run shows, what its import costs, frames and rules."""
+"""The parts around the suites: messages, the summary, the cost of the import, sample frames and rules."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_every_promise_is_a_sentence(suite: type) -> None:
 @pytest.mark.parametrize(("suite", "kind"), [(BackendConformance, "backend"), (StrategyConformance, "strategy")])
 def test_the_readme_has_every_promise(suite: type, kind: str) -> None:
     text = README.read_text(encoding="utf-8").split(f"## What a {kind} promises", 1)[1].split("\n## ", 1)[0]
-    told = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", text, flags=re.MULTILINE))
-    assert told == {promise.id: promise.statement for promise in promises_of(suite).values()}
+    listed = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", text, flags=re.MULTILINE))
+    assert listed == {promise.id: promise.statement for promise in promises_of(suite).values()}
 
 
 def test_a_lack_with_a_reason_is_no_gap(pytester: pytest.Pytester) -> None:
@@ -98,7 +98,7 @@ def test_a_lack_with_a_reason_is_no_gap(pytester: pytest.Pytester) -> None:
     reports = [report for report in reports_of(pytester, SUITE.format(changes=changes)) if report.skipped]
     why = {report.nodeid.rpartition("::")[2]: str(report.longrepr) for report in reports}
     excused = {report.nodeid.rpartition("::")[2] for report in reports if is_excused(report)}
-    assert "its NIC cannot put frames on its wire: there is no wire" in why["test_packets_are_marked"]
+    assert "the suite cannot send frames to the NIC: there is no wire" in why["test_packets_are_marked"]
     assert "its rules do not count" in why["test_packets_are_counted"]
     assert "its `lacks` does not say why" in why["test_foreign_rules_stand"]
     assert set(why) - excused == {"test_foreign_rules_stand"}
@@ -120,7 +120,7 @@ def test_a_run_shows_what_was_kept(pytester: pytest.Pytester) -> None:
     lines.fnmatch_lines(["*= nfcore conformance =*", "reference (*::TestNic): * promises kept, * not applicable"])
     lines.fnmatch_lines(["*throughput: */s installed, */s dumped, */s removed"])
     lines.fnmatch_lines(
-        ["*not applicable: foreign-rules-stand: its NIC cannot hold a rule of somebody else: one owner"]
+        ["*not applicable: foreign-rules-stand: the suite cannot install a rule of another program: one owner"]
     )
 
 
@@ -132,7 +132,7 @@ def test_a_run_without_the_suites_shows_nothing(pytester: pytest.Pytester) -> No
 def test_a_suite_without_its_fixture_says_which(pytester: pytest.Pytester) -> None:
     text = "from nfcore.testing import BackendConformance\nclass TestNic(BackendConformance): pass\n"
     report = next(iter(reports_of(pytester, text)))
-    assert "TestNic needs a fixture `nic` that gives a NicUnderTest" in report.longreprtext
+    assert "TestNic needs a fixture `nic` that returns a NicUnderTest" in report.longreprtext
 
 
 SHAPES = st.tuples(st.sampled_from([4, 6]), st.sampled_from(["tcp", "udp"]))

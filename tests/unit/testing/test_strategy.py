@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""flow-id and dest-id keep all promises of a marking strategy, and a wrong one is told which it broke."""
+"""The suite for strategies: flow-id and dest-id pass; for a wrong one the broken promise is reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nfcore.plugins.marking import MarkingPlugin
 from nfcore.testing import StrategyConformance, StrategyUnderTest
 from nfcore.testing.promises import promises_of
 
-from .suite_runs import assert_told
+from .suite_runs import assert_reports_broken
 from .wrong_strategies import WRONG
 
 pytest_plugins = ["pytester"]
@@ -38,11 +38,11 @@ class TestDestId(StrategyConformance):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_strategy_is_told_what_it_broke(pytester: pytest.Pytester, name: str) -> None:
+def test_the_promise_that_a_wrong_strategy_breaks_is_reported(pytester: pytest.Pytester, name: str) -> None:
     _, info, promise, also = WRONG[name]
     text = FILE.format(name=name, strategy=info.name)
-    assert_told(pytester, text, StrategyConformance, "wrong", promise, also)
+    assert_reports_broken(pytester, text, StrategyConformance, "wrong", promise, also)
 
 
-def test_every_promise_has_somebody_who_breaks_it() -> None:
+def test_each_promise_is_broken_by_a_wrong_strategy() -> None:
     assert {promise for _, _, promise, _ in WRONG.values()} == set(promises_of(StrategyConformance))

@@ -19,7 +19,7 @@ from .reference_nic import ReferenceNic
 
 _Class = type[ReferenceNic]
 WRONG: dict[str, tuple[_Class, str, set[str]]] = {}
-"""What is wrong → the backend, the promise that its author has to be told of, and others that this breaks, too."""
+"""What is wrong → the backend, the promise that must be reported, and others that it breaks, too."""
 
 
 def breaks(promise: str, *also: str) -> Callable[[_Class], _Class]:
@@ -112,7 +112,7 @@ class RaisesInsideABatch(ReferenceNic):
 
 @breaks("rules-are-accepted")
 class LacksIpv6WithoutAWord(ReferenceNic):
-    """Only what is new to a suite that begins with IPv4."""
+    """IPv4 works, with which most tests begin."""
 
     def take(self, rule: Rule) -> Outcome:
         return Outcome.UNSUPPORTED if rule.match.family == 6 else super().take(rule)
@@ -304,7 +304,7 @@ class LosesPacketsWhenItIsRead(ReferenceNic):
     def receive(self, frame: bytes) -> int | None:
         before = dict(self.hits)
         answer = super().receive(frame)
-        # Packets come from a thread of their own only where rules are read meanwhile.
+        # Only the test under traffic sends from another thread.
         if threading.current_thread() is not threading.main_thread():
             self.hits.update(before)
         return answer
@@ -312,8 +312,8 @@ class LosesPacketsWhenItIsRead(ReferenceNic):
 
 @breaks("rules-outlive-their-process")
 class BeginsWithAnEmptyTable(ReferenceNic):
-    def __init__(self, silicon: Any) -> None:
-        super().__init__(silicon)
+    def __init__(self, hardware: Any) -> None:
+        super().__init__(hardware)
         ours = [cookie for cookie in self.rules if cookie >> 48]
         for cookie in ours:
             self.forget(cookie)

@@ -19,7 +19,7 @@ from nfcore.plugins.marking import DEST_ID, FLOW_ID, DestId, FlowId, MarkingPlug
 _Class = type[MarkingPlugin]
 _Strategy = Callable[[MarkAllocator], DestId | FlowId]
 WRONG: dict[str, tuple[_Class, StrategyInfo, str, set[str]]] = {}
-"""What is wrong → the plugin, the strategy to choose, the promise that it breaks, and others that this breaks, too."""
+"""What is wrong → the plugin, the strategy to choose, the promise that must be reported, others that it breaks, too."""
 
 
 def breaks(promise: str, *also: str, strategy: StrategyInfo = DEST_ID) -> Callable[[_Class], _Class]:
@@ -31,7 +31,7 @@ def breaks(promise: str, *also: str, strategy: StrategyInfo = DEST_ID) -> Callab
 
 
 def enter(name: str, kind: _Strategy, promise: str, *also: str, strategy: StrategyInfo = DEST_ID) -> None:
-    """Enter a plugin that has `kind` in the place of the strategy."""
+    """Add a plugin that uses `kind` as its strategy."""
 
     class Wrong(MarkingPlugin):
         @hookimpl
@@ -182,7 +182,7 @@ enter("GivesSomebodyElsesMarkWhenNoneIsLeft", _Generous, "exhausted-marks-are-no
 class _Trusting(FlowId):
     def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
         taken = np.where(batch.rows["mark"] < self._marks.size, batch.rows["mark"], 0).astype(np.uint32)
-        # Behind the allocator's back, where `confirm` would refuse.
+        # Does not use `confirm`, which would refuse.
         self._marks._move(np.unique(taken[taken != 0]), MarkState.LIVE)
         return taken
 

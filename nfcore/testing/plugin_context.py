@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `Context` that a plugin's `setup` wants, made without a TOML file and without an installed distribution."""
+"""Makes the `Context` for a plugin's `setup`, without a TOML file and without an installed distribution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import ConfigError, Problem
 from ..hooks.manager import PluginManager
 
 SOURCE = "conformance.toml"
-"""What errors name as the configuration's file."""
+"""The file name of the configuration in error messages."""
 
 
 def context_for(
@@ -28,10 +28,10 @@ def context_for(
     strategy: str = "dest-id",
     width: int = 16,
 ) -> Context:
-    """Give a context whose configuration names `devices` and has `table` as the plugin's own.
+    """Return a context whose configuration has `devices`, and `table` as the plugin's own table.
 
-    `folder` is where the run keeps its notes. ConfigError or pydantic's ValidationError when the plugin refuses its
-    table.
+    `folder` is for the socket and the state file. ConfigError or pydantic's ValidationError when the plugin refuses
+    the table.
     """
     plugins = PluginManager()
     plugins.register(plugin, name)
