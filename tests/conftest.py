@@ -24,8 +24,6 @@ from nfcore.api.config import Config, MarkingTable, NfTable, OffloadTable
 from nfcore.errors import UnsupportedError
 from nfcore.testing.results import is_excused
 
-from .isolation import isolate
-
 KERNEL_TIER = Path(__file__).parent / "kernel"
 NOBODY = 65_534
 STRICT = os.environ.get("CI", "").lower() == "true"
@@ -52,9 +50,11 @@ def missing_for_kernel_tier() -> list[str]:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Let kernel tests have the machine for themselves."""
     if os.geteuid() == 0 and any(KERNEL_TIER in item.path.parents for item in session.items):
+        from .isolation import isolate_tests  # what only these tests need
+
         folder = Path(tempfile.mkdtemp(prefix="nfcore-tests-"))
         session.config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-        isolate(folder)
+        isolate_tests(folder)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

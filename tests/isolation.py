@@ -6,30 +6,21 @@ So several of them run beside each other, and nothing is left on the host, howev
 
 from __future__ import annotations
 
-import ctypes
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_CLONE_NEWNS, _CLONE_NEWNET = 0x0002_0000, 0x4000_0000
+from nfcore.bench.testbed import isolate
 
 
-def isolate(folder: Path) -> None:
+def isolate_tests(folder: Path) -> None:
     """Move this process into namespaces of its own; `folder` is for its temporary files. Needs root.
 
     /run is empty there: network namespaces that `ip netns` makes, locks and pins have the same names in each process.
     """
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS | _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    for command in (
-        ("mount", "--make-rprivate", "/"),
-        ("mount", "-t", "tmpfs", "-o", "mode=0755", "none", "/run"),
-        ("ip", "link", "set", "lo", "up"),
-    ):
-        subprocess.run(command, check=True)
+    isolate()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 

@@ -30,7 +30,7 @@ from .processes import Say
 from .profile import profile
 from .results import Figure, Target
 from .sizes import Sizes
-from .testbed import cold_cache, open_site
+from .testbed import cold_cache, open_testbed
 from .workload import Workload
 
 NEW_FLOWS_TARGET = 300_000.0
@@ -158,19 +158,19 @@ def measure_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> 
 def measure_starts(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
     """Time the daemon from its start until it is ready. Run it in a process of its own."""
     vips, reals = sizes.start_config
-    with open_site() as site:
-        config = site.config(nf, workload.toml(1, 2))
+    with open_testbed() as testbed:
+        config = testbed.config(nf, workload.toml(1, 2))
         say("daemon, nothing cached")
-        with cold_cache(), site.daemon(config) as cold:
+        with cold_cache(), testbed.daemon(config) as cold:
             pass
         say("daemon, programs cached")
         warm = []
         for _ in range(3 if sizes.repeats > 1 else 1):
-            with site.daemon(config) as seconds:
+            with testbed.daemon(config) as seconds:
                 warm.append(seconds)
         say(f"daemon, {vips} × {reals}")
-        large = site.config(nf, workload.toml(vips, reals))
-        with site.daemon(large) as ready:
+        large = testbed.config(nf, workload.toml(vips, reals))
+        with testbed.daemon(large) as ready:
             pass
     name = f"ready with {vips} VIPs × {reals} reals"
     note = "from the process's start to its message ready"

@@ -16,7 +16,7 @@ from .processes import Say
 from .results import LiveRow
 from .sender import Sender
 from .sizes import Sizes
-from .testbed import NETWORK, Site, open_site, wait_for
+from .testbed import NETWORK, Testbed, open_testbed, wait_for
 from .traffic import Family, flow_keys, make_frames
 from .workload import Workload
 
@@ -29,16 +29,16 @@ SETTLE = 0.2
 def measure_live(nf: str, workload: Workload, sizes: Sizes, say: Say) -> list[LiveRow]:
     """Send for each IP version, without marks and with. Run it in a process of its own."""
     rows: list[LiveRow] = []
-    with open_site() as site:
-        config = site.config(nf, workload.toml(VIPS, REALS), offload=OFFLOAD)
-        with site.daemon(config):
+    with open_testbed() as testbed:
+        config = testbed.config(nf, workload.toml(VIPS, REALS), offload=OFFLOAD)
+        with testbed.daemon(config):
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
             for family in sizes.families:
-                rows += _rounds(site, workload.services(VIPS, family), family, sizes, say)
+                rows += _rounds(testbed, workload.services(VIPS, family), family, sizes, say)
     return rows
 
 
-def _rounds(site: Site, services: NDArray[np.void], family: Family, sizes: Sizes, say: Say) -> list[LiveRow]:
+def _rounds(testbed: Testbed, services: NDArray[np.void], family: Family, sizes: Sizes, say: Say) -> list[LiveRow]:
     """Send without marks and with, in turn. Each time with new flows: XDP reports their first packets at once."""
     runs: dict[str, list[LiveRow]] = {"unmarked": [], "marked": []}
     flows = np.arange(sizes.live_flows)
@@ -47,8 +47,8 @@ def _rounds(site: Site, services: NDArray[np.void], family: Family, sizes: Sizes
             say(f"IPv{family}, {path}, round {number + 1}")
             frames = make_frames(flows, services, family)
             with Sender(NETWORK, frames) as sender:
-                _prepare(site, sender, sizes.live_flows, marked=path == "marked")
-                rows.append(_send(site, sender, path, family, frames.shape[1], sizes))
+                _prepare(testbed, sender, sizes.live_flows, marked=path == "marked")
+                rows.append(_send(testbed, sender, path, family, frames.shape[1], sizes))
             flows = flows + sizes.live_flows
     return [_merge(rows) for rows in runs.values()]
 
@@ -67,24 +67,24 @@ def _merge(runs: list[LiveRow]) -> LiveRow:
     )
 
 
-def _prepare(site: Site, sender: Sender, flows: int, *, marked: bool) -> None:
+def _prepare(testbed: Testbed, sender: Sender, flows: int, *, marked: bool) -> None:
     """Send until every flow has a rule, or, without `marked`, until none has."""
-    site.ask("offload", on=marked)
+    testbed.request("offload", on=marked)
 
     def ready() -> bool:
         # This warms up the slow path, too.
         sender.send_for(1.0, most=20 * flows)
-        return site.figure("nfcore_flows", state="installed") == (flows if marked else 0)
+        return testbed.metric("nfcore_flows", state="installed") == (flows if marked else 0)
 
     wait_for(f"{flows if marked else 0} rules", ready)
     time.sleep(SETTLE)
 
 
-def _send(site: Site, sender: Sender, path: str, family: Family, size: int, sizes: Sizes) -> LiveRow:
-    before, marked = site.received(), _marked(site)
+def _send(testbed: Testbed, sender: Sender, path: str, family: Family, size: int, sizes: Sizes) -> LiveRow:
+    before, marked = testbed.received(), _marked(testbed)
     sent, seconds = sender.send_for(sizes.live_seconds)
     time.sleep(SETTLE)
-    received = site.received() - before
+    received = testbed.received() - before
     return LiveRow(
         path=path,
         family=family,
@@ -95,12 +95,12 @@ def _send(site: Site, sender: Sender, path: str, family: Family, size: int, size
         pps=sent / seconds,
         received=received,
         loss=1 - received / sent if sent else 0.0,
-        marked_share=(_marked(site) - marked) / sent if sent else 0.0,
+        marked_share=(_marked(testbed) - marked) / sent if sent else 0.0,
     )
 
 
-def _marked(site: Site) -> float:
-    return site.figure("nfcore_softnic_packets_total", kind="marked")
+def _marked(testbed: Testbed) -> float:
+    return testbed.metric("nfcore_softnic_packets_total", kind="marked")
 
 
 def time_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> list[float]:
@@ -113,15 +113,15 @@ def time_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> lis
     flows = np.arange(sizes.first_marks)
     frames = make_frames(flows, services, 4)
     names = [str(FlowMatch.from_key(key, 4)) for key in flow_keys(flows, services, 4)]
-    with open_site() as site:
-        config = site.config(nf, workload.toml(VIPS, REALS), offload=OFFLOAD)
-        with site.daemon(config), Sender(NETWORK, frames) as sender:
+    with open_testbed() as testbed:
+        config = testbed.config(nf, workload.toml(VIPS, REALS), offload=OFFLOAD)
+        with testbed.daemon(config), Sender(NETWORK, frames) as sender:
             times = []
             for number in range(len(frames)):
                 if number % 20 == 0:
                     say(f"flow {number + 1} of {len(frames)}")
                 times.append(_send_one_flow(sender, number))
-            marked = _marked_packets(site, len(names))
+            marked = _marked_packets(testbed, len(names))
     return [
         sent_at[-marked[name]] - sent_at[0]
         for name, sent_at in zip(names, times, strict=True)
@@ -146,14 +146,14 @@ def _send_one_flow(sender: Sender, number: int) -> list[float]:
     return times
 
 
-def _marked_packets(site: Site, flows: int) -> dict[str, int]:
+def _marked_packets(testbed: Testbed, flows: int) -> dict[str, int]:
     """Return the number of marked packets by flow, once the daemon has read all counters."""
     counts: dict[str, int] = {}
 
     def complete() -> bool:
-        reply = site.ask("flows", states=["installed"], limit=flows)
+        reply = testbed.request("flows", states=["installed"], limit=flows)
         counts.update({row["flow"]: row["packets"] for row in reply["flows"]})
-        return sum(counts.values()) == _marked(site)
+        return sum(counts.values()) == _marked(testbed)
 
     wait_for("the counters of all rules", complete)
     return counts

@@ -15,7 +15,7 @@ from .processes import Say
 from .results import RuleRate, Skipped
 from .sizes import Sizes
 from .tc_batch import clock, measure_tc
-from .testbed import NETWORK, Site, open_site
+from .testbed import NETWORK, Testbed, open_testbed
 from .traffic import flow_keys
 from .workload import Workload
 
@@ -46,21 +46,21 @@ def measure_rules(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[
     """Measure each backend in the bench's network. Run it in a process of its own."""
     rates: list[RuleRate] = []
     skipped: list[Skipped] = []
-    with open_site() as site:
+    with open_testbed() as testbed:
         for backend in backends():
             say(backend)
             try:
-                rates += _measure(site, nf, workload, backend, sizes)
+                rates += _measure(testbed, nf, workload, backend, sizes)
             except NfcoreError as error:
                 hint = f"; {FLOWER_HINT}" if backend == TC_BACKEND else ""
                 skipped.append(Skipped(f"rules, {backend}", f"{error}{hint}"))
     return rates, skipped
 
 
-def _measure(site: Site, nf: str, workload: Workload, backend: str, sizes: Sizes) -> list[RuleRate]:
+def _measure(testbed: Testbed, nf: str, workload: Workload, backend: str, sizes: Sizes) -> list[RuleRate]:
     """Measure one backend. HostError gives the reason when it cannot set marks here."""
     plugins = PluginManager()
-    config = load_config(site.config(nf, workload.toml(1, 1), backend=backend), plugins)
+    config = load_config(testbed.config(nf, workload.toml(1, 1), backend=backend), plugins)
     context = make_context(config, plugins, find_devices(config))
     (device,) = context.devices
     rates: list[RuleRate] = []

@@ -15,7 +15,7 @@ from .processes import Say
 from .results import Figure, Target
 from .sender import Sender
 from .sizes import Sizes
-from .testbed import NETWORK, open_site, wait_for
+from .testbed import NETWORK, open_testbed, wait_for
 from .traffic import make_frames
 from .workload import Workload
 
@@ -32,14 +32,14 @@ def measure_scraping(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tup
     """Compare the daemon's CPU time without scrapes and with them. Run it in a process of its own."""
     vips, reals = sizes.scrape_config
     rules, seconds = sizes.scrape_rules, sizes.scrape_seconds
-    with open_site() as site, site.daemon(site.config(nf, workload.toml(vips, reals), offload=OFFLOAD)):
+    with open_testbed() as testbed, testbed.daemon(testbed.config(nf, workload.toml(vips, reals), offload=OFFLOAD)):
         frames = make_frames(np.arange(rules), workload.services(vips, 4), 4)
         say(f"{rules:,} rules")
         with Sender(NETWORK, frames) as sender:
 
             def installed() -> bool:
                 sender.send_for(1.0, most=rules)
-                return site.figure("nfcore_flows", state="installed") == rules
+                return testbed.metric("nfcore_flows", state="installed") == rules
 
             wait_for(f"{rules:,} rules", installed)
         time.sleep(min(SETTLE, seconds))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench's network: one namespace with an emulated NIC and a daemon behind it.
+"""A network with an emulated NIC and a daemon behind it, for measurements and tests.
 
 ::
 
     net0 ══ wire0 [softnic] port0 ══ eth1 [nfcore run]
 
-Frames go in and come out at net0. Network and mounts are of a namespace without a name, which the calling process
-alone has: they are gone when it and its children are, even when it is killed.
+Frames go in and come out at net0. All of it is in the network namespace of the calling process, which should have one
+of its own: :func:`isolate`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
+from ..api.config import NO_BACKEND
 from ..api.metrics import total
 from ..control.client import request
 from ..errors import HostError
@@ -34,80 +36,159 @@ NIC_MAC, GATEWAY_MAC = "02:00:5e:00:00:01", "02:00:5e:00:00:fe"
 NIC_RULES = 1 << 18
 CACHE = Path("/var/cache/nfcore")
 """What `nfcore run` keeps between two starts."""
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds until something that should happen counts as not happening."""
 _CLONE_NEWNS, _CLONE_NEWNET = 0x0002_0000, 0x4000_0000
-
+_NETWORK = f"""
+link add {WIRE} type veth peer {NETWORK}
+link add {PORT} type veth peer {HOST} address {NIC_MAC}
+{{up}}
+address add 198.18.2.2/24 dev {HOST}
+neighbour add 198.18.2.1 lladdr {GATEWAY_MAC} dev {HOST}
+route add default via 198.18.2.1
+"""
 CONFIG = """
 [nf]
-plugins = ["{nf}", "marking", "{backend}", "stats"]
+plugins = [{plugins}]
 socket = "{folder}/nf.sock"
 [[interfaces]]
-name = "eth1"
+name = "{interface}"
 chain = ["{nf}"]
 offload = ["{backend}"]
-[marking]
-strategy = "dest-id"
-[offload]
-{offload}
-{backend_toml}
-{nf_toml}
 """
-BACKENDS = {
-    "softnic": '[softnic]\npins = {{ eth1 = "{folder}/nic" }}',
-    # A rule that the kernel evaluates sets its mark in time on the peer's egress alone.
-    "tc_offload": '[tc_offload]\nskip_sw = "off"\n[tc_offload.devices.eth1]\nfilter_on = "port0"\ndirection = "egress"',
-}
-"""What a backend has to be told of this network."""
+_T = TypeVar("_T", bound="Testbed")
 
 
-class Site:
-    """The network, made by :func:`open_site`."""
+def config_text(
+    folder: Path,
+    nf: str,
+    backend: str,
+    *tables: str,
+    interface: str = HOST,
+    marking: str = 'strategy = "dest-id"',
+    offload: str = "",
+) -> str:
+    """Write the TOML of a daemon with a network function on `interface` and a backend for it, which may be "none".
+
+    Its socket is in `folder`. marking, offload: what is in these tables; `tables`: all others.
+    """
+    plugins = ", ".join(f'"{name}"' for name in (nf, "marking", backend, "stats") if name != NO_BACKEND)
+    head = CONFIG.format(folder=folder, nf=nf, backend=backend, interface=interface, plugins=plugins)
+    return "\n".join([f"{head}[marking]\n{marking}\n[offload]\n{offload}", *tables, ""])
+
+
+@dataclass
+class Daemons:
+    """Runs of `nfcore run` that answer at one socket."""
+
+    socket: Path
+    enter: Sequence[str] = ()
+    """A command line before theirs, such as one that enters a namespace."""
+    python: Path = Path(sys.executable)
+    """Of the environment with the nfcore that is to run."""
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _log: IO[bytes] | None = None
+
+    def logged(self) -> str:
+        """Give what the last one has logged until now."""
+        if self._log is None:
+            return ""
+        # Not by seek(): the daemon shares the position.
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
+
+    def start(self, config: Path) -> subprocess.Popen[bytes]:
+        """Start one and wait until it is ready; HostError with its log when it is not."""
+        command = [*self.enter, "setpriv", "--pdeathsig", "TERM", str(self.python), "-m", "nfcore.cli", "run"]
+        if self._log is not None:
+            self._log.close()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as somebody may read it
+        # In a session of its own: Ctrl-C in a terminal must not reach it.
+        daemon = subprocess.Popen(
+            [*command, str(config)], stdin=subprocess.DEVNULL, stderr=self._log, start_new_session=True
+        )
+        self.started.append(daemon)
+        deadline = time.monotonic() + TIMEOUT
+        while not any(line.startswith("ready") for line in self.logged().splitlines()):
+            if daemon.poll() is not None:
+                raise HostError(f"the daemon ended with status {daemon.returncode}: {self.logged().strip()}")
+            if time.monotonic() > deadline:
+                raise HostError(f"the daemon was not ready within {TIMEOUT:g} s: {self.logged().strip()}")
+            time.sleep(0.002)
+        return daemon
+
+    @contextmanager
+    def running(self, config: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """Run one for a block. HostError when it does not end as it should, with status 0."""
+        daemon = self.start(config)
+        try:
+            yield daemon
+            daemon.terminate()
+            if daemon.wait(TIMEOUT):
+                raise HostError(f"the daemon ended with status {daemon.returncode}: {self.logged().strip()}")
+        finally:
+            self.kill_all()
+
+    def kill_all(self) -> None:
+        """End those that still run."""
+        for daemon in self.started:
+            if daemon.poll() is None:
+                daemon.kill()
+            daemon.wait()
+
+    def request(self, method: str, **parameters: Any) -> Any:
+        """Call a method of the running one; HostError when it does not answer."""
+        return request(self.socket, method, timeout=TIMEOUT, **parameters)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Give the sum of a metric's samples that have these labels."""
+        return total(self.request("stats")["metrics"], name, **labels)
+
+
+class Testbed:
+    """The network with its NIC, made by :func:`open_testbed`. Its files are in `folder`."""
+
+    __test__ = False
+    """Not a class of tests, whatever pytest makes of its name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    @property
-    def socket(self) -> Path:
-        """The daemon's."""
-        return self.folder / "nf.sock"
+        self.socket, self.nic = folder / "nf.sock", folder / "nic"
+        self.daemons = Daemons(self.socket)
+        self.metric, self.request = self.daemons.metric, self.daemons.request
 
     def config(self, nf: str, nf_toml: str, *, backend: str = "softnic", offload: str = "") -> Path:
         """Write the TOML of a daemon with one network function and one backend."""
         path = self.folder / "nf.toml"
-        backend_toml = BACKENDS.get(backend, "").format(folder=self.folder)
-        text = CONFIG.format(
-            nf=nf, backend=backend, folder=self.folder, offload=offload, backend_toml=backend_toml, nf_toml=nf_toml
-        )
-        path.write_text(text, encoding="utf-8")
+        tables = (self._backend_toml(backend), nf_toml)
+        path.write_text(config_text(self.folder, nf, backend, *tables, offload=offload), encoding="utf-8")
         return path
+
+    def _backend_toml(self, backend: str) -> str:
+        """What a backend has to know of this network."""
+        if backend == "softnic":
+            return f'[softnic]\npins = {{ {HOST} = "{self.nic}" }}'
+        if backend == "tc_offload":
+            # A rule that the kernel evaluates sets its mark in time on the peer's egress alone.
+            place = f'filter_on = "{PORT}"\ndirection = "egress"'
+            return f'[tc_offload]\nskip_sw = "off"\n[tc_offload.devices.{HOST}]\n{place}'
+        return ""
 
     @contextmanager
     def daemon(self, config: Path) -> Iterator[float]:
-        """Run `nfcore run` for a block; gives the seconds until it was ready. HostError with its words if it is not."""
-        said = self.folder / "daemon.log"
-        command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "nfcore.cli", "run", str(config)]
-        with said.open("wb") as log:
-            begin = time.perf_counter()
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True)
-            try:
-                _await_ready(process, said)
-                yield time.perf_counter() - begin
-            finally:
-                process.terminate()
-                try:
-                    process.wait(PATIENCE)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+        """Run `nfcore run` for a block; gives the seconds until it was ready."""
+        begin = time.perf_counter()
+        with self.daemons.running(config):
+            yield time.perf_counter() - begin
 
-    def ask(self, method: str, **parameters: Any) -> Any:
-        """Ask the daemon; HostError when it does not answer."""
-        return request(self.socket, method, timeout=PATIENCE, **parameters)
+    def make_nic(self, rules: int = NIC_RULES) -> None:
+        """Put a NIC with room for so many rules between the network and the host."""
+        links = ("--wire", WIRE, "--port", PORT)
+        _nfcore("softnic", "create", *links, "--pin", str(self.nic), "--rules", str(rules))
 
-    def figure(self, name: str, **labels: str) -> float:
-        """Give the sum of a metric's samples that have these labels."""
-        return total(self.ask("stats")["metrics"], name, **labels)
+    def remove_nic(self) -> None:
+        """Remove the NIC."""
+        _nfcore("softnic", "remove", "--pin", str(self.nic))
 
     @staticmethod
     def received() -> int:
@@ -116,53 +197,55 @@ class Site:
             name, _, counters = line.partition(":")
             if name.strip() == NETWORK:
                 return int(counters.split()[1])
-        raise HostError(f"{NETWORK} of the bench's network is gone")
+        raise HostError(f"{NETWORK} of the testbed is gone")
 
 
-def _await_ready(process: subprocess.Popen[bytes], said: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        words = said.read_text(encoding="utf-8", errors="replace")
-        if any(line.startswith("ready") for line in words.splitlines()):
-            return
-        if process.poll() is not None:
-            raise HostError(f"the bench's daemon ended with status {process.returncode}: {words.strip()}")
-        time.sleep(0.002)
-    raise HostError(f"the bench's daemon was not ready within {PATIENCE:g} s: {words.strip()}")
+def isolate() -> None:
+    """Move the calling process into network and mount namespaces of its own, with an empty /run.
+
+    What it makes there - links, namespaces of `ip netns`, mounts, locks - is gone when it and its children are, even
+    when it is killed. HostError with the text of what the machine refuses.
+    """
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS | _CLONE_NEWNET):
+        raise HostError(f"no namespaces of its own for a testbed: {os.strerror(ctypes.get_errno())}")
+    run("mount", "--make-rprivate", "/")
+    run("mount", "-t", "tmpfs", "-o", "mode=0755", "none", "/run")
+    run("ip", "link", "set", "lo", "up")
 
 
 @contextmanager
-def open_site() -> Iterator[Site]:
-    """Move the calling process, which must be one of the bench's own, into namespaces of its own, and fill them.
+def open_testbed() -> Iterator[Testbed]:
+    """Isolate the calling process, which must be one of the benchmark's own, and make a testbed there."""
+    isolate()
+    with tempfile.TemporaryDirectory(prefix="nfcore-bench-") as folder, testbed_here(Testbed(Path(folder))) as testbed:
+        yield testbed
 
-    HostError with the words of what the machine refuses.
+
+@contextmanager
+def testbed_here(testbed: _T) -> Iterator[_T]:
+    """Make a testbed's network and NIC in this network namespace; remove them at the end, and end its daemons.
+
+    HostError with the text of what the machine refuses.
     """
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS | _CLONE_NEWNET):
-        raise HostError(f"no namespaces for the bench: {os.strerror(ctypes.get_errno())}")
-    run("mount", "--make-rprivate", "/")
-    with tempfile.TemporaryDirectory(prefix="nfcore-bench-") as name:
-        site = Site(Path(name))
-        for link, peer in ((WIRE, NETWORK), (PORT, HOST)):
-            run("ip", "link", "add", link, "type", "veth", "peer", peer)
-        run("ip", "link", "set", HOST, "address", NIC_MAC)
-        for link in ("lo", NETWORK, WIRE, PORT, HOST):
-            # Nothing of its own accord on the links: only the bench's frames are counted.
+    with contextlib.ExitStack() as leaving:
+        leaving.callback(_ip_batch, f"link del {WIRE}\nlink del {PORT}\n", "-force")
+        for name in ("default", "all"):
+            # So that no link sends frames of its own accord: those of the testbed alone are counted.
             with contextlib.suppress(OSError):
-                Path(f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6").write_text("1", encoding="ascii")
-            run("ip", "link", "set", link, "up")
+                Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1", encoding="ascii")
+        links = (NETWORK, WIRE, PORT, HOST)
+        _ip_batch(_NETWORK.format(up="\n".join(f"link set {link} up" for link in links)))
         # A veth end takes redirected frames only while its NAPI runs.
         run("ethtool", "-K", NETWORK, "gro", "on")
-        pin = ["--pin", str(site.folder / "nic")]
-        _nfcore("softnic", "create", "--wire", WIRE, "--port", PORT, *pin, "--rules", str(NIC_RULES))
-        try:
-            yield site
-        finally:
-            _nfcore("softnic", "remove", *pin)
+        testbed.make_nic()
+        leaving.callback(testbed.remove_nic)
+        leaving.callback(testbed.daemons.kill_all)
+        yield testbed
 
 
 @contextmanager
 def cold_cache() -> Iterator[None]:
-    """Hide what earlier starts have kept, for a block. In a process of :func:`open_site`."""
+    """Hide what earlier starts have kept, for a block. In an isolated process."""
     CACHE.mkdir(parents=True, exist_ok=True)
     run("mount", "-t", "tmpfs", "-o", "mode=0700", "none", str(CACHE))
     try:
@@ -175,24 +258,31 @@ def _nfcore(*arguments: str) -> None:
     run(sys.executable, "-m", "nfcore.cli", *arguments)
 
 
-def run(*command: str) -> str:
-    """Run a command to its end; what it printed. HostError with its words when it fails, or is not there."""
+def _ip_batch(commands: str, *options: str) -> None:
+    run("ip", *options, "-batch", "-", text=commands)
+
+
+def run(*command: str, text: str | None = None) -> str:
+    """Run a command to its end, with `text` as its input; what it printed.
+
+    HostError with its messages when it fails, or is not there.
+    """
     if shutil.which(command[0]) is None:
         raise HostError(f"{command[0]} is not installed: run scripts/setup.sh")
     # In a session of its own: Ctrl-C in a terminal must not reach what cleans up after it.
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, start_new_session=True, timeout=PATIENCE
+        command, input=text, capture_output=True, text=True, check=False, start_new_session=True, timeout=TIMEOUT
     )
     if done.returncode:
-        words = (done.stderr or done.stdout).strip()
-        raise HostError(f"{shlex.join(command)} ended with status {done.returncode}: {words}")
+        output = (done.stderr or done.stdout).strip()
+        raise HostError(f"{shlex.join(command)} ended with status {done.returncode}: {output}")
     return done.stdout
 
 
-def wait_for(what: str, condition: Any, patience: float = PATIENCE) -> None:
+def wait_for(what: str, condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
     """Wait until `condition()` holds; HostError names `what` when it does not in time."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise HostError(f"the bench waited {patience:g} s in vain for {what}")
+            raise HostError(f"{what}: waited for {timeout:g} s, in vain")
         time.sleep(0.02)

@@ -118,7 +118,7 @@ class Rounds:
         """Send until all of them, or as many as that, have their rules."""
         deadline = time.monotonic() + PATIENCE
         wanted = len(self._frames) if count is None else count
-        while site.figure("nfcore_flows", state="installed") < wanted:
+        while site.metric("nfcore_flows", state="installed") < wanted:
             self.several(3)
             assert time.monotonic() < deadline, "not all of them got a rule"
 

@@ -22,45 +22,30 @@ from typing import Any
 import pytest
 
 from demo.lab import VIP4, VIP6, Lab
+from nfcore.bench.testbed import Daemons, config_text
 from nfcore.errors import HostError
 from nfcore.kernel import BPF_SOURCES, XdpMode, attach_xdp, compile_program, interface_index
-from tests.daemons import Daemons, eventually
 from tests.kernel.network import enter
+from tests.waiting import eventually
 
 PATIENCE = 120.0
 """Seconds until something counts as not happening; the guest is slow."""
 REAL_FOR = {"v4": VIP4, "v6": VIP6}
-CONFIG = """
-[nf]
-plugins = ["katran_accel", "marking", "tc_offload", "stats"]
-socket = "{folder}/nf.sock"
-[[interfaces]]
-name = "eth1"
-chain = ["katran_accel"]
-offload = ["tc_offload"]
-[marking]
-strategy = "{strategy}"
-carrier = "skb-mark"
-[offload]
-min_packets = 2
-idle_timeout = "10m"
+OFFLOAD = 'min_packets = 2\nidle_timeout = "10m"'
+TABLES = """
 [tc_offload.devices.eth1]
 filter_on = "net0"
 direction = "egress"
-[katran_accel]
-gateway_mac = "{gateway}"
-lru_size = 1024
-pin_dir = "{folder}/pins"
 [[katran_accel.vips]]
 address = "198.18.10.1"
 port = 80
 protocol = "tcp"
-reals = [{{ address = "198.18.20.11" }}, {{ address = "198.18.20.12" }}]
+reals = [{ address = "198.18.20.11" }, { address = "198.18.20.12" }]
 [[katran_accel.vips]]
 address = "2001:db8:10::1"
 port = 80
 protocol = "tcp"
-reals = [{{ address = "2001:db8:20::11" }}, {{ address = "2001:db8:20::12" }}]
+reals = [{ address = "2001:db8:20::11" }, { address = "2001:db8:20::12" }]
 """
 
 
@@ -76,11 +61,14 @@ class Site:
     def config(self, strategy: str) -> Path:
         path = self.folder / "nf.toml"
         gateway = self.lab.end("gw", "net0").mac
-        path.write_text(CONFIG.format(folder=self.folder, strategy=strategy, gateway=gateway))
+        table = f'[katran_accel]\ngateway_mac = "{gateway}"\nlru_size = 1024\npin_dir = "{self.folder}/pins"'
+        marking = f'strategy = "{strategy}"\ncarrier = "skb-mark"'
+        parts = {"marking": marking, "offload": OFFLOAD}
+        path.write_text(config_text(self.folder, "katran_accel", "tc_offload", table, TABLES, **parts))
         return path
 
-    def figure(self, name: str, **labels: str) -> float:
-        return self.daemons.figure(name, **labels)
+    def metric(self, name: str, **labels: str) -> float:
+        return self.daemons.metric(name, **labels)
 
     def connect(self, family: str) -> socket.socket:
         with enter(self.lab.namespace("client")):
@@ -142,7 +130,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         for real in lab.reals:
             with program_on(lab, real.name, "eth0", "decap"):
                 pass
-        made = Site(lab, tmp_path, Daemons(lab.enter("gw", []), tmp_path / "nf.sock", PATIENCE))
+        made = Site(lab, tmp_path, Daemons(tmp_path / "nf.sock", lab.enter("gw", [])))
         for real in lab.reals:
             made.serve(real.name)
         yield made
@@ -170,7 +158,7 @@ def test_connections_ride_on_flower_rules_and_survive_a_killed_daemon(site: Site
     reals = [ask(client, "first") for client in clients]
     for number in range(6):
         assert [ask(client, f"warm{number}") for client in clients] == reals
-    assert eventually(lambda: site.figure("nfcore_flows", state="installed") == len(clients), PATIENCE)
+    assert eventually(lambda: site.metric("nfcore_flows", state="installed") == len(clients), PATIENCE)
 
     # The rules are the kernel's own, one per connection, with marks, and they count.
     assert len(filters(site)) == len(clients)
@@ -188,7 +176,7 @@ def test_connections_ride_on_flower_rules_and_survive_a_killed_daemon(site: Site
     daemon.wait()
     assert [ask(client, "alone") for client in clients] == reals
     daemon = site.daemons.start(config)
-    assert site.figure("nfcore_adopted_total") == len(clients)
+    assert site.metric("nfcore_adopted_total") == len(clients)
     assert sorted(each["options"]["handle"] for each in filters(site)) == handles
     fast, _ = paths(site)
     assert [ask(client, "again") for client in clients] == reals
@@ -210,7 +198,7 @@ def test_connections_ride_on_flower_rules_and_survive_a_killed_daemon(site: Site
 
 def paths(site: Site) -> tuple[float, float]:
     """Packets by mark and without."""
-    return site.figure("nfcore_packets_total", path="fast"), site.figure("nfcore_packets_total", path="slow")
+    return site.metric("nfcore_packets_total", path="fast"), site.metric("nfcore_packets_total", path="slow")
 
 
 def settled(site: Site) -> tuple[float, float, float]:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from nfcore.api.rules import Outcome, RuleBatch
+from nfcore.bench.testbed import Daemons
 from nfcore.kernel.ethtool import feature_is_on, link_facts
 from nfcore.plugins.tc_offload.backend import Settings, TcBackend
-from tests.daemons import Daemons, eventually
+from tests.waiting import eventually
 
 from .conftest import run
 from .test_simnic import TCP4, TCP6, UDP4, many, marks_of, seen_by_xdp
@@ -253,7 +254,7 @@ def test_a_nic_that_is_gone_is_no_error(simnic: SimNic, backend: TcBackend) -> N
 
 @pytest.fixture
 def site(simnic: SimNic, tmp_path: Path) -> Iterator[Site]:
-    made = Site(simnic, tmp_path, Daemons([], tmp_path / "nf.sock", PATIENCE))
+    made = Site(simnic, tmp_path, Daemons(tmp_path / "nf.sock"))
     yield made
     made.daemons.kill_all()
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nfcore.api.flows import FlowMatch
-from tests.daemons import Daemons, eventually
+from nfcore.bench.testbed import Daemons, config_text
+from tests.waiting import eventually
 
 from .conftest import run
 
@@ -28,34 +29,18 @@ pytest_plugins = ["tests.guest.simnic.nic"]
 PATIENCE = 120.0
 """Seconds until something counts as not happening; the guest is slow."""
 GATEWAY = "02:00:00:00:00:99"
-CONFIG = """
-[nf]
-plugins = ["katran_accel", "marking", "tc_offload", "stats"]
-socket = "{folder}/nf.sock"
-[[interfaces]]
-name = "{nic}"
-chain = ["katran_accel"]
-offload = ["tc_offload"]
-[marking]
-strategy = "{strategy}"
-carrier = "metadata"
-[offload]
-min_packets = 2
-idle_timeout = "10m"
-[katran_accel]
-gateway_mac = "{gateway}"
-lru_size = 1024
-pin_dir = "{folder}/pins"
+OFFLOAD = 'min_packets = 2\nidle_timeout = "10m"'
+VIPS = """
 [[katran_accel.vips]]
 address = "198.18.10.1"
 port = 53
 protocol = "udp"
-reals = [{{ address = "198.18.20.11" }}, {{ address = "198.18.20.12" }}]
+reals = [{ address = "198.18.20.11" }, { address = "198.18.20.12" }]
 [[katran_accel.vips]]
 address = "2001:db8:10::1"
 port = 53
 protocol = "udp"
-reals = [{{ address = "2001:db8:20::11" }}, {{ address = "2001:db8:20::12" }}]
+reals = [{ address = "2001:db8:20::11" }, { address = "2001:db8:20::12" }]
 """
 FLOWS = [FlowMatch.parse(f"198.18.1.1:{port} > 198.18.10.1:53/udp") for port in (1111, 1112, 1113)]
 FLOWS += [FlowMatch.parse("[2001:db8:1::1]:1111 > [2001:db8:10::1]:53/udp")]
@@ -71,15 +56,18 @@ class Site:
 
     def config(self, strategy: str) -> Path:
         path = self.folder / "nf.toml"
-        path.write_text(CONFIG.format(folder=self.folder, nic=self.nic.name, strategy=strategy, gateway=GATEWAY))
+        table = f'[katran_accel]\ngateway_mac = "{GATEWAY}"\nlru_size = 1024\npin_dir = "{self.folder}/pins"\n{VIPS}'
+        marking = f'strategy = "{strategy}"\ncarrier = "metadata"'
+        parts = {"interface": self.nic.name, "marking": marking, "offload": OFFLOAD}
+        path.write_text(config_text(self.folder, "katran_accel", "tc_offload", table, **parts))
         return path
 
     def installed(self) -> float:
-        return self.daemons.figure("nfcore_flows", state="installed")
+        return self.daemons.metric("nfcore_flows", state="installed")
 
     def paths(self) -> tuple[float, float]:
         """Packets by mark and without."""
-        return self.daemons.figure("nfcore_packets_total", path="fast"), self.daemons.figure(
+        return self.daemons.metric("nfcore_packets_total", path="fast"), self.daemons.metric(
             "nfcore_packets_total", path="slow"
         )
 
@@ -103,7 +91,7 @@ class Site:
 
 @pytest.fixture
 def site(simnic: SimNic, tmp_path: Path) -> Iterator[Site]:
-    made = Site(simnic, tmp_path, Daemons([], tmp_path / "nf.sock", PATIENCE))
+    made = Site(simnic, tmp_path, Daemons(tmp_path / "nf.sock"))
     yield made
     made.daemons.kill_all()
 

@@ -17,7 +17,7 @@ import pytest
 
 from nfcore.plugins.katran_accel.layouts import AccelCounter
 from tests.isolation import own_cpu
-from tests.kernel.katran_accel.world import VIPS, tcp, udp
+from tests.kernel.katran_accel.world import balancer_toml, tcp, udp
 from tests.kernel.network import namespaces
 from tests.paths import ROOT
 
@@ -64,7 +64,7 @@ def link(tmp_path: Path, driver: Any, strategy: str) -> AbstractContextManager[L
     offload = "min_packets = 2\nmax_rules = 7"
     # With few marks none may lie in stock for a CPU that no frame comes to.
     katran = f"forwarding_cpus = [{own_cpu()}]"
-    path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran, lru_size=4096) + TARGETS)
+    path.write_text(balancer_toml(path.parent, TARGETS, marking, offload, katran))
     plugin, table = NicNtuplePlugin(lambda _: driver), {"nic_ntuple": NtupleTable()}
     queue = choose_queue(HERE, QUEUES)
     return open_link(path, queue, HERE, HERE, queues=QUEUES, backend=plugin, table=table)

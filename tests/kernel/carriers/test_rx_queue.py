@@ -18,7 +18,7 @@ from nfcore.errors import HostError
 from nfcore.kernel.ethtool import queue_facts
 from nfcore.plugins.katran_accel.layouts import AccelCounter
 from tests.isolation import own_cpu
-from tests.kernel.katran_accel.world import VIPS, open_world, tcp
+from tests.kernel.katran_accel.world import balancer_toml, open_world, tcp
 from tests.kernel.network import namespaces
 
 from .veth_link import Link, choose_queue, open_link
@@ -49,7 +49,7 @@ def link(tmp_path: Path, strategy: str) -> AbstractContextManager[Link]:
     marking = MARKING.format(strategy)
     # With few marks none may lie in stock for a CPU that no frame comes to.
     katran = f"forwarding_cpus = [{own_cpu()}]"
-    path.write_text(VIPS.format(marking=marking, offload=OFFLOAD, katran=katran, lru_size=4096) + FOUR_TARGETS)
+    path.write_text(balancer_toml(path.parent, FOUR_TARGETS, marking, OFFLOAD, katran))
     return open_link(path, choose_queue(HERE, QUEUES), HERE, HERE, queues=QUEUES)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nfcore.plugins.katran_accel.layouts import AccelCounter
-from tests.kernel.katran_accel.world import TWO_FAMILIES, VIPS, tcp
+from tests.kernel.katran_accel.world import TWO_FAMILIES, balancer_toml, tcp
 from tests.kernel.network import namespaces
 
 from .veth_link import Link, open_link, set_mark
@@ -23,7 +23,7 @@ FRAME = tcp("198.18.1.2", "198.18.10.1")
 def link(tmp_path: Path, strategy: str, network: str) -> AbstractContextManager[Link]:
     path = tmp_path / "nf.toml"
     marking = f'strategy = "{strategy}"\ncarrier = "skb-mark"'
-    path.write_text(VIPS.format(marking=marking, offload="min_packets = 2", katran="", lru_size=4096) + TWO_FAMILIES)
+    path.write_text(balancer_toml(path.parent, TWO_FAMILIES, marking, "min_packets = 2"))
     return open_link(path, set_mark, HERE, network)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from nfcore.control.client import request
 from tests.kernel.katran_accel.world import tcp
-from tests.kernel.site import PATIENCE, Site, eventually, inside
+from tests.kernel.site import PATIENCE, Site, command_line, eventually
 
 NAME = "bad"
 SOURCE = """
@@ -118,17 +118,17 @@ def test_the_daemon_goes_on_and_names_the_plugin(site: Site, fault: str, monkeyp
     )
     config.write_text(text)
     with (site.folder / "log").open("w") as log:
-        command = inside(sys.executable, "-m", "nfcore.cli", "run", str(config))
+        command = command_line("run", str(config))
         daemon = subprocess.Popen(command, stderr=log)
-    site.daemons.started.append(daemon)  # type: ignore[arg-type]
+    site.daemons.started.append(daemon)
     assert eventually(site.socket.exists)
     frames = [tcp("198.18.1.2", "198.18.10.1", port) for port in (40_000, 40_001)]
     for frame in frames * 3:
         assert site.exchange(frame)
-    assert eventually(lambda: site.figure("nfcore_hook_errors_total", plugin=NAME, hook=hook, kind=kind))
+    assert eventually(lambda: site.metric("nfcore_hook_errors_total", plugin=NAME, hook=hook, kind=kind))
     # Whatever it did, the others' figures are there, and the balancer balances.
-    assert site.figure("nfcore_packets_total", path="slow") >= len(frames) * 3
-    refused = site.figure("nfcore_not_offloaded_total", reason="hook_failed")
+    assert site.metric("nfcore_packets_total", path="slow") >= len(frames) * 3
+    refused = site.metric("nfcore_not_offloaded_total", reason="hook_failed")
     assert (refused >= 1) == (hook == "on_new_flow")
     assert request(site.socket, "offload", timeout=PATIENCE)["on"]
     daemon.terminate()
@@ -146,8 +146,8 @@ def test_hooks_are_traced_on_demand(site: Site, monkeypatch: pytest.MonkeyPatch)
         site.exchange(tcp("198.18.1.2", "198.18.10.1"))
     assert site.installed(1)
     daemon.terminate()
-    _, told = daemon.communicate(timeout=PATIENCE)
-    lines = [line for line in told.splitlines() if "nfcore.trace" in line]
+    daemon.wait(PATIENCE)
+    lines = [line for line in site.daemons.logged().splitlines() if "nfcore.trace" in line]
     for call in (
         "marking: allocate_mark(1 flows) → 1 results in ",
         "softnic: install_offload(eth1, 1 rules) → 1 results in ",

@@ -67,10 +67,10 @@ def test_a_removed_real_gets_nothing_once_the_reload_has_returned(site: Site, ro
         rounds.offload(site, MARKED)
         assert {real for _, real in site.in_hardware().values()} == set(OTHERS)
         assert eventually(lambda: site.rules() == MARKED)
-        fast = site.figure("nfcore_packets_total", path="fast")
+        fast = site.metric("nfcore_packets_total", path="fast")
         rounds.run()
-        assert site.figure("nfcore_packets_total", path="fast") - fast == MARKED
-        assert site.figures().adds_up()
+        assert site.metric("nfcore_packets_total", path="fast") - fast == MARKED
+        assert site.metrics().adds_up()
 
 
 def test_a_drained_real_keeps_its_flows_and_gets_no_other(site: Site, rounds: Rounds, strategy: str) -> None:
@@ -120,7 +120,7 @@ def test_vips_come_and_go_and_the_others_do_not_notice(site: Site, rounds: Round
         assert rounds.steady()
         assert eventually(lambda: site.rules() == MARKED)
         assert site.in_hardware() == before
-        assert site.figure("nfcore_ended_total", reason="target_gone") == 10
+        assert site.metric("nfcore_ended_total", reason="target_gone") == 10
 
 
 @pytest.mark.parametrize(
@@ -183,13 +183,13 @@ def test_flows_keep_their_real_when_all_that_remembers_them_is_gone(site: Site, 
         flood(10_000, "A", meanwhile=rounds.run)
         send_from(second, rounds)
         assert rounds.steady()
-        assert site.figure("nfcore_marks_rejected_total") == 0
-        assert eventually(lambda: site.figure("nfcore_ended_total", reason="idle") == 40)
+        assert site.metric("nfcore_marks_rejected_total") == 0
+        assert eventually(lambda: site.metric("nfcore_ended_total", reason="idle") == 40)
         assert eventually(lambda: site.rules() == 0)
-        slow = site.figure("nfcore_packets_total", path="slow")
+        slow = site.metric("nfcore_packets_total", path="slow")
         send_from(first, rounds, 1)
         send_from(second, rounds, 1)
-        assert site.figure("nfcore_packets_total", path="slow") - slow == 80
+        assert site.metric("nfcore_packets_total", path="slow") - slow == 80
         assert rounds.steady()
         # The ring has changed indeed, and the flood was larger than the table.
         with Rounds(flow_frames(60, vip=VIP, client=NEW_CLIENT)) as fresh:

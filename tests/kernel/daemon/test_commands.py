@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from nfcore.api.flows import FlowMatch
-from tests.kernel.network import namespaces
-from tests.kernel.site import NAMESPACE, REALS, SIX, Site, eventually, nfcore, succeed, vip_toml
+from tests.kernel.site import REALS, SIX, Site, eventually, nfcore, succeed, vip_toml
 from tests.kernel.traffic import Rounds, flow_frames, flow_text
 
 pytestmark = pytest.mark.usefixtures("_one_cpu")
@@ -64,7 +63,7 @@ def test_explain_agrees_with_the_nic(site: Site, rounds: Rounds, strategy: str) 
 def test_explain_says_what_a_flow_waits_for(site: Site, rounds: Rounds) -> None:
     with site.running(site.config(offload="inserts_per_second = 0.001\ninsert_burst = 1")):
         rounds.several(3)
-        assert eventually(lambda: site.figure("nfcore_flows", state="waiting") == 7)
+        assert eventually(lambda: site.metric("nfcore_flows", state="waiting") == 7)
         states = {}
         for number in range(8):
             (found,) = explain(site, flow_text(number))["found"]
@@ -126,25 +125,25 @@ def test_the_kill_switch_outlives_the_daemon(site: Site, rounds: Rounds, strateg
         no_packet_takes_the_fast_path(site, rounds)
         assert "offload on" in explain(site, flow_text(0))["found"][0]["why"]
         assert "switched off" in succeed("flows", str(config))
-        assert site.figure("nfcore_ended_total", reason="switched_off") == 8
-        assert site.figures().adds_up()
+        assert site.metric("nfcore_ended_total", reason="switched_off") == 8
+        assert site.metrics().adds_up()
     with site.running(config):
         no_packet_takes_the_fast_path(site, rounds)
-        assert site.figure("nfcore_not_offloaded_total", reason="switched_off") > 0
+        assert site.metric("nfcore_not_offloaded_total", reason="switched_off") > 0
         assert "is on" in succeed("offload", "on", "--config", str(config))
         rounds.offload(site)
         assert eventually(lambda: site.rules() == 8)
-        fast = site.figure("nfcore_packets_total", path="fast")
+        fast = site.metric("nfcore_packets_total", path="fast")
         rounds.run()
-        assert site.figure("nfcore_packets_total", path="fast") - fast == 8
+        assert site.metric("nfcore_packets_total", path="fast") - fast == 8
         assert rounds.steady()
 
 
 def no_packet_takes_the_fast_path(site: Site, rounds: Rounds) -> None:
-    fast, slow = (site.figure("nfcore_packets_total", path=path) for path in ("fast", "slow"))
+    fast, slow = (site.metric("nfcore_packets_total", path=path) for path in ("fast", "slow"))
     rounds.several(10)
-    assert site.figure("nfcore_packets_total", path="fast") == fast
-    assert site.figure("nfcore_packets_total", path="slow") - slow == 80
+    assert site.metric("nfcore_packets_total", path="fast") == fast
+    assert site.metric("nfcore_packets_total", path="slow") - slow == 80
     assert site.rules() == 0
 
 
@@ -152,8 +151,7 @@ def no_packet_takes_the_fast_path(site: Site, rounds: Rounds) -> None:
     "command", [["stats"], ["flows"], ["explain", flow_text(0)], ["offload", "off"], ["offload", "on"], ["reload"]]
 )
 def test_without_a_daemon_each_command_says_so(tmp_path: Path, command: list[str]) -> None:
-    with namespaces(NAMESPACE):
-        refused = nfcore(*command, "--socket", str(tmp_path / "none.sock"))
+    refused = nfcore(*command, "--socket", str(tmp_path / "none.sock"))
     assert refused.returncode == 1
     assert f"no daemon answers at {tmp_path / 'none.sock'}" in refused.stderr
     assert "nfcore run" in refused.stderr and "Traceback" not in refused.stderr
@@ -165,7 +163,7 @@ def test_the_end_of_a_connection_ends_its_rule(site: Site, rounds: Rounds, strat
         rounds.offload(site)
         before = rounds.run()
         assert ending.run() == {number: before[number] for number in range(3)}
-        assert eventually(lambda: site.figure("nfcore_ended_total", reason="ended") == 3)
+        assert eventually(lambda: site.metric("nfcore_ended_total", reason="ended") == 3)
         assert eventually(lambda: site.rules() == 5)
         assert nic_marks(site).keys() == {flow_text(number) for number in range(3, 8)}
         rounds.run(range(3, 8))
@@ -187,7 +185,7 @@ def test_a_new_connection_with_the_addresses_of_another_goes_where_the_ring_says
         assert REALS[0] not in opened.values()
         moved = sum(opened[number] != before[number] for number in range(8))
         assert moved >= list(before.values()).count(REALS[0])
-        assert eventually(lambda: site.figure("nfcore_ended_total", reason="moved") == moved)
+        assert eventually(lambda: site.metric("nfcore_ended_total", reason="moved") == moved)
         assert eventually(lambda: rounds.run() == opened)
         for _ in range(10):
             assert rounds.run() == opened

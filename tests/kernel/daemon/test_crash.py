@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from nfcore.api.flows import FlowMatch
 from nfcore.api.rules import Rule, RuleBatch, SetMark, split_cookies
-from tests.kernel.site import Site, eventually, inside, ip, nfcore, succeed
+from tests.kernel.site import Site, command_line, eventually, ip, nfcore, succeed
 from tests.kernel.traffic import Rounds, flood, flow_frames, flow_text
 
 pytestmark = pytest.mark.usefixtures("_one_cpu")
@@ -55,7 +54,7 @@ def add_foreign_rule(site: Site) -> None:
 
 def tracked(site: Site) -> float:
     """Flows that take a place in the NIC."""
-    figures = site.figures()
+    figures = site.metrics()
     return sum(figures("nfcore_flows", state=state) for state in ("installed", "pending", "draining"))
 
 
@@ -85,12 +84,12 @@ def test_no_frame_is_lost_however_often_the_daemon_is_killed(
         assert eventually(lambda: rounds.run() and mine <= site.in_hardware().keys())
         assert eventually(lambda: rounds.run() and len(ours(site)) == tracked(site))
         assert eventually(lambda: rounds.run() and flows_of(ours(site)) == site.in_hardware().keys() >= mine)
-        before = site.figure("nfcore_packets_total", path="fast")
+        before = site.metric("nfcore_packets_total", path="fast")
         rounds.run()
-        assert site.figure("nfcore_packets_total", path="fast") - before == FLOWS
-        assert site.figure("nfcore_orphans_removed_total") == 0
+        assert site.metric("nfcore_packets_total", path="fast") - before == FLOWS
+        assert site.metric("nfcore_orphans_removed_total") == 0
         if strategy == "flow-id":
-            assert eventually(lambda: site.figure("nfcore_marks_in_use") == len(ours(site)))
+            assert eventually(lambda: site.metric("nfcore_marks_in_use") == len(ours(site)))
         assert rounds.steady()
     assert len(ours(site)) == 0
     assert site.program() is None
@@ -103,7 +102,7 @@ def test_no_frame_is_lost_however_often_the_daemon_is_killed(
 
 def start_unwatched(config: Path) -> subprocess.Popen[bytes]:
     """Start a daemon and do not wait: it is to be killed at any moment of its life."""
-    return subprocess.Popen(inside(sys.executable, "-m", "nfcore.cli", "run", str(config)), stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command_line("run", str(config)), stderr=subprocess.DEVNULL)
 
 
 def test_cleanup_after_a_kill_leaves_what_is_not_ours(site: Site, rounds: Rounds, strategy: str) -> None:
@@ -129,17 +128,17 @@ def test_rules_that_are_wiped_are_put_back(site: Site, rounds: Rounds, strategy:
             nic.remove(RuleBatch(np.ascontiguousarray(nic.dump()["rule"])))
         assert site.rules() == 0
         add_foreign_rule(site)
-        slow = site.figure("nfcore_packets_total", path="slow")
+        slow = site.metric("nfcore_packets_total", path="slow")
         rounds.run()
-        assert site.figure("nfcore_packets_total", path="slow") - slow == FLOWS
+        assert site.metric("nfcore_packets_total", path="slow") - slow == FLOWS
         assert eventually(lambda: rounds.run() and len(ours(site)) == FLOWS)
-        assert eventually(lambda: site.figure("nfcore_refill_seconds") > 0)
-        assert site.figure("nfcore_vanished_total") == FLOWS
-        assert site.figures().adds_up()
+        assert eventually(lambda: site.metric("nfcore_refill_seconds") > 0)
+        assert site.metric("nfcore_vanished_total") == FLOWS
+        assert site.metrics().adds_up()
         assert site.in_hardware() == before
-        fast = site.figure("nfcore_packets_total", path="fast")
+        fast = site.metric("nfcore_packets_total", path="fast")
         rounds.run()
-        assert site.figure("nfcore_packets_total", path="fast") - fast == FLOWS
+        assert site.metric("nfcore_packets_total", path="fast") - fast == FLOWS
         assert rounds.steady()
 
 
@@ -150,13 +149,13 @@ def test_a_nic_that_is_made_anew_gets_its_rules_back(site: Site, rounds: Rounds,
         site.remove_nic()
         site.make_nic()
         assert eventually(lambda: rounds.run() and site.rules() == FLOWS)
-        assert site.figure("nfcore_vanished_total") == FLOWS
-        assert eventually(lambda: site.figure("nfcore_refill_seconds") > 0)
+        assert site.metric("nfcore_vanished_total") == FLOWS
+        assert eventually(lambda: site.metric("nfcore_refill_seconds") > 0)
         assert site.in_hardware() == before
-        fast = site.figure("nfcore_packets_total", path="fast")
+        fast = site.metric("nfcore_packets_total", path="fast")
         rounds.run()
-        assert site.figure("nfcore_packets_total", path="fast") - fast == FLOWS
-        assert site.figures().adds_up()
+        assert site.metric("nfcore_packets_total", path="fast") - fast == FLOWS
+        assert site.metrics().adds_up()
         assert rounds.steady()
         assert daemon.poll() is None
     assert site.rules() == 0
@@ -172,9 +171,9 @@ def test_a_link_that_goes_down_and_up_again_goes_on(site: Site, rounds: Rounds, 
         # The peers take a moment to have a carrier again.
         assert eventually(lambda: len(rounds.run()) == FLOWS)
         rounds.lost.clear()
-        fast = site.figure("nfcore_packets_total", path="fast")
+        fast = site.metric("nfcore_packets_total", path="fast")
         rounds.several(5)
-        assert site.figure("nfcore_packets_total", path="fast") - fast == 5 * FLOWS
+        assert site.metric("nfcore_packets_total", path="fast") - fast == 5 * FLOWS
         assert rounds.steady()
         assert site.in_hardware() == before
         assert daemon.poll() is None

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -14,10 +13,11 @@ from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import Ether
 
 from nfcore.api.locks import FOLDER
+from nfcore.bench.testbed import run
 from nfcore.errors import HostError
 from nfcore.kernel import Program
 from tests.kernel.katran_accel.world import CLIENT, NIC, tcp, udp
-from tests.kernel.site import PATIENCE, Site, eventually, inside, ip, nfcore
+from tests.kernel.site import PATIENCE, Site, command_line, eventually, ip, nfcore
 
 FLOWS = {
     "v4": tcp("198.18.1.2", "198.18.10.1"),
@@ -32,12 +32,12 @@ def test_a_flow_goes_to_hardware_and_is_sent_the_same_way(site: Site, strategy: 
     frame = FLOWS[family]
     with site.running(site.config(strategy=strategy, events=events)):
         slow = [site.exchange(frame) for _ in range(3)]
-        assert eventually(lambda: site.figure("nfcore_flows", state="installed")) == 1
-        before = site.figure("nfcore_packets_total", path="fast")
+        assert eventually(lambda: site.metric("nfcore_flows", state="installed")) == 1
+        before = site.metric("nfcore_packets_total", path="fast")
         fast = [site.exchange(frame) for _ in range(5)]
         assert set(slow) == set(fast)
-        assert site.figure("nfcore_packets_total", path="fast") - before == 5
-        assert site.figure("nfcore_softnic_packets_total", kind="marked") == 5
+        assert site.metric("nfcore_packets_total", path="fast") - before == 5
+        assert site.metric("nfcore_softnic_packets_total", kind="marked") == 5
     assert site.rules() == 0
 
 
@@ -48,9 +48,9 @@ def test_an_idle_flow_leaves_hardware_and_comes_back(site: Site, strategy: str) 
         first = site.exchange(frame)
         for _ in range(2):
             site.exchange(frame)
-        assert eventually(lambda: site.figure("nfcore_ended_total", reason="idle")) == 1
+        assert eventually(lambda: site.metric("nfcore_ended_total", reason="idle")) == 1
         assert eventually(lambda: site.rules() == 0)
-        assert eventually(lambda: site.figure("nfcore_flows", state="refused") == 1)
+        assert eventually(lambda: site.metric("nfcore_flows", state="refused") == 1)
         assert site.exchange(frame) == first
         # The report comes after twice as many packets as the time before, then the rule is back.
         assert eventually(lambda: site.exchange(frame) and site.rules())
@@ -85,13 +85,12 @@ def test_sighup_lets_a_daemon_without_a_terminal_read_its_configuration_again(si
         assert (daemon.poll(), site.program()) == (None, program)
         config.write_text("[nf")
         daemon.send_signal(signal.SIGHUP)
-        assert daemon.stderr is not None
-        assert any("the configuration stays as it was" in line for line in daemon.stderr)
+        assert eventually(lambda: "the configuration stays as it was" in site.daemons.logged())
         assert "198.18.20.14" in reals(site)
 
 
 def reals(site: Site) -> set[str]:
-    (metric,) = [each for each in site.metrics() if each["name"] == "nfcore_real_packets_total"]
+    (metric,) = [each for each in site.metrics().families if each["name"] == "nfcore_real_packets_total"]
     return {sample["labels"]["real"] for sample in metric["samples"]}
 
 
@@ -104,7 +103,7 @@ def gone(program: int) -> bool:
 
 
 def test_a_signal_before_it_is_ready_leaves_nothing(site: Site) -> None:
-    command = inside(sys.executable, "-m", "nfcore.cli", "run", str(site.config()))
+    command = command_line("run", str(site.config()))
     for delay in (0.3, 0.6, 0.9, 1.2):
         daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         time.sleep(delay)
@@ -130,10 +129,10 @@ def test_a_killed_daemons_rules_work_on_and_the_next_one_takes_them_over(
     sent |= {site.exchange(frame) for _ in range(5)}
     with site.running(config):
         assert site.program() not in (None, killed)
-        assert site.figure("nfcore_adopted_total") == site.rules() == 1
-        before = site.figure("nfcore_packets_total", path="fast")
+        assert site.metric("nfcore_adopted_total") == site.rules() == 1
+        before = site.metric("nfcore_packets_total", path="fast")
         sent |= {site.exchange(frame) for _ in range(5)}
-        assert site.figure("nfcore_packets_total", path="fast") - before == 5
+        assert site.metric("nfcore_packets_total", path="fast") - before == 5
     assert len(sent) == 1
     assert (site.program(), site.rules()) == (None, 0)
 
@@ -150,7 +149,7 @@ def test_rules_whose_marks_mean_something_else_now_are_removed(site: Site, strat
     # Another real in front: every number behind it means another one. flow-id's entries died with the maps.
     config.write_text(config.read_text().replace("reals = [{", 'reals = [{ address = "198.18.20.9" }, {', 1))
     with site.running(config):
-        assert (site.figure("nfcore_stale_removed_total"), site.rules()) == (1, 0)
+        assert (site.metric("nfcore_stale_removed_total"), site.rules()) == (1, 0)
 
 
 def test_cleanup_removes_what_a_killed_daemon_left(site: Site) -> None:
@@ -239,7 +238,7 @@ def test_without_a_backend_it_balances_unaccelerated(site: Site, plugins: str) -
     config.write_text("\n".join(lines))
     with site.running(config):
         assert len({site.exchange(FLOWS["v4"]) for _ in range(5)}) == 1
-        assert site.figure("nfcore_packets_total", path="slow") == 5
+        assert site.metric("nfcore_packets_total", path="slow") == 5
 
 
 def test_a_start_that_fails_leaves_nothing(site: Site) -> None:
@@ -259,16 +258,15 @@ def test_where_rules_are_of_no_use_it_says_so_once_and_balances(site: Site) -> N
     text = config.read_text().replace('"softnic", "stats"', '"tc_offload", "stats"')
     text = text.replace('offload = ["softnic"]', 'offload = ["tc_offload"]')
     config.write_text("\n".join(line for line in text.splitlines() if not line.startswith(("[softnic]", "pins"))))
-    qdiscs = subprocess.run(inside("tc", "qdisc"), capture_output=True, text=True, check=True).stdout
+    qdiscs = run("tc", "qdisc")
     daemon = site.start(config)
     assert len({site.exchange(FLOWS["v4"]) for _ in range(12)}) == 1
-    assert site.figure("nfcore_packets_total", path="slow") == 12
-    assert eventually(lambda: site.figure("nfcore_not_offloaded_total", reason="no_backend"))
+    assert site.metric("nfcore_packets_total", path="slow") == 12
+    assert eventually(lambda: site.metric("nfcore_not_offloaded_total", reason="no_backend"))
     daemon.terminate()
-    _, said = daemon.communicate(timeout=PATIENCE)
-    assert daemon.returncode == 0
-    assert "".join([*site.daemons.said, said]).count("tc_offload cannot set marks here: going on without") == 1
-    assert subprocess.run(inside("tc", "qdisc"), capture_output=True, text=True, check=True).stdout == qdiscs
+    assert daemon.wait(PATIENCE) == 0
+    assert site.daemons.logged().count("tc_offload cannot set marks here: going on without") == 1
+    assert run("tc", "qdisc") == qdiscs
 
 
 def test_a_nic_that_is_not_there_can_be_gone_without(site: Site) -> None:
@@ -279,7 +277,7 @@ def test_a_nic_that_is_not_there_can_be_gone_without(site: Site) -> None:
     assert "there is no softnic" in refused.stderr
     config.write_text(config.read_text().replace('offload = ["softnic"]', 'offload = ["softnic", "none"]'))
     with site.running(config):
-        assert site.figure("nfcore_flows") == 0
+        assert site.metric("nfcore_flows") == 0
 
 
 def test_a_second_daemon_is_refused_and_harms_nothing(site: Site) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from nfcore.control.client import Client
-from tests.kernel.site import PATIENCE, VIPS, Site, eventually, inside, nfcore, succeed, vip_toml
+from tests.kernel.site import PATIENCE, VIPS, Site, command_line, eventually, nfcore, succeed, vip_toml
 from tests.kernel.traffic import Rounds, flow_frames, flow_text
 
 pytestmark = pytest.mark.usefixtures("_one_cpu")
@@ -31,7 +31,7 @@ def events(site: Site, *options: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def following(site: Site, *options: str) -> Iterator[subprocess.Popen[str]]:
-    command = inside(sys.executable, "-m", "nfcore.cli", "events", "-f", "--socket", str(site.socket), *options)
+    command = command_line("events", "-f", "--socket", str(site.socket), *options)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
             yield running
@@ -142,7 +142,7 @@ def test_a_flood_is_followed_at_the_followers_pace(site: Site, tmp_path: Path) -
         deaf._socket.sendall(b'{"method": "events", "params": {"since": 0, "wait": 1}}\n' * 50)
         with Rounds(flow_frames(2000)) as rounds:
             rounds.several(4)
-        assert eventually(lambda: site.figure("nfcore_not_offloaded_total") >= 2000)
+        assert eventually(lambda: site.metric("nfcore_not_offloaded_total") >= 2000)
         answer = slow.ask("events", since=first["next"])
         assert answer["lost"] >= 1000 and len(answer["events"]) == 500
         told = nfcore("events", "--socket", str(site.socket), "--json")
@@ -185,7 +185,7 @@ def test_operators_of_a_group_may_look_and_not_order(site: Site) -> None:
 
 
 def test_a_daemon_that_logs_json(site: Site) -> None:
-    command = inside(sys.executable, "-m", "nfcore.cli", "--log-format", "json", "run", str(site.config()))
+    command = command_line("--log-format", "json", "run", str(site.config()))
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         told = []
@@ -199,10 +199,6 @@ def test_a_daemon_that_logs_json(site: Site) -> None:
         running.send_signal(signal.SIGTERM)
         told += [json.loads(line) for line in running.stderr]
         assert running.wait(PATIENCE) == 0
-    orders = [
-        (entry["level"], entry["message"].split(":")[0])
-        for entry in told
-        if entry["logger"] == "nfcore.audit"
-    ]
+    orders = [(entry["level"], entry["message"].split(":")[0]) for entry in told if entry["logger"] == "nfcore.audit"]
     assert orders == [("warning", f"offloading is switched {how}") for how in ("off", "on") * 2]
     assert {"level", "logger", "message", "time"} <= told[0].keys()

@@ -16,7 +16,7 @@ from nfcore.engine.flow_state import FlowState
 from nfcore.plugins.katran_accel.metrics import BalancerMetrics
 from nfcore.plugins.stats.registry import Registry
 from tests.kernel.katran_accel.world import World, forget_connections, open_world
-from tests.kernel.site import Figures, Site, eventually
+from tests.kernel.site import Metrics, Site, eventually
 from tests.kernel.traffic import CLIENT, Rounds, flood, flow_frames
 
 pytestmark = pytest.mark.usefixtures("_one_cpu")
@@ -30,9 +30,9 @@ NEW_FLOWS = 100_000
 def test_a_syn_flood_gets_no_rule_and_the_flows_in_hardware_do_not_notice(site: Site, strategy: str) -> None:
     with site.running(site.config(strategy=strategy)), Rounds(flow_frames(KEPT)) as rounds:
         rounds.offload(site)
-        before, sent = site.figures(), rounds.sent
+        before, sent = site.metrics(), rounds.sent
         flood(200_000, "S", meanwhile=rounds.run)
-        after = site.figures()
+        after = site.metrics()
         for name in ("nfcore_installed_total", "nfcore_events_total", "nfcore_reports_total"):
             assert after(name) == before(name) > 0
         assert after("nfcore_packets_total", path="slow") - before("nfcore_packets_total", path="slow") == 200_000
@@ -62,14 +62,14 @@ def test_an_ack_flood_gets_rules_at_the_rate_that_is_allowed(
         assert len(began_with) == KEPT
         assert site.in_hardware(f"{CLIENT}:") == began_with
         assert rounds.steady()
-        fast, sent = site.figure("nfcore_packets_total", path="fast"), rounds.sent
+        fast, sent = site.metric("nfcore_packets_total", path="fast"), rounds.sent
         rounds.several(5)
-        assert site.figure("nfcore_packets_total", path="fast") - fast == rounds.sent - sent
+        assert site.metric("nfcore_packets_total", path="fast") - fast == rounds.sent - sent
 
 
-def check(site: Site, began: float, room: int) -> Figures:
+def check(site: Site, began: float, room: int) -> Metrics:
     """What has to be true all the time."""
-    figures = site.figures()
+    figures = site.metrics()
     allowed = BURST + RATE * (time.monotonic() - began)
     assert figures("nfcore_installed_total") <= allowed
     assert figures("nfcore_flows", state="installed") <= room
@@ -84,18 +84,18 @@ def test_hot_flows_keep_their_rules_while_cold_ones_fill_the_table(site: Site) -
         rounds.offload(site)
         began = site.in_hardware(f"{CLIENT}:")
         flood(2_000, "A", each=3, meanwhile=rounds.run)
-        assert eventually(lambda: rounds.run() and site.figure("nfcore_ended_total", reason="idle") > 200)
+        assert eventually(lambda: rounds.run() and site.metric("nfcore_ended_total", reason="idle") > 200)
         assert site.in_hardware(f"{CLIENT}:") == began
-        assert site.figures().adds_up()
+        assert site.metrics().adds_up()
         assert rounds.steady()
 
 
-def figures_of(world: World) -> Figures:
+def figures_of(world: World) -> Metrics:
     """What engine and balancer count."""
     registry = Registry()
     registry.add(world.engine.collect())
     registry.add(BalancerMetrics(world.balancer).families())
-    return Figures(materialize(registry.as_rows())["metrics"])
+    return Metrics(materialize(registry.as_rows())["metrics"])
 
 
 @pytest.mark.parametrize("strategy", ["dest-id", "flow-id"])
@@ -125,7 +125,7 @@ def test_of_a_burst_of_new_flows_none_is_lost_silently(tmp_path: Path, strategy:
         assert sum(again("nfcore_flows", state=state) for state in ("installed", "waiting", "refused")) > 0
 
 
-def drain(world: World) -> Figures:
+def drain(world: World) -> Metrics:
     """Let the engine take all reports; nothing may be unaccounted for at any time."""
     while world.engine.poll():
         assert figures_of(world).adds_up()

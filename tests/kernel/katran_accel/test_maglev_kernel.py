@@ -36,7 +36,7 @@ from nfcore.plugins.katran_accel.maglev_kernel import REAL, WORK, KernelRings, R
 from nfcore.plugins.katran_accel.maps import BalancerMaps, Sizes, map_specs, remove_pins
 from tests.paths import DATA
 
-from .world import VIPS
+from .world import balancer_toml
 
 RINGS = json.loads((DATA / "maglev_rings.json").read_text())["rings"]
 U32_MAX = 0xFFFFFFFF
@@ -183,7 +183,7 @@ def test_without_the_kernel_numpy_builds(caplog: pytest.LogCaptureFixture) -> No
 
 
 def read(folder: Path, vips: list[list[Endpoint]], pin_dir: Path) -> tuple[Any, KatranTable]:
-    text = VIPS.format(marking='strategy = "dest-id"', offload="", katran=f'pin_dir = "{pin_dir}"', lru_size=4096)
+    text = balancer_toml(folder, "", 'strategy = "dest-id"', katran=f'pin_dir = "{pin_dir}"')
     for number, reals in enumerate(vips, start=1):
         listed = ", ".join(f'{{ address = "{real.address}", weight = {real.weight} }}' for real in reals)
         text += f'[[katran_accel.vips]]\naddress = "198.18.10.{number}"\nport = 80\nprotocol = "tcp"\n'

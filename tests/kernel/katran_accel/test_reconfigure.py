@@ -41,7 +41,7 @@ from nfcore.plugins.katran_accel.maps import remove_pins
 from nfcore.plugins.katran_accel.metrics import BalancerMetrics, accel_counters
 from tests.isolation import on_one_cpu
 
-from .world import VIPS, sent_to, tcp, udp
+from .world import balancer_toml, sent_to, tcp, udp
 
 STRATEGIES = {"dest-id": MarkMeaning.TARGET, "flow-id": MarkMeaning.FLOW}
 A, B, C, D = (f"198.18.20.{number}" for number in (11, 12, 13, 14))
@@ -134,7 +134,7 @@ def read(folder: Path, vips: Vips, strategy: str, katran: str = "", flags: str =
     path = folder / "bench.toml"
     marking = f'strategy = "{strategy}"\nquarantine = "1us"'
     offload = 'min_packets = 1\ngrace = "1us"'
-    path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran, lru_size=4096) + toml(vips, flags))
+    path.write_text(balancer_toml(path.parent, toml(vips, flags), marking, offload, katran))
     return load_config(path, PluginManager())
 
 

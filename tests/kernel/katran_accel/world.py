@@ -19,6 +19,7 @@ from scapy.packet import Raw
 from nfcore.api.context import Context
 from nfcore.api.flows import PROTOCOL_NUMBERS, FlowMatch
 from nfcore.api.rules import Device
+from nfcore.bench.testbed import config_text
 from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
@@ -36,22 +37,6 @@ GATEWAY = "02:00:5e:00:00:fe"
 NIC = "02:00:5e:00:00:01"
 CLIENT = "02:00:5e:00:00:02"
 
-VIPS = """
-[nf]
-plugins = ["katran_accel", "marking"]
-[[interfaces]]
-name = "eth1"
-chain = ["katran_accel"]
-offload = ["none"]
-[marking]
-{marking}
-[offload]
-{offload}
-[katran_accel]
-gateway_mac = "02:00:5e:00:00:fe"
-lru_size = {lru_size}
-{katran}
-"""
 TWO_FAMILIES = """
 [[katran_accel.vips]]
 address = "198.18.10.1"
@@ -74,6 +59,14 @@ port = 53
 protocol = "udp"
 reals = [{ address = "2001:db8:20::11" }, { address = "2001:db8:20::13" }]
 """
+
+
+def balancer_toml(
+    folder: Path, vips: str, marking: str, offload: str = "", katran: str = "", lru_size: int = 4096
+) -> str:
+    """The TOML of a balancer without a backend; all but `folder` is TOML of the tables that it is named after."""
+    table = f'[katran_accel]\ngateway_mac = "{GATEWAY}"\nlru_size = {lru_size}\n{katran}\n{vips}'
+    return config_text(folder, "katran_accel", "none", table, marking=marking, offload=offload)
 
 
 @dataclass
@@ -138,7 +131,7 @@ def open_world(
     """Open a world; this thread stays on one CPU meanwhile."""
     path = tmp_path / "world.toml"
     marking = f'strategy = "{strategy}"\n{marking}'
-    path.write_text(VIPS.format(marking=marking, offload=offload, katran=katran, lru_size=lru_size) + vips)
+    path.write_text(balancer_toml(tmp_path, vips, marking, offload, katran, lru_size))
     plugins = PluginManager()
     config = load_config(path, plugins)
     plugins.register(NullBackend() if backend is None else backend, NULL_BACKEND)

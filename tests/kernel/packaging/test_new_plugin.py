@@ -14,7 +14,7 @@ import pytest
 from nfcore.scaffold import LONGEST_NAME, Kind, Skeleton, write_skeleton
 from nfcore.testing import sample_flow, sample_frame
 from tests.kernel.network import send_frame
-from tests.kernel.site import Site, eventually, inside
+from tests.kernel.site import Site, eventually
 
 from .environments import make_environment, run
 
@@ -110,20 +110,20 @@ def test_the_network_function_sees_real_packets(skeleton: Path, environment: Pat
     send(site, 8)
     assert eventually(lambda: site.rules() == 1)
     send(site, 5)
-    assert eventually(lambda: site.figure("nfcore_acme_nf_packets_total", port="80", path="fast") == 5)
-    assert site.figure("nfcore_acme_nf_packets_total", port="80", path="slow") == 8
+    assert eventually(lambda: site.metric("nfcore_acme_nf_packets_total", port="80", path="fast") == 5)
+    assert site.metric("nfcore_acme_nf_packets_total", port="80", path="slow") == 8
     daemon.kill()
     daemon.wait()
     assert site.program() is not None
     with site.running(config):
-        assert site.figure("nfcore_adopted_total") == 1
+        assert site.metric("nfcore_adopted_total") == 1
         send(site, 5)
-        assert eventually(lambda: site.figure("nfcore_acme_nf_packets_total", port="80", path="fast") == 5)
+        assert eventually(lambda: site.metric("nfcore_acme_nf_packets_total", port="80", path="fast") == 5)
     assert (site.program(), site.rules()) == (None, 0)
     daemon = site.start(config)
     daemon.kill()
     daemon.wait()
-    done = run(*inside(str(environment / "nfcore"), "cleanup", str(config)), cwd=site.folder)
+    done = run(environment / "nfcore", "cleanup", str(config), cwd=site.folder)
     assert (done.returncode, "acme_nf: detached program" in done.stdout) == (0, True), done.stderr
     assert site.program() is None
 

@@ -10,7 +10,7 @@ import pytest
 
 from nfcore.api.flows import FlowMatch
 from nfcore.testing import sample_frame
-from tests.kernel.site import Site, eventually, inside, vip_toml
+from tests.kernel.site import Site, eventually, vip_toml
 from tests.paths import ROOT
 
 from .environments import build_wheel, make_environment, run
@@ -52,7 +52,7 @@ def vip(address: str, reals: int) -> str:
 
 def in_use(site: Site) -> tuple[float, ...]:
     """Marks of blue, of green and of nobody."""
-    return tuple(site.figure("nfcore_tenant_marks_in_use", owner=owner) for owner in ("blue", "green", "default"))
+    return tuple(site.metric("nfcore_tenant_marks_in_use", owner=owner) for owner in ("blue", "green", "default"))
 
 
 def owners_of_rules(site: Site) -> list[int]:
@@ -81,10 +81,10 @@ def test_marks_on_the_nic_tell_the_owner(tenants: Site) -> None:
     with tenants.running(write(tenants, *(vip(address, 2) for address in addresses))):
         assert in_use(tenants) == (2, 2, 2)
         assert rules_become(tenants, [0, 1, 2], *addresses)
-        before = tenants.figure("nfcore_packets_total", path="fast")
+        before = tenants.metric("nfcore_packets_total", path="fast")
         for address in addresses * 2:
             send(tenants, address)
-        assert eventually(lambda: tenants.figure("nfcore_packets_total", path="fast") == before + 6)
+        assert eventually(lambda: tenants.metric("nfcore_packets_total", path="fast") == before + 6)
 
 
 def test_vips_come_and_go(tenants: Site, environment: Path) -> None:
@@ -92,7 +92,7 @@ def test_vips_come_and_go(tenants: Site, environment: Path) -> None:
 
     def reload(*vips: str) -> None:
         write(tenants, *vips)
-        done = run(*inside(str(environment / "nfcore"), "reload", str(config)), cwd=tenants.folder)
+        done = run(environment / "nfcore", "reload", str(config), cwd=tenants.folder)
         assert done.returncode == 0, done.stderr
 
     with tenants.running(config):
@@ -113,12 +113,12 @@ def test_another_table_takes_a_restart_that_trusts_no_rule(tenants: Site, enviro
     daemon = tenants.start(config)
     assert rules_become(tenants, [1], BLUE)
     config.write_text(config.read_text().replace("block = 1", "block = 5"))
-    done = run(*inside(str(environment / "nfcore"), "reload", str(config)), cwd=tenants.folder)
+    done = run(environment / "nfcore", "reload", str(config), cwd=tenants.folder)
     assert done.returncode != 0
     assert "tenant_marks: has changed, which takes a restart" in done.stderr
     daemon.kill()
     daemon.wait()
     with tenants.running(config):
-        assert tenants.figure("nfcore_adopted_total") == 0
+        assert tenants.metric("nfcore_adopted_total") == 0
         assert tenants.rules() == 0
         assert rules_become(tenants, [5], BLUE)

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nfcore.api.rules import Device
+from nfcore.bench.testbed import config_text
 from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, set_up_plugin
 from nfcore.hooks.manager import PluginManager
@@ -18,21 +19,12 @@ from nfcore.plugins.softnic.nic import load_program
 from nfcore.testing import Seen
 
 TABLE = 8
-CONFIG = """
-[nf]
-plugins = ["katran_accel", "marking", "softnic"]
-socket = "{folder}/nf.sock"
-[[interfaces]]
-name = "eth1"
-chain = ["katran_accel"]
-offload = ["softnic"{none}]
-[softnic.pins]
-{interface} = "{folder}/nic"
+VIP = """
 [[katran_accel.vips]]
 address = "198.18.10.1"
 port = 80
 protocol = "tcp"
-reals = [{{ address = "198.18.20.11" }}]
+reals = [{ address = "198.18.20.11" }]
 """
 
 
@@ -40,7 +32,8 @@ reals = [{{ address = "198.18.20.11" }}]
 def plugin_of(folder: Path, interface: str = "eth1", none: str = "") -> Iterator[tuple[PluginManager, Device]]:
     """The plugin, set up for eth1 by a configuration."""
     config, plugins, device = folder / "nf.toml", PluginManager(), Device("eth1", 4, ("softnic",))
-    config.write_text(CONFIG.format(folder=folder, interface=interface, none=none))
+    text = config_text(folder, "katran_accel", "softnic", f'[softnic.pins]\n{interface} = "{folder}/nic"', VIP)
+    config.write_text(text.replace('["softnic"]', f'["softnic"{none}]'))
     context = make_context(load_config(config, plugins), plugins, [device])
     with ExitStack() as leaving:
         set_up_plugin("softnic", context, plugins, leaving)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,17 +15,8 @@ from nfcore.api.metrics import counter
 from nfcore.plugins.stats.prometheus import endpoint as module
 from nfcore.plugins.stats.prometheus.endpoint import MOST_CONNECTIONS, Endpoint, EndpointCounters
 from nfcore.plugins.stats.registry import Registry
-from tests.kernel.network import enter, ip, namespaces
 
-NAMESPACE = f"nftest-endpoint-{os.getpid()}"
 PORT = 9464
-
-
-@pytest.fixture(autouse=True)
-def _namespace() -> Iterator[None]:
-    with namespaces(NAMESPACE):
-        ip(NAMESPACE, "link", "set", "lo", "up")
-        yield
 
 
 class Loop:
@@ -68,8 +58,7 @@ class Clock:
 @contextlib.contextmanager
 def listening(loop: Loop, health: Health | None = None, listen: str = f"127.0.0.1:{PORT}") -> Iterator[Endpoint]:
     endpoint = Endpoint(listen, loop.ask, health or alive(), EndpointCounters())
-    with enter(NAMESPACE):
-        endpoint.start()
+    endpoint.start()
     try:
         yield endpoint
     finally:
@@ -84,8 +73,7 @@ def alive(clock: Clock | None = None) -> Health:
 
 
 def connect(host: str = "127.0.0.1") -> socket.socket:
-    with enter(NAMESPACE):
-        return socket.create_connection((host, PORT), timeout=20)
+    return socket.create_connection((host, PORT), timeout=20)
 
 
 def ask(request: bytes, host: str = "127.0.0.1") -> tuple[int, dict[str, str], bytes]:
@@ -255,8 +243,7 @@ def test_it_listens_on_ipv6() -> None:
 
 def test_a_taken_port_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(module, "RETRY", 0.2)
-    with enter(NAMESPACE):
-        other = socket.create_server(("127.0.0.1", PORT))
+    other = socket.create_server(("127.0.0.1", PORT))
     with listening(Loop()) as endpoint:
         assert not endpoint.listening
         deadline = time.monotonic() + 30

@@ -20,8 +20,7 @@ from nfcore.kernel import Program, XdpMode, attach_xdp, compile_program, interfa
 from nfcore.plugins.tc_offload import TcOffloadPlugin
 from tests.isolation import on_one_cpu
 from tests.kernel.carriers.veth_link import PASS
-from tests.kernel.network import enter
-from tests.kernel.site import NAMESPACE, Site, eventually, ip, nfcore, open_site
+from tests.kernel.site import Site, eventually, ip, nfcore, open_site
 from tests.kernel.traffic import Rounds, flow_frames
 from tests.paths import ROOT
 from tests.promtool import promtool
@@ -42,8 +41,7 @@ class Seen:
 
 def get(path: str, method: str = "GET", port: int = 9464) -> tuple[int, str]:
     """Status and body of what the daemon answers over HTTP."""
-    with enter(NAMESPACE):
-        client = socket.create_connection(("127.0.0.1", port), timeout=10)
+    client = socket.create_connection(("127.0.0.1", port), timeout=10)
     with client, client.makefile("rb") as answer:
         client.sendall(f"{method} {path} HTTP/1.1\r\nHost: nfcore\r\n\r\n".encode())
         head, _, body = answer.read().decode().partition("\r\n\r\n")
@@ -202,14 +200,13 @@ def test_each_alert_fires_when_it_should_and_none_when_all_is_well() -> None:
 
 
 def test_a_taken_port_keeps_no_daemon_from_running(site: Site) -> None:
-    with enter(NAMESPACE):
-        other = socket.create_server(("127.0.0.1", 9464))
+    other = socket.create_server(("127.0.0.1", 9464))
     with site.running(site.config()):
-        assert any("stats.listen: cannot listen on 127.0.0.1:9464" in line for line in site.daemons.said)
-        assert site.figure("nfcore_stats_listening") == 0
-        assert site.figure("nfcore_stats_listen_errors_total") >= 1
+        assert "stats.listen: cannot listen on 127.0.0.1:9464" in site.daemons.logged()
+        assert site.metric("nfcore_stats_listening") == 0
+        assert site.metric("nfcore_stats_listen_errors_total") >= 1
         other.close()
-        assert eventually(lambda: site.figure("nfcore_stats_listening") == 1)
+        assert eventually(lambda: site.metric("nfcore_stats_listening") == 1)
         assert get("/metrics")[0] == 200
 
 
@@ -227,9 +224,9 @@ def test_where_it_listens_changes_while_it_runs(site: Site) -> None:
         site_reload(site)
         with pytest.raises(ConnectionRefusedError):
             get("/metrics", port=9999)
-        assert site.figure("nfcore_stats_listening") == 0
+        assert site.metric("nfcore_stats_listening") == 0
         # What was counted at one place is not forgotten at another, nor at none.
-        assert site.figure("nfcore_stats_responses_total", code="200") == 2
+        assert site.metric("nfcore_stats_responses_total", code="200") == 2
 
 
 def site_reload(site: Site) -> Any:
@@ -237,7 +234,7 @@ def site_reload(site: Site) -> Any:
 
 
 def attached(site: Site) -> float:
-    return site.figure("nfcore_program_attached", interface="eth1")
+    return site.metric("nfcore_program_attached", interface="eth1")
 
 
 def troubles(site: Site) -> list[str]:
@@ -258,8 +255,7 @@ def doctor(config: Path) -> tuple[int, str, str]:
 
 def test_a_program_that_somebody_took_off_or_replaced_is_told_everywhere_and_left_so(site: Site) -> None:
     config = site.config()
-    with enter(NAMESPACE):
-        ifindex = interface_index("eth1")
+    ifindex = interface_index("eth1")
     with site.running(config) as daemon, compile_program(PASS, "pass", defines={}, maps={}) as other:
         ours = site.program()
         assert ours is not None
@@ -277,23 +273,22 @@ def test_a_program_that_somebody_took_off_or_replaced_is_told_everywhere_and_lef
         assert (status, of_daemon) == (1, f"fault: running: {off} ")
         assert of_program.startswith(f"fault: the daemon's program {ours} is no longer") and "restart" in of_program
         assert site.program() is None
-        with enter(NAMESPACE):
-            attach_xdp(ifindex, other, mode=XdpMode.NATIVE)
+        attach_xdp(ifindex, other, mode=XdpMode.NATIVE)
         replaced = f"{off}: another, {other.id}, is in its place"
         assert eventually(lambda: troubles(site) == [replaced])
         assert f"program {other.id} is in its place" in doctor(config)[2]
-        with Program.from_id(ours) as again, enter(NAMESPACE):
+        with Program.from_id(ours) as again:
             attach_xdp(ifindex, again, mode=XdpMode.NATIVE, replace=other.id)
         assert eventually(lambda: attached(site) == 1)
         assert doctor(config)[0] == 0
-        with enter(NAMESPACE):
-            attach_xdp(ifindex, other, mode=XdpMode.NATIVE, replace=ours)
+        attach_xdp(ifindex, other, mode=XdpMode.NATIVE, replace=ours)
         assert eventually(lambda: attached(site) == 0)
         events = request(site.socket, "events", kinds=["link"], interfaces=["eth1"])["events"]
         said = [each["message"].split(";")[0] for each in events if "the program" in each["message"]]
         assert [f"eth1: {words}" for words in said] == [off, replaced, "eth1: the program is attached again", replaced]
         daemon.terminate()
-        _, log = daemon.communicate(timeout=30)
+        daemon.wait(30)
+        log = site.daemons.logged()
         assert (
             log.count(
                 f"ERROR nfcore.daemon.program_monitor: {off}; no packet reaches it; to have it back restart nfcore"

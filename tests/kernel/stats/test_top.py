@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.site import REALS, VIP, VIPS, Site, eventually, inside, ip, nfcore, succeed, vip_toml
+from tests.kernel.site import REALS, VIP, VIPS, Site, command_line, eventually, ip, nfcore, succeed, vip_toml
 from tests.kernel.traffic import Rounds, flow_frames
 
 from .screen import Screen
@@ -28,8 +28,7 @@ KEYS = {"up": "\x1b[A", "down": "\x1b[B", "escape": "\x1b", "enter": "\r", "tab"
 
 
 def top(site: Site, *options: str, interval: str = "0.3") -> list[str]:
-    command = [sys.executable, "-m", "nfcore.cli", "top", "--socket", str(site.socket), "--interval", interval]
-    return inside(*command, *options)
+    return command_line("top", "--socket", str(site.socket), "--interval", interval, *options)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def test_every_hook_has_a_test_of_its_own() -> None:
 
 def test_rows_and_fields_are_those_that_exist() -> None:
     """In their tables, in the order of the code; a rule's fields are in the text below."""
-    given = TEXT.split("## What the hooks are given", 1)[1].split("\n## ", 1)[0]
+    given = TEXT.split("## Arguments of hooks", 1)[1].split("\n## ", 1)[0]
     assert sorted(first_cells(given)) == sorted(FLOW_ROW.names or ())
     for name in set(RULE_ROW.names or ()) - {"reserved"}:
         assert f"`{name}`" in given

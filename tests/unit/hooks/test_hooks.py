@@ -173,7 +173,7 @@ def test_benchmark() -> None:
     assert dict(host_with(plugin_of("benchmark", "NotMeasured")).call_each("benchmark")) == {NAME: None}
 
 
-# Figures
+# Metrics
 
 
 def test_collect_stats(config: Config) -> None:

@@ -25,7 +25,7 @@ LONG = 60.0
 """Seconds that no test waits for."""
 
 
-class Figures:
+class Metrics:
     """Does something while its figures are read, as a generator does."""
 
     def __init__(self, what: Callable[[], Any]) -> None:
@@ -87,8 +87,8 @@ def test_a_hook_that_blocks_the_loop_is_named_then_broken_off(
 @pytest.mark.parametrize("block", [lambda: time.sleep(LONG), spin_stubbornly])
 def test_a_generator_that_blocks_the_loop_is_broken_off_like_any_hook(block: Callable[[], None]) -> None:
     plugins = PluginManager()
-    plugins.register(Figures(block), "blocks")
-    plugins.register(Figures(lambda: None), "works")
+    plugins.register(Metrics(block), "blocks")
+    plugins.register(Metrics(lambda: None), "works")
     with Watchdog(plugins, patience=1.0) as dog, dog.guarding():
         answered = [name for name, _ in plugins.call_each("collect_stats")]
     assert answered == ["works"]

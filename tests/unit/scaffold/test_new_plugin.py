@@ -79,7 +79,7 @@ def test_what_is_no_name(name: str) -> None:
         make_skeleton(name, Kind.BACKEND)
 
 
-TAKEN = {"nf": "a table of the core", "marking": "a table of the core", "null": "a word of the core"}
+TAKEN = {"nf": "a table of the core", "marking": "a table of the core", "null": "reserved for the core"}
 
 
 @pytest.mark.parametrize(("name", "words"), [*TAKEN.items(), ("softnic", "an installed plugin, of nfcore")])
@@ -122,7 +122,7 @@ def test_sources_name_their_licence_and_folders_explain_themselves(kind: Kind) -
 
 def test_a_folder_with_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(ConfigError, match=f"--into: {tmp_path} is not empty; --force writes over"):
+    with pytest.raises(ConfigError, match=f"--into: {tmp_path} is not empty; --force replaces"):
         write_skeleton(Skeleton("acme_x", Kind.BACKEND), tmp_path)
     assert contents(tmp_path) == {"notes": "mine"}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures are collected a plugin a turn, once for all who ask, and never before somebody has asked."""
+"""Metrics are collected a plugin a turn, once for all who ask, and never before somebody has asked."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of all plugins in one registry."""
+"""Metrics of all plugins in one registry."""
 
 from __future__ import annotations
 
