@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore new-plugin`: a distribution that works and passes its own tests, for its author to change.
+"""`nfcore new-plugin`: writes a distribution that works and passes its own tests, for its author to change.
 
-The templates are the files below ``templates/``: ``every`` for every kind, then the kind's own, with words in them
-that stand for the plugin's names.
+The templates are the files in ``templates/``: those of ``every`` are for every kind, the others for one kind. They have
+placeholders for the plugin's names.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ..version import __version__
 GROUP = "nfcore.plugins"
 LONGEST_NAME = 32
 CORE_TABLES = ("nf", "interfaces", "marking", "offload")
-WORDS_OF_THE_CORE = ("nfcore", "none", "null")
-"""Whose name a plugin would take in metrics, in a list of backends, and while tracing."""
+RESERVED_NAMES = ("nfcore", "none", "null")
+"""Names that the core itself uses: in metrics, in a list of backends, and while tracing."""
 _NOT_TEMPLATES = ("__pycache__",)
 
 
 class Kind(StrEnum):
-    """What a plugin is."""
+    """What kind of plugin to write."""
 
     BACKEND = "backend"
     STRATEGY = "strategy"
@@ -47,42 +47,42 @@ _DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A plugin's distribution before it is written."""
+    """The distribution of a plugin, before it is written."""
 
     name: str
-    """The plugin's, and its table's in the TOML: a Python identifier in lower case."""
+    """Name of the plugin and of its table in the TOML: a Python identifier in lower case."""
     kind: Kind
 
     @property
     def distribution(self) -> str:
-        """Name for pip, and of the folder."""
+        """Name of the distribution for pip, and of its folder."""
         return f"nfcore-{self.name.replace('_', '-')}"
 
     @property
     def module(self) -> str:
-        """Name for import: with a prefix, so that no plugin hides a module of another meaning."""
+        """Name for import; the prefix keeps it from hiding another module."""
         return f"nfcore_{self.name}"
 
     def render(self) -> dict[PurePosixPath, str]:
-        """Give the text of each file, by its path in the distribution's folder."""
+        """Give path in the distribution's folder → text of the file, for all files."""
         root = files(__package__) / "templates"
-        found: dict[PurePosixPath, str] = {}
+        rendered: dict[PurePosixPath, str] = {}
         for part in ("every", self.kind):
             for path, text in _texts(root / part, PurePosixPath()):
-                found[PurePosixPath(self._replace(str(path)))] = self._replace(text)
-        return dict(sorted(found.items()))
+                rendered[PurePosixPath(self._replace(str(path)))] = self._replace(text)
+        return dict(sorted(rendered.items()))
 
     def _replace(self, text: str) -> str:
-        words = {
+        values = {
             "my_name": self.name,
             "my-name": self.name.replace("_", "-"),
             "MyName": "".join(part.capitalize() for part in self.name.split("_")),
             "my_description": _DESCRIPTIONS[self.kind],
-            # Its program includes headers of nfcore that are under this licence.
+            # The program of an NF includes headers of nfcore, which are GPL-2.0-only.
             "my_licence": "Apache-2.0 AND GPL-2.0-only" if self.kind is Kind.NF else "Apache-2.0",
             "my_nfcore": __version__,
         }
-        return re.sub("|".join(words), lambda found: words[found[0]], text)
+        return re.sub("|".join(values), lambda placeholder: values[placeholder[0]], text)
 
 
 def _texts(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, str]]:
@@ -96,20 +96,20 @@ def _texts(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PurePosix
 
 
 def make_skeleton(name: str, kind: Kind, *, force: bool = False) -> Skeleton:
-    """Look at the name; ConfigError says why it cannot be a plugin's.
+    """Check the name; ConfigError says why no plugin can have it.
 
-    With `force` it may be that of an installed plugin whose distribution the skeleton's would replace.
+    With `force` it may be the name of an installed plugin, if its distribution has the same name as the new one.
     """
-    wanted = name.replace("-", "_")
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", wanted) or len(wanted) > LONGEST_NAME:
+    normal = name.replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", normal) or len(normal) > LONGEST_NAME:
         message = f"{name!r} should be at most {LONGEST_NAME} lower-case letters, digits and single '_' or '-' "
         raise _refusal("NAME", message + "between them, beginning with a letter, such as 'acme_nic'")
-    if wanted in CORE_TABLES:
-        raise _refusal("NAME", f"{name!r} is a table of the core's in every TOML: take another, such as 'my_{wanted}'")
-    if wanted in WORDS_OF_THE_CORE:
-        raise _refusal("NAME", f"{name!r} is a word of the core's: take another, such as 'my_{wanted}'")
-    skeleton = Skeleton(wanted, kind)
-    for point in entry_points(group=GROUP, name=wanted):
+    if normal in CORE_TABLES:
+        raise _refusal("NAME", f"{name!r} is a table of the core in every TOML: choose another, such as 'my_{normal}'")
+    if normal in RESERVED_NAMES:
+        raise _refusal("NAME", f"{name!r} is reserved for the core: choose another, such as 'my_{normal}'")
+    skeleton = Skeleton(normal, kind)
+    for point in entry_points(group=GROUP, name=normal):
         owner = point.dist.name if point.dist is not None else "?"
         if not (force and owner == skeleton.distribution):
             raise _refusal("NAME", f"{name!r} is an installed plugin, of {owner}; choose another name")
@@ -117,36 +117,36 @@ def make_skeleton(name: str, kind: Kind, *, force: bool = False) -> Skeleton:
 
 
 def write_skeleton(skeleton: Skeleton, folder: Path, *, force: bool = False) -> list[Path]:
-    """Write the distribution into `folder`, all of it or nothing; the paths of its files.
+    """Write all files of the distribution into `folder`, or none; give their paths.
 
-    ConfigError when there is something already, unless with `force`: its files of these names are replaced then, and
-    others stay. HostError when it cannot be written.
+    ConfigError when `folder` is not empty; with `force`, files of the same names are replaced and others stay.
+    HostError when the files cannot be written.
     """
     folder = Path(os.path.realpath(folder))
     texts = skeleton.render()
-    _refuse_occupied(folder, texts, force=force)
+    _check_folder(folder, texts, force=force)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workshop:
-            fresh = Path(workshop) / "new"
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            new = Path(temporary) / "new"
             for path, text in texts.items():
-                (fresh / path).parent.mkdir(parents=True, exist_ok=True)
-                (fresh / path).write_text(text, encoding="utf-8")
+                (new / path).parent.mkdir(parents=True, exist_ok=True)
+                (new / path).write_text(text, encoding="utf-8")
             if folder.exists() and any(folder.iterdir()):
-                _put_over(fresh, folder, list(texts), Path(workshop))
+                _replace_files(new, folder, list(texts), Path(temporary))
             else:
-                fresh.replace(folder)
+                new.replace(folder)
     except OSError as error:
         raise HostError(f"{folder} cannot be written: {error.strerror}: {error.filename}") from None
     return [folder / path for path in texts]
 
 
-def _refuse_occupied(folder: Path, texts: Mapping[PurePosixPath, str], *, force: bool) -> None:
+def _check_folder(folder: Path, texts: Mapping[PurePosixPath, str], *, force: bool) -> None:
     if not folder.parent.is_dir():
         raise _refusal("--into", f"{folder.parent} is no folder: make it first")
     if folder.exists() and not folder.is_dir():
         raise _refusal("--into", f"{folder} is a file; should be a new or an empty folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise _refusal("--into", f"{folder} is not empty; --force writes over the files of the same names")
+        raise _refusal("--into", f"{folder} is not empty; --force replaces the files of the same names")
     for path in texts:
         in_the_way = [folder / part for part in path.parents if (folder / part).is_file()]
         in_the_way += [folder / path] if (folder / path).is_dir() else []
@@ -154,11 +154,11 @@ def _refuse_occupied(folder: Path, texts: Mapping[PurePosixPath, str], *, force:
             raise _refusal("--into", f"{in_the_way[0]} is in the way of {path}")
 
 
-def _put_over(fresh: Path, folder: Path, paths: list[PurePosixPath], workshop: Path) -> None:
-    """Move files to their places one by one, and everything back if one cannot be."""
+def _replace_files(new: Path, folder: Path, paths: list[PurePosixPath], temporary: Path) -> None:
+    """Move files from `new` to `folder` one by one; if one fails, undo all. Old files are kept in `temporary`."""
     with ExitStack() as undo:
         for number, path in enumerate(paths):
-            target, kept = folder / path, workshop / f"old-{number}"
+            target, kept = folder / path, temporary / f"old-{number}"
             for parent in reversed(
                 [parent for parent in (target.parent, *target.parent.parents) if not parent.exists()]
             ):
@@ -167,7 +167,7 @@ def _put_over(fresh: Path, folder: Path, paths: list[PurePosixPath], workshop: P
             if target.exists():
                 target.replace(kept)
                 undo.callback(kept.replace, target)
-            (fresh / path).replace(target)
+            (new / path).replace(target)
             if not kept.exists():
                 undo.callback(target.unlink)
         undo.pop_all()

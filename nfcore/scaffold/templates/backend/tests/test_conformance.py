@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nfcore asks of every offload backend. Each test is a promise, in its docstring's words."""
+"""The conformance suite for every offload backend: each test is a promise, which its docstring states."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = 64
 
 
 class TestConformance(BackendConformance):
-    """Your device in the place of the NIC in memory: give its abilities here, and `lacks` what it cannot do."""
+    """Put your device in the place of the NIC in memory; give its capabilities, and `lacks` with what it cannot do."""
 
     @pytest.fixture
     def nic(self, tmp_path: Path) -> Iterator[NicUnderTest]:
@@ -34,8 +34,8 @@ class TestConformance(BackendConformance):
             send=send,
             restart=lambda: set_up(tmp_path),
             table_size=SIZE,
-            foreign=somebody_elses_rule,
-            leftovers=lambda: [str(entry.rule) for entry in find_nic(DEVICE.ifindex, SIZE).ours()],
+            foreign=install_foreign_rule,
+            leftovers=lambda: [str(entry.rule) for entry in find_nic(DEVICE.ifindex, SIZE).own_entries()],
         )
         forget_nic(DEVICE.ifindex)
 
@@ -51,7 +51,7 @@ def send(frame: bytes, count: int) -> Seen:
     return Seen(Counter(mark for mark in arrived if mark is not None), arrived.count(None))
 
 
-def somebody_elses_rule() -> Callable[[], bool]:
+def install_foreign_rule() -> Callable[[], bool]:
     entries = find_nic(DEVICE.ifindex, SIZE).entries
     rule = Rule(FlowMatch.parse("198.18.255.1:1 > 198.18.255.2:2/udp"), SetMark(9), cookie=0x1234)
     entries[rule.match] = Entry(rule)

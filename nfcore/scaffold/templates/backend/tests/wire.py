@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the NIC makes of a frame: the flow that it belongs to."""
+"""The classifier of the NIC: finds the flow of a frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ IPV4, IPV6 = b"\x08\x00", b"\x86\xdd"
 
 
 def flow_of(frame: bytes) -> FlowMatch | None:
-    """Give the flow of an Ethernet frame; None of fragments, options, extension headers and other protocols."""
+    """Give the flow of an Ethernet frame; None for fragments, options, extension headers and other protocols."""
     if frame[12:14] == IPV4 and frame[14] == 0x45 and not int.from_bytes(frame[20:22]) & 0x3FFF:
         proto, src, dst, ports = frame[23], frame[26:30], frame[30:34], frame[34:38]
     elif frame[12:14] == IPV6:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real program under the real engine, by test runs: no interface is touched. Loading it needs root."""
+"""The real program and the real engine, with test runs instead of an interface. To load the program needs root."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nfcore_my_name.meter import NAME, Meter
 
 EXAMPLE = Path(__file__).parents[1] / "example.toml"
 LOOPBACK = 1
-"""ifindex that a test run gives to a packet."""
+"""The ifindex that packets of a test run have."""
 MIN_PACKETS = 8
 HTTP = sample_flow(1)
 
@@ -33,14 +33,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loading a BPF program
 
 
 class World:
-    """The plugin, set up from the example, and an engine whose NIC takes every rule."""
+    """The plugin, set up from the example, and an engine whose NIC accepts every rule."""
 
-    def __init__(self, leaving: ExitStack, *overrides: str) -> None:
+    def __init__(self, stack: ExitStack, *overrides: str) -> None:
         self.plugins = PluginManager()
         config = load_config(EXAMPLE, self.plugins, overrides)
         self.plugins.register(NullBackend(), NULL_BACKEND)
         context = make_context(config, self.plugins, [Device("eth1", LOOPBACK, (NULL_BACKEND,))], tracing=True)
-        leaving.enter_context(set_up(context, self.plugins))
+        stack.enter_context(set_up(context, self.plugins))
         self.engine = make_engine(context, self.plugins, {LOOPBACK: InlineWorker()})
         self.engine.start()
         (function,) = context.nfs
@@ -60,11 +60,11 @@ class World:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    with ExitStack() as leaving:
-        yield World(leaving)
+    with ExitStack() as stack:
+        yield World(stack)
 
 
-def test_a_flow_that_is_worth_it_gets_a_rule_and_is_counted_by_its_mark(world: World) -> None:
+def test_a_flow_with_enough_packets_gets_a_rule_and_is_counted_by_its_mark(world: World) -> None:
     world.send(HTTP, MIN_PACKETS - 1)
     assert world.engine.poll() == 0
     world.send(HTTP)
@@ -77,7 +77,7 @@ def test_a_flow_that_is_worth_it_gets_a_rule_and_is_counted_by_its_mark(world: W
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_every_kind_of_flow_is_seen(world: World, family: int, protocol: str) -> None:
+def test_every_kind_of_flow_is_reported(world: World, family: int, protocol: str) -> None:
     flow = sample_flow(7, family, protocol)
     world.send(flow, MIN_PACKETS)
     world.engine.poll()
@@ -85,7 +85,7 @@ def test_every_kind_of_flow_is_seen(world: World, family: int, protocol: str) ->
     assert found.match == flow
 
 
-def test_a_mark_of_another_port_is_not_believed(world: World) -> None:
+def test_a_mark_of_another_port_is_ignored(world: World) -> None:
     marks = world.plugins.call_first("allocate_mark", batch=world.meter.targets())[1].tolist()
     assert len(set(marks)) == len(world.meter.ports)
     world.send(HTTP, mark=marks[1])
@@ -93,13 +93,13 @@ def test_a_mark_of_another_port_is_not_believed(world: World) -> None:
     assert world.counted() == [[0, 2], [0, 0]]
 
 
-def test_ports_that_nobody_watches_pass_uncounted(world: World) -> None:
+def test_packets_to_other_ports_are_not_counted(world: World) -> None:
     world.send(FlowMatch(HTTP.src, HTTP.dst, HTTP.proto, HTTP.sport, 81), MIN_PACKETS)
     assert world.engine.poll() == 0
     assert world.counted() == [[0, 0], [0, 0]]
 
 
-def test_a_restored_flow_is_reported_anew(world: World) -> None:
+def test_a_restored_flow_is_reported_again(world: World) -> None:
     for _ in range(2):
         world.send(HTTP, MIN_PACKETS)
         batch = world.meter.read_events(100)
@@ -115,5 +115,5 @@ def test_a_retired_mark_means_nothing(world: World) -> None:
 
 
 def test_marks_of_flows_are_refused() -> None:
-    with ExitStack() as leaving, pytest.raises(ConfigError, match=r"marking\.strategy: is 'flow-id'"):
-        World(leaving, "marking.strategy=flow-id")
+    with ExitStack() as stack, pytest.raises(ConfigError, match=r"marking\.strategy: is 'flow-id'"):
+        World(stack, "marking.strategy=flow-id")

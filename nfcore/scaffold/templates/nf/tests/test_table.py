@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TOML that names the plugin."""
+"""The plugin's table in a TOML."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nfcore.hooks.manager import PluginManager
 EXAMPLE = Path(__file__).parents[1] / "example.toml"
 
 
-def test_the_example_is_right() -> None:
+def test_the_example_is_valid() -> None:
     config = load_config(EXAMPLE, PluginManager())
     assert config.resolved()["my_name"] == {"ports": [80, 443], "flows": 65_536}
 
 
-def test_mistakes_are_named_by_their_keys() -> None:
+def test_mistakes_are_reported_with_their_keys() -> None:
     with pytest.raises(ConfigError) as refused:
         load_config(EXAMPLE, PluginManager(), ["my_name.ports=[80, 0, 80]"])
     keys = [problem.path.removeprefix("my_name.") for problem in refused.value.problems]

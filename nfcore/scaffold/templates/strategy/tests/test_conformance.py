@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nfcore asks of every marking strategy. Each test is a promise, in its docstring's words."""
+"""The conformance suite for every marking strategy: each test is a promise, which its docstring states."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nfcore_my_name.plugin import NAME, STRATEGY
 
 
 class TestConformance(StrategyConformance):
-    """With the plugin's own table as `StrategyUnderTest.table`, where its keys matter."""
+    """Set `StrategyUnderTest.table` to the plugin's table, as the tests need it."""
 
     @pytest.fixture
     def strategy(self) -> StrategyUnderTest:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NIC: a table of exact flows in this process's memory. Put your device's driver in its place."""
+"""The NIC: a table of flows in the memory of this process. Replace it by the driver of your device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from nfcore.api.flows import PROTOCOL_NAMES, FlowMatch
 from nfcore.api.rules import COOKIE_TAG, Outcome, Rule, SetMark
 
 MARK_WIDTH = 16
-"""Bits of a mark that arrive."""
+"""Bits of a mark that arrive at XDP."""
 
 
 @dataclass
 class Entry:
-    """One rule as the NIC holds it."""
+    """One rule in the NIC."""
 
     rule: Rule
     packets: int = 0
@@ -26,7 +26,7 @@ class Entry:
 
 
 class Nic:
-    """A NIC with room for `size` rules. Packets come while rules are changed, hence the lock."""
+    """A NIC with room for `size` rules. The lock is needed because packets arrive while rules change."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -34,34 +34,34 @@ class Nic:
         self._lock = threading.Lock()
 
     def install(self, rule: Rule) -> tuple[Outcome, str]:
-        """Take one rule: what became of it, and why not. A rule for a flow that has one takes its place."""
+        """Install one rule: its status, and a message if it failed. It replaces an earlier rule of its flow."""
         if rule.match.proto not in PROTOCOL_NAMES:
             return Outcome.UNSUPPORTED, f"protocol {rule.match.proto} is neither tcp nor udp"
         if isinstance(rule.action, SetMark) and rule.action.mark >> MARK_WIDTH:
             return Outcome.UNSUPPORTED, f"mark {rule.action.mark} is wider than {MARK_WIDTH} bits"
         with self._lock:
-            there = self.entries.get(rule.match)
-            if there is not None and not _is_ours(there.rule):
-                return Outcome.FAILED, f"{rule.match} has a rule of somebody else"
-            if there is None and len(self.entries) >= self.size:
-                return Outcome.FULL, f"all {self.size} places are taken"
-            if there is None or there.rule != rule:
+            entry = self.entries.get(rule.match)
+            if entry is not None and not _is_own(entry.rule):
+                return Outcome.FAILED, f"{rule.match} has a foreign rule"
+            if entry is None and len(self.entries) >= self.size:
+                return Outcome.FULL, f"the table has {self.size} rules and is full"
+            if entry is None or entry.rule != rule:
                 self.entries[rule.match] = Entry(rule)
             return Outcome.INSTALLED, ""
 
     def remove(self, rule: Rule) -> Entry | None:
-        """Take a rule off; None when it is not there. One of another cookie is another rule."""
+        """Remove a rule; None when it is not there. A rule with another cookie is another rule."""
         with self._lock:
-            there = self.entries.get(rule.match)
-            return self.entries.pop(rule.match) if there is not None and there.rule.cookie == rule.cookie else None
+            entry = self.entries.get(rule.match)
+            return self.entries.pop(rule.match) if entry is not None and entry.rule.cookie == rule.cookie else None
 
-    def ours(self) -> list[Entry]:
-        """Give the rules that nfcore made, as they are now."""
+    def own_entries(self) -> list[Entry]:
+        """Give the entries of nfcore's rules, as they are now."""
         with self._lock:
-            return [entry for entry in self.entries.values() if _is_ours(entry.rule)]
+            return [entry for entry in self.entries.values() if _is_own(entry.rule)]
 
     def receive(self, flow: FlowMatch | None, length: int) -> int | None:
-        """Take a packet off the wire, `length` bytes, of a flow or of none: its mark, 0 without; None: dropped."""
+        """Receive a packet of `length` bytes: its mark, 0 if it has none; None: dropped. flow None: matches no rule."""
         with self._lock:
             entry = None if flow is None else self.entries.get(flow)
             if entry is None:
@@ -72,19 +72,19 @@ class Nic:
             return entry.rule.action.mark if isinstance(entry.rule.action, SetMark) else None
 
 
-def _is_ours(rule: Rule) -> bool:
+def _is_own(rule: Rule) -> bool:
     return rule.cookie >> 48 == COOKIE_TAG
 
 
-_MACHINE: dict[int, Nic] = {}
-"""By ifindex: rules of a NIC outlive the plugin that made them."""
+_NICS: dict[int, Nic] = {}
+"""ifindex → NIC. Not in the plugin, because rules on a NIC outlive the plugin that installed them."""
 
 
 def find_nic(ifindex: int, size: int) -> Nic:
     """Give the NIC of a device."""
-    return _MACHINE.setdefault(ifindex, Nic(size))
+    return _NICS.setdefault(ifindex, Nic(size))
 
 
 def forget_nic(ifindex: int) -> None:
-    """Take the NIC out of the machine, for the next test."""
-    _MACHINE.pop(ifindex, None)
+    """Remove a NIC, for the next test."""
+    _NICS.pop(ifindex, None)

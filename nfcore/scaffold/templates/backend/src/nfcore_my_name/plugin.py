@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hooks of an offload backend: from rules of nfcore to rules of the NIC, and back."""
+"""The hooks of an offload backend: turn nfcore's rules into rules of the NIC, and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from nfcore.api.config import ConfigTable, Section
 from nfcore.api.context import Context
 from nfcore.api.hookspecs import hookimpl
-from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch
+from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, RuleBatch
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -23,32 +23,32 @@ class MyNameTable(ConfigTable):
     """`[my_name]`: strict, like every table of nfcore."""
 
     rules: int = Field(default=4096, ge=1, le=1_000_000)
-    """Rules that fit into the NIC."""
+    """Number of rules that fit into the NIC."""
     verbose: bool = True
-    """Whether each rule that comes and goes is logged."""
+    """Whether each installation and removal is logged."""
 
 
 class MyNamePlugin:
-    """Answers the hooks. They run on the worker thread of their device, but for `setup` and `teardown`."""
+    """Implements the hooks. They run on the worker thread of their device, except `setup` and `teardown`."""
 
     nfcore_api = 1
-    """The version of nfcore's hooks that this was written for."""
+    """The version of nfcore's hooks for which this plugin was written."""
 
     def __init__(self) -> None:
         self._table = MyNameTable()
         self._nics: dict[int, Nic] = {}
-        """By ifindex."""
+        """ifindex → NIC."""
 
     @hookimpl
     def config_section(self) -> Section:
-        """Own `[my_name]`. `Section` takes checks across keys and across tables, too."""
+        """Declare `[my_name]`; a `Section` may also check several keys or tables."""
         return Section(MyNameTable)
 
     @hookimpl
     def setup(self, context: Context) -> None:
-        """Open the devices whose `offload` names this plugin. Rules of an earlier run stay: the core asks for them."""
+        """Open the devices whose `offload` names this plugin. Rules of an earlier run stay: the core reads them."""
         table = context.config.sections[NAME]
-        assert isinstance(table, MyNameTable)  # config_section() said so
+        assert isinstance(table, MyNameTable)  # as config_section() declares
         self._table = table
         for device in context.devices:
             if NAME in device.backends:
@@ -56,27 +56,27 @@ class MyNamePlugin:
 
     @hookimpl
     def teardown(self) -> None:
-        """Let go of the devices. The core has removed the rules; what it left is to stay."""
+        """Close the devices. The core has removed its rules; whatever is left must stay."""
         self._nics.clear()
 
     @hookimpl
     def probe_offload(self, device: Device) -> Capabilities | None:
-        """Say what the device can do: try it on the real thing, where that can be done."""
+        """Find out what the device can do; if possible, by trial."""
         nic = self._nics.get(device.ifindex)
         return None if nic is None else Capabilities(mark_width=MARK_WIDTH, table_size=nic.size)
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
-        """Answer each rule: INSTALLED, FULL (no room now), UNSUPPORTED (never), FAILED (tried again), with words."""
+        """Give each rule's status: INSTALLED, FULL (no room now), UNSUPPORTED (never) or FAILED (tried again)."""
         nic = self._nics[device.ifindex]
-        answers = [nic.install(rule) for rule in rules]
-        self._log("install", rules, [outcome for outcome, _ in answers])
-        words = {number: words for number, (_, words) in enumerate(answers) if words}
-        return Outcomes(np.array([outcome for outcome, _ in answers], dtype=np.uint8), words)
+        results = [nic.install(rule) for rule in rules]
+        self._log("install", rules, [outcome for outcome, _ in results])
+        messages = {number: message for number, (_, message) in enumerate(results) if message}
+        return Outcomes(np.array([outcome for outcome, _ in results], dtype=np.uint8), messages)
 
     @hookimpl
     def remove_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
-        """Answer each rule: REMOVED with what it had counted to its end, or ABSENT, which is no failure."""
+        """Give each rule's status: REMOVED, with its last counters, or ABSENT, which is no failure."""
         nic = self._nics[device.ifindex]
         entries = [nic.remove(rule) for rule in rules]
         status = [Outcome.ABSENT if entry is None else Outcome.REMOVED for entry in entries]
@@ -88,19 +88,15 @@ class MyNamePlugin:
 
     @hookimpl
     def dump_offload(self, device: Device) -> NDArray[np.void]:
-        """Read back our rules with their counters: how the core notices idle flows, and rules of an earlier run."""
-        entries = self._nics[device.ifindex].ours()
+        """Read nfcore's rules and their counters: the core finds idle flows in them, and rules of an earlier run."""
+        entries = self._nics[device.ifindex].own_entries()
         rows = np.zeros(len(entries), dtype=INSTALLED_ROW)
         rows["rule"] = RuleBatch.of([entry.rule for entry in entries]).rows
         for field in ("packets", "bytes", "last_used"):
             rows[field] = [getattr(entry, field) for entry in entries]
         return rows
 
-    def _log(self, what: str, rules: RuleBatch, outcomes: list[Outcome]) -> None:
+    def _log(self, action: str, rules: RuleBatch, outcomes: list[Outcome]) -> None:
         if self._table.verbose:
             for rule, outcome in zip(rules, outcomes, strict=True):
-                log.info("%s %s: %s", what, _say(rule), outcome.name)
-
-
-def _say(rule: Rule) -> str:
-    return f"{rule.match} {rule.action} cookie {rule.cookie:#x}"
+                log.info("%s %s %s cookie %#x: %s", action, rule.match, rule.action, rule.cookie, outcome.name)

@@ -2,11 +2,12 @@
 /*
  * Counts the packets to some ports and lets every packet pass.
  *
- *   packet ──► mark ──► meter_marks: is that this packet's port? count it                             (fast path)
- *                └─ no mark, or a wrong one ──► meter_ports: do we watch its port? count it, know its flow,
- *                                               and report the flow when it has shown itself worth a rule  (slow path)
+ *   packet ──► mark ──► meter_marks: is it the port of the packet? count the packet        (fast path)
+ *                └─ no mark, or a wrong one ──► meter_ports: is it one of the ports? count the packet,
+ *                                               remember its flow, and report the flow when it has
+ *                                               enough packets                               (slow path)
  *
- * Headers in lib/ are nfcore's.
+ * The headers in lib/ are nfcore's.
  */
 #include <linux/bpf.h>
 
@@ -14,7 +15,7 @@
 #include "lib/map_handle.h"
 #include "lib/packet.h"
 
-/* What a mark means: a port, and where it is counted. Port 0: nothing. */
+/* The entry of a mark: a port, and the slot of its counters. Port 0: no entry. */
 struct meter_mark {
 	__u32 port;
 	__u32 slot;
@@ -27,7 +28,7 @@ struct meter_count {
 
 struct meter_flow {
 	struct flow_key key;
-	__u32 family; /* 4 or 6: the key alone cannot tell */
+	__u32 family; /* 4 or 6: an IPv4 and an IPv6 key may be equal */
 };
 
 struct meter_event {
@@ -58,7 +59,7 @@ static __always_inline void report(struct xdp_md *ctx, const struct meter_flow *
 {
 	struct meter_event *event = bpf_ringbuf_reserve(MAP(meter_events), sizeof(*event), 0);
 
-	/* No room: the flow is reported again. */
+	/* The buffer is full: the flow is reported again later. */
 	if (!event)
 		return;
 	event->flow = *flow;
@@ -68,19 +69,19 @@ static __always_inline void report(struct xdp_md *ctx, const struct meter_flow *
 	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 }
 
-/* Reports a flow after MIN_PACKETS packets and, since a rule may be refused, after twice as many, four times, … */
-static __always_inline void look_at(struct xdp_md *ctx, const struct meter_flow *flow)
+/* Reports a flow after MIN_PACKETS packets, and again after 2, 4, 8, … times as many: a rule may have been refused. */
+static __always_inline void count_flow(struct xdp_md *ctx, const struct meter_flow *flow)
 {
-	__u64 nothing = 0, *packets = bpf_map_lookup_elem(MAP(meter_flows), flow);
+	__u64 zero = 0, *packets = bpf_map_lookup_elem(MAP(meter_flows), flow);
 	__u64 seen, times;
 
 	if (!packets) {
-		bpf_map_update_elem(MAP(meter_flows), flow, &nothing, BPF_NOEXIST);
+		bpf_map_update_elem(MAP(meter_flows), flow, &zero, BPF_NOEXIST);
 		packets = bpf_map_lookup_elem(MAP(meter_flows), flow);
 		if (!packets)
 			return;
 	}
-	/* Roughly, where CPUs share a flow. */
+	/* Not atomic, so not exact when several CPUs have packets of the flow. */
 	seen = *packets + 1;
 	*packets = seen;
 	times = seen / MIN_PACKETS;
@@ -102,7 +103,7 @@ int meter_ingress(struct xdp_md *ctx)
 	if (read_flow(&packet, &flow.family, data, data_end) != PARSE_OK)
 		return XDP_PASS;
 	port = bpf_ntohs(packet.flow.dport);
-	/* A mark is a hint, and looked at: it may be stale, or somebody else's. */
+	/* A mark is a hint, so check it: it may be stale or foreign. */
 	entry = bpf_map_lookup_elem(MAP(meter_marks), &mark);
 	if (entry && entry->port && entry->port == port) {
 		count = bpf_map_lookup_elem(MAP(meter_counts), &entry->slot);
@@ -117,6 +118,6 @@ int meter_ingress(struct xdp_md *ctx)
 	if (count)
 		count->slow += 1;
 	flow.key = packet.flow;
-	look_at(ctx, &flow);
+	count_flow(ctx, &flow);
 	return XDP_PASS;
 }

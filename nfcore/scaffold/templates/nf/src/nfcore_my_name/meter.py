@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network function as the engine sees it: program and maps, flows read, marks published.
+"""The network function for the engine: its program and maps, its reports of flows, the entries of marks.
 
-Its targets are the ports that it watches: all flows to one port share a mark.
+Its targets are ports: all flows to one port share a mark.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EVENT_BYTES = 1 << 18
 
 
 class Meter:
-    """What `nfcore.api.network_function.NetworkFunction` asks for."""
+    """Implements `nfcore.api.network_function.NetworkFunction`."""
 
     name = NAME
     number = 0
@@ -39,7 +39,7 @@ class Meter:
     """None: user space chooses the marks, as with dest-id."""
 
     def __init__(self, context: Context, ports: Sequence[int], flows: int) -> None:
-        """Create the maps and load the program. HostError names what stands in the way."""
+        """Create the maps and load the program. HostError says what is missing."""
         self.ports = np.array(ports, dtype=np.uint64)
         self._state = context.state_file
         self._modes = {interface.name: XdpMode(interface.xdp_mode) for interface in context.config.interfaces}
@@ -67,31 +67,31 @@ class Meter:
             self._opened = opened.pop_all()
 
     def close(self) -> None:
-        """Let go of program and maps."""
+        """Close program and maps."""
         self._opened.close()
 
     # The program on an interface
 
     def attach(self, device: Device) -> None:
-        """Put the program on the device, in place of one that a killed run left there."""
-        previous = self._state.recall(program_note(device))
+        """Attach the program to the device, in place of one that a killed run left there."""
+        previous = self._state.recall(program_key(device))
         attach_xdp(device.ifindex, self.program, mode=self._modes[device.name], replace=previous)
-        self._state.remember(program_note(device), self.program.id)
+        self._state.remember(program_key(device), self.program.id)
 
     def detach(self, device: Device) -> None:
-        """Take the program off the device, if it is still ours and the device is still there."""
+        """Detach the program from the device, if both are still there."""
         gone = device.ifindex not in {index for index, _ in if_nameindex()}
         if gone or detach_xdp(device.ifindex, expected=self.program.id):
-            self._state.forget(program_note(device))
+            self._state.forget(program_key(device))
 
     # Flows
 
     def wake_fds(self) -> Sequence[int]:
-        """Give the event buffer's descriptor."""
+        """Give the descriptor of the event buffer."""
         return self._reader.fds
 
     def read_events(self, limit: int) -> FlowBatch:
-        """Take up to `limit` reports."""
+        """Read up to `limit` reports of flows."""
         events = self._reader.read(limit)
         batch = FlowBatch.empty(len(events))
         batch.rows["key"], batch.rows["family"] = events["flow"]["key"], events["flow"]["family"]
@@ -101,7 +101,7 @@ class Meter:
         return batch
 
     def restore(self, batch: FlowBatch) -> None:
-        """Forget the flows, so that they are reported anew: all that this slow path knows is in the packets."""
+        """Forget the flows, so that they are reported again. This slow path needs no other state of a flow."""
         flows = np.zeros(len(batch), dtype=FLOW)
         flows["key"], flows["family"] = batch.rows["key"], batch.rows["family"]
         self.maps["meter_flows"].delete_batch(flows)
@@ -123,11 +123,11 @@ class Meter:
         return {"port": str(target)}
 
     def fingerprint(self) -> bytes:
-        """Say what decides which port gets which mark: the ports in their order."""
+        """Give the ports in their order: with equal bytes, a mark means the same in two runs."""
         return repr(self.ports.tolist()).encode()
 
     def publish(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Write what the marks mean, before any rule sets them; whether it stands, per row."""
+        """Write the entries of marks, before any rule sets the marks: per row, whether the entry is there."""
         slots = {port: slot for slot, port in enumerate(self.ports.tolist())}
         known: NDArray[np.bool_] = np.isin(batch.rows["target"], self.ports)
         entries = np.zeros(int(known.sum()), dtype=MARK)
@@ -137,17 +137,17 @@ class Meter:
         return known
 
     def retire(self, marks: NDArray[np.uint32]) -> None:
-        """Erase what the marks meant, after the last rule that set them is gone."""
+        """Erase the entries of marks, after the last rule that set the marks is gone."""
         self.maps["meter_marks"].update_batch(marks, np.zeros(len(marks), dtype=MARK))
 
     def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Fill in the targets of flows whose rules an earlier run left: marks mean what they meant then."""
+        """Fill in the targets of flows whose rules an earlier run left: per row, whether the mark fits the flow."""
         entries = self.maps["meter_marks"].read_array()
-        there = marks < len(entries)
-        ports = entries["port"][np.where(there, marks, 0)]
+        in_range = marks < len(entries)
+        ports = entries["port"][np.where(in_range, marks, 0)]
         batch.rows["target"] = ports
-        right: NDArray[np.bool_] = there & (ports != 0) & (ports == batch.rows["key"]["dport"])
-        return right
+        fits: NDArray[np.bool_] = in_range & (ports != 0) & (ports == batch.rows["key"]["dport"])
+        return fits
 
     def counted(self) -> NDArray[np.uint64]:
         """Give packets by port, shape (ports, 2): on the fast path, on the slow path."""
@@ -155,6 +155,6 @@ class Meter:
         return np.stack([counts["fast"].sum(axis=1), counts["slow"].sum(axis=1)], axis=1)
 
 
-def program_note(device: Device) -> str:
-    """Give the name under which a run notes, for the next, which program it attached."""
+def program_key(device: Device) -> str:
+    """Give the name in the state file under which a run keeps the id of the program that it attached."""
     return f"{NAME}.program.{device.ifindex}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hooks of a network function. They run on the event loop's thread and must not block."""
+"""The hooks of a network function. They run on the event loop and must not block it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nfcore.kernel import detach_xdp
 from numpy.typing import NDArray
 from pydantic import Field
 
-from .meter import NAME, Meter, program_note
+from .meter import NAME, Meter, program_key
 
 
 class MyNameTable(ConfigTable):
@@ -29,75 +29,75 @@ class MyNameTable(ConfigTable):
     ports: list[Annotated[int, Field(ge=1, le=65_535)]] = Field(min_length=1, max_length=1024)
     """Destination ports, of TCP and UDP, whose packets are counted."""
     flows: int = Field(default=65_536, ge=1, le=16_000_000)
-    """Flows that are known on the slow path."""
+    """Flows that the slow path can remember."""
 
 
 def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
-    """Find what types cannot express, in the raw table: single values of it may be wrong."""
-    given = raw.get("ports")
-    ports = given if isinstance(given, list) else []
+    """Find what types cannot express. The table is raw: its values may be of any type."""
+    value = raw.get("ports")
+    ports = value if isinstance(value, list) else []
     for number, port in enumerate(ports):
         if port in ports[:number]:
             yield Problem(f"{path}.ports[{number}]", f"{port!r} is named twice")
 
 
 def count_ports(table: MyNameTable) -> int:
-    """Say how many targets there are: each needs a mark."""
+    """Count the targets: each needs a mark."""
     return len(table.ports)
 
 
 class MyNamePlugin:
-    """Answers the hooks for the meter."""
+    """Implements the hooks for the meter."""
 
     nfcore_api = 1
-    """The version of nfcore's hooks that this was written for."""
+    """The version of nfcore's hooks for which this plugin was written."""
 
     def __init__(self) -> None:
         self._running: Meter | None = None
 
     @hookimpl
     def config_section(self) -> Section:
-        """Own `[my_name]`."""
+        """Declare `[my_name]`."""
         return Section(MyNameTable, check_table, count_ports)
 
     @hookimpl
     def setup(self, context: Context) -> None:
-        """Create the maps, load the program, register the network function. Nothing is attached yet."""
+        """Create the maps, load the program, register the network function. Attach nothing yet."""
         if context.strategy is not None and context.strategy.meaning is not MarkMeaning.TARGET:
             message = f"is {context.strategy.name!r}; {NAME} needs one mark per target, such as 'dest-id'"
             raise ConfigError(context.config.source, [Problem("marking.strategy", message)])
         table = context.config.sections[NAME]
-        assert isinstance(table, MyNameTable)  # config_section() said so
+        assert isinstance(table, MyNameTable)  # as config_section() declares
         self._running = Meter(context, table.ports, table.flows)
         context.register_nf(self._running)
 
     @hookimpl
     def teardown(self) -> None:
-        """Let go of everything; called also when a later `setup` failed."""
+        """Release everything; called also when a `setup` failed."""
         if self._running is not None:
             self._running.close()
             self._running = None
 
     @hookimpl
     def publish_marks(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Write what each mark means."""
+        """Write the entry of each mark."""
         return self._meter.publish(batch, marks)
 
     @hookimpl
     def retire_marks(self, nf: int, marks: NDArray[np.uint32]) -> None:
-        """Erase what they meant."""
+        """Erase the entries of the marks."""
         self._meter.retire(marks)
 
     @hookimpl
     def restore_flows(self, batch: FlowBatch) -> None:
-        """Make the slow path report these flows again when they deserve it."""
+        """Let the slow path report these flows again when they have enough packets."""
         self._meter.restore(batch)
 
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
         """Give packets by port and path."""
-        name, words = f"nfcore_{NAME}_packets_total", "Packets by port and path"
-        packets = MetricFamily(name, MetricKind.COUNTER, words, "packets")
+        name, text = f"nfcore_{NAME}_packets_total", "Packets by port and path"
+        packets = MetricFamily(name, MetricKind.COUNTER, text, "packets")
         for port, (fast, slow) in zip(self._meter.ports.tolist(), self._meter.counted().tolist(), strict=True):
             packets.add(fast, port=str(port), path="fast")
             packets.add(slow, port=str(port), path="slow")
@@ -105,7 +105,7 @@ class MyNamePlugin:
 
     @hookimpl
     def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:
-        """Run a frame through the program, for `nfcore trace`; the path is told by the counter that moves."""
+        """Run a frame through the program, for `nfcore trace`; the counter that changes shows the path."""
         meter = self._meter
         if nf != meter.number:
             return None
@@ -116,16 +116,16 @@ class MyNamePlugin:
 
     @hookimpl
     def cleanup(self, context: Context) -> Iterable[str]:
-        """Detach the program that a killed run left; a line for each."""
+        """Detach the programs that a killed run left; give a line for each."""
         lines = []
         for device in context.devices_of(NAME):
-            program = context.state_file.recall(program_note(device))
+            program = context.state_file.recall(program_key(device))
             if program is not None and detach_xdp(device.ifindex, expected=program):
                 lines.append(f"{NAME}: detached program {program} from {device.name}")
-            context.state_file.forget(program_note(device))
+            context.state_file.forget(program_key(device))
         return lines
 
     @property
     def _meter(self) -> Meter:
-        assert self._running is not None, "the core calls setup() before any other hook of a network function"
+        assert self._running is not None, "the core calls setup() before other hooks of a network function"
         return self._running
