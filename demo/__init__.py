@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: a load balancer with an emulated NIC between network namespaces, and the proof that it works."""
+"""The demo: a load balancer behind an emulated NIC, in network namespaces, and the proof that it works."""

@@ -10,7 +10,7 @@ from .stop import StopSwitch
 
 def start() -> None:
     """Run the command line."""
-    # Before the imports, which take long enough to be met by an early Ctrl-C.
+    # Before the imports: these take long enough for a Ctrl-C to come meanwhile.
     stop = StopSwitch()
     from .cli import main  # noqa: PLC0415
 

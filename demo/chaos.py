@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chaos: everything that can go wrong is made to happen while requests flow, and each effect is waited for."""
+"""The chaos: while requests flow, one event after another disturbs the balancer, and its effect is waited for."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from .hardware import Hardware, Paths
 from .proof import Prediction, Summary
 from .scenario import FIRST_RULES, NIC_RULES, Scenario
 from .stage import Stage
-from .traffic import PATIENCE, Traffic, retransmitted
+from .traffic import TIMEOUT, Traffic, retransmitted
 from .view import View
 
 KEPT, LIFE, RATE = 64, 24, 400
 """Connections kept alive, requests on each, requests a second at most."""
-PLENTY = 60_000
-"""`max_rules` that are more than the NIC has room for."""
-WITHOUT = 200
-"""Requests to be answered while something is missing."""
+MANY_RULES = 60_000
+"""A `max_rules` above the size of the NIC's table."""
+REQUESTS_EACH = 200
+"""Requests that must be answered while something is missing."""
 WARM = 0.25
-"""Share of the packets on the fast path from which on it can be told that it goes on."""
+"""Share of packets on the fast path before a kill: enough to see that the fast path goes on."""
 CABLE_OUT = 0.3
-"""Seconds: TCP sends again after 0.2 s at the earliest, a SYN after 1 s, and a request may take 5."""
-RANDOM_WITHIN = 1.0
-"""Seconds within which a random moment lies."""
+"""Seconds. TCP retransmits after 0.2 s at the earliest, a SYN after 1 s, and a request may take 5 s."""
+RANDOM_UP_TO = 1.0
+"""Seconds; a random moment is within them."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do; `act` waits until its effect is seen and says what that was."""
+    """One event to perform; `act` waits until its effect is seen and returns a description of it."""
 
     name: str
     what: str
@@ -55,7 +55,7 @@ class Chaos:
         self.lab = stage.lab
         self.scenario = scenario
         self.victim = stage.lab.reals[1]
-        """The real that is drained."""
+        """The real that is drained and removed."""
         self._view = view
         self._requests = requests
         self._rings = [Ring(self._prediction(), 0.0)]
@@ -65,8 +65,8 @@ class Chaos:
         self.hardware: Hardware
 
     def run(self) -> Summary:
-        """Let the requests flow, do everything, and prove what is claimed."""
-        # One queue, one CPU: what a veth does with several CPUs no NIC does to the packets of one flow.
+        """Let the requests flow, perform all events, and prove the claims."""
+        # On one CPU: a veth would spread the packets of one flow over CPUs, which a NIC does not.
         self.lab.steer(online_cpus()[-1])
         client = self.stage.client("--kept", str(KEPT), "--life", str(LIFE), "--rate", str(RATE))
         began = time.monotonic()
@@ -75,13 +75,13 @@ class Chaos:
             first = self.hardware.paths()
             for step in self._steps():
                 self._perform(step, began)
-            self._enough()
+            self._wait_for_requests()
             paths = self.hardware.paths() - first
         seconds = time.monotonic() - began
         records = self.traffic.end()
         return prove_chaos(
             records,
-            self.traffic.picture.events,
+            self.traffic.progress.events,
             rings=self._rings,
             absences=self._absences,
             strategy=self.stage.strategy,
@@ -96,30 +96,30 @@ class Chaos:
         yield Step(
             "max_rules",
             f"max_rules = {FIRST_RULES}, {many}",
-            "where max_rules is reached, flows wait and are answered all the same",
+            "when max_rules is reached, flows wait and are answered all the same",
             self._reach_max_rules,
         )
-        # Here, where most flows wait for long: with more room most have their rule before the command has started.
-        yield Step("explain", "nfcore explain", "nfcore explain says why a flow waits", self._explain)
+        # Now, while most flows wait long: with more room most would have their rule before the command starts.
+        yield Step("explain", "nfcore explain", "nfcore explain shows why a flow waits", self._explain)
         yield Step(
             "nic_full",
-            f"max_rules = {PLENTY:,} (reload), a NIC with room for {NIC_RULES}, {many}",
+            f"max_rules = {MANY_RULES:,} (reload), a NIC with room for {NIC_RULES}, {many}",
             "a full NIC is noticed; flows wait and are answered all the same",
             self._fill_nic,
         )
-        for moment in ("at a random moment", "at another"):
+        for moment in ("at a random moment", "at another random moment"):
             yield Step("kill", f"daemon killed (SIGKILL) {moment}", _KILLED, self._kill)
         yield Step("kill_starting", "daemon killed, and again while it starts", _KILLED, self._kill_starting)
         yield Step(
             "wipe",
-            "all rules taken out of the NIC behind the daemon's back",
-            "rules that have vanished are noticed and put back",
+            "all rules removed from the NIC without the daemon",
+            "rules that have vanished are noticed and installed again",
             self._wipe,
         )
         yield Step(
             "cable",
-            "cable between NIC and balancer out and in again",
-            "a link that goes and comes back costs time and nothing else",
+            "link between NIC and balancer down and up",
+            "a link that goes down and up costs time and nothing else",
             self._cable,
         )
         yield Step(
@@ -129,81 +129,80 @@ class Chaos:
             self._drain,
         )
         yield Step("remove", f"{name} removed (reload)", "no packet reaches a real that is removed", self._remove)
-        yield Step("return", f"{name} brought back (reload)", "a real that is back gets connections", self._bring_back)
+        yield Step("return", f"{name} added again (reload)", "a real that is back gets connections", self._bring_back)
         yield Step(
             "offload_off",
             "nfcore offload off",
-            "switched off, no rule is left in the NIC and everything takes the slow path",
+            "while offloading is off, the NIC has no rule and all packets take the slow path",
             self._switch_off,
         )
         yield Step(
             "kill_off",
             "daemon killed while offloading is switched off",
-            "switched off holds when the daemon is killed and started again",
+            "offloading stays off when the daemon is killed and started again",
             self._kill_off,
         )
-        yield Step("offload_on", "nfcore offload on", "switched on, rules come back", self._switch_on)
+        yield Step("offload_on", "nfcore offload on", "when offloading is on again, rules return", self._switch_on)
 
     def _perform(self, step: Step, start: float) -> None:
         began = time.monotonic()
-        self.traffic.began(step.what)
+        self.traffic.show_action(step.what)
         try:
             passed, detail = True, step.act()
         except (UnseenError, NfcoreError) as error:
-            # A daemon that has ended of its own accord ends the demo, too, with its words.
-            self.stage.check()
+            self.stage.check()  # ends the demo if the daemon has ended by itself
             passed, detail = False, str(error)
         times = (round(began - start, 1), round(time.monotonic() - began, 2))
-        self.traffic.ended(Event(step.name, step.what, step.claim, *times, passed, detail))
+        self.traffic.add_event(Event(step.name, step.what, step.claim, *times, passed, detail))
 
-    def _enough(self) -> None:
-        # A failure shows in the proof; here it would only hide that.
+    def _wait_for_requests(self) -> None:
+        # Not an error here: the proof shows what was lost.
         with contextlib.suppress(UnseenError):
-            self.traffic.until(lambda: self.traffic.picture.asked >= self._requests, "enough requests", 10 * PATIENCE)
+            self.traffic.wait_until(lambda: self.traffic.progress.asked >= self._requests, "requests", 10 * TIMEOUT)
 
     # A full table
 
     def _reach_max_rules(self) -> str:
-        self.traffic.until(self._waits_at(FIRST_RULES), f"{FIRST_RULES} rules, and flows that wait")
-        seen = self._room()
-        self.traffic.answers(WITHOUT)
+        self.traffic.wait_until(self._waits_at(FIRST_RULES), f"{FIRST_RULES} rules, and flows that wait")
+        seen = self._table_use()
+        self.traffic.wait_for_answers(REQUESTS_EACH)
         return seen
 
     def _fill_nic(self) -> str:
-        self.scenario.allow(PLENTY)
+        self.scenario.allow(MANY_RULES)
         self._reload()
-        self.traffic.until(
+        self.traffic.wait_until(
             lambda: self.traffic.meters.full and self._waits_at(NIC_RULES)(), "a full NIC, and flows that wait"
         )
-        seen = self._room()
-        self.traffic.answers(WITHOUT)
+        seen = self._table_use()
+        self.traffic.wait_for_answers(REQUESTS_EACH)
         return f"nfcore_nic_full = 1: {seen}"
 
     def _waits_at(self, rules: int) -> Callable[[], bool]:
         return lambda: self.traffic.meters.waiting > 0 and self.hardware.rules() == rules
 
-    def _room(self) -> str:
+    def _table_use(self) -> str:
         return f"{self.hardware.rules()} rules in the NIC, {self.traffic.meters.waiting} flows waiting"
 
     def _explain(self) -> str:
-        words: list[str] = []
+        reasons: list[str] = []
 
         def explained() -> bool:
             rows = sorted(self._waiting(), key=lambda row: float(row["since_seconds"]))
-            # Those that have waited for longest may have ended, the others may be next: one in the middle.
-            answer = self.stage.order("explain", rows[len(rows) // 2]["flow"]) if rows else {"found": []}
-            words.extend(f"{row['flow']}: {row['why']}" for row in answer["found"] if row["state"] == "waiting")
-            return bool(words)
+            # The flow in the middle: the oldest may have ended, the newest may get its rule at once.
+            answer = self.stage.command("explain", rows[len(rows) // 2]["flow"]) if rows else {"found": []}
+            reasons.extend(f"{row['flow']}: {row['why']}" for row in answer["found"] if row["state"] == "waiting")
+            return bool(reasons)
 
-        self.traffic.until(explained, "a flow that waits, explained")
-        return words[0]
+        self.traffic.wait_until(explained, "a flow that waits, explained")
+        return reasons[0]
 
     def _waiting(self) -> list[dict[str, Any]]:
-        # Over the socket and not by a command, which takes long enough for a flow to have its rule.
+        # Over the socket: while a command starts a flow may get its rule.
         rows: list[dict[str, Any]] = request(self.stage.socket, "flows", states=["waiting"], limit=KEPT)["flows"]
         return rows
 
-    # A daemon that is gone
+    # A daemon that is killed
 
     def _kill(self) -> str:
         return self._without_daemon(lambda: None)
@@ -211,7 +210,7 @@ class Chaos:
     def _kill_starting(self) -> str:
         def once_more() -> None:
             self.stage.launch_daemon()
-            self.traffic.flow_for(self._random.uniform(0, RANDOM_WITHIN))
+            self.traffic.flow_for(self._random.uniform(0, RANDOM_UP_TO))
             self.stage.kill_daemon()
 
         return self._without_daemon(once_more)
@@ -219,57 +218,59 @@ class Chaos:
     def _kill_off(self) -> str:
         before = self.hardware.paths()
         self._restart(lambda: None)
-        self.traffic.answers(WITHOUT)
-        taken, rules = self.hardware.paths() - before, self.hardware.rules()
-        if taken.fast or not taken.slow or rules:
-            raise UnseenError(f"slow path alone: not seen; {rules} rules in the NIC, {taken.summary}")
-        return f"no rule in the NIC before, meanwhile and after; {taken.summary}"
+        self.traffic.wait_for_answers(REQUESTS_EACH)
+        packets, rules = self.hardware.paths() - before, self.hardware.rules()
+        if packets.fast or not packets.slow or rules:
+            raise UnseenError(f"slow path alone: not seen; {rules} rules in the NIC, {packets.summary}")
+        return f"no rule in the NIC before, during and after; {packets.summary}"
 
     def _without_daemon(self, meanwhile: Callable[[], None]) -> str:
-        self.traffic.flow_for(self._random.uniform(0, RANDOM_WITHIN))
-        # Last, since the rules of connections that have ended meanwhile would show nothing.
-        self.traffic.share_again()
-        self.traffic.until(lambda: (self.traffic.picture.recent_share or 0) >= WARM, f"{WARM:.0%} on the fast path")
-        held, taken, seconds = self._restart(meanwhile)
+        self.traffic.flow_for(self._random.uniform(0, RANDOM_UP_TO))
+        # Last: rules of connections that end meanwhile would show nothing.
+        self.traffic.reset_share()
+        self.traffic.wait_until(
+            lambda: (self.traffic.progress.recent_share or 0) >= WARM, f"{WARM:.0%} on the fast path"
+        )
+        held, packets, seconds = self._restart(meanwhile)
         adopted = self.traffic.meters.adopted
-        seen = f"{adopted} of {held} rules taken over after {seconds:.1f} s without a daemon, in which {taken.summary}"
-        if not adopted or not _both(taken):
+        seen = f"{adopted} of {held} rules taken over after {seconds:.1f} s without a daemon: {packets.summary}"
+        if not adopted or not _both(packets):
             raise UnseenError(f"rules taken over and both paths in use: not seen; {seen}")
         return seen
 
     def _restart(self, meanwhile: Callable[[], None]) -> tuple[int, Paths, float]:
-        """Kill the daemon and start it again; the NIC's rules then, packets until then, and seconds without it."""
+        """Kill the daemon and start it again; rules in the NIC then, packets until then, seconds without a daemon."""
         began, before = time.monotonic(), self.hardware.paths()
         self.traffic.daemon_answers = False
         self.stage.kill_daemon()
-        self.traffic.answers(WITHOUT)
+        self.traffic.wait_for_answers(REQUESTS_EACH)
         meanwhile()
-        held, taken = self.hardware.rules(), self.hardware.paths() - before
+        held, packets = self.hardware.rules(), self.hardware.paths() - before
         reader = self.stage.launch_daemon()
-        self.traffic.until(lambda: reader.has_said("ready", self.stage.stop), "a daemon that is ready")
+        self.traffic.wait_until(lambda: reader.has_printed("ready", self.stage.stop), "a daemon that is ready")
         self.traffic.daemon_answers = True
         self.traffic.read()
-        return held, taken, time.monotonic() - began
+        return held, packets, time.monotonic() - began
 
-    # A NIC that forgets, a link that goes
+    # A NIC that loses its rules, a link that goes down
 
     def _wipe(self) -> str:
         before = self.traffic.read()
         gone = self.hardware.wipe()
         began = time.monotonic()
-        self.traffic.until(
+        self.traffic.wait_until(
             lambda: self.traffic.meters.vanished > before.vanished and self.hardware.rules() >= NIC_RULES // 2,
-            "rules gone, and rules in the NIC again",
+            "rules vanished, and rules in the NIC again",
         )
         again = time.monotonic() - began
-        self.traffic.until(
+        self.traffic.wait_until(
             lambda: self.traffic.meters.refill not in (0, before.refill),
-            "the end of putting back",
+            "nfcore_refill_seconds",
         )
         refill = self.traffic.meters.refill
         return (
-            f"{gone} rules wiped; half as many in the NIC after {again:.2f} s, the hottest flows first, "
-            f"and all that had vanished put back or ended after {refill:.2f} s"
+            f"{gone} rules removed; half as many in the NIC again after {again:.2f} s, the hottest flows first; "
+            f"all that had vanished installed again or ended after {refill:.2f} s"
         )
 
     def _cable(self) -> str:
@@ -281,47 +282,47 @@ class Chaos:
         finally:
             self.lab.run("nic", ["ip", "link", "set", "port0", "up"])
         out = time.monotonic() - began
-        self.traffic.answers(WITHOUT)
+        self.traffic.wait_for_answers(REQUESTS_EACH)
         paths = self.hardware.paths()
-        self.traffic.until(lambda: _both(self.hardware.paths() - paths), "packets on both paths")
-        return f"out for {out:.2f} s; {retransmitted(self.lab) - before} TCP segments sent again, both paths in use"
+        self.traffic.wait_until(lambda: _both(self.hardware.paths() - paths), "packets on both paths")
+        return f"down for {out:.2f} s; {retransmitted(self.lab) - before} TCP segments sent again, both paths in use"
 
-    # Reals that come and go
+    # Reals that are drained, removed and added
 
     def _drain(self) -> str:
         self.scenario.weigh(self.victim, 0)
         self._reload()
         left = self._connections()
-        self.traffic.until(lambda: not self._connections(), f"the end of {self.victim.name}'s connections")
-        return f"{left} connections were alive then and have ended since; new ones went elsewhere"
+        self.traffic.wait_until(lambda: not self._connections(), f"the end of {self.victim.name}'s connections")
+        return f"{left} connections were alive and have ended since; new ones went to other reals"
 
     def _remove(self) -> str:
         self.scenario.remove(self.victim)
         self._reload()
         since, before = time.monotonic(), self.lab.received(self.victim.name, "eth0")
-        self.traffic.answers(2 * WITHOUT)
+        self.traffic.wait_for_answers(2 * REQUESTS_EACH)
         came = self.lab.received(self.victim.name, "eth0") - before
         self._absences.append(Absence(self.victim.name, since, time.monotonic()))
         if came:
             raise UnseenError(f"{came} packets reached {self.victim.name} after it had been removed")
-        return f"0 packets at {self.victim.name} while {2 * WITHOUT} requests were answered"
+        return f"0 packets at {self.victim.name} while {2 * REQUESTS_EACH} requests were answered"
 
     def _bring_back(self) -> str:
         name = self.victim.name
-        before = self.traffic.picture.reals.get(name, 0)
+        before = self.traffic.progress.reals.get(name, 0)
         self.scenario.bring_back()
         self._reload()
-        self.traffic.until(lambda: self.traffic.picture.reals.get(name, 0) >= before + 20, f"answers of {name}")
-        answers = self.traffic.picture.reals[name] - before
+        self.traffic.wait_until(lambda: self.traffic.progress.reals.get(name, 0) >= before + 20, f"answers of {name}")
+        answers = self.traffic.progress.reals[name] - before
         return f"{answers} requests answered by {name} since, {self._connections()} connections alive"
 
     def _connections(self) -> int:
         return self.lab.tcp_sockets(self.victim.name, 80)
 
     def _reload(self) -> None:
-        """Let the daemon read the TOML again. Meanwhile either ring may be in force."""
+        """Make the daemon read the TOML again. During the call either ring may be in use."""
         began = time.monotonic()
-        self.stage.order("reload")
+        self.stage.command("reload")
         self._rings[-1].until = time.monotonic()
         self._rings.append(Ring(self._prediction(), began))
 
@@ -331,29 +332,28 @@ class Chaos:
     # The kill switch
 
     def _switch_off(self) -> str:
-        removed: dict[str, Any] = self.stage.order("offload", "off")
-        self.traffic.until(lambda: not self.hardware.rules(), "a NIC without rules")
-        # Packets that were marked just before are on their way still.
-        self.traffic.pump()
+        removed: dict[str, Any] = self.stage.command("offload", "off")
+        self.traffic.wait_until(lambda: not self.hardware.rules(), "a NIC without rules")
+        self.traffic.poll()  # a tick for packets that were marked just before
         before = self.hardware.paths()
-        self.traffic.answers(WITHOUT)
-        taken, rules = self.hardware.paths() - before, self.hardware.rules()
-        seen = f"{removed['rules_removed']} rules removed; since then {taken.summary}"
-        if taken.fast or not taken.slow or rules:
+        self.traffic.wait_for_answers(REQUESTS_EACH)
+        packets, rules = self.hardware.paths() - before, self.hardware.rules()
+        seen = f"{removed['rules_removed']} rules removed; since then {packets.summary}"
+        if packets.fast or not packets.slow or rules:
             raise UnseenError(f"slow path alone: not seen; {rules} rules in the NIC, {seen}")
         return seen
 
     def _switch_on(self) -> str:
         before = self.hardware.paths()
-        self.stage.order("offload", "on")
-        self.traffic.until(
+        self.stage.command("offload", "on")
+        self.traffic.wait_until(
             lambda: self.hardware.rules() >= NIC_RULES // 2 and _both(self.hardware.paths() - before),
             "rules in the NIC, and packets on the fast path",
         )
         return f"{self.hardware.rules()} rules in the NIC; {(self.hardware.paths() - before).summary}"
 
 
-_KILLED = "without a daemon connections go on by both paths; the next takes over the rules"
+_KILLED = "without a daemon connections go on, on both paths; the next daemon takes over the rules"
 
 
 def _both(paths: Paths) -> bool:

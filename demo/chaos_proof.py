@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the chaos claims, checked: the events, and what the client's records say of all that happened between them."""
+"""Checks the claims of the chaos: the result of each event, and the client's records over all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .proof import Check, Prediction, Summary, address_kept, none_lost, summaris
 
 @dataclass
 class Ring:
-    """Rings that were in force from `since` to `until`, seconds of CLOCK_MONOTONIC."""
+    """Rings that the balancer used from `since` to `until`, seconds of CLOCK_MONOTONIC."""
 
     prediction: Prediction
     since: float
@@ -23,7 +23,7 @@ class Ring:
 
 @dataclass(frozen=True)
 class Absence:
-    """A real that had been removed, from `since` to `until`."""
+    """A real that was removed from `since` to `until`, seconds of CLOCK_MONOTONIC."""
 
     real: str
     since: float
@@ -41,7 +41,7 @@ def prove_chaos(
     retransmitted: int,
     seconds: float,
 ) -> Summary:
-    """Check the client's records (`demo.load.Record` as mappings), and what was seen of each event."""
+    """Check the client's records (`demo.load.Record` as mappings), and add the result of each event."""
     checks = [
         none_lost(records),
         _one_real(records),
@@ -85,7 +85,7 @@ def _right_ring(records: Sequence[Mapping[str, Any]], rings: Sequence[Ring]) -> 
     detail = f"{len(checked) - len(wrong):,} of {len(checked):,} connections, {len(rings)} states of the rings"
     if wrong:
         detail += "; " + "; ".join(wrong[:3])
-    claim = "the real is the one computed from hash and the ring at the time that the connection was opened"
+    claim = "the real is the one computed from hash and the ring at the time when the connection was opened"
     return Check(claim, bool(checked) and not wrong, detail)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's command line: build, run, show, prove, remove."""
+"""The demo's command line: build the lab, run the traffic, show it, prove the claims, remove everything."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ REQUESTS, CHAOS_REQUESTS = 12_000, 6_000
 
 
 class Strategy(StrEnum):
-    """What a mark means."""
+    """What a mark stands for."""
 
     FLOW_ID = "flow-id"
     DEST_ID = "dest-id"
 
 
 def hints(stage: Stage) -> str:
-    """How to look around while the demo stays up."""
+    """Return commands to try while the demo stays up."""
     lab = stage.lab
     inside = "nsenter --net=/run/netns/" + lab.prefix
     command = nfcore()[0]
     return f"""
 The lab stays up until Ctrl-C. In another terminal, as root:
 
-  {inside}client curl http://{VIP4}/            # ask the VIP: names the real, your address and port
+  {inside}client curl http://{VIP4}/            # the answer has the real, your address and port
   {inside}client curl -g 'http://[{VIP6}]/'
   {command} stats {stage.config}
   {inside}gw tcpdump -ni net0                   # to the balancer and, encapsulated, back
@@ -58,42 +58,42 @@ The lab stays up until Ctrl-C. In another terminal, as root:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the command line asks for; `requests` None: as many as suit."""
+class Options:
+    """The options of the command line; `requests` None: the default of the run."""
 
     strategy: str | None
     requests: int | None
     chaos: bool
     keep: bool
     picture: Path | None = None
-    """Where to draw what `nfcore top` shows meanwhile."""
+    """SVG file for the output of `nfcore top` during the run."""
 
 
-def perform(console: Console, view: View, stop: StopSwitch, wish: Wish) -> Summary:
-    """Build, run, prove, remove. Raises nfcore's errors and StoppedError; everything is removed even then."""
+def perform(console: Console, view: View, stop: StopSwitch, options: Options) -> Summary:
+    """Build, run, prove, remove. Raises nfcore's errors and StoppedError, after everything is removed."""
     lab = Lab()
     settings = tomllib.loads(CONFIG.read_text())
     traces = Traces(Path(settings["nf"]["socket"]), Path(settings["softnic"]["pins"]["eth1"]))
     with contextlib.ExitStack() as exits:
         exits.enter_context(traces)
-        scenario = Scenario(CONFIG, SCRATCH / "chaos.toml") if wish.chaos else None
+        scenario = Scenario(CONFIG, SCRATCH / "chaos.toml") if options.chaos else None
         if scenario:
-            stage = Stage(lab, stop, config=scenario.path, strategy=wish.strategy, rules=NIC_RULES)
+            stage = Stage(lab, stop, config=scenario.path, strategy=options.strategy, rules=NIC_RULES)
         else:
-            stage = Stage(lab, stop, strategy=wish.strategy)
-        view.say("building the lab: client, gateway, emulated NIC, balancer, three reals")
+            stage = Stage(lab, stop, strategy=options.strategy)
+        view.print_line("building the lab: client, gateway, emulated NIC, balancer, three reals")
         exits.enter_context(lab)
-        view.say(f"starting the reals and nfcore run {stage.config.name} (strategy {stage.strategy})")
+        view.print_line(f"starting the reals and nfcore run {stage.config.name} (strategy {stage.strategy})")
         exits.enter_context(stage)
         with view:
             if scenario:
-                summary = Chaos(stage, view, scenario, wish.requests or CHAOS_REQUESTS).run()
+                summary = Chaos(stage, view, scenario, options.requests or CHAOS_REQUESTS).run()
             else:
-                summary = Run(stage, view, wish.requests or REQUESTS, wish.picture).traffic()
+                summary = Run(stage, view, options.requests or REQUESTS, options.picture).traffic()
         objects = KernelObjects.of(lab)
         print_summary(console, summary)
-        if wish.keep:
-            view.say(hints(stage))
+        if options.keep:
+            view.print_line(hints(stage))
             stop.wait()
     summary.left_behind = [*lab.leftovers(), *traces.left(), *objects.left()]
     return summary
@@ -102,18 +102,18 @@ def perform(console: Console, view: View, stop: StopSwitch, wish: Wish) -> Summa
 def main(
     context: typer.Context,
     strategy: Annotated[
-        Strategy | None, typer.Option(help="What a mark means (default: as in examples/demo.toml).")
+        Strategy | None, typer.Option(help="What a mark stands for (default: as in examples/demo.toml).")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Stay up after the run until Ctrl-C.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as one JSON object on standard output, alone.")
+        bool, typer.Option("--json", help="Print only the summary on standard output, as one JSON object.")
     ] = False,
     chaos: Annotated[
-        bool, typer.Option("--chaos", help="Meanwhile, make everything happen that can go wrong.")
+        bool, typer.Option("--chaos", help="Disturb the balancer during the run: full tables, kills, lost rules, …")
     ] = False,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw what nfcore top shows meanwhile, as SVG; not with --chaos."),
+        typer.Option(metavar="FILE", help="Draw the output of nfcore top during the run as SVG; not with --chaos."),
     ] = None,
     requests: Annotated[
         int | None,
@@ -122,7 +122,7 @@ def main(
         ),
     ] = None,
 ) -> None:
-    """An L4 load balancer with an emulated NIC, real HTTP through it, and the proof that all of it was right.
+    """Run an L4 load balancer behind an emulated NIC, send real HTTP through it, and prove that all went right.
 
     Exit status: 0 all claims held; 1 one did not, or the demo could not run; 130 or 143 stopped by a signal.
     """
@@ -133,17 +133,17 @@ def main(
         if os.geteuid() != 0:
             raise HostError("the demo needs root (network namespaces, XDP): run sudo ./demo.sh")
         if chaos and picture:
-            raise HostError("--picture is of the run without --chaos: leave one of the two out")
-        summary = perform(console, view, stop, Wish(strategy, requests, chaos, keep, picture))
+            raise HostError("--picture and --chaos do not go together: leave one of them out")
+        summary = perform(console, view, stop, Options(strategy, requests, chaos, keep, picture))
         if as_json:
             print(json.dumps(summary.as_json()))
         if summary.left_behind:
-            view.say(f"left behind: {', '.join(summary.left_behind)}")
+            view.print_line(f"left behind: {', '.join(summary.left_behind)}")
         else:
-            view.say("nothing left behind: namespaces, processes, programs, maps, pins and mounts are gone")
+            view.print_line("nothing left behind: namespaces, processes, programs, maps, pins and mounts are gone")
         status = 0 if summary.ok else 1
     except NfcoreError as error:
-        # A command that was about to start when Ctrl-C came fails by that; its words are then beside the point.
+        # After a signal the error of a command that it interrupted does not matter.
         if stop.number is None:
             print(f"demo: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_status) from error
@@ -154,5 +154,5 @@ def main(
 
 
 def _stopped(view: View, number: int) -> int:
-    view.say(f"stopped by {signal.Signals(number).name}; everything was removed")
+    view.print_line(f"stopped by {signal.Signals(number).name}; everything was removed")
     return 128 + number

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to the load balancer in the chaos, and what was seen of it."""
+"""An event of the chaos: what was done to the load balancer, and what was seen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that was done. `at` and `seconds`: when it began, since the traffic did, and how long it took."""
+    """One event. `at`: seconds from the start of the traffic to its own start; `seconds`: how long it took."""
 
     name: str
     what: str
@@ -20,9 +20,9 @@ class Event:
 
     @property
     def line(self) -> str:
-        """For a log."""
+        """The event as a line of a log."""
         return f"{self.at:5.1f} s  {'PASS' if self.passed else 'FAIL'}  {self.what}: {self.detail}"
 
 
 class UnseenError(Exception):
-    """What an event should bring about was not seen in time; the words tell what was seen instead."""
+    """The expected effect of an event was not seen in time; the message has what was seen instead."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIC and datapath as they are in the kernel, read without the daemon, whether it lives or not."""
+"""Reads the rules of the NIC and the counters of the datapath from the kernel, without the daemon."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PATHS = MapSpec("hw_accel_stats", MapType.PERCPU_ARRAY, np.dtype("<u4"), np.dty
 
 @dataclass(frozen=True)
 class Paths:
-    """Packets that took each path since the balancer was pinned."""
+    """Packets on each path since the balancer was pinned."""
 
     fast: int
     slow: int
@@ -33,7 +33,7 @@ class Paths:
 
     @property
     def summary(self) -> str:
-        """For a person."""
+        """Both numbers as text."""
         return f"{self.fast:,} packets fast, {self.slow:,} slow"
 
 
@@ -61,16 +61,16 @@ class Hardware:
         self._exits.close()
 
     def rules(self) -> int:
-        """How many rules the NIC holds."""
+        """Return how many rules the NIC holds."""
         return len(self._nic.dump())
 
     def wipe(self) -> int:
-        """Take every rule out of the NIC; how many there were."""
+        """Remove every rule from the NIC; returns how many there were."""
         rows = self._nic.dump()
         self._nic.remove(RuleBatch(np.ascontiguousarray(rows["rule"])))
         return len(rows)
 
     def paths(self) -> Paths:
-        """Packets by path."""
+        """Return the packets on each path."""
         counters = self._paths.read_array().sum(axis=1)
         return Paths(int(counters[AccelCounter.FAST]), int(counters[AccelCounter.SLOW]))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network of the demo: namespaces, veth pairs, addresses and routes; built and removed as one.
+"""The network of the demo: namespaces, veth pairs, addresses and routes.
 
-The addresses come from the ranges set aside for benchmarks and documentation (RFC 2544: 198.18.0.0/15,
-RFC 3849: 2001:db8::/32), so that nothing of it can be meant for the outside. The lab holds the network
-alone; what runs in it (emulated NIC, balancer, web servers) is started by its user with `Lab.popen`.
+The addresses are from ranges reserved for benchmarks and documentation (RFC 2544: 198.18.0.0/15, RFC 3849:
+2001:db8::/32), so no packet can be for a host outside. The lab is the network alone; its user starts what runs in it
+(emulated NIC, balancer, web servers) with `Lab.popen`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ BALANCER4, BALANCER6 = "198.18.2.2", "2001:db8:2::2"
 BALANCER_GATEWAY4, BALANCER_GATEWAY6 = "198.18.2.1", "2001:db8:2::1"
 REAL_GATEWAY4, REAL_GATEWAY6 = "198.18.20.1", "2001:db8:20::1"
 
-_NOBODY_THERE = ("06", "0A")
+_INACTIVE_STATES = ("06", "0A")
 """TIME_WAIT and LISTEN in /proc/net/tcp (include/net/tcp_states.h), hexadecimal."""
 _PREFIX = re.compile(r"[a-z][a-z0-9]{1,8}-")
 
-# Interfaces are made after these are set, and take over the values of "default". Without link-local
-# addresses and duplicate detection an interface is usable at once and sends nothing of its own accord.
+# Interfaces are created after these are set and inherit the values of "default". Without link-local addresses and
+# duplicate address detection an interface is usable at once and sends no packets by itself.
 _SYSCTLS = {
     "net/ipv4/conf/all/rp_filter": 0,
     "net/ipv4/conf/default/rp_filter": 0,
@@ -60,7 +60,7 @@ _ROUTER_SYSCTLS = {
 
 @dataclass(frozen=True)
 class Real:
-    """A backend server: its role in the lab (``real1``) and its addresses."""
+    """A server behind the VIPs: its role in the lab (``real1``) and its addresses."""
 
     name: str
     v4: str
@@ -88,13 +88,12 @@ class Link:
 class Lab:
     """Client, gateway, emulated NIC, balancer and reals, each in a network namespace of its own.
 
-    As a context manager it removes what an earlier lab of the same prefix left, builds the network,
-    and at the end stops every process that was started in it and removes the namespaces, whatever
-    happened in between. ``nic=False`` leaves the NIC's namespace out and joins the gateway's ``net0``
-    to the balancer's ``eth1`` directly. ``balancer="gw"`` puts ``eth1`` beside ``net0`` into the gateway's
-    namespace, for marks that do not cross into another one.
+    As a context manager it removes what an earlier lab of the same prefix left and builds the network; in the end it
+    stops every process that was started in it and removes the namespaces, whatever happened in between. ``nic=False``
+    leaves the NIC's namespace out and connects the gateway's ``net0`` to the balancer's ``eth1``. ``balancer="gw"``
+    puts ``eth1`` into the gateway's namespace, beside ``net0``, for marks that do not cross namespaces.
 
-    Raises HostError where the machine refuses.
+    Raises HostError when a command fails.
     """
 
     def __init__(
@@ -114,11 +113,11 @@ class Lab:
         self._processes: list[subprocess.Popen[str]] = []
 
     def namespace(self, role: str) -> str:
-        """Name of a role's namespace, as `ip netns` knows it."""
+        """Return the name of a role's namespace, as in `ip netns`."""
         return self.prefix + role
 
     def end(self, role: str, name: str) -> End:
-        """The end of a link by its role and interface name; KeyError if there is none."""
+        """Return the end of a link by role and interface name; KeyError if there is none."""
         for link in self.links:
             for end in (link.a, link.b):
                 if (end.role, end.name) == (role, name):
@@ -126,9 +125,9 @@ class Lab:
         raise KeyError(f"{role} has no interface {name}")
 
     def enter(self, role: str, argv: Sequence[str]) -> list[str]:
-        """The command line that runs `argv` in a role's namespace.
+        """Return the command line that runs `argv` in a role's namespace.
 
-        nsenter and not ``ip netns exec``: the latter mounts a new /sys, which hides the BPF file system.
+        With nsenter: ``ip netns exec`` mounts a new /sys, which hides the BPF file system.
         """
         return ["nsenter", f"--net={NETNS_FOLDER / self.namespace(role)}", "--", *argv]
 
@@ -142,7 +141,7 @@ class Lab:
         timeout: float = 30,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in a role's namespace to its end; HostError with its words if it fails."""
+        """Run a command in a role's namespace to its end; HostError with its output if it fails."""
         return _run(self.enter(role, argv), check=check, stdin=stdin, timeout=timeout, env=env)
 
     def popen(
@@ -157,10 +156,10 @@ class Lab:
         cwd: Path | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
     ) -> subprocess.Popen[str]:
-        """Start a process in a role's namespace; the lab stops it at the latest when it ends.
+        """Start a process in a role's namespace; the lab stops it in the end at the latest.
 
-        The process gets a session of its own (Ctrl-C in a terminal reaches only the lab's user, who
-        decides the order of stopping) and `stop_signal` when the thread that started it dies.
+        The process has a session of its own, so that Ctrl-C in a terminal reaches only the lab's user, who decides the
+        order of stopping. It gets `stop_signal` when the thread that started it dies.
         """
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", stop_signal.name.removeprefix("SIG"), *self.enter(role, argv)],
@@ -176,7 +175,7 @@ class Lab:
         return process
 
     def stop(self, process: subprocess.Popen[str], *, grace: float = 10) -> int:
-        """End a process of this lab: SIGTERM, after `grace` seconds SIGKILL. Gives its exit status."""
+        """End a process of this lab: SIGTERM, after `grace` seconds SIGKILL. Returns its exit status."""
         if process.poll() is None:
             process.terminate()
             try:
@@ -193,7 +192,7 @@ class Lab:
         return process.returncode
 
     def route_directly(self, real: Real | None) -> None:
-        """Make the gateway send the VIPs' packets to one real without any balancer; None: to the balancer."""
+        """Make the gateway send the VIPs' packets to one real, past the balancer; None: to the balancer."""
         via = (BALANCER4, BALANCER6, "net0") if real is None else (real.v4, real.v6, real.name)
         batch = [
             f"route replace {VIP4}/32 via {via[0]} dev {via[2]} onlink",
@@ -202,35 +201,35 @@ class Lab:
         self._ip("gw", batch)
 
     def steer(self, cpu: int) -> None:
-        """Let one CPU handle all that the client sends, from the gateway on: what RSS does to a NIC of one queue.
+        """Process all packets of the client on one CPU, from the gateway on, as with a NIC of one queue.
 
-        A veth's frames are handled by the CPU that sent them, so a flow would wander over the CPUs as its sender
-        does, which the packets of one flow never do behind a NIC.
+        The frames of a veth are processed on the CPU that sends them, so a flow would change the CPU with its sender;
+        behind a NIC with RSS the packets of one flow stay on one CPU.
         """
         queue = "/sys/class/net/client/queues/rx-0/rps_cpus"
         words = [f"{1 << cpu >> 32 * word & 0xFFFFFFFF:x}" for word in range(cpu // 32 + 1)]
-        # Here `ip netns exec` is right: the namespace's interfaces show in a /sys of its own alone.
+        # With `ip netns exec`: only a /sys of the namespace's own has its interfaces.
         _run(["ip", "netns", "exec", self.namespace("gw"), "sh", "-ec", f"echo {','.join(reversed(words))} > {queue}"])
 
     def tcp_sockets(self, role: str, port: int) -> int:
-        """How many TCP connections on a local port a role's namespace has that may still see packets."""
+        """Return how many TCP connections on a local port of a role's namespace may still get packets."""
         lines = self.run(role, ["cat", "/proc/net/tcp", "/proc/net/tcp6"]).stdout.splitlines()
         rows = [line.split() for line in lines if ":" in line.split()[0]]
-        return sum(row[1].endswith(f":{port:04X}") and row[3] not in _NOBODY_THERE for row in rows)
+        return sum(row[1].endswith(f":{port:04X}") and row[3] not in _INACTIVE_STATES for row in rows)
 
     def received(self, role: str, interface: str) -> int:
-        """How many packets an interface has received."""
-        shown = json.loads(self.run(role, ["ip", "-json", "-statistics", "link", "show", "dev", interface]).stdout)
-        return int(shown[0]["stats64"]["rx"]["packets"])
+        """Return how many packets an interface has received."""
+        links = json.loads(self.run(role, ["ip", "-json", "-statistics", "link", "show", "dev", interface]).stdout)
+        return int(links[0]["stats64"]["rx"]["packets"])
 
     def leftovers(self) -> list[str]:
-        """The namespaces of this lab's prefix that exist now."""
+        """Return the existing namespaces with this lab's prefix."""
         if not NETNS_FOLDER.is_dir():
             return []
         return sorted(entry.name for entry in NETNS_FOLDER.iterdir() if entry.name.startswith(self.prefix))
 
     def build(self) -> None:
-        """Make the namespaces and everything in them; HostError at the first refusal."""
+        """Create the namespaces and everything in them; HostError at the first command that fails."""
         for role in self.roles:
             _run(["ip", "netns", "add", self.namespace(role)])
             settings = _SYSCTLS | (_ROUTER_SYSCTLS if role == "gw" else {})
@@ -239,15 +238,15 @@ class Lab:
         _run(["ip", "-batch", "-"], stdin="\n".join(self._link_lines()) + "\n")
         for link in self.links:
             for end in (link.a, link.b):
-                # Offloads off: a checksum left to the hardware would be encapsulated half done. GRO on: a
-                # veth end takes redirected frames only while its NAPI runs.
+                # Offloads off: otherwise packets would be encapsulated with unfinished checksums. GRO on: a veth end
+                # takes redirected frames only while its NAPI runs.
                 features = ["tx", "off", "tso", "off", "gso", "off", "gro", "on"]
                 self.run(end.role, ["ethtool", "-K", end.name, *features])
         for role in self.roles:
             self._ip(role, self._address_lines(role))
 
     def remove(self) -> None:
-        """Stop what runs in the namespaces of this prefix, also of an earlier lab, and delete them."""
+        """Stop the processes in the namespaces of this prefix, also of an earlier lab, and delete the namespaces."""
         for process in reversed(self._processes.copy()):
             self.stop(process)
         names = self.leftovers()
@@ -334,7 +333,7 @@ class Lab:
         yield f"route add {VIP6}/128 via {BALANCER6} dev net0"
 
     def _gateway_end(self, end: End) -> End:
-        # The NIC only passes frames on, so the balancer's next hop is the gateway's net0, two links away.
+        # The NIC only forwards frames, so the balancer's next hop is the gateway's net0, two links away.
         if end.role == "lb":
             return self.end("gw", "net0")
         return next(link.a for link in self.links if link.b == end)
@@ -366,7 +365,7 @@ def _run(
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     try:
-        # In a session of its own: Ctrl-C in a terminal must not reach the commands that clean up after it.
+        # In a session of its own: Ctrl-C in a terminal must not reach the commands of the clean-up.
         result = subprocess.run(
             argv,
             input=stdin or "",
@@ -382,23 +381,24 @@ def _run(
     except subprocess.TimeoutExpired as error:
         raise HostError(f"{shlex.join(argv)} did not end within {timeout:g} s") from error
     if check and result.returncode != 0:
-        words = (result.stderr or result.stdout).strip()
-        raise HostError(f"{shlex.join(argv)} ended with status {result.returncode}: {words}")
+        output = (result.stderr or result.stdout).strip()
+        raise HostError(f"{shlex.join(argv)} ended with status {result.returncode}: {output}")
     return result
 
 
 def _kill_inside(namespace: str) -> None:
-    for stop_signal, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
-        deadline = time.monotonic() + patience
-        first = True
+    """End the processes in a namespace: SIGTERM, after 3 s SIGKILL."""
+    for stop_signal in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + 3.0
+        sent = False
         while time.monotonic() < deadline:
-            answer = _run(["ip", "netns", "pids", namespace], check=False).stdout.split()
-            pids = [int(pid) for pid in answer if int(pid) != os.getpid()]
+            listed = _run(["ip", "netns", "pids", namespace], check=False).stdout.split()
+            pids = [int(pid) for pid in listed if int(pid) != os.getpid()]
             if not pids:
                 return
-            if first:
+            if not sent:
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, stop_signal)
-                first = False
+                sent = True
             time.sleep(0.05)

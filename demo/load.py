@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's process: real HTTP/1.1 connections to the VIPs, never retried, each request with a deadline.
+"""The client's process: real HTTP/1.1 connections to the VIPs, without retries, each request with a deadline.
 
-Started in the client's namespace, ``python -m demo.load VIP … --short N --kept C``. It waits for one
-command per line on its standard input and writes JSON objects, one per line, on its standard output:
+Started in the client's namespace as ``python -m demo.load VIP … --short N --kept C``. It reads commands from standard
+input, one per line, and writes JSON objects to standard output, one per line:
 
 =========  ===========================================================================================
 ``short``  `short` connections of one request each, spread evenly over the VIPs
 ``open``   `kept` connections, kept alive, with `warm` requests each
-``idle``   one request on each kept connection (keeps the flows going while somebody waits)
+``idle``   one request on each kept connection (keeps the flows active while the demo waits)
 ``main``   `measured` requests on each kept connection, one in ten with a body of several full packets
-``churn``  until ``calm`` comes: `kept` other connections, kept alive, each of which is closed after `life` requests
-           and replaced by a new one; one request in ten has a connection of its own, another one in ten a body
-``close``  closes them, writes a ``connection`` object for every connection, and ends
+``churn``  until the command ``calm``: `kept` other connections, kept alive, each closed after `life` requests and
+           replaced by a new one; one request in ten has a connection of its own, another one in ten a body
+``close``  closes the connections, writes a ``connection`` object for each, and ends
 =========  ===========================================================================================
 
-While a phase runs ``progress`` objects report sums; ``done`` ends each. Times are of CLOCK_MONOTONIC.
+During a phase ``progress`` objects have the sums so far; ``done`` ends the phase. Times are of CLOCK_MONOTONIC.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 BODY = bytes(4000)
-"""Three packets at an MTU of 1500: two full ones, which are the longest that the balancer takes."""
+"""Three packets at an MTU of 1500; two of them are full, the longest that the balancer takes."""
 BODY_EVERY = 10
 SHORT_EVERY = 10
 PROGRESS_INTERVAL = 0.1
@@ -45,11 +45,11 @@ _Lane = TypeVar("_Lane")
 
 @dataclass
 class Record:
-    """What happened on one connection; counts are requests, `worst` is the longest in seconds.
+    """The history of one connection; counts are requests, `worst` is the longest one in seconds.
 
     `reals` counts answers by the name in them. `port` is the client's, None if it never connected.
-    `strange` counts answers that were not what a real sends to this very client address and port. `began`,
-    `connected` and `last` (answer) are seconds of CLOCK_MONOTONIC.
+    `strange` counts answers with another client address, port or body length. `began`, `connected` and `last` (answer)
+    are seconds of CLOCK_MONOTONIC.
     """
 
     family: int
@@ -69,18 +69,18 @@ class Record:
 
 
 class Connection:
-    """One TCP connection to a VIP and its record. After the first failure it asks nothing more."""
+    """One TCP connection to a VIP and its record. After the first failure it sends no more requests."""
 
     def __init__(self, vip: str, port: int, kind: str, deadline: float) -> None:
         self.record = Record(6 if ":" in vip else 4, kind, vip)
         self.deadline = deadline
         self._http = http.client.HTTPConnection(vip, port, timeout=deadline)
-        # http.client would quietly open another connection after a close: a retry under another name.
+        # Otherwise http.client would open another connection after a close, which is a retry.
         self._http.auto_open = 0
         self._opened = False
 
     def ask(self, body: bytes | None = None) -> None:
-        """Send one request and wait for its answer. Failures go to the record, never to the caller."""
+        """Send one request and wait for its answer. Failures go into the record and are not raised."""
         record = self.record
         record.asked += 1
         if record.error is not None:
@@ -117,23 +117,23 @@ class Connection:
     def _exchange(self, body: bytes | None) -> None:
         self._http.request("GET" if body is None else "POST", "/", body=body)
         response = self._http.getresponse()
-        words = response.read().decode("ascii").split()
-        if response.status != 200 or len(words) != 4:
-            raise ValueError(f"answer with status {response.status} and body {words}")
-        self.record.reals[words[0]] = self.record.reals.get(words[0], 0) + 1
-        if words[1:] != [str(self.record.address), str(self.record.port), str(len(body or b""))]:
+        fields = response.read().decode("ascii").split()
+        if response.status != 200 or len(fields) != 4:
+            raise ValueError(f"answer with status {response.status} and body {fields}")
+        self.record.reals[fields[0]] = self.record.reals.get(fields[0], 0) + 1
+        if fields[1:] != [str(self.record.address), str(self.record.port), str(len(body or b""))]:
             self.record.strange += 1
 
 
 class Pace:
-    """Holds a loop to at most `rate` turns per second, so that there is something to see while it runs."""
+    """Limits a loop to `rate` turns per second, so that its progress can be watched."""
 
     def __init__(self, rate: float) -> None:
         self.step = 1 / rate
         self.next = time.monotonic()
 
     def wait(self) -> None:
-        """Return when the next turn is due; a late turn is not made up for by a burst."""
+        """Return when the next turn is due; after a late turn there is no burst."""
         now = time.monotonic()
         if self.next > now:
             time.sleep(self.next - now)
@@ -141,23 +141,23 @@ class Pace:
 
 
 class ChurnLane:
-    """What one thread does in ``churn``: its share of the kept connections, asked in turn and replaced in turn."""
+    """One thread of ``churn``: sends requests on its share of the kept connections in turn, and replaces them."""
 
     def __init__(self, load: Load, numbers: Sequence[int], life: int) -> None:
         self._load = load
         self._life = life
         self._calm = threading.Event()
-        # Lives that begin at different ages, so that connections end one by one and not all at once.
-        self._left = [1 + life * (place + 1) // len(numbers) for place in range(len(numbers))]
+        # The first connections get different numbers of requests, so that they end one by one and not all at once.
+        self._left = [1 + life * (index + 1) // len(numbers) for index in range(len(numbers))]
         self._kept = [load.add(number, "kept") for number in numbers]
         self._numbers = itertools.count(len(numbers))
 
     def calm(self) -> None:
-        """Ask no more."""
+        """Make :meth:`drive` end."""
         self._calm.set()
 
     def drive(self) -> None:
-        """Ask until :meth:`calm`, then close."""
+        """Send requests until :meth:`calm`, then close the connections."""
         pace = Pace(self._load.rate / self._load.threads)
         for turn in itertools.count():
             pace.wait()
@@ -168,19 +168,19 @@ class ChurnLane:
                 short.ask()
                 short.close()
             else:
-                # One turn in ten is another's, hence the count of its own.
+                # Counts only these turns: one in ten is a short connection.
                 self._ask(turn - turn // SHORT_EVERY)
         for connection in self._kept:
             connection.close()
 
     def _ask(self, turn: int) -> None:
-        place = turn % len(self._kept)
-        self._kept[place].ask(BODY if turn % BODY_EVERY == BODY_EVERY - 1 else None)
-        self._left[place] -= 1
-        if self._left[place] <= 0 or self._kept[place].record.error is not None:
-            self._kept[place].close()
-            self._kept[place] = self._load.add(next(self._numbers), "kept")
-            self._left[place] = self._life
+        index = turn % len(self._kept)
+        self._kept[index].ask(BODY if turn % BODY_EVERY == BODY_EVERY - 1 else None)
+        self._left[index] -= 1
+        if self._left[index] <= 0 or self._kept[index].record.error is not None:
+            self._kept[index].close()
+            self._kept[index] = self._load.add(next(self._numbers), "kept")
+            self._left[index] = self._life
 
 
 class Load:
@@ -196,7 +196,7 @@ class Load:
         self.kept: list[Connection] = []
 
     def short(self, count: int) -> None:
-        """`count` connections with one request each."""
+        """Make `count` connections with one request each."""
         new = [self._connection(number, "short") for number in range(count)]
         self.finished.extend(new)
 
@@ -210,18 +210,18 @@ class Load:
         self._in_threads("short", [new[first :: self.threads] for first in range(self.threads)], drive)
 
     def open(self, count: int, requests: int) -> None:
-        """`count` more kept-alive connections with `requests` requests each."""
+        """Make `count` more kept-alive connections with `requests` requests each."""
         self.kept.extend(self._connection(number, "kept") for number in range(count))
         self.more("open", requests)
 
     def more(self, phase: str, requests: int, *, bodies: bool = False) -> None:
-        """`requests` more on each kept connection, in turn, so that all stay busy at once."""
+        """Send `requests` more on each kept connection, in turn, so that all stay active."""
         turns = [
             (connection, BODY if bodies and turn % BODY_EVERY == BODY_EVERY - 1 else None)
             for turn in range(requests)
             for connection in self.kept
         ]
-        # A connection belongs to one lane and a lane to one thread: no two ever use one at once.
+        # A connection belongs to one lane and a lane to one thread, so only one thread uses a connection.
         self._in_threads(phase, self._lanes(turns), self._drive)
 
     def churn(self, count: int, life: int, commands: queue.SimpleQueue[str | None]) -> None:
@@ -230,7 +230,7 @@ class Load:
         threads = [threading.Thread(target=lane.drive, daemon=True) for lane in lanes]
         for thread in threads:
             thread.start()
-        while not _comes(commands, PROGRESS_INTERVAL):
+        while not _command_came(commands, PROGRESS_INTERVAL):
             emit("progress", phase="churn", **self._sums())
         for lane in lanes:
             lane.calm()
@@ -239,7 +239,7 @@ class Load:
         emit("done", phase="churn", **self._sums())
 
     def add(self, number: int, kind: str) -> Connection:
-        """Give a connection to the VIP that is `number`'s, its record kept."""
+        """Return a new connection to the VIP of this number; its record is kept."""
         connection = self._connection(number, kind)
         self.finished.append(connection)
         return connection
@@ -279,11 +279,11 @@ class Load:
         emit("done", phase=phase, **self._sums())
 
     def _sums(self) -> dict[str, Any]:
-        # A copy in one step: a churn's threads add to it.
+        # An atomic copy: the threads of a churn append to it.
         records = [connection.record for connection in (*self.finished.copy(), *self.kept)]
         reals: Counter[str] = Counter()
         for record in records:
-            # A copy in one step: another thread may be adding a real to it.
+            # An atomic copy: another thread may add a real to it.
             reals.update(record.reals.copy())
         return {
             "asked": sum(record.asked for record in records),
@@ -293,8 +293,8 @@ class Load:
         }
 
 
-def _comes(commands: queue.SimpleQueue[str | None], within: float) -> bool:
-    """Whether a command comes within so many seconds; the end of the input counts as one."""
+def _command_came(commands: queue.SimpleQueue[str | None], within: float) -> bool:
+    """Wait for a command; whether one came within so many seconds. The end of the input counts as one."""
     try:
         commands.get(timeout=within)
     except queue.Empty:
@@ -314,7 +314,7 @@ def emit(event: str, **values: object) -> None:
 
 
 def main(
-    vips: Annotated[list[str], typer.Argument(help="Addresses to ask, in turn.")],
+    vips: Annotated[list[str], typer.Argument(help="Addresses to send requests to, in turn.")],
     *,
     short: Annotated[int, typer.Option(help="Connections of one request.")] = 1000,
     kept: Annotated[int, typer.Option(help="Connections that are kept alive.")] = 50,
@@ -323,10 +323,10 @@ def main(
     life: Annotated[int, typer.Option(help="Requests on each kept connection of a churn.")] = 24,
     port: Annotated[int, typer.Option(help="TCP port of the VIPs.")] = 80,
     deadline: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 5.0,
-    threads: Annotated[int, typer.Option(help="Threads that ask at once.")] = 4,
+    threads: Annotated[int, typer.Option(help="Threads that send requests at once.")] = 4,
     rate: Annotated[float, typer.Option(help="Requests per second at most, over all threads.")] = 2000.0,
 ) -> None:
-    """Make requests as the standard input commands."""
+    """Make requests by commands on standard input."""
     load = Load(vips, port, deadline, threads, rate)
     commands: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read_commands, args=(commands,), daemon=True).start()

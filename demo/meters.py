@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon counts, as far as the demo looks at it: read from its control socket."""
+"""The daemon's counters that the demo uses, read from its control socket."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from nfcore.control.client import request
 class Meters:
     """One reading. `fast` and `slow` are packets, `real_packets` is by address, `refill` is in seconds.
 
-    `flows` and `waiting` are flows with a rule and without room for one; `adopted`, `vanished` are rules since the
-    daemon started.
+    `flows` have a rule, `waiting` wait for one; `adopted` and `vanished` are rules since the daemon started.
     """
 
     fast: int = 0
@@ -32,13 +31,13 @@ class Meters:
     real_packets: Mapping[str, int] = field(default_factory=dict)
 
     def share_since(self, earlier: Meters) -> float | None:
-        """Fast path's share of the packets since an earlier reading, 0 to 1; None if there were none."""
+        """Return the fast path's share of the packets since an earlier reading, 0 to 1; None without packets."""
         fast, slow = self.fast - earlier.fast, self.slow - earlier.slow
         return fast / (fast + slow) if fast + slow else None
 
 
 def read_meters(socket: Path) -> Meters:
-    """Ask the daemon behind `socket`. Raises nfcore's errors if it does not answer."""
+    """Read the counters of the daemon at `socket`. Raises nfcore's errors if it does not answer."""
     answer: Mapping[str, Any] = request(socket, "stats")
     samples = {family["name"]: family["samples"] for family in answer["metrics"]}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which BPF programs and maps the demo brought into the kernel, and whether they are gone again."""
+"""The BPF programs and maps that the demo loads, and whether they are gone in the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .lab import Lab
 
 _MAPS_MAX = 64
 _GONE_WITHIN = 10.0
-"""Seconds. The kernel takes a deleted namespace apart in the background, and its XDP programs with it."""
+"""Seconds. The kernel removes a deleted namespace, with its XDP programs, in the background."""
 # include/uapi/linux/bpf.h: offsets in struct bpf_prog_info.
 _INFO_SIZE, _NR_MAP_IDS, _MAP_IDS = 128, 52, 56
 
@@ -31,7 +31,7 @@ class KernelObjects:
 
     @classmethod
     def of(cls, lab: Lab) -> KernelObjects:
-        """The programs attached to the lab's interfaces now, and their maps."""
+        """Return the programs that are attached to the lab's interfaces, and their maps."""
         programs = set()
         for role in lab.roles:
             for link in json.loads(lab.run(role, ["ip", "-json", "link", "show"]).stdout):
@@ -41,7 +41,7 @@ class KernelObjects:
         return cls(frozenset(programs), frozenset(maps))
 
     def left(self) -> list[str]:
-        """Those that still are in the kernel after a while, such as ``BPF map 17``."""
+        """Wait up to 10 s for them to go; returns those that are left, such as ``BPF map 17``."""
         deadline = time.monotonic() + _GONE_WITHIN
         while True:
             found = [f"BPF program {number}" for number in self.programs if _exists(Command.PROG_GET_FD_BY_ID, number)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo claims, checked: against the records of the client and an independent computation.
+"""Checks the claims of the demo against the client's records and an independent computation.
 
-Independent: which real a connection belongs to is computed here from the TOML and the client's address
-and port alone (Maglev ring and flow hash in Python). No map, counter or log of the balancer goes into it.
+Independent means: the real of each connection is computed here from the TOML and the client's address and port only
+(Maglev ring and flow hash in Python), without any map, counter or log of the balancer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .events import Event
 from .lab import Real
 from .meters import Meters
 
-FAST_SHARE_WANTED = 0.8
+MIN_FAST_SHARE = 0.8
 
 
 class Prediction:
@@ -46,13 +46,13 @@ class Prediction:
             self._ports[vip["address"]] = vip["port"]
 
     def real(self, vip: str, address: str, port: int) -> str:
-        """The name of the real for a connection from `address` and `port` to `vip`."""
+        """Return the name of the real for a connection from `address` and `port` to `vip`."""
         return self._rings[vip][ring_slot(ip_address(address), port, self._ports[vip])]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One claim, whether it held, and the figures behind it."""
+    """One claim, whether it held, and the numbers behind it."""
 
     claim: str
     passed: bool
@@ -61,7 +61,7 @@ class Check:
 
 @dataclass
 class Summary:
-    """What was proven. Counts are requests or connections; `seconds` is the time of the traffic."""
+    """The result of a run. Counts are requests or connections; `seconds` is the time of the traffic."""
 
     strategy: str
     requests: dict[str, int]
@@ -82,7 +82,7 @@ class Summary:
         return all(check.passed for check in self.checks) and not self.left_behind
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`: the fields and ``ok``."""
+        """Return the fields and ``ok``, for `--json`."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -95,7 +95,7 @@ def prove(
     retransmitted: int,
     seconds: float,
 ) -> Summary:
-    """Check the client's records (`demo.load.Record` as mappings) and two readings around the main phase."""
+    """Check the client's records (`demo.load.Record` as mappings); `meters` are before and after the main phase."""
     before, after = meters
     checks = [
         none_lost(records),
@@ -123,7 +123,7 @@ def summarise(
     seconds: float,
     events: Sequence[Event] = (),
 ) -> Summary:
-    """The figures around the checks; `paths` are packets that took the fast and the slow path."""
+    """Return checks and numbers as a summary; `paths` are packets on the fast and on the slow path."""
     reals: Counter[str] = Counter()
     for record in records:
         reals.update(record["reals"])
@@ -146,7 +146,7 @@ def summarise(
 
 
 def none_lost(records: Sequence[Mapping[str, Any]]) -> Check:
-    """Every request was answered."""
+    """Check that every request was answered."""
     sent, answered = _sent(records), _answered(records)
     detail = f"{answered:,} of {sent:,} requests on {len(records):,} connections, no retries"
     errors = Counter(record["error"] for record in records if record["error"])
@@ -172,21 +172,21 @@ def _right_real(records: Sequence[Mapping[str, Any]], prediction: Prediction) ->
 
 
 def address_kept(records: Sequence[Mapping[str, Any]]) -> Check:
-    """The real saw the client's own address and port, and whole bodies."""
-    strange = sum(record["strange"] for record in records)
+    """Check that the real saw the client's own address and port, and whole bodies."""
+    wrong = sum(record["strange"] for record in records)
     detail = "all answers name the client's own address, port and body length"
-    if strange:
-        detail = f"{strange:,} answers name another address, port or body length"
-    return Check("packets reached the real unchanged", strange == 0, detail)
+    if wrong:
+        detail = f"{wrong:,} answers name another address, port or body length"
+    return Check("packets reached the real unchanged", wrong == 0, detail)
 
 
 def _fast_enough(before: Meters, after: Meters) -> Check:
     share = after.share_since(before)
-    claim = f"kept-alive connections use the fast path (at least {FAST_SHARE_WANTED:.0%})"
+    claim = f"kept-alive connections use the fast path (at least {MIN_FAST_SHARE:.0%})"
     if share is None:
         return Check(claim, False, "no packet was counted")
     fast, slow = after.fast - before.fast, after.slow - before.slow
-    return Check(claim, share >= FAST_SHARE_WANTED, f"{share:.1%}: {fast:,} packets fast, {slow:,} slow")
+    return Check(claim, share >= MIN_FAST_SHARE, f"{share:.1%}: {fast:,} packets fast, {slow:,} slow")
 
 
 def _sent(records: Sequence[Mapping[str, Any]]) -> int:

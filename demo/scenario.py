@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TOML of the chaos: the example's with other values, rewritten as the story goes on."""
+"""The TOML of the chaos: the example's with other values, rewritten by its events."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .lab import Real
 from .traces import BALANCER_PINS
 
 NIC_RULES = 48
-"""Room in the NIC, for fewer flows than there are connections alive."""
+"""Rules that fit into the NIC: fewer than there are connections."""
 FIRST_RULES = 16
-"""`max_rules` at first, less than the NIC has room for."""
+"""`max_rules` at first: fewer than fit into the NIC."""
 _VALUES: Mapping[str, Mapping[str, object]] = {
-    # Kept over a SIGKILL: program, maps, connection tables.
+    # Program, maps and connection tables outlive a SIGKILL.
     "katran_accel": {"pin_dir": str(BALANCER_PINS)},
-    # More packets than a connection of one request shows; soon idle, since connections come and go.
+    # min_packets: more than a connection of one request sends. idle_timeout: short, since connections come and go.
     "offload": {"min_packets": 8, "max_rules": FIRST_RULES, "idle_timeout": "4s", "counter_lag": "200ms"},
 }
 
 
 class Scenario:
-    """A TOML file at `path`, derived from `base`, and what it says now."""
+    """A TOML file at `path`, derived from `base`, and its present values."""
 
     def __init__(self, base: Path, path: Path) -> None:
         self.path = path
@@ -47,11 +47,11 @@ class Scenario:
         self._vips_with(real, {"weight": weight})
 
     def remove(self, real: Real) -> None:
-        """Write no such real."""
+        """Leave a real out."""
         self._vips_with(real, None)
 
     def bring_back(self) -> None:
-        """Write all reals with the weights that they had at first."""
+        """Write all reals with their first weights again."""
         self._settings["katran_accel"]["vips"] = copy.deepcopy(self._vips)
         self._write()
 
@@ -67,19 +67,19 @@ class Scenario:
         self._write()
 
     def _write(self) -> None:
-        # In one step: the daemon must never read half a file.
+        # Replaced in one step: the daemon must not read half a file.
         draft = self.path.with_suffix(".new")
         draft.write_text("# Written by ./demo.sh --chaos\n" + "\n".join(_lines((), self._settings)) + "\n")
         draft.replace(self.path)
 
 
 def _lines(names: Sequence[str], table: Mapping[str, Any]) -> Iterator[str]:
-    """A table as TOML: its values, then the tables and lists of tables in it."""
-    deeper = {key: value for key, value in table.items() if len(names) < 2 and _is_table(value)}
+    """Yield a table as lines of TOML: its values, then the tables and lists of tables in it."""
+    subtables = {key: value for key, value in table.items() if len(names) < 2 and _is_table(value)}
     for key, value in table.items():
-        if key not in deeper:
+        if key not in subtables:
             yield f"{key} = {_inline(value)}"
-    for key, value in deeper.items():
+    for key, value in subtables.items():
         name = ".".join([*names, key])
         for each in value if isinstance(value, list) else [value]:
             yield f"\n[[{name}]]" if isinstance(value, list) else f"\n[{name}]"
@@ -95,5 +95,5 @@ def _inline(value: Any) -> str:
         return "{ " + ", ".join(f"{key} = {_inline(each)}" for key, each in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(_inline(each) for each in value) + "]"
-    # What JSON writes for texts, numbers, true and false is TOML, too.
+    # Strings, numbers, true and false are written alike in JSON and TOML.
     return json.dumps(value)

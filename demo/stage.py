@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that runs in the lab: emulated NIC, reals, the balancer, the client."""
+"""Starts and stops what runs in the lab: emulated NIC, reals, balancer, client."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .stop import StopSwitch
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "examples" / "demo.toml"
 READY_WITHIN = 30.0
-"""Seconds; compiling takes most of it on a slow machine."""
+"""Seconds; most of it is compiling, on a slow machine."""
 
 
 class Reader:
-    """Reads the lines of a process's output in a thread, so that its pipe never fills."""
+    """Reads the output of a process line by line in a thread, so that its pipe never fills."""
 
     def __init__(self, name: str, process: subprocess.Popen[str], stream: IO[str] | None) -> None:
         if stream is None:
@@ -43,7 +43,7 @@ class Reader:
         threading.Thread(target=self._read, daemon=True).start()
 
     def line(self, stop: StopSwitch, within: float) -> str | None:
-        """The next line, or None after `within` seconds. Raises HostError when the process has ended."""
+        """Return the next line, or None after `within` seconds. HostError when the process has ended."""
         deadline = time.monotonic() + within
         while True:
             stop.check()
@@ -55,30 +55,30 @@ class Reader:
             if time.monotonic() >= deadline:
                 return None
 
-    def has_said(self, word: str, stop: StopSwitch) -> bool:
-        """Whether one of the lines that came since the last look has `word`, without waiting."""
+    def has_printed(self, word: str, stop: StopSwitch) -> bool:
+        """Whether a line since the last call has `word` as a whole word; does not wait."""
         while (line := self.line(stop, 0.0)) is not None:
             if re.search(rf"\b{word}\b", line):
                 return True
         return False
 
     def wait_for(self, word: str, stop: StopSwitch) -> None:
-        """Until a line has `word` as a whole word; HostError with what was said if it ends or takes too long."""
+        """Wait for a line with `word` as a whole word; HostError if the process ends or it does not come."""
         deadline = time.monotonic() + READY_WITHIN
         while (left := deadline - time.monotonic()) > 0:
             line = self.line(stop, left)
             if line is not None and re.search(rf"\b{word}\b", line):
                 return
-        raise HostError(f"{self.name} did not say {word!r} within {READY_WITHIN:g} s; it said:\n{self.said()}")
+        raise HostError(f"{self.name} did not print {word!r} within {READY_WITHIN:g} s; its output:\n{self.output()}")
 
     def ended(self) -> HostError:
-        """The error to raise when the process is gone and should not be."""
+        """Return the error for a process that has ended and should not have."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(1)
-        return HostError(f"{self.name} ended with status {self.process.returncode}; it said:\n{self.said()}")
+        return HostError(f"{self.name} ended with status {self.process.returncode}; its output:\n{self.output()}")
 
-    def said(self) -> str:
-        """The last lines, indented."""
+    def output(self) -> str:
+        """Return the last lines, indented."""
         return "\n".join(f"    {line}" for line in self.tail) or "    (nothing)"
 
     def _read(self) -> None:
@@ -90,10 +90,10 @@ class Reader:
 
 
 class Stage:
-    """Context: the lab with a balancer at work in it. On leaving, all of it has stopped, in reverse order.
+    """Context: emulated NIC, reals and balancer run in the lab; in the end they are stopped, in reverse order.
 
-    `strategy` overrides the TOML's marking strategy; `rules` is the size of the NIC's table, by default what the
-    TOML has for `max_rules`.
+    `strategy` overrides the TOML's marking strategy; `rules` is the size of the NIC's table, by default `max_rules` of
+    the TOML.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Stage:
         self._exits.close()
 
     def check(self) -> None:
-        """Raise HostError if the daemon is gone, StoppedError if the demo is to end."""
+        """Raise HostError if the daemon has ended, StoppedError if the demo should end."""
         self.stop.check()
         if self._daemon is not None and self._daemon.process.poll() is not None:
             raise self._daemon.ended()
@@ -145,17 +145,17 @@ class Stage:
         return Client(process, self.stop)
 
     def take_picture(self, path: Path) -> subprocess.Popen[str]:
-        """Begin to write what `nfcore top` shows of six seconds, in which rules are counted, into an SVG file."""
+        """Start `nfcore top` to draw an SVG file of six seconds, in which the rules' counters are read."""
         command = [*nfcore("top"), "--once", "--interval", "6", "--svg", str(path.absolute())]
         return self.lab.popen("lb", [*command, "--socket", str(self.socket)], stderr=subprocess.PIPE)
 
-    def order(self, *arguments: str) -> Any:
-        """Give the daemon an order by nfcore's own command line, with --json; HostError with its words if it fails."""
+    def command(self, *arguments: str) -> Any:
+        """Run an nfcore command with --json on the daemon; returns what it prints. HostError if it fails."""
         done = self.lab.run("lb", [*nfcore(*arguments), "--socket", str(self.socket), "--json"])
         return json.loads(done.stdout)
 
     def kill_daemon(self) -> None:
-        """SIGKILL: the daemon has no chance to tidy anything up."""
+        """Send SIGKILL to the daemon, which then cannot clean up."""
         if self._daemon is None:
             raise HostError("there is no daemon to kill")
         daemon, self._daemon = self._daemon, None
@@ -164,7 +164,7 @@ class Stage:
         self.lab.stop(daemon.process)
 
     def launch_daemon(self) -> Reader:
-        """Start the daemon and do not wait for it: its reader has said ``ready`` once it is."""
+        """Start the daemon without waiting; it prints ``ready`` when it is."""
         argv = [*nfcore("run"), str(self.config), "--set", f'marking.strategy="{self.strategy}"']
         process = self.lab.popen("lb", argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
         self._daemon = Reader("nfcore run", process, process.stderr)
@@ -204,11 +204,12 @@ class Stage:
         alive = process.poll() is None
         status = self.lab.stop(process)
         if alive and status != 0:
-            raise HostError(f"nfcore run ended with status {status} on SIGTERM; it said:\n{self._daemon.said()}")
+            output = self._daemon.output()
+            raise HostError(f"nfcore run ended with status {status} after SIGTERM; its output:\n{output}")
 
 
 class Client:
-    """The client's process, commanded phase by phase; see `demo.load` for the commands."""
+    """The client's process, which takes commands; `demo.load` lists them."""
 
     def __init__(self, process: subprocess.Popen[str], stop: StopSwitch) -> None:
         self.process = process
@@ -216,16 +217,16 @@ class Client:
         self._stop = stop
 
     def phase(self, command: str, *, tick: float = 0.2) -> Iterator[dict[str, Any] | None]:
-        """Give a command and yield its events until it is done; None where `tick` seconds brought none."""
-        self.tell(command)
+        """Send a command and yield its events until it is done; None when none comes for `tick` seconds."""
+        self.send(command)
         while True:
             event = self.event(tick)
             yield event
             if event is not None and event["event"] == "done":
                 return
 
-    def tell(self, command: str) -> None:
-        """Give a command and do not wait for what comes of it."""
+    def send(self, command: str) -> None:
+        """Send a command without waiting for its events."""
         if self.process.stdin is None:
             raise ValueError("the client was started without a pipe")
         try:
@@ -235,11 +236,11 @@ class Client:
             raise self._reader.ended() from error
 
     def event(self, within: float) -> dict[str, Any] | None:
-        """The next event, or None after `within` seconds."""
+        """Return the next event, or None after `within` seconds."""
         line = self._reader.line(self._stop, within)
         return None if line is None else json.loads(line)
 
 
 def nfcore(*arguments: str) -> list[str]:
-    """The command line of this very installation's `nfcore`."""
+    """Return a command line of this installation's `nfcore`."""
     return [str(Path(sys.executable).with_name("nfcore")), *arguments]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to stop: signals, noted in a way that leaves the cleaning up in peace."""
+"""Stopping the demo by a signal, without interrupting its clean-up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class StoppedError(Exception):
-    """Somebody asked the demo to end (SIGINT, SIGTERM, SIGHUP); `number` is the signal."""
+    """A signal ended the demo (SIGINT, SIGTERM, SIGHUP); `number` is the signal."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -17,15 +17,15 @@ class StoppedError(Exception):
 
 
 class StopSwitch:
-    """Remembers a signal to stop, and raises where the demo can be left.
+    """Stores a signal; :meth:`check` raises where the demo can be left.
 
-    A signal handler that raises could do so amid the cleaning up; this one only takes a note.
+    A signal handler that raises could interrupt the clean-up; this one only stores the number.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
+            signal.signal(number, self._store)
 
     def check(self) -> None:
         """Raise StoppedError if a signal came."""
@@ -33,9 +33,9 @@ class StopSwitch:
             raise StoppedError(self.number)
 
     def wait(self) -> None:
-        """Until a signal comes."""
+        """Wait until a signal comes."""
         while self.number is None:
             time.sleep(0.1)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _store(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo leaves on the host outside its namespaces, and how it is taken back.
+"""What the demo creates on the host outside its namespaces, and how that is removed.
 
-The daemon's socket, the emulated NIC's pins and the BPF file system below ``/run/nfcore`` are the only such
-things. What was there before is written down first (`_NOTE`), so that even a demo that was killed without
-a chance to clean up can be cleaned up after by the next one.
+These are the daemon's socket, the emulated NIC's pins and the BPF file system below ``/run/nfcore``. The demo first
+saves in a file (`_STATE`) what was there before, so that the next demo can clean up after one that was killed.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ from nfcore.errors import HostError
 
 FOLDER = Path("/run/nfcore")
 SCRATCH = FOLDER / "demo"
-"""For files of one run."""
+"""Files of one run."""
 BALANCER_PINS = FOLDER / "bpf" / "katran-demo"
-"""Where a balancer that is to survive its daemon is pinned."""
-_NOTE = Path("/run/nfcore-demo.json")
+"""Pins of the balancer in the chaos, where it outlives its daemon."""
+_STATE = Path("/run/nfcore-demo.json")
 
 
 @dataclass(frozen=True)
 class Before:
-    """How the host was: which folders above the demo's own files existed, and which of them were mounts."""
+    """State of the host before the demo: which folders above the demo's files existed, and which were mounts."""
 
     paths: list[str]
     mounts: list[str]
 
 
 class Traces:
-    """Context: alone on this machine, and the host as it was at the end.
+    """Context: only one demo runs on this machine, and in the end the host is as it was before.
 
-    `control_socket` and `pins` are the paths that the demo's own TOML names; what is there is the demo's.
+    `control_socket` and `pins` are the paths in the demo's TOML; what is there belongs to the demo.
     Raises HostError if another demo runs.
     """
 
@@ -51,7 +50,7 @@ class Traces:
             reverse=True,
         )
         self.before = Before([], [])
-        # An abstract name vanishes with its owner, however that ends: no stale lock file.
+        # An abstract socket name vanishes with its process, however that ends: no stale lock file.
         self._lock = socket.socket(socket.AF_UNIX)
 
     def __enter__(self) -> Self:
@@ -60,14 +59,14 @@ class Traces:
         except OSError as error:
             self._lock.close()
             raise HostError("another demo is running on this machine: end it first (Ctrl-C there)") from error
-        if _NOTE.exists():
-            self.before = Before(**json.loads(_NOTE.read_text()))
+        if _STATE.exists():
+            self.before = Before(**json.loads(_STATE.read_text()))
         else:
             self.before = Before(
                 [str(folder) for folder in self._folders if folder.is_dir()],
                 [str(folder) for folder in self._folders if folder.is_mount()],
             )
-            _NOTE.write_text(json.dumps(asdict(self.before)))
+            _STATE.write_text(json.dumps(asdict(self.before)))
         self.sweep()
         return self
 
@@ -78,13 +77,13 @@ class Traces:
         traceback: TracebackType | None,
     ) -> None:
         self.sweep()
-        _NOTE.unlink(missing_ok=True)
+        _STATE.unlink(missing_ok=True)
         self._lock.close()
 
     def sweep(self) -> None:
-        """Remove the demo's socket, notes and pins, and mounts and folders that were not there before.
+        """Remove the demo's socket, state file and pins, and mounts and folders that were not there before.
 
-        A mount or folder in which there is something else stays: somebody began to use it meanwhile.
+        A mount or folder that has other content stays: another program uses it now.
         """
         for path in self.own:
             if path.is_dir():
@@ -100,19 +99,19 @@ class Traces:
                 _remove(folder)
 
     def left(self) -> list[str]:
-        """What of the demo's is on the host still, as paths; empty after a clean end."""
+        """Return the paths of the demo that are still on the host; empty after a clean end."""
         new = [folder for folder in self._folders if str(folder) not in self.before.paths]
         mounts = [folder for folder in self._folders if str(folder) not in self.before.mounts]
-        # What holds something of somebody else's by now is no longer the demo's to remove.
+        # A folder or mount with content of another program does not count: the demo must not remove it.
         return [
-            *(str(path) for path in (*self.own, _NOTE) if path.exists()),
+            *(str(path) for path in (*self.own, _STATE) if path.exists()),
             *(str(folder) for folder in new if folder.is_dir() and not any(folder.iterdir())),
             *(f"{folder} (mounted)" for folder in mounts if folder.is_mount() and _nothing_pinned(folder)),
         ]
 
 
 def _nothing_pinned(mount: Path) -> bool:
-    # The kernel itself keeps two files in every BPF file system.
+    # The kernel itself puts two files, *.debug, into every BPF file system.
     return all(entry.suffix == ".debug" for entry in mount.iterdir())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traffic that goes on while something is done to the load balancer: waited on, counted and shown."""
+"""The traffic of the chaos: it flows while events happen, and is counted, shown and waited for."""
 
 from __future__ import annotations
 
@@ -12,122 +12,121 @@ from .events import Event, UnseenError
 from .lab import Lab
 from .meters import Meters, read_meters
 from .stage import Client, Stage
-from .view import Picture, View
+from .view import Progress, View
 
 TICK = 0.05
-"""Seconds between two looks at what somebody waits for."""
+"""Seconds between two checks of a condition."""
 METERS_EVERY = 0.2
 """Seconds between two readings of the daemon's counters."""
-PATIENCE = 30.0
-"""Seconds that an effect may take to be seen. Most take less than one; a busy machine may be slow."""
+TIMEOUT = 30.0
+"""Seconds to wait for an effect. Most take less than one; a busy machine may be slow."""
 
 
 class Traffic:
-    """A churn of connections (`demo.load`) and what is known of it. Context: it flows meanwhile."""
+    """A churn of connections (`demo.load`), which begins at once, and its progress."""
 
     def __init__(self, stage: Stage, view: View, client: Client, total: int) -> None:
         self.stage = stage
         self.daemon_answers = True
-        """Whether there is a daemon to be asked."""
-        self.picture = Picture("churn", total=total)
+        """Whether a daemon runs, so that its counters can be read."""
+        self.progress = Progress("churn", total=total)
         self._view = view
         self._client = client
         self._read_at = 0.0
-        self._client.tell("churn")
+        self._client.send("churn")
 
     @property
     def meters(self) -> Meters:
-        """The last reading."""
-        return self.picture.meters
+        """The last reading of the daemon's counters."""
+        return self.progress.meters
 
     def end(self) -> list[dict[str, Any]]:
-        """Let the churn end; the records of all connections."""
-        self._client.tell("calm")
-        self._client.tell("close")
+        """End the churn; returns the records of all connections."""
+        self._client.send("calm")
+        self._client.send("close")
         records: list[dict[str, Any]] = []
         done: list[str] = []
         while "close" not in done:
-            for event in self.pump():
+            for event in self.poll():
                 if event["event"] == "connection":
                     records.append(event)
                 elif event["event"] == "done":
                     done.append(event["phase"])
         return records
 
-    def pump(self) -> list[dict[str, Any]]:
-        """Take the news, waiting a tick for some, and show how things are. Raises what `Stage.check` does."""
+    def poll(self) -> list[dict[str, Any]]:
+        """Return the client's new events, after a tick at most, and show the progress. Raises as `Stage.check`."""
         self.stage.check()
-        news = []
+        events = []
         event = self._client.event(TICK)
         while event is not None:
-            news.append(event)
+            events.append(event)
             if event["event"] != "connection":
                 self._show(**{key: event[key] for key in ("asked", "answered", "failed", "reals")})
-            # The client tells no more once it has closed, and ends.
+            # After it has closed the client ends and sends nothing more.
             closed = event["event"] == "done" and event["phase"] == "close"
             event = None if closed else self._client.event(0.0)
         if self.daemon_answers and time.monotonic() >= self._read_at + METERS_EVERY:
             self.read()
-        return news
+        return events
 
     def read(self) -> Meters:
         """Read the daemon's counters now."""
         self._read_at = time.monotonic()
         meters = read_meters(self.stage.socket)
-        share = meters.share_since(self.picture.meters)
-        recent = self.picture.recent_share if share is None else share
+        share = meters.share_since(self.progress.meters)
+        recent = self.progress.recent_share if share is None else share
         self._show(meters=meters, recent_share=recent)
         return meters
 
-    def share_again(self) -> None:
-        """Forget the share of the fast path that was seen last: what counts is what comes."""
+    def reset_share(self) -> None:
+        """Forget the last share of the fast path, so that only later packets count."""
         self._show(recent_share=None)
         self.read()
 
-    def until(self, seen: Callable[[], bool], wanted: str, within: float = PATIENCE) -> None:
-        """Let the traffic flow until `seen`. UnseenError names what was `wanted` and did not come."""
+    def wait_until(self, seen: Callable[[], bool], expected: str, within: float = TIMEOUT) -> None:
+        """Let the traffic flow until `seen` is true. UnseenError names what was `expected` and did not come."""
         deadline = time.monotonic() + within
         while not seen():
             if time.monotonic() > deadline:
-                raise UnseenError(f"{wanted}: not seen within {within:g} s; {self._state()}")
-            self.pump()
+                raise UnseenError(f"{expected}: not seen within {within:g} s; {self._state()}")
+            self.poll()
 
     def flow_for(self, seconds: float) -> None:
-        """Let the traffic flow for so long."""
+        """Let the traffic flow for some seconds."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self.pump()
+            self.poll()
 
-    def answers(self, count: int) -> None:
-        """Let the traffic flow until so many more requests have been answered."""
-        # News of what was answered before must not count.
-        self.pump()
-        wanted = self.picture.answered + count
-        self.until(lambda: self.picture.answered >= wanted, f"{count} more requests answered")
+    def wait_for_answers(self, count: int) -> None:
+        """Let the traffic flow until `count` more requests are answered."""
+        self.poll()  # takes the events of earlier answers, which must not count
+        target = self.progress.answered + count
+        self.wait_until(lambda: self.progress.answered >= target, f"{count} more requests answered")
 
-    def began(self, doing: str) -> None:
-        """Show what is being done."""
-        self._show(doing=doing)
+    def show_action(self, action: str) -> None:
+        """Show what is being done to the load balancer."""
+        self._show(action=action)
 
-    def ended(self, event: Event) -> None:
-        """Show what was done."""
-        self._show(doing="", events=(*self.picture.events, event))
+    def add_event(self, event: Event) -> None:
+        """Show an event that is over."""
+        self._show(action="", events=(*self.progress.events, event))
 
     def _show(self, **values: Any) -> None:
-        self.picture = replace(self.picture, **values)
-        self.picture = replace(self.picture, total=max(self.picture.total, self.picture.asked))
-        self._view.show(self.picture)
+        self.progress = replace(self.progress, **values)
+        self.progress = replace(self.progress, total=max(self.progress.total, self.progress.asked))
+        self._view.show(self.progress)
 
     def _state(self) -> str:
-        meters = self.meters
+        meters, progress = self.meters, self.progress
         return (
-            f"{self.picture.answered:,} of {self.picture.asked:,} requests answered, {self.picture.failed} connections "
-            f"failed, {meters.rules} rules, {meters.waiting} flows waiting"
+            f"{progress.answered:,} of {progress.asked:,} requests answered, {progress.failed} connections failed, "
+            f"{meters.rules} rules, {meters.waiting} flows waiting"
         )
 
 
 def retransmitted(lab: Lab) -> int:
-    """TCP segments that client and reals sent again: they hide from an HTTP client, so they are reported beside it."""
+    """Return how many TCP segments client and reals have sent again; an HTTP client does not see that."""
     total = 0
     for role in ("client", *(real.name for real in lab.reals)):
         names, values = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees: a live table on a terminal, plain lines elsewhere, the summary at the end."""
+"""Shows the demo: a live table on a terminal, plain lines elsewhere, the summary at the end."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ EVENTS_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One moment: requests asked of `total`, failed connections, answers per real, the daemon's meters.
+class Progress:
+    """State of the traffic: requests sent (`asked`) of `total`, failed connections, answers per real, counters.
 
-    `doing` is what is being done to the load balancer, `events` what has been.
+    `action` is what is being done to the load balancer; `events` are over.
     """
 
     phase: str
@@ -47,12 +47,12 @@ class Picture:
     reals: Mapping[str, int] = field(default_factory=dict)
     meters: Meters = field(default_factory=Meters)
     recent_share: float | None = None
-    doing: str = ""
+    action: str = ""
     events: tuple[Event, ...] = ()
 
 
 class View(Protocol):
-    """Shows pictures while the demo runs."""
+    """Shows the progress of the demo."""
 
     def __enter__(self) -> Self: ...
 
@@ -63,15 +63,15 @@ class View(Protocol):
         traceback: TracebackType | None,
     ) -> None: ...
 
-    def show(self, picture: Picture) -> None:
-        """Show this moment."""
+    def show(self, progress: Progress) -> None:
+        """Show the progress."""
 
-    def say(self, text: str) -> None:
-        """Say one line that stays."""
+    def print_line(self, text: str) -> None:
+        """Print one line that stays."""
 
 
 class TableView:
-    """A table that renews itself, for a terminal."""
+    """A live table, for a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -89,12 +89,12 @@ class TableView:
     ) -> None:
         self._live.stop()
 
-    def show(self, picture: Picture) -> None:
-        """Show this moment."""
-        self._live.update(draw(picture))
+    def show(self, progress: Progress) -> None:
+        """Show the progress."""
+        self._live.update(draw(progress))
 
-    def say(self, text: str) -> None:
-        """Say one line that stays above the table."""
+    def print_line(self, text: str) -> None:
+        """Print one line that stays above the table."""
         self._console.print(text, style="dim", highlight=False, markup=False)
 
 
@@ -118,84 +118,84 @@ class LineView:
     ) -> None:
         return None
 
-    def show(self, picture: Picture) -> None:
-        """Print what has happened, and the moment unless another of its phase was printed within the last second."""
-        for event in picture.events[self._events :]:
-            self.say(event.line)
-        self._events = len(picture.events)
+    def show(self, progress: Progress) -> None:
+        """Print new events, and the progress at a new phase or a second after the last time."""
+        for event in progress.events[self._events :]:
+            self.print_line(event.line)
+        self._events = len(progress.events)
         now = time.monotonic()
-        if picture.phase == self._phase and now < self._last + 1:
+        if progress.phase == self._phase and now < self._last + 1:
             return
-        self._phase, self._last = picture.phase, now
-        split = " ".join(f"{name}={count}" for name, count in picture.reals.items())
-        meters = picture.meters
-        self.say(
-            f"{PHASES[picture.phase]}: {picture.answered} of {picture.total} requests, "
-            f"{picture.failed} connections failed; {split or 'no answers yet'}; flows {meters.flows}, "
-            f"marks {meters.marks}, fast path {_percent(picture.recent_share)}"
-            + (f" – {picture.doing}" if picture.doing else "")
+        self._phase, self._last = progress.phase, now
+        split = " ".join(f"{name}={count}" for name, count in progress.reals.items())
+        meters = progress.meters
+        self.print_line(
+            f"{PHASES[progress.phase]}: {progress.answered} of {progress.total} requests, "
+            f"{progress.failed} connections failed; {split or 'no answers yet'}; flows {meters.flows}, "
+            f"marks {meters.marks}, fast path {_percent(progress.recent_share)}"
+            + (f" – {progress.action}" if progress.action else "")
         )
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print one line."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def make_view(console: Console) -> View:
-    """The view that suits the console."""
+    """Return the view that suits the console."""
     return TableView(console) if console.is_terminal else LineView(console)
 
 
-def draw(picture: Picture) -> Panel:
-    """The live table of one moment."""
-    figures = Table.grid(padding=(0, 3))
-    figures.add_column(style="dim")
-    figures.add_column(justify="right", min_width=8)
-    figures.add_column(style="dim")
-    figures.add_column(justify="right", min_width=8)
-    meters = picture.meters
-    failed = Text(f"{picture.failed:,}", style="bold red" if picture.failed else "green")
-    share = picture.recent_share
+def draw(progress: Progress) -> Panel:
+    """Return the live table."""
+    counts = Table.grid(padding=(0, 3))
+    counts.add_column(style="dim")
+    counts.add_column(justify="right", min_width=8)
+    counts.add_column(style="dim")
+    counts.add_column(justify="right", min_width=8)
+    meters = progress.meters
+    failed = Text(f"{progress.failed:,}", style="bold red" if progress.failed else "green")
+    share = progress.recent_share
     fast = Text(_percent(share), style="bold green" if share is not None and share >= 0.8 else "yellow")
-    figures.add_row(
-        "requests", f"{picture.asked:,} of {picture.total:,}", "live flows with a rule", f"{meters.flows:,}"
+    counts.add_row(
+        "requests", f"{progress.asked:,} of {progress.total:,}", "live flows with a rule", f"{meters.flows:,}"
     )
-    figures.add_row("answered", f"{picture.answered:,}", "marks in use", f"{meters.marks:,}")
-    figures.add_row("failed connections", failed, "fast path, now", fast)
+    counts.add_row("answered", f"{progress.answered:,}", "marks in use", f"{meters.marks:,}")
+    counts.add_row("failed connections", failed, "fast path, now", fast)
 
     split = Table.grid(padding=(0, 3))
-    answers = sum(picture.reals.values())
-    for name, count in picture.reals.items():
+    answers = sum(progress.reals.values())
+    for name, count in progress.reals.items():
         bar = ProgressBar(total=max(answers, 1), completed=count, width=40)
         split.add_row(Text(name, style="dim"), f"{count:,}", f"{count / answers:.0%}" if answers else "", bar)
-    parts: list[RenderableType] = [figures, Text(""), split]
-    if picture.events or picture.doing:
-        parts += [Text(""), _story(picture)]
-    return Panel(Group(*parts), title=f"nfcore: {PHASES[picture.phase]}", width=110 if picture.events else 90)
+    parts: list[RenderableType] = [counts, Text(""), split]
+    if progress.events or progress.action:
+        parts += [Text(""), _events_table(progress)]
+    return Panel(Group(*parts), title=f"nfcore: {PHASES[progress.phase]}", width=110 if progress.events else 90)
 
 
-def _story(picture: Picture) -> Table:
-    """The last events: when, whether as claimed, what was done, what was seen; and what is being done."""
-    story = Table.grid(padding=(0, 2))
-    story.add_column(justify="right", style="dim", no_wrap=True)
-    story.add_column(no_wrap=True)
-    for event in picture.events[-EVENTS_SHOWN:]:
-        words = Text(event.what).append(f"\n{event.detail}", style="dim")
-        story.add_row(f"{event.at:.1f} s", _verdict(event.passed), words)
-    if picture.doing:
-        story.add_row("now", Text("…"), Text(picture.doing, style="bold"))
-    return story
+def _events_table(progress: Progress) -> Table:
+    """Return the last events (when, result, what was done, what was seen) and the present action."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for event in progress.events[-EVENTS_SHOWN:]:
+        text = Text(event.what).append(f"\n{event.detail}", style="dim")
+        table.add_row(f"{event.at:.1f} s", _pass_or_fail(event.passed), text)
+    if progress.action:
+        table.add_row("now", Text("…"), Text(progress.action, style="bold"))
+    return table
 
 
-def _verdict(passed: bool) -> Text:
+def _pass_or_fail(passed: bool) -> Text:
     return Text("PASS", style="bold green") if passed else Text("FAIL", style="bold red")
 
 
 def print_summary(console: Console, summary: Summary) -> None:
-    """What was proven, claim by claim, and the figures around it."""
+    """Print the claims with their results, and the numbers of the run."""
     table = Table.grid(padding=(0, 2))
     for check in summary.checks:
-        table.add_row(_verdict(check.passed), Text(check.claim).append(f"\n{check.detail}", style="dim"))
+        table.add_row(_pass_or_fail(check.passed), Text(check.claim).append(f"\n{check.detail}", style="dim"))
     console.print()
     console.print(table)
     split = ", ".join(f"{name} {count:,}" for name, count in summary.reals.items())

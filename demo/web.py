@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real's process: takes the outer header off (XDP) and answers HTTP/1.1 on the VIPs.
+"""A real's process: removes the outer header (in XDP) and answers HTTP/1.1 on the VIPs.
 
 Started in the namespace of a real: ``python -m demo.web NAME --listen VIP … [--decap INTERFACE]``. It
 prints ``ready`` on its standard output once it accepts connections and runs until SIGTERM.
@@ -21,14 +21,14 @@ from nfcore.errors import NfcoreError
 
 
 class Answer(BaseHTTPRequestHandler):
-    """Says which real answers and which client address and port it saw: ``real1 198.18.1.2 40001``."""
+    """Answers with its name, the client's address and port, and the body's length: ``real1 198.18.1.2 40001 0``."""
 
     protocol_version = "HTTP/1.1"
     server_version = "nfcore-demo"
     disable_nagle_algorithm = True
-    # Head and body leave together, in one segment.
+    # Head and body go into one segment.
     wbufsize = -1
-    # A client that went away without a word must not hold its thread for ever.
+    # A client that vanished must not block its thread for ever.
     timeout = 60
 
     server: Web
@@ -38,9 +38,9 @@ class Answer(BaseHTTPRequestHandler):
         self._answer()
 
     def do_POST(self) -> None:
-        """Take the request's body in and answer as to GET, with the number of bytes that came."""
-        wanted = int(self.headers.get("Content-Length", "0"))
-        self._answer(len(self.rfile.read(wanted)))
+        """Read the body of the request and answer as to GET, with its number of bytes."""
+        length = int(self.headers.get("Content-Length", "0"))
+        self._answer(len(self.rfile.read(length)))
 
     def _answer(self, received: int = 0) -> None:
         address, port = self.client_address[:2]
@@ -52,11 +52,11 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: a line per request would hide the demo's own output."""
+        """Log nothing: a line per request would hide the demo's own output."""
 
 
 class Web(ThreadingHTTPServer):
-    """An HTTP server on one address that knows the name of the real that it runs on."""
+    """An HTTP server on one address of the real `real`."""
 
     daemon_threads = True
     request_queue_size = 1024
@@ -67,18 +67,18 @@ class Web(ThreadingHTTPServer):
         super().__init__((address, port), Answer)
 
     def server_bind(self) -> None:
-        """Bind without asking the resolver for a name, which the namespace could only wait for in vain."""
+        """Bind without a DNS look-up of the address, which would only time out in the namespace."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
 
 def attach_decap(interface: str) -> None:
-    """Load ``bpf/decap.c`` and attach it to an interface of this namespace, natively.
+    """Load ``bpf/decap.c`` and attach it to an interface of this namespace in native mode.
 
-    The attachment outlives this process and ends with the interface. Raises nfcore's errors.
+    It stays attached until the interface is removed. Raises nfcore's errors.
     """
-    # Here and not above: a server without decapsulation needs no compiler.
+    # Imported here: a server without decapsulation needs no compiler.
     from nfcore.kernel import BPF_SOURCES, XdpMode, attach_xdp, compile_program, interface_index  # noqa: PLC0415
 
     program = compile_program(BPF_SOURCES / "decap.c", "decap", defines={}, maps={})
@@ -86,12 +86,12 @@ def attach_decap(interface: str) -> None:
 
 
 def main(
-    real: Annotated[str, typer.Argument(help="Name that the answers carry.")],
-    listen: Annotated[list[str], typer.Option(help="Address to answer on; may be repeated.")],
+    real: Annotated[str, typer.Argument(help="Name of the real, given in each answer.")],
+    listen: Annotated[list[str], typer.Option(help="Address to listen on; may be repeated.")],
     port: Annotated[int, typer.Option(help="TCP port.")] = 80,
-    decap: Annotated[str | None, typer.Option(help="Interface whose IPIP packets are to be unpacked.")] = None,
+    decap: Annotated[str | None, typer.Option(help="Interface on which to decapsulate IPIP packets.")] = None,
 ) -> None:
-    """Answer HTTP on the addresses until SIGTERM."""
+    """Answer HTTP requests on the addresses until SIGTERM."""
     try:
         if decap is not None:
             attach_decap(decap)
