@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's unix socket: the server, and the client that commands use."""
+"""The daemon's Unix socket: the server, and the client that commands use."""

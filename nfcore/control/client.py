@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's end of the daemon's socket."""
+"""The client of the daemon's socket."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..errors import HostError
 
 
 class RefusedError(HostError):
-    """The daemon answered with an error, and perhaps with the exit status that suits it."""
+    """The daemon's response is an error, possibly with an exit status for the command."""
 
-    def __init__(self, words: str, exit_status: object) -> None:
-        super().__init__(words)
+    def __init__(self, message: str, exit_status: object) -> None:
+        super().__init__(message)
         if isinstance(exit_status, int):
             self.exit_status = exit_status
 
 
 class NoDaemonError(HostError):
-    """Nobody listens on the socket."""
+    """No daemon listens on the socket."""
 
 
 class EndedError(HostError):
-    """The daemon hung up."""
+    """The daemon has closed the connection."""
 
 
 def daemon_answers(path: Path) -> bool:
@@ -39,13 +39,13 @@ def daemon_answers(path: Path) -> bool:
 
 
 def request(path: Path, method: str, timeout: float = 5.0, **parameters: Any) -> Any:
-    """Ask the daemon behind the socket `path`; HostError when none is there or it answers with an error."""
+    """Send one request to the daemon at the socket `path`. HostError: there is no daemon, or it gives an error."""
     with Client(path, timeout) as daemon:
         return daemon.ask(method, **parameters)
 
 
 class Client:
-    """A connection to the daemon, for questions one after the other. HostError when there is none."""
+    """A connection to the daemon, for one request after another. HostError when there is no daemon."""
 
     def __init__(self, path: Path, timeout: float = 5.0) -> None:
         self._path = path
@@ -55,7 +55,7 @@ class Client:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise self._words(error) from None
+            raise self._describe(error) from None
         self._lines = self._socket.makefile("rb")
 
     def __enter__(self) -> Self:
@@ -65,29 +65,29 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Hang up. Idempotent."""
+        """Close the connection. Idempotent."""
         self._lines.close()
         self._socket.close()
 
     def ask(self, method: str, **parameters: Any) -> Any:
-        """Give the answer to one question. RefusedError: the daemon's words; EndedError: it has ended meanwhile."""
-        question = json.dumps({"method": method, "params": parameters}).encode() + b"\n"
+        """Send a request and give its result. RefusedError: the daemon's error; EndedError: the daemon has ended."""
+        line = json.dumps({"method": method, "params": parameters}).encode() + b"\n"
         try:
-            self._socket.sendall(question)
+            self._socket.sendall(line)
             line = self._lines.readline()
-            answer = json.loads(line) if line.endswith(b"\n") else None
+            response = json.loads(line) if line.endswith(b"\n") else None
         except (OSError, ValueError) as error:
-            raise self._words(error) from None
-        if answer is None:
+            raise self._describe(error) from None
+        if response is None:
             raise EndedError(f"the daemon at {self._path} gave no answer: it has ended")
-        if not isinstance(answer, dict) or not answer.keys() & {"error", "result"}:
+        if not isinstance(response, dict) or not response.keys() & {"error", "result"}:
             raise HostError(f"what answers at {self._path} is no nfcore daemon")
-        if "error" in answer:
-            raise RefusedError(str(answer["error"]), answer.get("exit_status"))
-        return answer["result"]
+        if "error" in response:
+            raise RefusedError(str(response["error"]), response.get("exit_status"))
+        return response["result"]
 
-    def _words(self, error: Exception) -> HostError:
-        """Say what a failure means to whoever asked."""
+    def _describe(self, error: Exception) -> HostError:
+        """Make an error for the user from a failure of the connection."""
         match error:
             case PermissionError():
                 return HostError(

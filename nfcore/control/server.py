@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's socket: one JSON object a line asks, one JSON object a line answers.
+"""The server of the daemon's Unix socket. A request is one JSON object on a line, and so is its response.
 
-Question ``{"method": "stats", "params": {}}``; answer ``{"result": …}`` or ``{"error": "…", "exit_status": 2}``.
-The socket belongs to the daemon's user alone (mode 0600), or to a group as well (0660), whose members may ask but not
-order: the kernel tells who is at the other end. Answers are written a slice a turn of the event loop.
+Request ``{"method": "stats", "params": {}}``; response ``{"result": …}`` or ``{"error": "…", "exit_status": 2}``.
+The socket belongs to the daemon's user (mode 0600), or also to a group (0660). Members of the group may only call
+methods that read; the kernel names the user of each client. Long responses are written in slices, one per turn of the
+event loop.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from .client import daemon_answers
 
 log = logging.getLogger(__name__)
 LINE_LIMIT = 1 << 17
-"""Longest question, bytes. Answers may be of any length."""
+"""Longest request, in bytes. A response may have any length."""
 MOST_CLIENTS = 64
-"""Connected at a time, of those who may order as of those who may only ask."""
+"""Clients that are connected at a time: so many that may call all methods, and so many that may only read."""
 SILENCE = 10.0
-"""Seconds in which a client has to ask for the first time."""
+"""Seconds in which a client must send its first request."""
 IDLE = 5.0
-"""Seconds without a question after which a client gives way when its place is needed."""
+"""Seconds without a request after which a client may be disconnected when its place is needed."""
 READ_PATIENCE = 10.0
 """Seconds that a client may take to read what was written to it."""
 SLICE = 0.002
-"""Seconds of one turn of the event loop that go into an answer."""
+"""Seconds that one turn of the event loop spends on a response."""
 WRITE_SIZE = 1 << 16
 """Characters written at a time, about."""
 _PEER = struct.Struct("=iII")
@@ -51,17 +52,17 @@ _PEER = struct.Struct("=iII")
 
 @dataclass(eq=False)
 class _Client:
-    """Somebody who is connected."""
+    """A connected client."""
 
     writer: asyncio.StreamWriter
     process: int
     user: int
-    silent_since: float | None
-    """Since when it has asked nothing, by the event loop's clock; None while it is being answered."""
+    idle_since: float | None
+    """Time of its last response, by the event loop's clock; None while a request is being handled."""
 
     @property
-    def may_order(self) -> bool:
-        """Whether it is root, or the daemon's own user."""
+    def may_change(self) -> bool:
+        """Whether it may call all methods: it is root's, or of the daemon's own user."""
         return self.user in (0, os.geteuid())
 
     def __str__(self) -> str:
@@ -69,35 +70,35 @@ class _Client:
 
 
 class ControlServer:
-    """Answers on a unix socket until it is closed.
+    """Serves a Unix socket until it is closed.
 
-    Who may order has places of his own: those who may only ask cannot keep him out, however many they are.
+    Clients that may call all methods have places of their own: those that may only read cannot take them.
     """
 
     def __init__(
-        self, path: Path, methods: Mapping[str, Method], questions: Collection[str] = (), group: str = ""
+        self, path: Path, methods: Mapping[str, Method], read_methods: Collection[str] = (), group: str = ""
     ) -> None:
-        """Answer `methods`; to members of `group`, those that are `questions`."""
+        """Serve `methods`. Members of `group` may call those of them that are named in `read_methods`."""
         self.dropped: Counter[str] = Counter({"full": 0, "idle": 0, "silent": 0, "slow": 0, "failed": 0})
-        """Connections that were refused or ended, by the reason."""
+        """Reason → connections that were refused or ended for it."""
         self._path = path
         self._methods = methods
-        self._questions = questions
+        self._read_methods = read_methods
         self._group = group
         self._clients: set[_Client] = set()
         self._refused = 0
-        """Of those that are connected, who has only to be told so."""
+        """Clients that are connected only to get the error that there is no place."""
         self._turn = asyncio.Lock()
-        """Held for one turn of the event loop by whoever asks or is answered: many at once make no longer turn."""
+        """Held for one turn of the event loop by a request or response: many at once do not make the turn longer."""
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Listen. HostError when another daemon answers there, or the place cannot be used."""
+        """Listen. HostError: another daemon listens there, or the path cannot be used."""
         refuse_second(self._path)
         group = group_number(self._group) if self._group else None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.is_socket():  # a daemon's that is gone; anything else there is not ours to remove
+            if self._path.is_socket():  # left by a daemon that was killed; any other file stays
                 self._path.unlink()
             mask = os.umask(0o177)
             try:
@@ -118,18 +119,18 @@ class ControlServer:
             self._path.unlink(missing_ok=True)
 
     def collect(self) -> Iterator[MetricFamily]:
-        """Tell who is connected, and who was let go."""
+        """Give the metrics: how many clients are connected, and how many were refused or disconnected."""
         clients = gauge("nfcore_control_clients", "Clients of the daemon's socket.", "connections", "may")
-        for may, orders in (("order", True), ("ask", False)):
-            clients.add(sum(each.may_order is orders for each in self._clients), may=may)
+        for label, may_change in (("order", True), ("ask", False)):
+            clients.add(sum(client.may_change is may_change for client in self._clients), may=label)
         dropped = counter(
             "nfcore_control_dropped_total", "Clients of the socket that were not served.", "connections", "reason"
         )
-        for reason, number in self.dropped.items():
-            dropped.add(number, reason=reason)
+        for reason, count in self.dropped.items():
+            dropped.add(count, reason=reason)
         yield from (clients, dropped)
 
-    # Places
+    # Connections
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         process, user = _peer(writer)
@@ -138,7 +139,7 @@ class ControlServer:
             with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                 if self._make_room(client):
                     self._clients.add(client)
-                    await self._converse(reader, client)
+                    await self._handle_requests(reader, client)
                 else:
                     await self._refuse(reader, client)
         finally:
@@ -146,20 +147,20 @@ class ControlServer:
             writer.close()
 
     def _make_room(self, client: _Client) -> bool:
-        """Whether there is a place for one more: its own kind's longest idle gives way, if it is idle for a while."""
-        kind = [each for each in self._clients if each.may_order == client.may_order]
-        if len(kind) < MOST_CLIENTS:
+        """Whether there is a place for one more. If need be, the client of its kind that is idle longest gives way."""
+        same_kind = [other for other in self._clients if other.may_change == client.may_change]
+        if len(same_kind) < MOST_CLIENTS:
             return True
         now = asyncio.get_running_loop().time()
-        idle = {each: now - each.silent_since for each in kind if each.silent_since is not None}
-        longest = max(idle, key=lambda each: idle[each], default=None)
+        idle = {other: now - other.idle_since for other in same_kind if other.idle_since is not None}
+        longest = max(idle, key=lambda other: idle[other], default=None)
         if longest is None or idle[longest] < IDLE:
             return False
-        self._drop(longest, "idle", f"it had asked nothing for {idle[longest]:.0f} s and its place was needed")
+        self._drop(longest, "idle", f"it was idle for {idle[longest]:.0f} s and its place was needed")
         return True
 
     async def _refuse(self, reader: asyncio.StreamReader, client: _Client) -> None:
-        """Tell a client that there is no place, once it has asked: what it never reads is of no use."""
+        """Respond to a client's first request with the error that there is no place."""
         self.dropped["full"] += 1
         log.warning("%s was refused: %d are connected already", client, MOST_CLIENTS)
         if self._refused >= MOST_CLIENTS:
@@ -174,22 +175,22 @@ class ControlServer:
 
     def _drop(self, client: _Client, reason: str, why: str) -> None:
         self.dropped[reason] += 1
-        log.warning("%s was let go: %s", client, why)
+        log.warning("%s was disconnected: %s", client, why)
         self._clients.discard(client)
         client.writer.transport.abort()
 
-    # Questions
+    # Requests and responses
 
-    async def _converse(self, reader: asyncio.StreamReader, client: _Client) -> None:
+    async def _handle_requests(self, reader: asyncio.StreamReader, client: _Client) -> None:
         try:
             line = await asyncio.wait_for(self._read_line(reader), SILENCE)
         except TimeoutError:
-            self._drop(client, "silent", f"it has asked nothing for {SILENCE:g} s")
+            self._drop(client, "silent", f"it sent no request for {SILENCE:g} s")
             return
         while line:
-            client.silent_since = None
-            await self._answer(client, await self._ask(line, may_order=client.may_order))
-            client.silent_since = asyncio.get_running_loop().time()
+            client.idle_since = None
+            await self._respond(client, await self._call(line, may_change=client.may_change))
+            client.idle_since = asyncio.get_running_loop().time()
             line = await self._read_line(reader)
 
     @staticmethod
@@ -199,52 +200,53 @@ class ControlServer:
         except ValueError:  # longer than LINE_LIMIT
             return b""
 
-    async def _answer(self, client: _Client, answer: Mapping[str, Any]) -> None:
-        """Write an answer, a slice a turn. Who does not take it holds no more of it than a slice, and not for long."""
-        pieces, begun = encode(answer), False
+    async def _respond(self, client: _Client, response: Mapping[str, Any]) -> None:
+        """Write a response, a slice per turn. A slice is made only when the client has read most of the one before."""
+        pieces, begun = encode(response), False
         while True:
             try:
                 async with self._turn:
-                    piece = _slice(pieces)
+                    text = _slice(pieces)
                     await asyncio.sleep(0)
             except Exception as error:
                 log.debug("traceback", exc_info=error)
                 if begun:
-                    self._drop(client, "failed", f"the rest of its answer could not be made: {error}")
+                    self._drop(client, "failed", f"the rest of its response could not be made: {error}")
                     return
-                piece, pieces = "", encode({"error": f"the method's answer cannot be written as JSON: {error}"})
+                pieces = encode({"error": f"the method's answer cannot be written as JSON: {error}"})
                 continue
-            if not piece:
+            if not text:
                 break
             begun = True
-            client.writer.write(piece.encode())
+            client.writer.write(text.encode())
             try:
                 async with asyncio.timeout(READ_PATIENCE):
                     await client.writer.drain()
             except TimeoutError:
-                self._drop(client, "slow", f"it has not read its answer for {READ_PATIENCE:g} s")
+                self._drop(client, "slow", f"it did not read its response for {READ_PATIENCE:g} s")
                 return
         client.writer.write(b"\n")
 
-    async def _ask(self, line: bytes, *, may_order: bool) -> dict[str, Any]:
+    async def _call(self, line: bytes, *, may_change: bool) -> dict[str, Any]:
+        """Call the method of a request. Returns the response."""
         try:
-            question = json.loads(line)
-            name, parameters = question["method"], question.get("params", {})
+            request = json.loads(line)
+            name, parameters = request["method"], request.get("params", {})
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return {"error": 'not a question; should be like {"method": "stats", "params": {}}'}
+            return {"error": 'not a request; should be like {"method": "stats", "params": {}}'}
         method = self._methods.get(name) if isinstance(name, str) else None
         if method is None:
             return {"error": f"no method {name!r} here; there are: {', '.join(sorted(self._methods))}"}
-        is_order = name not in self._questions
-        if is_order and not may_order:
-            return {"error": f"{name} is an order, for root alone: use sudo"}
+        reads = name in self._read_methods
+        if not (reads or may_change):
+            return {"error": f"{name} changes the daemon, which only root may do: use sudo"}
         try:
-            if is_order:  # which waits for nobody's question
-                result = method(parameters)
-            else:
+            if reads:
                 async with self._turn:
                     result = method(parameters)
                     await asyncio.sleep(0)
+            else:  # does not wait for requests that only read
+                result = method(parameters)
             return {"result": await result if inspect.isawaitable(result) else result}
         except NfcoreError as error:
             return {"error": str(error), "exit_status": error.exit_status}
@@ -255,7 +257,7 @@ class ControlServer:
 
 
 def _slice(pieces: Iterator[str]) -> str:
-    """Take pieces for SLICE seconds, or until there is enough to write; nothing at the end."""
+    """Join pieces for SLICE seconds, or until there is enough to write. Empty at the end."""
     taken, length, deadline = [], 0, time.monotonic() + SLICE
     for piece in pieces:
         taken.append(piece)
@@ -265,19 +267,19 @@ def _slice(pieces: Iterator[str]) -> str:
     return "".join(taken)
 
 
-def _line(answer: Mapping[str, Any]) -> bytes:
-    return json.dumps(answer).encode() + b"\n"
+def _line(response: Mapping[str, Any]) -> bytes:
+    return json.dumps(response).encode() + b"\n"
 
 
 def _peer(writer: asyncio.StreamWriter) -> tuple[int, int]:
-    """Process and user at the other end, as the kernel noted them when it connected."""
+    """Process and user of the client, as the kernel noted them when it connected."""
     peer = writer.get_extra_info("socket")
     process, user, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     return process, user
 
 
 def group_number(name: str) -> int:
-    """Find a group; HostError names the key of the TOML when there is none of that name."""
+    """Find a group. HostError: there is none of this name."""
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
@@ -285,6 +287,6 @@ def group_number(name: str) -> int:
 
 
 def refuse_second(path: Path) -> None:
-    """HostError when a daemon listens on the socket `path`: there is one per socket."""
+    """HostError when a daemon listens on the socket `path` already."""
     if daemon_answers(path):
         raise HostError(f"a daemon is running already: its socket {path} answers (set nf.socket to another)")

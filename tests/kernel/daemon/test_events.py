@@ -180,7 +180,7 @@ def test_operators_of_a_group_may_look_and_not_order(site: Site) -> None:
         assert os.stat(site.socket).st_mode & 0o777 == 0o660  # noqa: PTH116 - stat of a socket
         assert "events" in as_nobody("events").stdout
         done = as_nobody("offload")
-        assert "offload is an order, for root alone: use sudo" in done.stderr
+        assert "offload changes the daemon, which only root may do: use sudo" in done.stderr
         assert "metrics" in as_nobody("stats").stdout
 
 

@@ -157,7 +157,7 @@ BAD = [b"{", b"stats", b"[]", b"1", b"null", b"{}", b'{"method": ["echo"]}', b'{
 @pytest.mark.parametrize("line", BAD, ids=[repr(line[:12]) for line in BAD])
 def test_what_is_no_question_is_said_to_be_none(served: Path, line: bytes) -> None:
     bad, good = raw(served, line, b'{"method": "echo", "params": {"a": 1}}')
-    assert "no method" in bad["error"] or "not a question; should be like" in bad["error"]
+    assert "no method" in bad["error"] or "not a request; should be like" in bad["error"]
     assert good == {"result": {"a": 1}}
 
 
@@ -340,7 +340,7 @@ def test_a_group_may_ask_and_not_order(unprivileged: Callable[..., str]) -> None
     with open_to_nogroup() as (path, _):
         assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o660, NOBODY)
         assert unprivileged(request, path, "echo") == "{}"
-        assert "odd is an order, for root alone: use sudo" in unprivileged(request, path, "odd")
+        assert "odd changes the daemon, which only root may do: use sudo" in unprivileged(request, path, "odd")
 
 
 def test_a_group_that_does_not_exist(path: Path) -> None:
