@@ -298,18 +298,18 @@ class Balancer:
         self._set_inventory(change.inventory)
         self._writer.remove(change)
         if change.purge:
-            self._void_marks()
+            self._erase_other_marks()
             wait_for_programs()
             self.connections.purge(self.inventory, self.finder)
-            self._void_marks()
+            self._erase_other_marks()
         self.numbering.take(change.inventory)
         self._write_note()
         self._names[0].update({number: vip.name for number, vip in self.inventory.vips.items()})
         self._names[1].update({number: str(address) for address, number in self.inventory.reals.items()})
 
-    def _void_marks(self) -> None:
+    def _erase_other_marks(self) -> None:
         if self.marks is not None:
-            self.marks.void_foreign(self._targets, self.finder)
+            self.marks.erase_other(self._targets, self.finder)
 
     # Reports and marks
 

@@ -115,15 +115,14 @@ class Connections:
         for _, table in self.tables():
             _delete(table, table.lookup_all()[0])
 
-    def purge(self, inventory: Inventory, finder: VipFinder) -> int:
-        """Remove connections whose VIP is gone or no longer has their real; returns how many."""
-        targets, purged = inventory.targets(), 0
+    def purge(self, inventory: Inventory, finder: VipFinder) -> None:
+        """Remove connections whose VIP is gone or no longer has their real."""
+        targets = inventory.targets()
         for _, table in self.tables():
             keys, values = table.lookup_all()
             owners = finder.owners_of_entries(keys)
             valid = (owners != NO_VIP) & np.isin(_targets(owners, values["pos"]), targets)
-            purged += _delete(table, keys[~valid])
-        return purged
+            _delete(table, keys[~valid])
 
     def restore(self, batch: FlowBatch, inventory: Inventory, finder: VipFinder) -> None:
         """Put flows back into the table of the CPU that reported them, or into all tables.
@@ -164,11 +163,10 @@ def _restore_into(table: Map, keys: NDArray[np.void], values: NDArray[np.void]) 
     table.update_batch(keys[to_write], values[to_write])
 
 
-def _delete(table: Map, keys: NDArray[np.void]) -> int:
+def _delete(table: Map, keys: NDArray[np.void]) -> None:
     result = table.delete_batch(keys)
     if result.errno:
         raise HostError(f"cannot delete from the connection table {table.spec.name}: {os.strerror(result.errno)}")
-    return result.done
 
 
 def _vips(batch: FlowBatch) -> NDArray[np.int64]:

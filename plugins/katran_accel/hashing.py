@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,18 +86,11 @@ def jhash_2words(a: U32 | int, b: U32 | int, initval: int) -> U32:
     return _lookup3_final(words[0] + start, words[1] + start, start)
 
 
-@overload
-def jhash(data: bytes, initval: int) -> int: ...
-@overload
-def jhash(data: U8, initval: int) -> U32: ...
-def jhash(data: bytes | U8, initval: int) -> int | U32:
+def jhash(data: U8, initval: int) -> U32:
     """Linux's ``jhash`` over bytes, words read as little-endian.
 
-    ``data`` is one key as ``bytes`` (gives an int) or a u8 array of shape (rows, length) with a key per row
-    (gives u32 of shape (rows,)); ``initval`` is a u32.
+    ``data`` is a u8 array of shape (rows, length), a key per row; ``initval`` is a u32. Returns u32 of shape (rows,).
     """
-    if isinstance(data, bytes):
-        return int(jhash(np.frombuffer(data, np.uint8).reshape(1, -1), initval)[0])
     rows, length = data.shape
     # Padding with zeros to whole groups of 12 bytes adds nothing to the sums.
     groups = max(1, -(-length // 12))
@@ -213,11 +206,6 @@ def endpoint_hashes(addresses: Sequence[Address]) -> U64:
     return hashes
 
 
-def endpoint_hash(address: Address) -> int:
-    """:func:`endpoint_hashes` of one address, as an int below 2⁶⁴."""
-    return int(endpoint_hashes([address])[0])
-
-
 def _murmur_scrambled(k: U64, first: np.uint64, bits: int, second: np.uint64) -> U64:
     return _rotated64(k * first, bits) * second
 
@@ -229,18 +217,11 @@ def _murmur_avalanched(k: U64) -> U64:
     return k ^ k >> np.uint64(33)
 
 
-@overload
-def murmur3_pair(a: int, b: int, seed: int) -> int: ...
-@overload
-def murmur3_pair(a: U64, b: int, seed: int) -> U64: ...
-def murmur3_pair(a: int | U64, b: int, seed: int) -> int | U64:
+def murmur3_pair(a: U64, b: int, seed: int) -> U64:
     """Low 64 bits of MurmurHash3 x64-128 of the 16 bytes that u64 ``a``, u64 ``b`` fill (little-endian).
 
-    ``a`` is an int (gives an int) or a u64 array of one dimension (gives u64 of its shape); ``seed`` is a
-    u32.
+    ``a`` is a u64 array of one dimension, and so is the result; ``seed`` is a u32.
     """
-    if not isinstance(a, np.ndarray):
-        return int(murmur3_pair(np.array([a], np.uint64), b, seed)[0])
     start, five = np.uint64(seed), np.uint64(5)
     h1 = _murmur_scrambled(a, _MURMUR_C1, 31, _MURMUR_C2) ^ start
     h1 = (_rotated64(h1, 27) + start) * five + np.uint64(0x52DCE729)

@@ -118,9 +118,6 @@ class BalancerMaps:
     def __getitem__(self, name: str) -> Map:
         return self.maps[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.maps
-
     @property
     def rings(self) -> int:
         """How many rings fit into `ch_rings`."""

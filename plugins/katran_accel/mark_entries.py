@@ -62,8 +62,8 @@ class MarkEntries:
         for number in reals:
             self._reals[number] = 0
 
-    def void_foreign(self, targets: NDArray[np.uint64], finder: VipFinder) -> int:
-        """Erase entries of other targets, and of flows that belong to another VIP by now; returns how many."""
+    def erase_other(self, targets: NDArray[np.uint64], finder: VipFinder) -> None:
+        """Erase entries of other targets than these, and of flows that belong to another VIP by now."""
         used = np.flatnonzero(self._entries["vip_generation"])
         entries = self._entries[used]
         vips = entries["vip_num"].astype(np.uint64)
@@ -71,7 +71,6 @@ class MarkEntries:
         if self.meaning is MarkMeaning.FLOW:
             valid &= finder.owners(entries["flow"]) == vips.astype(np.int64)
         self._entries["vip_generation"][used[~valid]] = 0
-        return int(np.count_nonzero(~valid))
 
     # Marks
 

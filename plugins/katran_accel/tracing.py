@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one frame through the loaded program and tells what it did by the counters that changed."""
+"""Runs one frame through the loaded program and derives what it did from the counters that changed."""
 
 from __future__ import annotations
 

@@ -649,7 +649,7 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", ["_writer.add", "_writer.remove", "_void_marks"])
+@pytest.mark.parametrize("step", ["_writer.add", "_writer.remove", "_erase_other_marks"])
 def test_what_a_run_killed_in_the_middle_leaves_is_put_right(
     tmp_path: Path, strategy: str, pins: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

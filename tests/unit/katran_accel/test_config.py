@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`[katran_accel]`: VIPs and reals as people write them, and what cannot be served."""
+"""`[katran_accel]`: VIPs and reals as they may be written, and what is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def problems(*vips: object) -> dict[str, str]:
     return {problem.path: problem.message for problem in check_table({"vips": list(vips)}, "katran_accel")}
 
 
-def words_against(table: dict[str, Any]) -> str:
+def error_of(table: dict[str, Any]) -> str:
     with pytest.raises(ValidationError) as refused:
         VipTable.model_validate(table)
     (error,) = refused.value.errors()
@@ -41,7 +41,7 @@ def words_against(table: dict[str, Any]) -> str:
         ("2001:db8::/64", "2001:0db8:0000::/64"),
     ],
 )
-def test_a_vip_stands_once_however_it_is_written(first: str, second: str) -> None:
+def test_a_vip_is_listed_once_however_it_is_written(first: str, second: str) -> None:
     reals = [{"address": "2001:db8::2"}]
     found = problems(vip("198.18.99.9"), vip(first, reals=reals), vip(second, reals=reals))
     assert found.keys() == {"katran_accel.vips[2]"}
@@ -62,7 +62,7 @@ def test_an_ipv6_real_may_serve_an_ipv4_vip() -> None:
     assert problems(vip(reals=[{"address": "2001:db8::2"}])) == {}
 
 
-def test_a_real_stands_once_in_a_vip() -> None:
+def test_a_real_is_listed_once_in_a_vip() -> None:
     reals = [{"address": "2001:db8::2"}, {"address": "198.18.20.11"}, {"address": "2001:DB8::0:2"}]
     assert problems(vip(reals=reals)) == {
         "katran_accel.vips[0].reals[2].address": "'2001:db8::2' is already reals[0] of this VIP"
@@ -96,7 +96,7 @@ def test_values_of_any_type_can_be_checked(vips: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"address": "198.18.10.1/24"}, "has host bits set"),
         ({"address": "web.example"}, "address: Value error, should be an IPv4 or IPv6 address, or a prefix"),
@@ -111,8 +111,8 @@ def test_values_of_any_type_can_be_checked(vips: list[Any]) -> None:
         ({"flags": ["no_such_flag"]}, "flags.0: Value error, should be one of "),
     ],
 )
-def test_what_a_vip_cannot_be(changes: dict[str, Any], words: str) -> None:
-    assert words in words_against(vip(**changes))
+def test_what_a_vip_cannot_be(changes: dict[str, Any], message: str) -> None:
+    assert message in error_of(vip(**changes))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from nfcore.errors import NfcoreError
 from nfcore.plugins.katran_accel.hashing import (
     RING_SIZE,
     Address,
-    endpoint_hash,
     endpoint_hashes,
     flow_hash,
     jhash,
@@ -65,17 +64,21 @@ def plain_jhash(data: bytes, initval: int) -> int:
     return plain_final(a, b, c)
 
 
+def jhash_of(data: bytes, initval: int) -> int:
+    return int(jhash(np.frombuffer(data, np.uint8).reshape(1, -1), initval)[0])
+
+
 def test_jhash_is_lookup3_as_published() -> None:
     # From the driver of lookup3.c, whose seed is added just like Linux's initval.
-    assert jhash(b"", 0) == 0xDEADBEEF
-    assert jhash(b"", 0xDEADBEEF) == 0xBD5B7DDE
-    assert jhash(b"Four score and seven years ago", 0) == 0x17770551
-    assert jhash(b"Four score and seven years ago", 1) == 0xCD628161
+    assert jhash_of(b"", 0) == 0xDEADBEEF
+    assert jhash_of(b"", 0xDEADBEEF) == 0xBD5B7DDE
+    assert jhash_of(b"Four score and seven years ago", 0) == 0x17770551
+    assert jhash_of(b"Four score and seven years ago", 1) == 0xCD628161
 
 
 @given(st.binary(max_size=64), u32s)
 def test_jhash_of_any_length(data: bytes, initval: int) -> None:
-    assert jhash(data, initval) == plain_jhash(data, initval)
+    assert jhash_of(data, initval) == plain_jhash(data, initval)
 
 
 @given(st.integers(0, 40), st.integers(0, 5), u32s, st.randoms(use_true_random=False))
@@ -83,7 +86,7 @@ def test_jhash_of_rows_is_jhash_of_each(length: int, rows: int, initval: int, ra
     keys = [random.randbytes(length) for _ in range(rows)]
     hashed = jhash(np.frombuffer(b"".join(keys), np.uint8).reshape(rows, length), initval)
     assert hashed.dtype == np.uint32
-    assert hashed.tolist() == [jhash(key, initval) for key in keys]
+    assert hashed.tolist() == [jhash_of(key, initval) for key in keys]
 
 
 @given(u32s, u32s, u32s)
@@ -175,15 +178,14 @@ def plain_murmur3_low64(data: bytes, seed: int) -> int:
 
 
 @given(st.lists(u64s, min_size=1, max_size=9), u64s, u32s)
-def test_murmur3_of_numbers_and_arrays(firsts: list[int], second: int, seed: int) -> None:
+def test_murmur3_of_arrays(firsts: list[int], second: int, seed: int) -> None:
     wanted = [plain_murmur3_low64(first.to_bytes(8, "little") + second.to_bytes(8, "little"), seed) for first in firsts]
     assert murmur3_pair(np.array(firsts, np.uint64), second, seed).tolist() == wanted
-    assert murmur3_pair(firsts[0], second, seed) == wanted[0]
 
 
 @given(st.lists(addresses, max_size=12))
-def test_endpoint_hash_does_not_depend_on_the_company(reals: list[Address]) -> None:
-    assert endpoint_hashes(reals).tolist() == [endpoint_hash(real) for real in reals]
+def test_endpoint_hash_does_not_depend_on_the_others(reals: list[Address]) -> None:
+    assert endpoint_hashes(reals).tolist() == [int(endpoint_hashes([real])[0]) for real in reals]
 
 
 def test_endpoint_hash_extends_the_sign_of_octets() -> None:
@@ -198,5 +200,6 @@ def test_endpoint_hash_extends_the_sign_of_octets() -> None:
         return (b ^ b >> 47) * 0x9DDFEA08EB382D69 & U64
 
     low, high = IPv4Address("10.0.0.1"), IPv4Address("198.18.20.200")
-    assert endpoint_hash(low) == plain(low, True) == plain(low, False)
-    assert endpoint_hash(high) == plain(high, True) != plain(high, False)
+    assert endpoint_hashes([low, high]).tolist() == [plain(low, True), plain(high, True)]
+    assert plain(low, True) == plain(low, False)
+    assert plain(high, True) != plain(high, False)

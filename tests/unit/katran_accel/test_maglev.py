@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfcore.errors import NfcoreError
-from nfcore.plugins.katran_accel.hashing import RING_SIZE, endpoint_hash, murmur3_pair
+from nfcore.plugins.katran_accel.hashing import RING_SIZE, endpoint_hashes, murmur3_pair
 from nfcore.plugins.katran_accel.maglev import NO_REAL, Endpoint, WeightedReals, build_ring
 from tests.paths import DATA
 
@@ -39,10 +39,12 @@ class EndlessWalkError(Exception):
 
 def ring_turn_by_turn(reals: list[Endpoint], version: int, size: int) -> list[int]:
     """The rule as it is written, one slot after the other."""
-    ordered = sorted((real for real in reals if real.weight), key=lambda real: (endpoint_hash(real.address), real.num))
-    hashes = [endpoint_hash(real.address) for real in ordered]
-    offsets = [murmur3_pair(h, 42, 0) % size for h in hashes]
-    skips = [murmur3_pair(h, 2_718_281_828, 2_307) % (size - 1) + 1 for h in hashes]
+    weighted = [real for real in reals if real.weight]
+    by_hash = zip(endpoint_hashes([real.address for real in weighted]).tolist(), weighted, strict=True)
+    ordered = [real for _, real in sorted(by_hash, key=lambda pair: (pair[0], pair[1].num))]
+    hashes = endpoint_hashes([real.address for real in ordered])
+    offsets = [number % size for number in murmur3_pair(hashes, 42, 0).tolist()]
+    skips = [number % (size - 1) + 1 for number in murmur3_pair(hashes, 2_718_281_828, 2_307).tolist()]
     steps = [0] * len(ordered)
     sums = [0] * len(ordered)
     largest = max(real.weight for real in ordered)
@@ -161,7 +163,7 @@ def test_more_reals_than_slots(version: int) -> None:
 
 
 def test_a_walk_that_wraps_at_u32() -> None:
-    assert murmur3_pair(endpoint_hash(WRAPPING), 2_718_281_828, 2_307) % (RING_SIZE - 1) + 1 == 65_536
+    assert murmur3_pair(endpoint_hashes([WRAPPING]), 2_718_281_828, 2_307)[0] % (RING_SIZE - 1) + 1 == 65_536
     complete = 0
     for version, weight, seed in product((1, 2), (1, 400), range(4)):
         others = [replace(real, num=real.num + 1) for real in random_reals(seed, 3, 9)]

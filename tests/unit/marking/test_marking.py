@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two strategies, as the engine asks them."""
+"""The two strategies, called as the engine calls them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plugins() -> PluginManager:
     return plugins
 
 
-def in_charge(plugins: PluginManager, config: Config, strategy: str, *devices: Device) -> Context:
+def set_up(plugins: PluginManager, config: Config, strategy: str, *devices: Device) -> Context:
     marking = config.marking.model_copy(update={"strategy": strategy, "width": 4})
     context = make_context(replace(config, marking=marking), plugins, list(devices))
     plugins.call("marking", "setup", context=context)
@@ -45,7 +45,7 @@ def in_charge(plugins: PluginManager, config: Config, strategy: str, *devices: D
 
 
 @pytest.mark.parametrize(("name", "meaning"), [("flow-id", MarkMeaning.FLOW), ("dest-id", MarkMeaning.TARGET)])
-def test_one_word_chooses(plugins: PluginManager, config: Config, name: str, meaning: MarkMeaning) -> None:
+def test_the_toml_chooses_by_name(plugins: PluginManager, config: Config, name: str, meaning: MarkMeaning) -> None:
     marking = config.marking.model_copy(update={"strategy": name})
     chosen = chosen_strategy(replace(config, marking=marking), plugins)
     assert chosen is not None
@@ -53,19 +53,19 @@ def test_one_word_chooses(plugins: PluginManager, config: Config, name: str, mea
     assert (plugin, info.name, info.meaning) == ("marking", name, meaning)
 
 
-def test_flow_id_confirms_what_is_on_lease(plugins: PluginManager, config: Config) -> None:
-    context = in_charge(plugins, config, "flow-id", DEVICE)
+def test_flow_id_confirms_leased_marks(plugins: PluginManager, config: Config) -> None:
+    context = set_up(plugins, config, "flow-id", DEVICE)
     leased = context.marks.take(3, MarkState.LEASED).tolist()
     live = context.marks.take(1).tolist()
-    asked = [leased[1], 0, live[0], 9, 2**31, leased[1], leased[2]]
-    marks = plugins.call_first("allocate_mark", batch=batch([7] * len(asked), asked))[1]
+    reported = [leased[1], 0, live[0], 9, 2**31, leased[1], leased[2]]
+    marks = plugins.call_first("allocate_mark", batch=batch([7] * len(reported), reported))[1]
     assert marks.tolist() == [leased[1], 0, 0, 0, 0, 0, leased[2]]
     assert marks.dtype == np.uint32
     assert context.marks.state[leased].tolist() == [MarkState.LEASED, MarkState.LIVE, MarkState.LIVE]
 
 
-def test_flow_id_puts_released_marks_to_rest(plugins: PluginManager, config: Config) -> None:
-    context = in_charge(plugins, config, "flow-id", DEVICE)
+def test_flow_id_puts_released_marks_into_quarantine(plugins: PluginManager, config: Config) -> None:
+    context = set_up(plugins, config, "flow-id", DEVICE)
     marks = context.marks.take(2)
     plugins.call("marking", "release_mark", marks=marks)
     assert context.marks.count(MarkState.QUARANTINED) == 2
@@ -94,25 +94,25 @@ def test_dest_id_gives_a_target_that_comes_back_another_mark() -> None:
 
 
 def test_dest_id_without_marks_left(plugins: PluginManager, config: Config) -> None:
-    in_charge(plugins, config, "dest-id", DEVICE)
+    set_up(plugins, config, "dest-id", DEVICE)
     marks = plugins.call_first("allocate_mark", batch=batch(list(range(20))))[1]
     assert marks.tolist() == [*range(1, 16), 0, 0, 0, 0, 0]
     assert plugins.call_first("allocate_mark", batch=batch([19, 3]))[1].tolist() == [0, 4]
 
 
 def test_another_strategy_leaves_this_plugin_out(plugins: PluginManager, config: Config) -> None:
-    in_charge(plugins, config, "odd-even", DEVICE)
+    set_up(plugins, config, "odd-even", DEVICE)
     assert plugins.call_first("allocate_mark", batch=batch([1]))[1] is None
 
 
 def test_without_a_backend_there_are_no_marks(plugins: PluginManager, config: Config) -> None:
-    context = in_charge(plugins, config, "dest-id", Device("eth1", 4))
+    context = set_up(plugins, config, "dest-id", Device("eth1", 4))
     assert context.strategy is None
     assert plugins.call_first("allocate_mark", batch=batch([1]))[1] is None
 
 
 def test_teardown_forgets(plugins: PluginManager, config: Config) -> None:
-    in_charge(plugins, config, "dest-id", DEVICE)
+    set_up(plugins, config, "dest-id", DEVICE)
     plugins.call("marking", "teardown")
     assert plugins.call_first("allocate_mark", batch=batch([1]))[1] is None
 
