@@ -74,10 +74,10 @@ def split_cookies(
     cookies: NDArray[np.uint64],
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint16]]:
     """Give for each cookie whether it is nfcore's, and its slot and generation."""
-    ours = (cookies >> np.uint64(48)) == np.uint64(COOKIE_TAG)
+    is_own = (cookies >> np.uint64(48)) == np.uint64(COOKIE_TAG)
     slots = (cookies & np.uint64(0xFFFF_FFFF)).astype(np.int64)
     generations = ((cookies >> np.uint64(32)) & np.uint64(0xFFFF)).astype(np.uint16)
-    return ours, slots, generations
+    return is_own, slots, generations
 
 
 class RuleBatch:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written of what is logged."""
+"""The log handler: what it writes, and in which form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Clock:
 
 
 class Log:
-    """A logger with a handler of ours, its clock and what it has written."""
+    """A logger with a LogHandler, its clock, and the lines that it has written."""
 
     def __init__(self) -> None:
         self.stream, self.clock = io.StringIO(), Clock()
@@ -52,7 +52,7 @@ def test_a_repeated_line_is_written_once_and_then_counted() -> None:
     assert log.lines[1:] == ["eth1: the backend failed (999 more times since it was last logged)"]
 
 
-def test_the_count_is_told_also_when_nothing_is_logged_any_more() -> None:
+def test_the_count_is_written_also_when_nothing_more_is_logged() -> None:
     log = Log()
     for _ in range(3):
         log.logger.error("broken")
@@ -64,7 +64,7 @@ def test_the_count_is_told_also_when_nothing_is_logged_any_more() -> None:
     assert log.lines == ["broken", "broken (2 more times since it was last logged)"]
 
 
-def test_a_place_that_says_something_else_each_time() -> None:
+def test_a_place_that_logs_different_lines_is_limited() -> None:
     log = Log()
     for number in range(1000):
         log.logger.warning("flow %d failed", number)
@@ -77,7 +77,7 @@ def test_a_place_that_says_something_else_each_time() -> None:
     ]
 
 
-def test_a_level_of_its_own_and_debug_without_limit() -> None:
+def test_levels_are_counted_apart_and_debug_has_no_limit() -> None:
     log = Log()
     for _ in range(3):
         log.logger.info("same")
@@ -86,7 +86,7 @@ def test_a_level_of_its_own_and_debug_without_limit() -> None:
     assert log.lines == ["same", "same", "same", "same", "same"]
 
 
-def test_traces_without_limit() -> None:
+def test_hook_traces_have_no_limit() -> None:
     log = Log()
     log.logger.name = trace_log.name
     for _ in range(100):
@@ -94,7 +94,7 @@ def test_traces_without_limit() -> None:
     assert len(log.lines) == 100
 
 
-def test_audit_without_limit() -> None:
+def test_audit_lines_have_no_limit() -> None:
     log = Log()
     log.logger.name = AUDIT
     for _ in range(90):
@@ -102,7 +102,7 @@ def test_audit_without_limit() -> None:
     assert len(log.lines) == 90
 
 
-def test_a_timer_tells_the_count() -> None:
+def test_a_timer_writes_the_count() -> None:
     script = (
         "import logging, sys, time; from nfcore.logs import LogHandler;"
         "handler = LogHandler(sys.stderr, 0.2); log = logging.getLogger('nfcore'); log.addHandler(handler);"
@@ -115,39 +115,39 @@ def test_a_timer_tells_the_count() -> None:
         running.kill()
 
 
-def test_what_was_counted_is_told_at_the_end_of_the_process() -> None:
+def test_counts_are_written_at_the_end_of_the_process() -> None:
     script = (
         "import logging; from nfcore.logs import *; set_up_logging(Level.INFO, Format.JSON);"
         "[logging.getLogger('nfcore').warning('again') for _ in range(5)]"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    told = [json.loads(line)["message"] for line in done.stderr.splitlines()]
-    assert told == ["again", "again (4 more times since it was last logged)"]
+    messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert messages == ["again", "again (4 more times since it was last logged)"]
 
 
-@given(says=st.lists(st.tuples(st.integers(0, 3), st.floats(0, 3)), max_size=60), burst=st.integers(1, 3))
-def test_nothing_is_lost_silently(says: list[tuple[int, float]], burst: int) -> None:
+@given(logged=st.lists(st.tuples(st.integers(0, 3), st.floats(0, 3)), max_size=60), burst=st.integers(1, 3))
+def test_no_line_is_lost_without_a_count(logged: list[tuple[int, float]], burst: int) -> None:
     clock = Clock()
     repeats = RepeatFilter(5.0, burst, clock)
-    said = counted = 0
-    for key, pause in says:
+    written = counted = 0
+    for key, pause in logged:
         clock.now += pause
-        told = repeats.admit(key, key)
-        said += told is not None
-        counted += told or 0
+        times = repeats.admit(key, key)
+        written += times is not None
+        counted += times or 0
     counted += sum(times for _, times in repeats.take_overdue(everything=True))
-    assert said + counted == len(says)
+    assert written + counted == len(logged)
     assert not repeats.pending
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_number_of_remembered_keys_is_limited() -> None:
     repeats = RepeatFilter(5.0, clock=Clock())
     for number in range(2 * MAX_REMEMBERED):
         assert repeats.admit(number) == 0
     assert repeats.admit(0) == 0 and repeats.admit(2 * MAX_REMEMBERED - 1) is None
 
 
-def test_words_of_others_are_one_line_and_steer_nothing() -> None:
+def test_foreign_text_stays_on_one_line_and_cannot_control_the_terminal() -> None:
     handler = make_handler(Format.TEXT, io.StringIO(), journal=False)
     text = handler.format(record(logging.ERROR, "plugin acme: \x1b[2J\x1b]0;owned\x07\nERROR forged: line"))
     assert text.endswith(r"plugin acme: \x1b[2J\x1b]0;owned\x07\nERROR forged: line")
@@ -160,8 +160,8 @@ def record(level: int, message: str, error: BaseException | None = None) -> logg
 
 def test_a_line_of_text() -> None:
     handler = make_handler(Format.TEXT, io.StringIO(), journal=False)
-    text = handler.format(record(logging.WARNING, "words"))
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} WARNING nfcore\.engine: words", text)
+    text = handler.format(record(logging.WARNING, "message"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} WARNING nfcore\.engine: message", text)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_the_journal_gets_priorities_and_no_timestamps(level: int, priority: int
     try:
         raise LookupError("x\x1b[2J")
     except LookupError as error:
-        lines = handler.format(record(level, "words", error)).split("\n")
+        lines = handler.format(record(level, "message", error)).split("\n")
     assert len(lines) > 3 and all(line.startswith(f"<{priority}>") for line in lines)
     assert lines[-1] == rf"<{priority}>LookupError: x\x1b[2J"
 
@@ -194,7 +194,7 @@ def test_a_line_of_json(journal: bool) -> None:
     assert entry["time"].endswith("Z")
 
 
-def test_whether_a_stream_is_the_journals(tmp_path: Path) -> None:
+def test_a_stream_of_the_journal_is_recognised(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as stream:
         there = os.fstat(stream.fileno())
         assert goes_to_journal(stream, f"{there.st_dev}:{there.st_ino}")
@@ -217,15 +217,15 @@ def test_a_service_writes_for_the_journal(tmp_path: Path, form: Format) -> None:
     if form is Format.TEXT:
         assert lines == ["<4>WARNING nfcore: one", "<6>ready: three", "<3>error: four", "<3>five"]
     else:
-        told = [(line[:3], json.loads(line[3:])["message"]) for line in lines]
-        assert told == [("<4>", "one"), ("<6>", "ready: three"), ("<3>", "error: four\nfive")]
+        messages = [(line[:3], json.loads(line[3:])["message"]) for line in lines]
+        assert messages == [("<4>", "one"), ("<6>", "ready: three"), ("<3>", "error: four\nfive")]
 
 
-def test_a_reader_that_is_gone_ends_nothing() -> None:
+def test_a_closed_standard_error_is_no_failure() -> None:
     read, write = os.pipe()
     os.close(read)
     script = "import logging; from nfcore.logs import *; set_up_logging(Level.INFO, Format.TEXT);"
-    script += "[logging.getLogger('nfcore').error('words %d', n) for n in range(5)]; print('alive')"
+    script += "[logging.getLogger('nfcore').error('message %d', n) for n in range(5)]; print('alive')"
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=write, text=True, check=False)
     os.close(write)
     assert done.stdout == "alive\n"

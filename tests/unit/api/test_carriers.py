@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device must be like for the carrier rx-queue; the driver's answers are played, byte by byte."""
+"""The checks of a device for the carrier rx-queue; the driver's replies are simulated, byte by byte."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from nfcore.kernel.ethtool import queue_facts
 ACCELERATED, PLAIN = Device("eth1", 1, ("nic",)), Device("eth1", 1)
 
 
-def play(monkeypatch: pytest.MonkeyPatch, rss: list[int] | None, combined: int | None = 8) -> None:
-    """Answer as a driver does that has this indirection table and so many channels; None: it has no such call."""
+def simulate(monkeypatch: pytest.MonkeyPatch, rss: list[int] | None, combined: int | None = 8) -> None:
+    """Reply as a driver with this indirection table and this number of channels; None: it has no such call."""
 
-    def answer(name: str, request: bytes, room: int) -> bytes:
+    def reply(name: str, request: bytes, room: int) -> bytes:
         (command,) = struct.unpack_from("=I", request)
         data = bytearray(request + bytes(room))
         if command == 0x3C and combined is not None:
@@ -36,7 +36,7 @@ def play(monkeypatch: pytest.MonkeyPatch, rss: list[int] | None, combined: int |
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         return bytes(data)
 
-    monkeypatch.setattr(ethtool, "_ethtool", answer)
+    monkeypatch.setattr(ethtool, "_ethtool", reply)
 
 
 def examined() -> Finding:
@@ -46,40 +46,42 @@ def examined() -> Finding:
 
 
 def test_rss_over_other_queues_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    play(monkeypatch, [0, 1, 2, 3] * 32)
+    simulate(monkeypatch, [0, 1, 2, 3] * 32)
     assert queue_facts("eth1").rss == {0, 1, 2, 3}
     with pytest.raises(HostError, match=r"eth1: rx-queue: RSS .* 3 other queues.*: ethtool -X eth1 equal 1"):
         require_carrier(Carrier.RX_QUEUE, [ACCELERATED])
-    play(monkeypatch, [0, 5])
+    simulate(monkeypatch, [0, 5])
     assert examined().status is Status.FAULT
     assert "another queue" in examined().found
 
 
 def test_rss_on_queue_0_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    play(monkeypatch, [0] * 128)
+    simulate(monkeypatch, [0] * 128)
     assert examined().status is Status.OK
     require_carrier(Carrier.RX_QUEUE, [ACCELERATED])
 
 
-def test_what_a_driver_does_not_tell_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    play(monkeypatch, None, combined=8)
+def test_unknown_settings_of_a_driver_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    simulate(monkeypatch, None, combined=8)
     require_carrier(Carrier.RX_QUEUE, [ACCELERATED])
     assert "does not report how it spreads unmarked packets" in caplog.text
-    play(monkeypatch, None, combined=None)
+    simulate(monkeypatch, None, combined=None)
     assert examined().status is Status.WARNING
-    play(monkeypatch, [], combined=1)
+    simulate(monkeypatch, [], combined=1)
     assert examined().status is Status.OK
 
 
-def test_where_no_mark_is_read_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    play(monkeypatch, [0, 1])
+def test_without_marks_the_device_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(monkeypatch, [0, 1])
     require_carrier(Carrier.RX_QUEUE, [PLAIN])
     require_carrier(Carrier.METADATA, [ACCELERATED])
     assert examine_carrier(Carrier.METADATA, ACCELERATED) is None
 
 
 def test_all_devices_of_the_program_read_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    play(monkeypatch, [0, 1])
+    simulate(monkeypatch, [0, 1])
     with pytest.raises(HostError, match="eth2: rx-queue"):
         require_carrier(Carrier.RX_QUEUE, [Device("eth2", 2), ACCELERATED])
 

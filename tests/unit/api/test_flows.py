@@ -96,7 +96,7 @@ def test_identities_differ_exactly_when_flows_do(flows: list[tuple[FlowMatch, in
     assert batch.identities() == identities
 
 
-def test_identities_tell_families_apart() -> None:
+def test_identities_distinguish_the_families() -> None:
     v4 = FlowMatch.parse("198.18.1.2:1 > 198.18.10.1:80/tcp")
     v6 = FlowMatch(
         ipaddress.IPv6Address(bytes(v4.src.packed) + bytes(12)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks: one process per thing, given back on leaving and by dying."""
+"""Locks: held by one process; released when the context is left or the process dies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ with Locks(Path(sys.argv[1])) as locks:
 """
 
 
-def test_a_claim_is_refused_while_another_process_holds_it(tmp_path: Path) -> None:
+def test_a_lock_is_refused_while_another_process_holds_it(tmp_path: Path) -> None:
     folder = tmp_path / "locks"
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -39,7 +39,7 @@ def test_a_claim_is_refused_while_another_process_holds_it(tmp_path: Path) -> No
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         holder.stdout.close()
-    with Locks(folder) as locks:  # death gives it back, and what is left of it goes
+    with Locks(folder) as locks:  # released by the death of the process; its file is removed
         locks.acquire("yet another", "yet another thing")
         assert [path.name for path in folder.iterdir()] == ["yet another"]
         locks.acquire("thing", "the thing")
@@ -47,7 +47,7 @@ def test_a_claim_is_refused_while_another_process_holds_it(tmp_path: Path) -> No
     assert not folder.exists()
 
 
-def test_claiming_twice_is_claiming_once(tmp_path: Path) -> None:
+def test_the_same_lock_twice_is_one_lock(tmp_path: Path) -> None:
     with Locks(tmp_path / "locks") as locks:
         locks.acquire("thing", "the thing")
         locks.acquire("thing", "the thing")
@@ -56,7 +56,7 @@ def test_claiming_twice_is_claiming_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match="cannot lock the thing"):
         Locks(tmp_path / "file" / "locks").acquire("thing", "the thing")

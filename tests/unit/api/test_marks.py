@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Marks: never two meanings at a time, never a second one before the quarantine is over."""
+"""Marks: one meaning at a time, and no second one before the quarantine is over."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def marks_of(*numbers: int) -> np.ndarray:
 
 
 class Xdp:
-    """The other side of the pools: what `take_mark` and `give_back_mark` of bpf/balancer/mark_pool.h do."""
+    """XDP's side of the pools: the same as `take_mark` and `give_back_mark` of bpf/balancer/mark_pool.h."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self._rows = rows
@@ -47,7 +47,7 @@ class Xdp:
 
 
 class LivesOfMarks(RuleBasedStateMachine):
-    """MarkAllocator and CpuPools against sets of marks and the time of their release."""
+    """Compares MarkAllocator and CpuPools with sets of marks and the times of their release."""
 
     @initialize()
     def start(self) -> None:
@@ -62,7 +62,7 @@ class LivesOfMarks(RuleBasedStateMachine):
         self.live: set[int] = set()
         self.released: dict[int, float] = {}
 
-    def _handed_out(self, marks: list[int]) -> None:
+    def _check_new(self, marks: list[int]) -> None:
         assert len(set(marks)) == len(marks)
         assert not self._held() & set(marks)
         for mark in marks:
@@ -78,35 +78,35 @@ class LivesOfMarks(RuleBasedStateMachine):
         free = (1 << WIDTH) - 1 - self._busy()
         marks = self.allocator.take(wanted).tolist()
         assert len(marks) == min(wanted, free)
-        self._handed_out(marks)
+        self._check_new(marks)
         self.live |= set(marks)
 
     @rule(data=st.data())
     def claim(self, data: st.DataObject) -> None:
-        """Particular marks: those that are free and rested are given, each once, whatever else is asked for."""
+        """Claims particular marks: gets those that are free and out of quarantine, each once."""
         any_mark = st.one_of(st.integers(0, (1 << WIDTH) + 1), st.just(2**32 - 1))
         marks = data.draw(st.lists(any_mark, max_size=12))
-        barred = self._held() | {mark for mark, since in self.released.items() if self.now - since < QUARANTINE}
-        free = [0 < mark < 1 << WIDTH and mark not in barred for mark in marks]
+        unavailable = self._held() | {mark for mark, since in self.released.items() if self.now - since < QUARANTINE}
+        free = [0 < mark < 1 << WIDTH and mark not in unavailable for mark in marks]
         assert self.allocator.free(marks_of(*marks)).tolist() == free
         expected = [free[number] and mark not in marks[:number] for number, mark in enumerate(marks)]
         given = self.allocator.claim(marks_of(*marks))
         assert given.tolist() == expected
-        fresh = marks_of(*marks)[given].tolist()
-        self._handed_out(fresh)
-        self.live |= set(fresh)
+        claimed = marks_of(*marks)[given].tolist()
+        self._check_new(claimed)
+        self.live |= set(claimed)
 
     def _held(self) -> set[int]:
         return {mark for pool in self.pooled.values() for mark in pool} | self.reported | self.live
 
     def _busy(self) -> int:
-        resting = sum(self.now - since < QUARANTINE for since in self.released.values())
-        return sum(map(len, self.pooled.values())) + len(self.reported) + len(self.live) + resting
+        quarantined = sum(self.now - since < QUARANTINE for since in self.released.values())
+        return sum(map(len, self.pooled.values())) + len(self.reported) + len(self.live) + quarantined
 
     @rule(chunk=st.integers(2, 2 * SLOTS))
     def lease(self, chunk: int) -> None:
         if (1 << WIDTH) - 1 - self._busy() < len(CPUS) * min(chunk, SLOTS - 1):
-            return  # marks that run out are reclaimed from other CPUs: PoolsUnderReclaim has that
+            return  # then marks are reclaimed from other CPUs, which PoolsUnderReclaim tests
         before = {cpu: self.pools.stock(cpu) for cpu in CPUS}
         leased = self.pools.lease(self.allocator, chunk)
         added: dict[int, list[int]] = {}
@@ -114,9 +114,9 @@ class LivesOfMarks(RuleBasedStateMachine):
             first, stock = int(self.rows[cpu]["taken"]) + before[cpu], self.pools.stock(cpu)
             added[cpu] = [int(self.rows[cpu]["slots"][(first + n) % SLOTS]) for n in range(stock - before[cpu])]
             assert stock <= SLOTS - 1 or not added[cpu]
-        fresh = [mark for marks in added.values() for mark in marks]
-        assert leased == len(fresh)
-        self._handed_out(fresh)
+        new = [mark for marks in added.values() for mark in marks]
+        assert leased == len(new)
+        self._check_new(new)
         for cpu in CPUS:
             self.pooled[cpu] += added[cpu]
 
@@ -133,7 +133,7 @@ class LivesOfMarks(RuleBasedStateMachine):
         if not mark:
             return
         assert self.pooled[cpu].pop(0) == mark
-        self.reported.add(mark)  # in XDP's hand while user space fills the pools
+        self.reported.add(mark)  # XDP has it while user space fills the pools
         self.lease(chunk)
         self.reported.discard(mark)
         self.xdp.give_back(cpu)
@@ -174,13 +174,13 @@ class LivesOfMarks(RuleBasedStateMachine):
         leased = {mark for pool in self.pooled.values() for mark in pool} | self.reported
         assert set(np.flatnonzero(states == MarkState.LIVE).tolist()) == self.live
         assert set(np.flatnonzero(states == MarkState.LEASED).tolist()) == leased
-        resting = set(np.flatnonzero(states == MarkState.QUARANTINED).tolist())
-        assert resting <= self.released.keys()
-        assert {mark for mark, since in self.released.items() if self.now - since < QUARANTINE} <= resting
+        quarantined = set(np.flatnonzero(states == MarkState.QUARANTINED).tolist())
+        assert quarantined <= self.released.keys()
+        assert {mark for mark, since in self.released.items() if self.now - since < QUARANTINE} <= quarantined
         assert sum(self.allocator.count(state) for state in MarkState) == (1 << WIDTH) - 1
 
     @invariant()
-    def stock_is_what_waits(self) -> None:
+    def stock_is_the_length_of_the_pool(self) -> None:
         for cpu in CPUS:
             assert self.pools.stock(cpu) == len(self.pooled[cpu]) <= SLOTS
         assert self.pools.stock(1) == 0
@@ -191,10 +191,10 @@ TestLivesOfMarks.settings = settings(max_examples=60, stateful_step_count=40, de
 
 
 class PoolsUnderReclaim(RuleBasedStateMachine):
-    """Few marks, CPUs of unequal hunger, and programs that have read a count before it changed.
+    """Few marks, CPUs that need different numbers of them, and programs that read a count before it changed.
 
-    XDP takes a mark in two steps, since user space may step in between: it reads `filled`, and then takes (and may
-    give back) if there was something. No such program runs for longer than `CpuPools.SETTLED`.
+    XDP takes a mark in two steps, and user space may run between them: it reads `filled`, and then takes a mark (and
+    may give it back) if there is one. No such program runs for longer than `CpuPools.SETTLED`.
     """
 
     @initialize(width=st.integers(3, 6), wrap=st.booleans())
@@ -206,9 +206,9 @@ class PoolsUnderReclaim(RuleBasedStateMachine):
         self.pools = CpuPools(self.rows, CPUS, lambda: self.now)
         self.xdp = Xdp(self.rows)
         self.looked: dict[int, bool] = {}
-        """CPUs in the middle of a program: whether it saw a mark."""
-        self.out: dict[int, int] = {}
-        """Marks that were reported, by the CPU that took them."""
+        """CPU that runs a program → whether the program saw a mark."""
+        self.reported_by: dict[int, int] = {}
+        """Reported mark → the CPU that took it."""
 
     def _may_run_on(self, seconds: float) -> None:
         if seconds >= CpuPools.SETTLED:
@@ -236,12 +236,12 @@ class PoolsUnderReclaim(RuleBasedStateMachine):
         taken = int(self.rows[cpu]["taken"])
         mark = int(self.rows[cpu]["slots"][taken % SLOTS])
         self.rows["taken"][cpu] = (taken + 1) % 2**32
-        assert mark not in self.out, "a mark is in two hands"
-        assert self.allocator.state[mark] == MarkState.LEASED, "a mark was taken that is not on lease"
+        assert mark not in self.reported_by, "a mark was taken twice"
+        assert self.allocator.state[mark] == MarkState.LEASED, "a mark was taken that is not leased"
         if give_back:
             self.xdp.give_back(cpu)
         else:
-            self.out[mark] = cpu
+            self.reported_by[mark] = cpu
 
     @rule(cpu=st.sampled_from(CPUS), times=st.integers(1, SLOTS))
     def take_many(self, cpu: int, times: int) -> None:
@@ -251,20 +251,20 @@ class PoolsUnderReclaim(RuleBasedStateMachine):
 
     @rule(live=st.booleans())
     def read_the_reports(self, live: bool) -> None:
-        marks = marks_of(*sorted(self.out))
+        marks = marks_of(*sorted(self.reported_by))
         if live:
             assert self.allocator.confirm(marks).all()
         self.allocator.release(marks)
-        self.out.clear()
+        self.reported_by.clear()
 
-    @rule(needy=st.sampled_from(CPUS))
-    def in_the_end_each_gets_some(self, needy: int) -> None:
-        """However the marks were spread, a CPU that asks for long enough is served."""
+    @rule(cpu=st.sampled_from(CPUS))
+    def each_cpu_gets_marks_in_the_end(self, cpu: int) -> None:
+        """However the marks are distributed, each CPU gets some after several leases."""
         for _ in range(8):
             self._may_run_on(QUARANTINE)
             self.read_the_reports(live=False)
             self.pools.lease(self.allocator, 4)
-        assert self.pools.stock(needy) > 0
+        assert self.pools.stock(cpu) > 0
 
     @invariant()
     def no_mark_is_lost(self) -> None:
@@ -272,22 +272,22 @@ class PoolsUnderReclaim(RuleBasedStateMachine):
         held = [self.xdp.ahead(cpu) for cpu in CPUS]
         hidden = 0
         if self.pools._reclaiming is not None:
-            _, _, filled, left = self.pools._reclaiming
-            hidden = (filled - left) % 2**32
-        assert sum(held) + hidden + len(self.out) == on_lease
+            _, _, filled, reduced = self.pools._reclaiming
+            hidden = (filled - reduced) % 2**32
+        assert sum(held) + hidden + len(self.reported_by) == on_lease
         marks = [
             int(self.rows[cpu]["slots"][(int(self.rows[cpu]["taken"]) + n) % SLOTS])
             for cpu in CPUS
             for n in range(max(0, self.xdp.ahead(cpu)))
         ]
-        assert len(set(marks) | set(self.out)) == len(marks) + len(self.out), "a mark is in two pools"
+        assert len(set(marks) | set(self.reported_by)) == len(marks) + len(self.reported_by), "a mark is in two pools"
 
 
 TestPoolsUnderReclaim = PoolsUnderReclaim.TestCase
 TestPoolsUnderReclaim.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_marks_rest_longest_free_first() -> None:
+def test_the_mark_that_is_free_longest_is_taken_first() -> None:
     allocator = MarkAllocator(3, 0.0, lambda: 0.0)
     assert allocator.take(3).tolist() == [1, 2, 3]
     allocator.release(marks_of(2))
@@ -295,7 +295,7 @@ def test_marks_rest_longest_free_first() -> None:
     assert allocator.generation[[1, 2]].tolist() == [0, 1]
 
 
-def test_what_is_claimed_is_not_taken() -> None:
+def test_claimed_marks_are_not_taken() -> None:
     allocator = MarkAllocator(3, 0.0, lambda: 0.0)
     assert allocator.claim(marks_of(5, 2, 5)).tolist() == [True, True, False]
     allocator.release(marks_of(5))
@@ -303,7 +303,7 @@ def test_what_is_claimed_is_not_taken() -> None:
     assert allocator.claim(marks_of(1, 2, 5)).tolist() == [False, False, False]
 
 
-def test_a_lease_fills_only_cpus_that_run_low() -> None:
+def test_a_lease_fills_only_pools_below_half_a_chunk() -> None:
     rows = np.zeros(2, dtype=POOL)
     pools, allocator, xdp = CpuPools(rows, [0, 1]), MarkAllocator(8, 0.0), Xdp(rows)
     assert pools.lease(allocator, 4) == 8
@@ -319,7 +319,7 @@ def test_an_exhausted_allocator_leases_what_it_has() -> None:
     rows = np.zeros(2, dtype=POOL)
     pools = CpuPools(rows, [0, 1])
     assert pools.lease(MarkAllocator(2, 0.0), 4) == 3
-    # The second CPU gets none now; half of what the first has is on its way back.
+    # The second CPU gets none now; half of the first pool is being reclaimed.
     assert [pools.stock(0), pools.stock(1)] == [2, 0]
 
 

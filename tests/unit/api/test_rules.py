@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules, their cookies, and a backend's answer."""
+"""Rules, their cookies, and a backend's result."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def test_other_rows_are_refused() -> None:
 def test_cookies_carry_slot_and_generation(pairs: list[tuple[int, int]]) -> None:
     slots = np.array([slot for slot, _ in pairs], dtype=np.int64)
     generations = np.array([generation for _, generation in pairs], dtype=np.uint16)
-    ours, slots_back, generations_back = split_cookies(make_cookies(slots, generations))
-    assert ours.all()
+    is_own, slots_back, generations_back = split_cookies(make_cookies(slots, generations))
+    assert is_own.all()
     assert slots_back.tolist() == slots.tolist()
     assert generations_back.tolist() == generations.tolist()
 
 
 @given(st.integers(0, 2**64 - 1))
-def test_only_the_tag_makes_a_cookie_ours(cookie: int) -> None:
-    ours, _, _ = split_cookies(np.array([cookie], dtype=np.uint64))
-    assert bool(ours[0]) == (cookie.to_bytes(8, "big")[:2] == b"nf")
+def test_only_the_tag_makes_a_cookie_nfcores(cookie: int) -> None:
+    is_own, _, _ = split_cookies(np.array([cookie], dtype=np.uint64))
+    assert bool(is_own[0]) == (cookie.to_bytes(8, "big")[:2] == b"nf")
 
 
-def test_one_answer_for_all() -> None:
+def test_the_same_status_for_all() -> None:
     outcomes = Outcomes.all(Outcome.FULL, 3, "table is full")
     assert outcomes.status.tolist() == [Outcome.FULL] * 3
     assert outcomes.messages == {0: "table is full"}
-    assert Outcomes.all(Outcome.FULL, 0, "nobody to say it to").messages == {}
+    assert Outcomes.all(Outcome.FULL, 0, "table is full").messages == {}

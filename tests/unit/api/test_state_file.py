@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one run leaves for the next."""
+"""The state file: values that a run leaves for the next one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from nfcore.api.state_file import StateFile
 
 
-def test_the_next_run_knows(tmp_path: Path) -> None:
+def test_the_next_run_reads_the_values(tmp_path: Path) -> None:
     path = tmp_path / "run" / "demo.state"
     state = StateFile(path)
     assert state.recall("program") is None
@@ -53,7 +53,7 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_texts_and_numbers_are_told_apart(tmp_path: Path) -> None:
+def test_texts_and_numbers_are_distinguished(tmp_path: Path) -> None:
     path = tmp_path / "demo.state"
     state = StateFile(path)
     state.remember("numbers", '{"a": 1}')
@@ -73,9 +73,7 @@ def test_a_file_with_anything_else_is_an_empty_state(tmp_path: Path) -> None:
         assert StateFile(path).recall("b") is None
 
 
-def test_what_cannot_be_written_is_said_once_and_not_left_half_true(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_write_is_logged_once_and_removes_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "demo.state"
     state = StateFile(path)
     state.remember("a", 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TOML: every mistake by its full key, with its value and what would be right, all in one reading."""
+"""The TOML: all mistakes at once, each with its full key, its value and what would be right."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GOOD = DEMO.read_text(encoding="utf-8")
 
 
 def mistakes(tmp_path: Path, text: str | bytes, *overrides: str) -> dict[str, str]:
-    """What `text` is refused for: path → message."""
+    """The mistakes in `text`: path → message."""
     path = tmp_path / "bad.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as refused:
@@ -41,13 +41,13 @@ def mistakes(tmp_path: Path, text: str | bytes, *overrides: str) -> dict[str, st
 
 
 def mistake(tmp_path: Path, *overrides: str) -> tuple[str, str]:
-    """The one thing that is wrong with the demo after `overrides`."""
+    """The only mistake in the demo's TOML after `overrides`: path, message."""
     found = mistakes(tmp_path, GOOD, *overrides)
     assert len(found) == 1, found
     return found.popitem()
 
 
-def test_the_demo_is_right() -> None:
+def test_the_demo_is_valid() -> None:
     config = load_config(DEMO, PluginManager())
     assert config.marking.strategy == "dest-id"
     assert config.offload.idle_timeout == 30.0
@@ -85,12 +85,12 @@ SINGLE = [
 ]
 
 
-@pytest.mark.parametrize(("override", "path", "words"), SINGLE, ids=[case[0] for case in SINGLE])
-def test_one_mistake(tmp_path: Path, override: str, path: str, words: list[str]) -> None:
+@pytest.mark.parametrize(("override", "path", "texts"), SINGLE, ids=[case[0] for case in SINGLE])
+def test_one_mistake(tmp_path: Path, override: str, path: str, texts: list[str]) -> None:
     where, message = mistake(tmp_path, override)
     assert where == path
-    for word in words:
-        assert word in message
+    for text in texts:
+        assert text in message
 
 
 INTERFACE = [
@@ -108,16 +108,16 @@ INTERFACE = [
 ]
 
 
-@pytest.mark.parametrize(("table", "path", "words"), INTERFACE, ids=[case[2] for case in INTERFACE])
-def test_interfaces(tmp_path: Path, table: str, path: str, words: str) -> None:
+@pytest.mark.parametrize(("table", "path", "text"), INTERFACE, ids=[case[2] for case in INTERFACE])
+def test_interfaces(tmp_path: Path, table: str, path: str, text: str) -> None:
     head, _, tail = GOOD.partition("[[interfaces]]")
     rest = tail[tail.index("[marking]") :]
     found = mistakes(tmp_path, f"{head}[[interfaces]]\n{table}\n\n{rest}")
     assert found.keys() == {f"interfaces{path}"}
-    assert words in found[f"interfaces{path}"]
+    assert text in found[f"interfaces{path}"]
 
 
-def test_an_interface_stands_once(tmp_path: Path) -> None:
+def test_an_interface_is_named_once(tmp_path: Path) -> None:
     twice = '[[interfaces]]\nname = "eth1"\nchain = ["katran_accel"]\n\n'
     found = mistakes(tmp_path, GOOD.replace("[marking]", f"{twice}[marking]"))
     assert found == {"interfaces[1].name": "'eth1' is already interfaces[0]"}
@@ -130,11 +130,11 @@ PLUGINS = [
 ]
 
 
-@pytest.mark.parametrize(("plugins", "path", "words"), PLUGINS)
-def test_plugins(tmp_path: Path, plugins: str, path: str, words: str) -> None:
+@pytest.mark.parametrize(("plugins", "path", "text"), PLUGINS)
+def test_plugins(tmp_path: Path, plugins: str, path: str, text: str) -> None:
     where, message = mistake(tmp_path, f"nf.plugins={plugins}")
     assert where == path
-    assert words in message
+    assert text in message
 
 
 def test_a_plugin_that_is_not_named(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_marking_that_is_not_named(tmp_path: Path) -> None:
     assert message.endswith('add "marking" to nf.plugins')
 
 
-def test_nothing_at_all(tmp_path: Path) -> None:
+def test_an_empty_file(tmp_path: Path) -> None:
     assert mistakes(tmp_path, "") == {"nf": "is missing; should be a table [nf] with plugins = [...]"}
 
 
@@ -175,8 +175,8 @@ def installed_with(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> No
     monkeypatch.setattr(discovery, "installed", lambda: points)
 
 
-class WithTable:
-    """A plugin whose `config_section` does what it was told to."""
+class RaisesInSection:
+    """A plugin whose `config_section` raises."""
 
     @hookimpl
     def config_section(self) -> Section:
@@ -196,7 +196,7 @@ def test_a_plugin_whose_import_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_plugin_that_cannot_describe_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed_with(monkeypatch, "shy", f"{__name__}:WithTable")
+    installed_with(monkeypatch, "shy", f"{__name__}:RaisesInSection")
     monkeypatch.setattr(EntryPoint, "load", load_here(EntryPoint.load))
     where, message = mistake(tmp_path, 'nf.plugins=["katran_accel", "marking", "softnic", "stats", "shy"]', "shy.x=1")
     assert (where, message) == ("shy", "plugin 'shy' cannot describe its table: LookupError: no schema today")
@@ -207,7 +207,7 @@ class Empty(ConfigTable):
 
 
 class LooksAround:
-    """A plugin that looks at other tables than its own."""
+    """A plugin that checks other tables than its own."""
 
     @hookimpl
     def config_section(self) -> Section:
@@ -221,12 +221,12 @@ class LooksAround:
             yield Problem("marking.width", f"is {config.marking.width}; should be 12 or more")
 
 
-def test_a_plugin_may_look_at_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_may_check_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed_with(monkeypatch, "looks", f"{__name__}:LooksAround")
     monkeypatch.setattr(EntryPoint, "load", load_here(EntryPoint.load))
     plugins = 'nf.plugins=["katran_accel", "marking", "softnic", "stats", "looks"]'
     assert mistake(tmp_path, plugins, "marking.width=11") == ("marking.width", "is 11; should be 12 or more")
-    # Beside other mistakes, too.
+    # Also when there are other mistakes.
     found = mistakes(tmp_path, GOOD, plugins, "marking.width=11", "interfaces=[{}]")
     assert {"marking.width", "interfaces[0].name"} <= found.keys()
     where, message = mistake(tmp_path, plugins, "marking.width=7")
@@ -235,7 +235,7 @@ def test_a_plugin_may_look_at_the_whole(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def load_here(load: Any) -> Any:
-    here = {f"{__name__}:{plugin.__name__}": plugin for plugin in (WithTable, LooksAround)}
+    here = {f"{__name__}:{plugin.__name__}": plugin for plugin in (RaisesInSection, LooksAround)}
     return lambda point: here.get(point.value) or load(point)
 
 
@@ -266,11 +266,11 @@ BYTES = [
 ]
 
 
-@pytest.mark.parametrize(("content", "words"), BYTES, ids=[repr(case[0][:12]) for case in BYTES])
-def test_what_is_no_toml(tmp_path: Path, content: bytes, words: str) -> None:
+@pytest.mark.parametrize(("content", "text"), BYTES, ids=[repr(case[0][:12]) for case in BYTES])
+def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes, text: str) -> None:
     found = mistakes(tmp_path, content)
     assert list(found) == [""]
-    assert words in found[""]
+    assert text in found[""]
 
 
 OVERRIDES = [
@@ -282,11 +282,11 @@ OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize(("override", "path", "words"), OVERRIDES)
-def test_bad_overrides(tmp_path: Path, override: str, path: str, words: str) -> None:
+@pytest.mark.parametrize(("override", "path", "text"), OVERRIDES)
+def test_bad_overrides(tmp_path: Path, override: str, path: str, text: str) -> None:
     where, message = mistake(tmp_path, override)
     assert where == path
-    assert words in message
+    assert text in message
 
 
 def test_overrides_are_toml_or_plain_text() -> None:
@@ -306,7 +306,7 @@ def test_durations_that_people_write(number: int, unit: str) -> None:
 
 
 @given(st.floats(0, 1e12))
-def test_any_duration_survives_being_written(seconds: float) -> None:
+def test_any_duration_is_read_as_it_was_written(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == seconds
 
 
@@ -439,7 +439,7 @@ def test_no_override_raises_anything_else(override: str) -> None:
         assert error.problems
 
 
-def test_marks_that_the_width_does_not_give_are_named(tmp_path: Path) -> None:
+def test_a_width_with_too_few_marks_is_a_mistake(tmp_path: Path) -> None:
     reals = ", ".join(f'{{ address = "198.18.20.{number}" }}' for number in range(1, 5))
     path = tmp_path / "nf.toml"
     path.write_text(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin guide as tests read it: a section per hook, and the examples as code that runs."""
+"""Reads the plugin guide for tests: a section per hook, and the examples as code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def signature(hook: str) -> str:
 
 
 def example(hook: str) -> str:
-    """The code of a hook's example, or of the one that its section names."""
+    """The code of a hook's example, or of the example that its section refers to."""
     section = sections()[hook]
     if same := _SAME.search(section):
         section = sections()[same[1]]
@@ -38,7 +38,7 @@ def example(hook: str) -> str:
 
 
 def run_example(hook: str, *needs: str) -> dict[str, Any]:
-    """Run a hook's example, after those of hooks that it `needs`; its names."""
+    """Run a hook's example after the examples of the hooks in `needs`; give its global names."""
     imports = next(block for block in _BLOCK.findall(TEXT) if "from nfcore.api.hookspecs import" in block)
     names: dict[str, Any] = {"__name__": __name__}
     exec("\n".join([imports, *map(example, (*needs, hook))]), names)
@@ -46,6 +46,6 @@ def run_example(hook: str, *needs: str) -> dict[str, Any]:
 
 
 def label(section: str, word: str) -> str:
-    """What a line such as ``- Called on: …`` says."""
+    """The text of a line such as ``- Called on: …``."""
     found = re.search(rf"^- {word}: (.*)$", section, flags=re.MULTILINE)
     return found[1] if found else ""

@@ -42,14 +42,14 @@ def test_the_guide_lists_the_keys_of_each_table(heading: str) -> None:
 
 
 @pytest.mark.parametrize("heading", TABLES)
-def test_the_guide_tells_the_defaults(heading: str) -> None:
+def test_the_guide_has_the_defaults(heading: str) -> None:
     model: type[ConfigTable] = TABLES[heading]
-    for key, told in rows(heading).items():
+    for key, default in rows(heading).items():
         field = model.model_fields[key]
         if field.is_required():
-            assert told == "required", key
+            assert default == "required", key
         elif field.default is None:
-            assert told == "none", key
+            assert default == "none", key
         else:
-            plain = told.strip("`").strip('"')
+            plain = default.strip("`").strip('"')
             assert plain == str(field.default).replace("'", '"').replace("False", "false"), key

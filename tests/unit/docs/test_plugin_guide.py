@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin guide has a section for every hook, with the signature, the caller and the users that it really has."""
+"""The plugin guide has a section for every hook, with its true signature, caller and users."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def test_every_hook_has_a_section_and_nothing_else_has() -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_the_signature_is_the_hooks_own(hook: str) -> None:
+def test_the_signature_is_that_of_the_hook(hook: str) -> None:
     assert signature(hook) == describe(hook, HOOKS[hook])
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_the_caller_is_told(hook: str) -> None:
+def test_the_guide_says_where_the_hook_is_called(hook: str) -> None:
     role = ROLES[hook]
     assert label(SECTIONS[hook], "Called on") == role.asked
     assert label(SECTIONS[hook], "Runs on") == role.runs
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_the_users_are_those_that_answer_it(hook: str) -> None:
+def test_the_guide_lists_the_plugins_that_have_the_hook(hook: str) -> None:
     plugins = PluginManager()
-    ours = [name for name in discovery.installed() if discovery.describe(name).distribution == "nfcore"]
-    for name in ours:
+    own = [name for name in discovery.installed() if discovery.describe(name).distribution == "nfcore"]
+    for name in own:
         plugins.load(name)
-    told = re.findall(r"`(\w+)`", label(SECTIONS[hook], "Used by"))
-    assert told == sorted(plugins.implementing(hook))
+    listed = re.findall(r"`(\w+)`", label(SECTIONS[hook], "Used by"))
+    assert listed == sorted(plugins.implementing(hook))
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -67,8 +67,8 @@ def test_rows_and_fields_are_those_that_exist() -> None:
     assert sorted(first_cells(given)) == sorted(FLOW_ROW.names or ())
     for name in set(RULE_ROW.names or ()) - {"reserved"}:
         assert f"`{name}`" in given
-    able = TEXT.split("## Capabilities", 1)[1].split("\n## ", 1)[0]
-    assert first_cells(able) == [
+    capabilities = TEXT.split("## Capabilities", 1)[1].split("\n## ", 1)[0]
+    assert first_cells(capabilities) == [
         "mark_width",
         *[field.name for field in fields(Capabilities) if field.name != "mark_width"],
     ]
@@ -80,18 +80,18 @@ def first_cells(text: str) -> list[str]:
     return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
 
 
-def test_every_kind_of_fault_is_told() -> None:
+def test_the_guide_lists_every_kind_of_fault() -> None:
     faults = TEXT.split("| kind of fault |", 1)[1]
     assert re.findall(r"^\| `(\w+)` \|", faults, flags=re.MULTILINE) == [str(fault) for fault in Fault]
     assert TRACE_VARIABLE in TEXT
 
 
-def test_hooks_are_in_groups_not_twice() -> None:
+def test_no_hook_has_two_sections() -> None:
     assert len(re.findall(r"^### `", TEXT, flags=re.MULTILINE)) == len(HOOKS)
     assert {role.asked for role in ROLES.values()} == set(Asked)
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_are_valid() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (ROOT / "docs" / target).exists(), target
     titles = re.findall(r"^#+ (.*)$", TEXT, flags=re.MULTILINE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What plugins did wrong, without the kind of the fault."""
+"""Counts faults of plugins, without their kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nfcore.hooks.manager import PluginManager
 
 
 def errors_of(plugins: PluginManager) -> Counter[tuple[str, str]]:
-    """(plugin, hook) → how often it was at fault."""
+    """(plugin, hook) → number of faults."""
     errors: Counter[tuple[str, str]] = Counter()
     for (plugin, hook, _), number in plugins.faults.items():
         errors[plugin, hook] += number

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every hook does for the guide's example what the guide says of it."""
+"""Each hook works for the guide's example as the guide describes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def plugin_of(hook: str, name: str) -> Any:
     return run_example(hook)[name]()
 
 
-def host_with(plugin: object, name: str = NAME) -> PluginManager:
+def manager_with(plugin: object, name: str = NAME) -> PluginManager:
     plugins = PluginManager()
     plugins.register(plugin, name)
     return plugins
@@ -79,7 +79,7 @@ def test_on_new_flow(config: Config) -> None:
 
 
 def strategy(config: Config, chosen: str = "pairs") -> tuple[PluginManager, Context]:
-    plugins = host_with(plugin_of("allocate_mark", "Pairs"), "pairs")
+    plugins = manager_with(plugin_of("allocate_mark", "Pairs"), "pairs")
     context = make_context(with_backend(config, strategy=chosen, width=2, quarantine=0.0), plugins, [DEVICE])
     plugins.call("pairs", "setup", context=context)
     return plugins, context
@@ -113,7 +113,7 @@ def test_release_mark(config: Config) -> None:
 def test_install_offload(capsys: pytest.CaptureFixture[str]) -> None:
     nic = plugin_of("install_offload", "PrintingNic")
     nic.size = 3
-    backends = BackendChain(DEVICE, host_with(nic))
+    backends = BackendChain(DEVICE, manager_with(nic))
     result = backends.install(rules(1, 2, 3, 4))
     assert result.status.tolist() == [Outcome.INSTALLED] * 3 + [Outcome.FULL]
     assert "eth1: 198.18.1.2:1001 > 198.18.10.1:80/tcp gets SetMark(mark=1)" in capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_install_offload(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_remove_offload() -> None:
-    plugins = host_with(plugin_of("remove_offload", "PrintingNic"))
+    plugins = manager_with(plugin_of("remove_offload", "PrintingNic"))
     plugins.call(NAME, "install_offload", device=DEVICE, rules=rules(1, 2))
     done, outcomes = plugins.try_call(NAME, "remove_offload", device=DEVICE, rules=rules(2, 5))
     assert done
@@ -129,13 +129,13 @@ def test_remove_offload() -> None:
 
 
 def test_dump_offload() -> None:
-    backends = BackendChain(DEVICE, host_with(plugin_of("dump_offload", "PrintingNic")))
+    backends = BackendChain(DEVICE, manager_with(plugin_of("dump_offload", "PrintingNic")))
     backends.install(rules(1, 2))
     assert list(RuleBatch(np.ascontiguousarray(backends.dump().rows["rule"]))) == list(rules(1, 2))
 
 
 def test_probe_offload() -> None:
-    found = BackendChain(DEVICE, host_with(plugin_of("probe_offload", "PrintingNic"))).probe()
+    found = BackendChain(DEVICE, manager_with(plugin_of("probe_offload", "PrintingNic"))).probe()
     assert found[NAME].describe() == "marks of 16 bits, IPv6, drop, no counters, room for 16 rules"
 
 
@@ -144,7 +144,9 @@ def test_probe_offload() -> None:
 
 def test_publish_marks() -> None:
     echo = plugin_of("publish_marks", "Echo")
-    done, stands = host_with(echo).try_call(NAME, "publish_marks", batch=flows(7, 8), marks=np.array([1, 2], np.uint32))
+    done, stands = manager_with(echo).try_call(
+        NAME, "publish_marks", batch=flows(7, 8), marks=np.array([1, 2], np.uint32)
+    )
     assert done
     assert stands.tolist() == [True, False]
     assert echo.entries == {1: 7}
@@ -153,31 +155,31 @@ def test_publish_marks() -> None:
 def test_retire_marks() -> None:
     echo = plugin_of("retire_marks", "Echo")
     echo.entries = {1: 7, 2: 7}
-    assert host_with(echo).try_call(NAME, "retire_marks", nf=1, marks=np.array([2, 3], np.uint32)) == (True, None)
+    assert manager_with(echo).try_call(NAME, "retire_marks", nf=1, marks=np.array([2, 3], np.uint32)) == (True, None)
     assert echo.entries == {1: 7}
 
 
 def test_restore_flows() -> None:
     echo = plugin_of("restore_flows", "Echo")
-    assert host_with(echo).try_call(NAME, "restore_flows", batch=flows(7, 8)) == (True, None)
+    assert manager_with(echo).try_call(NAME, "restore_flows", batch=flows(7, 8)) == (True, None)
     assert echo.known == ["198.18.1.2:1000 > 198.18.10.1:80/tcp"]
 
 
 def test_trace_packet() -> None:
-    plugins = host_with(plugin_of("trace_packet", "Reflects"))
+    plugins = manager_with(plugin_of("trace_packet", "Reflects"))
     trace = plugins.call(NAME, "trace_packet", nf=1, frame=bytes(range(20)), mark=5)
     assert (trace.path, trace.output[:12]) == ("fast", bytes(range(6, 12)) + bytes(range(6)))
 
 
 def test_benchmark() -> None:
-    assert dict(host_with(plugin_of("benchmark", "NotMeasured")).call_each("benchmark")) == {NAME: None}
+    assert dict(manager_with(plugin_of("benchmark", "NotMeasured")).call_each("benchmark")) == {NAME: None}
 
 
 # Metrics
 
 
 def test_collect_stats(config: Config) -> None:
-    plugins = host_with(plugin_of("collect_stats", "PaperStats"))
+    plugins = manager_with(plugin_of("collect_stats", "PaperStats"))
     context = make_context(config, plugins, [])
     make_engine(context, plugins, {})
     registry = Registry()
@@ -187,11 +189,11 @@ def test_collect_stats(config: Config) -> None:
     assert found["nfcore_printing_nic_sheets_total"]["samples"] == [{"labels": {"tray": "upper"}, "value": 0}]
 
 
-# The plugin's own life
+# The life of the plugin itself
 
 
 def run_with(plugin: object, config: Config, work: Callable[[Context], None]) -> None:
-    plugins = host_with(plugin)
+    plugins = manager_with(plugin)
     context = make_context(config, plugins, [DEVICE], tracing=True)
     with set_up(context, plugins):
         work(context)
@@ -199,7 +201,7 @@ def run_with(plugin: object, config: Config, work: Callable[[Context], None]) ->
 
 def load(path: Path, text: str, plugin: object, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Load a TOML that names the plugin, as if it were installed."""
-    plugins = host_with(plugin)
+    plugins = manager_with(plugin)
     monkeypatch.setattr(discovery, "installed", (lambda: {NAME: None}))
     path.write_text(f'[nf]\nplugins = ["{NAME}"]\n{text}')
     return load_config(path, plugins)
@@ -215,11 +217,10 @@ def test_config_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_setup(config: Config) -> None:
-    def ask(context: Context) -> None:
-        nothing: Mapping[str, Any] = {}
-        assert context.services.methods["greet"](nothing) == "hello from eth1"
+    def greet(context: Context) -> None:
+        assert context.services.methods["greet"]({}) == "hello from eth1"
 
-    run_with(plugin_of("setup", "Greeter"), config, ask)
+    run_with(plugin_of("setup", "Greeter"), config, greet)
 
 
 def test_teardown(config: Config) -> None:
@@ -233,7 +234,7 @@ def test_teardown(config: Config) -> None:
 def test_reconfigure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = plugin_of_reconfigure()
     config = load(tmp_path / "nf.toml", f'[{NAME}]\npaper = "A5"\n', plugin, monkeypatch)
-    assert host_with(plugin).call(NAME, "reconfigure", config=config) is None
+    assert manager_with(plugin).call(NAME, "reconfigure", config=config) is None
     assert plugin.paper == "A5"
 
 
@@ -243,7 +244,7 @@ def plugin_of_reconfigure() -> Any:
 
 
 def test_cleanup(config: Config, tmp_path: Path) -> None:
-    plugins = host_with(plugin_of("cleanup", "Sweeps"))
+    plugins = manager_with(plugin_of("cleanup", "Sweeps"))
     context = make_context(config, plugins, [])
     context.state_file = StateFile(tmp_path / "nf.state")
     context.state_file.remember("printing_nic.sheet", 1)
@@ -252,7 +253,7 @@ def test_cleanup(config: Config, tmp_path: Path) -> None:
 
 
 def test_diagnose(config: Config) -> None:
-    plugins = host_with(plugin_of("diagnose", "Doctor"))
+    plugins = manager_with(plugin_of("diagnose", "Doctor"))
     context = make_context(config, plugins, [])
     ((_, findings),) = plugins.call_each("diagnose", context=context)
     assert [(finding.status, finding.advice) for finding in findings] == [(Status.FAULT, "fill the upper tray")]
@@ -261,6 +262,6 @@ def test_diagnose(config: Config) -> None:
 def test_register_commands() -> None:
     app = typer.Typer()
     app.callback()(lambda: None)
-    host_with(plugin_of("register_commands", "Commands")).call(NAME, "register_commands", app=app)
+    manager_with(plugin_of("register_commands", "Commands")).call(NAME, "register_commands", app=app)
     done = CliRunner().invoke(app, ["feed-paper", "--sheets", "3"])
     assert (done.exit_code, done.output) == (0, "fed 3\n")

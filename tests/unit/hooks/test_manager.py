@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin host: what it refuses, whom it calls, and what a failing plugin does to the others."""
+"""The plugin manager: what it refuses, which plugins it calls, and how it handles faults."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from .faults import errors_of
 BATCH = FlowBatch.empty(2)
 
 
-class Answers:
-    """Answers `on_new_flow` and `allocate_mark` with what it was made with."""
+class Fixed:
+    """Returns fixed results from `on_new_flow` and `allocate_mark`."""
 
     def __init__(self, reasons: NDArray[np.uint8] | None, marks: NDArray[np.uint32] | None) -> None:
         self._reasons, self._marks = reasons, marks
-        self.asked = 0
+        self.calls = 0
 
     @hookimpl
     def on_new_flow(self, batch: FlowBatch) -> NDArray[np.uint8] | None:
@@ -52,7 +52,7 @@ class Answers:
 
     @hookimpl
     def allocate_mark(self, batch: FlowBatch) -> NDArray[np.uint32] | None:
-        self.asked += 1
+        self.calls += 1
         return self._marks
 
 
@@ -73,7 +73,7 @@ class Offers:
 
 
 class Silent:
-    """Has no hook at all."""
+    """Has no hook."""
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def plugins() -> PluginManager:
     return PluginManager()
 
 
-def test_unknown_hook_is_refused_by_name(plugins: PluginManager) -> None:
+def test_an_unknown_hook_is_refused_with_its_name(plugins: PluginManager) -> None:
     class Typo:
         @hookimpl
         def on_new_flows(self, batch: FlowBatch) -> None: ...
@@ -95,7 +95,7 @@ def test_unknown_hook_is_refused_by_name(plugins: PluginManager) -> None:
     assert plugins.loaded() == []
 
 
-def test_another_signature_is_refused_with_both(plugins: PluginManager) -> None:
+def test_another_signature_is_refused_with_both_signatures(plugins: PluginManager) -> None:
     class Old:
         @hookimpl
         def on_new_flow(self, flow: object) -> None: ...
@@ -143,7 +143,7 @@ def test_a_plugin_for_another_version_of_the_hooks_is_refused(
         plugins.register(Other(), "other")
 
 
-def test_a_hook_without_its_mark_is_told(plugins: PluginManager) -> None:
+def test_a_hook_without_hookimpl_is_reported(plugins: PluginManager) -> None:
     class Forgot:
         nfcore_api = API
 
@@ -154,7 +154,7 @@ def test_a_hook_without_its_mark_is_told(plugins: PluginManager) -> None:
     assert plugins.hooks_of("forgot") == []
 
 
-def test_a_refused_plugin_does_not_spoil_the_host(plugins: PluginManager) -> None:
+def test_a_refused_plugin_leaves_the_manager_usable(plugins: PluginManager) -> None:
     class Typo:
         @hookimpl
         def collect_stat(self) -> None: ...
@@ -165,7 +165,7 @@ def test_a_refused_plugin_does_not_spoil_the_host(plugins: PluginManager) -> Non
     assert plugins.loaded() == ["offers"]
 
 
-def test_a_name_is_given_once(plugins: PluginManager) -> None:
+def test_a_name_can_be_used_once(plugins: PluginManager) -> None:
     plugins.register(Silent(), "one")
     with pytest.raises(NfcoreError, match="plugin 'one': the name is taken"):
         plugins.register(Silent(), "one")
@@ -182,18 +182,18 @@ def test_a_hook_may_take_fewer_arguments(plugins: PluginManager) -> None:
 
 
 def test_call_reaches_one_plugin(plugins: PluginManager) -> None:
-    plugins.register(Answers(np.array([1, 1], np.uint8), None), "first")
-    plugins.register(Answers(np.array([2, 2], np.uint8), None), "second")
+    plugins.register(Fixed(np.array([1, 1], np.uint8), None), "first")
+    plugins.register(Fixed(np.array([2, 2], np.uint8), None), "second")
     assert plugins.call("second", "on_new_flow", batch=BATCH).tolist() == [2, 2]
     assert plugins.call("first", "on_new_flow", batch=BATCH).tolist() == [1, 1]
 
 
-def test_call_of_a_hook_that_the_plugin_has_not(plugins: PluginManager) -> None:
+def test_a_call_of_a_missing_hook_gives_none(plugins: PluginManager) -> None:
     plugins.register(Silent(), "silent")
     assert plugins.call("silent", "on_new_flow", batch=BATCH) is None
 
 
-def test_call_lets_errors_through(plugins: PluginManager) -> None:
+def test_call_passes_exceptions_on(plugins: PluginManager) -> None:
     plugins.register(Raises(), "raises")
     with pytest.raises(LookupError, match="no policy"):
         plugins.call("raises", "on_new_flow", batch=BATCH)
@@ -201,23 +201,23 @@ def test_call_lets_errors_through(plugins: PluginManager) -> None:
         plugins.call("raises", "allocate_mark", batch=BATCH)
 
 
-def test_a_list_is_an_answer_not_a_list_of_answers(plugins: PluginManager) -> None:
+def test_a_list_is_one_result_not_a_list_of_results(plugins: PluginManager) -> None:
     plugins.register(Offers(), "offers")
     (info,) = plugins.call("offers", "marking_strategies")
     assert info.name == "odd-even"
 
 
-def test_each_asks_in_loading_order(plugins: PluginManager) -> None:
-    plugins.register(Answers(None, None), "quiet")
+def test_call_each_calls_in_loading_order(plugins: PluginManager) -> None:
+    plugins.register(Fixed(None, None), "quiet")
     plugins.register(Silent(), "silent")
-    plugins.register(Answers(np.array([2, 2], np.uint8), None), "loud")
+    plugins.register(Fixed(np.array([2, 2], np.uint8), None), "loud")
     assert [name for name, _ in plugins.call_each("on_new_flow", batch=BATCH)] == ["quiet", "loud"]
     assert plugins.implementing("on_new_flow") == ["quiet", "loud"]
 
 
-def test_each_goes_on_after_a_plugin_that_raises(plugins: PluginManager, caplog: pytest.LogCaptureFixture) -> None:
+def test_call_each_goes_on_after_a_plugin_that_raises(plugins: PluginManager, caplog: pytest.LogCaptureFixture) -> None:
     plugins.register(Raises(), "raises")
-    plugins.register(Answers(np.array([2, 2], np.uint8), None), "loud")
+    plugins.register(Fixed(np.array([2, 2], np.uint8), None), "loud")
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             assert [name for name, _ in plugins.call_each("on_new_flow", batch=BATCH)] == ["loud"]
@@ -225,30 +225,30 @@ def test_each_goes_on_after_a_plugin_that_raises(plugins: PluginManager, caplog:
     assert "plugin raises: on_new_flow failed: LookupError: no policy for that" in caplog.text
 
 
-def test_first_stops_at_the_first_answer(plugins: PluginManager) -> None:
-    last = Answers(None, np.array([9, 9], np.uint32))
+def test_call_first_stops_at_the_first_result(plugins: PluginManager) -> None:
+    last = Fixed(None, np.array([9, 9], np.uint32))
     plugins.register(Raises(), "raises")
-    plugins.register(Answers(None, None), "not in charge")
-    plugins.register(Answers(None, np.array([1, 2], np.uint32)), "in charge")
+    plugins.register(Fixed(None, None), "not in charge")
+    plugins.register(Fixed(None, np.array([1, 2], np.uint32)), "in charge")
     plugins.register(last, "too late")
     assert plugins.call_first("allocate_mark", batch=BATCH)[1].tolist() == [1, 2]
-    assert last.asked == 0
+    assert last.calls == 0
     assert errors_of(plugins)["raises", "allocate_mark"] == 1
 
 
-def test_first_without_any_answer(plugins: PluginManager) -> None:
-    plugins.register(Answers(None, None), "not in charge")
+def test_call_first_without_any_result(plugins: PluginManager) -> None:
+    plugins.register(Fixed(None, None), "not in charge")
     assert plugins.call_first("allocate_mark", batch=BATCH)[1] is None
 
 
-def test_attempt_tells_none_from_failure(plugins: PluginManager) -> None:
+def test_try_call_distinguishes_none_from_a_fault(plugins: PluginManager) -> None:
     plugins.register(Raises(), "raises")
-    plugins.register(Answers(None, None), "quiet")
+    plugins.register(Fixed(None, None), "quiet")
     assert plugins.try_call("quiet", "on_new_flow", batch=BATCH) == (True, None)
     assert plugins.try_call("raises", "on_new_flow", batch=BATCH) == (False, None)
 
 
-def test_plugins_are_found_as_a_third_partys_would_be() -> None:
+def test_nfcores_plugins_are_found_like_all_others() -> None:
     plugins = PluginManager()
     assert {"katran_accel", "marking", "softnic", "stats"} <= discovery.installed().keys()
     info = discovery.describe("marking")
@@ -261,7 +261,7 @@ def test_plugins_are_found_as_a_third_partys_would_be() -> None:
 
 
 class Lives:
-    """Notes when it is set up and torn down."""
+    """Records its setup and teardown."""
 
     def __init__(self, name: str, notes: list[str], fails: Exception | None = None) -> None:
         self._name, self._notes, self._fails = name, notes, fails
@@ -279,7 +279,7 @@ class Lives:
             raise RuntimeError("cannot")
 
 
-def test_plugins_go_down_in_reverse_order_whatever_one_does(plugins: PluginManager, config: Any) -> None:
+def test_plugins_are_torn_down_in_reverse_order_also_after_a_failure(plugins: PluginManager, config: Any) -> None:
     notes: list[str] = []
     for name in "abc":
         plugins.register(Lives(name, notes), name)
@@ -299,7 +299,7 @@ def test_a_failed_setup_names_its_plugin_and_undoes_the_others(plugins: PluginMa
     assert notes == ["a up", "c up", "c down", "a down"]
 
 
-def test_figures_of_a_broken_plugin_are_left_out(plugins: PluginManager, config: Any) -> None:
+def test_metrics_of_a_faulty_plugin_are_left_out(plugins: PluginManager, config: Any) -> None:
     class Broken:
         @hookimpl
         def collect_stats(self) -> Iterable[MetricFamily]:
@@ -311,12 +311,12 @@ def test_figures_of_a_broken_plugin_are_left_out(plugins: PluginManager, config:
         def collect_stats(self) -> Iterable[MetricFamily]:
             return [MetricFamily("nfcore_whole", MetricKind.GAUGE, "All of them.")]
 
-    class NoFigures:
+    class NoMetrics:
         @hookimpl
         def collect_stats(self) -> None:
             return None
 
-    for name, plugin in {"works": Works(), "nothing": NoFigures(), "broken": Broken()}.items():
+    for name, plugin in {"works": Works(), "nothing": NoMetrics(), "broken": Broken()}.items():
         plugins.register(plugin, name)
     context = make_context(config, plugins, [])
     make_engine(context, plugins, {})
@@ -332,11 +332,11 @@ def test_figures_of_a_broken_plugin_are_left_out(plugins: PluginManager, config:
 def test_every_hook_has_a_role() -> None:
     assert list(ROLES) == [name for name in vars(Hooks) if not name.startswith("_")]
     first = {name for name, role in ROLES.items() if role.asked is Asked.FIRST}
-    # Where the whole list of plugins may be asked, pluggy's own rule has to agree.
+    # pluggy's own option says the same.
     assert all(vars(Hooks)[name].nfcore_spec["firstresult"] for name in first)
 
 
-WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
+WRONG_RESULTS: dict[str, tuple[str, Any, str]] = {
     "reasons of another length": (
         "on_new_flow",
         np.zeros(3, np.uint8),
@@ -362,12 +362,12 @@ WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
         r"returned .*5.* INSTALLED, FULL",
     ),
     "floating statuses": ("install_offload", Outcomes(np.array([1.0, 1.0])), r"returned .*1.0.* a status of"),
-    "words that are no text": (
+    "a message that is no text": (
         "install_offload",
         Outcomes(np.ones(2, np.uint8), {0: 5}),
         r"returned the messages \{0: 5\}",
     ),
-    "words as a list": (
+    "messages as a list": (
         "install_offload",
         Outcomes(np.ones(2, np.uint8), ["no", "no"]),
         r"returned the messages \['no', 'no'\]",
@@ -387,16 +387,14 @@ WRONG_ANSWERS: dict[str, tuple[str, Any, str]] = {
     "a table for a section": ("config_section", ConfigTable, r"should be a nfcore.api.config.Section"),
     "a section of a dict": ("config_section", Section(dict), r"should be a nfcore.api.config.Section of a .*Table"),
     "findings as a number": ("diagnose", [5], r"returned 5 among others; should be nfcore.api.findings.Finding"),
-    "a dict of figures": ("collect_stats", {"nfcore_x_total": 1}, r"returned 'nfcore_x_total' among others"),
-    "a word as a strategy": ("marking_strategies", ["dest-id"], r"returned 'dest-id' .*StrategyInfo objects"),
+    "a dict of metrics": ("collect_stats", {"nfcore_x_total": 1}, r"returned 'nfcore_x_total' among others"),
+    "a text as a strategy": ("marking_strategies", ["dest-id"], r"returned 'dest-id' .*StrategyInfo objects"),
 }
 
 
-@pytest.mark.parametrize("case", WRONG_ANSWERS)
-def test_a_wrong_answer_is_the_plugins_fault(
-    plugins: PluginManager, case: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    hook, answer, words = WRONG_ANSWERS[case]
+@pytest.mark.parametrize("case", WRONG_RESULTS)
+def test_a_wrong_result_is_a_fault(plugins: PluginManager, case: str, caplog: pytest.LogCaptureFixture) -> None:
+    hook, result, pattern = WRONG_RESULTS[case]
     rules = RuleBatch.of([Rule(FlowMatch.parse(f"198.18.1.2:{n} > 198.18.10.1:80/tcp"), SetMark(1), n) for n in (1, 2)])
     values = {
         "batch": BATCH,
@@ -406,20 +404,20 @@ def test_a_wrong_answer_is_the_plugins_fault(
         "context": None,
     }
     taken = [name for name in inspect.signature(vars(Hooks)[hook]).parameters if name != "self"]
-    plugins.register(hooked(hook, taken, lambda **_: answer), "wrong")
+    plugins.register(hooked(hook, taken, lambda **_: result), "wrong")
     assert plugins.try_call("wrong", hook, **{name: values[name] for name in taken}) == (False, None)
     assert plugins.faults == {("wrong", hook, Fault.WRONG_ANSWER): 1}
     (record,) = caplog.records
     assert record.getMessage().startswith(f"plugin wrong: {hook} ")
-    assert re.search(words, record.getMessage()), record.getMessage()
+    assert re.search(pattern, record.getMessage()), record.getMessage()
 
 
-def hooked(hook: str, taken: Sequence[str], answer: Callable[..., Any]) -> object:
-    """A plugin whose one hook gives what a function does."""
+def hooked(hook: str, taken: Sequence[str], function: Callable[..., Any]) -> object:
+    """A plugin whose only hook calls a function."""
     source = (
-        f"def {hook}(self, {', '.join(taken)}):\n    return answer({', '.join(f'{name}={name}' for name in taken)})"
+        f"def {hook}(self, {', '.join(taken)}):\n    return function({', '.join(f'{name}={name}' for name in taken)})"
     )
-    names: dict[str, Any] = {"answer": answer}
+    names: dict[str, Any] = {"function": function}
     exec(source, names)
     return type("Hooked", (), {hook: hookimpl(names[hook])})()
 
@@ -446,25 +444,25 @@ def test_a_plugin_may_not_end_the_process(plugins: PluginManager, caplog: pytest
 def test_what_only_the_interpreter_raises_does_not_end_the_event_loop(
     plugins: PluginManager, raised: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def figures() -> Iterator[MetricFamily]:
+    def metrics() -> Iterator[MetricFamily]:
         raise raised
         yield gauge("nfcore_odd", "Odd.", "")
 
-    plugins.register(hooked("collect_stats", [], figures), "ends")
+    plugins.register(hooked("collect_stats", [], metrics), "ends")
     plugins.loop_thread = threading.get_ident()
     assert plugins.try_call("ends", "collect_stats") == (False, None)
     assert f"plugin ends: collect_stats failed: ExitError: it raised {raised.__name__}" in caplog.text
 
 
-class WordlessError(Exception):
-    """Cannot say anything."""
+class MessagelessError(Exception):
+    """Its `str()` raises."""
 
     def __str__(self) -> str:
-        raise LookupError("no words")
+        raise LookupError("no message")
 
 
-class OddAnswer:
-    """Raises when it is looked at."""
+class OddResult:
+    """Raises when it is read or shown."""
 
     def __init__(self, raised: BaseException) -> None:
         self._raised = raised
@@ -476,31 +474,31 @@ class OddAnswer:
         raise self._raised
 
 
-def test_an_exception_that_cannot_be_put_into_words_is_named_by_its_kind(
+def test_an_exception_without_a_message_is_reported_by_its_type(
     plugins: PluginManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(batch: FlowBatch) -> None:
-        raise WordlessError
+        raise MessagelessError
 
     plugins.register(hooked("on_new_flow", ["batch"], fail), "mute")
     assert plugins.try_call("mute", "on_new_flow", batch=BATCH) == (False, None)
     assert plugins.faults == {("mute", "on_new_flow", Fault.RAISED): 1}
-    assert "failed: MuteError: WordlessError, whose message cannot be read" in caplog.text
+    assert "failed: MuteError: MessagelessError, whose message cannot be read" in caplog.text
     with pytest.raises(MuteError):
         plugins.call("mute", "on_new_flow", batch=BATCH)
 
 
-@pytest.mark.parametrize("raised", [SystemExit(3), WordlessError(), LookupError("odd")])
+@pytest.mark.parametrize("raised", [SystemExit(3), MessagelessError(), LookupError("odd")])
 @pytest.mark.parametrize(("hook", "given"), [("collect_stats", {}), ("on_new_flow", {"batch": BATCH})])
-def test_an_answer_that_raises_when_it_is_looked_at_is_its_plugins_fault(
+def test_a_result_that_raises_when_it_is_read_is_a_fault(
     plugins: PluginManager, hook: str, given: dict[str, Any], raised: BaseException
 ) -> None:
-    plugins.register(hooked(hook, list(given), lambda **_: OddAnswer(raised)), "odd")
+    plugins.register(hooked(hook, list(given), lambda **_: OddResult(raised)), "odd")
     assert plugins.try_call("odd", hook, **given) == (False, None)
     assert errors_of(plugins) == {("odd", hook): 1}
 
 
-def test_figures_of_ours_are_asked_for_first(plugins: PluginManager) -> None:
+def test_nfcores_own_metrics_are_collected_first(plugins: PluginManager) -> None:
     plugins.register(hooked("collect_stats", [], list), "other")
     plugins.load("stats")
     assert plugins.implementing("collect_stats") == ["stats", "other"]
@@ -515,14 +513,14 @@ def test_an_operator_may_interrupt_a_hook_of_a_command(plugins: PluginManager) -
         plugins.try_call("long", "diagnose", context=None)
 
 
-def test_answers_without_an_end_are_refused(plugins: PluginManager, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_result_without_an_end_is_refused(plugins: PluginManager, caplog: pytest.LogCaptureFixture) -> None:
     plugins.register(hooked("collect_stats", [], lambda: itertools.repeat(gauge("nfcore_odd", "Odd.", ""))), "endless")
     assert plugins.try_call("endless", "collect_stats") == (False, None)
     assert "collect_stats returned more than 10,000 objects, " in caplog.text
 
 
 def install_distribution(folder: Path, name: str, points: str, code: str = "") -> None:
-    """Put a distribution where Python finds it once the folder is on its path."""
+    """Write a distribution; Python finds it once the folder is on its path."""
     about = folder / f"{name}-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -530,8 +528,8 @@ def install_distribution(folder: Path, name: str, points: str, code: str = "") -
     (folder / f"{name}.py").write_text(code)
 
 
-def test_a_name_of_ours_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One that is found before ours, and one that sorts behind it.
+def test_the_name_of_an_own_plugin_belongs_to_nfcore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One that is found before nfcore, and one that sorts after it.
     install_distribution(tmp_path, "intruder", "softnic = intruder:Plugin\nacme = intruder:Plugin")
     install_distribution(tmp_path, "zz_intruder", "softnic = zz_intruder:Plugin")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -590,11 +588,11 @@ def test_calls_are_counted_and_timed(plugins: PluginManager) -> None:
     assert plugins.under_way == {}
 
 
-def test_every_call_is_logged_on_demand(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_call_is_logged_when_tracing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv(TRACE_VARIABLE, "1")
     plugins = PluginManager()
     plugins.register(Raises(), "raises")
-    plugins.register(Answers(np.array([1, 1], np.uint8), None), "answers")
+    plugins.register(Fixed(np.array([1, 1], np.uint8), None), "answers")
     with caplog.at_level(logging.INFO, "nfcore.trace"):
         list(plugins.call_each("on_new_flow", batch=BATCH))
         plugins.call_first("allocate_mark", batch=BATCH)[1]
@@ -608,12 +606,12 @@ def test_every_call_is_logged_on_demand(monkeypatch: pytest.MonkeyPatch, caplog:
 
 
 @pytest.mark.parametrize("value", ["", "0"])
-def test_nothing_is_logged_unasked(
+def test_nothing_is_logged_without_tracing(
     value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(TRACE_VARIABLE, value)
     plugins = PluginManager()
-    plugins.register(Answers(None, None), "quiet")
+    plugins.register(Fixed(None, None), "quiet")
     with caplog.at_level(logging.DEBUG):
         list(plugins.call_each("on_new_flow", batch=BATCH))
     assert caplog.records == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore new-plugin`: names that can be, and files that are all there or not at all."""
+"""`nfcore new-plugin`: allowed names; all files are written, or none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nfcore.scaffold import LONGEST_NAME, Kind, Skeleton, make_skeleton, write_s
 from tests.unit.cli.test_main import nfcore
 
 KINDS = list(Kind)
-WORDS = ("my_name", "my-name", "MyName", "my_description", "my_licence", "my_nfcore")
+PLACEHOLDERS = ("my_name", "my-name", "MyName", "my_description", "my_licence", "my_nfcore")
 NAMES = st.from_regex(r"[a-z][a-z0-9]{0,9}(_[a-z0-9]{1,7}){0,2}", fullmatch=True)
 
 
@@ -36,16 +36,16 @@ def rendered(kind: Kind, name: str = "acme_x") -> Mapping[str, str]:
 
 
 @given(NAMES)
-def test_a_name_becomes_others(name: str) -> None:
+def test_the_other_names_come_from_the_name(name: str) -> None:
     skeleton = Skeleton(name, Kind.BACKEND)
     assert skeleton.module.isidentifier()
     assert skeleton.module == skeleton.distribution.replace("-", "_") == f"nfcore_{name}"
 
 
 @given(NAMES, st.sampled_from(KINDS))
-def test_nothing_is_left_of_the_templates(name: str, kind: Kind) -> None:
+def test_no_placeholder_is_left(name: str, kind: Kind) -> None:
     for path, text in rendered(kind, name).items():
-        assert not [word for word in WORDS if word in path + text and word not in name], path
+        assert not [word for word in PLACEHOLDERS if word in path + text and word not in name], path
         if path.endswith(".py"):
             ast.parse(text)
         if path.endswith(".toml"):
@@ -74,7 +74,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_name(name: str) -> None:
+def test_invalid_names(name: str) -> None:
     with pytest.raises(ConfigError, match=r"NAME: .* should be at most 32 lower-case letters"):
         make_skeleton(name, Kind.BACKEND)
 
@@ -82,14 +82,14 @@ def test_what_is_no_name(name: str) -> None:
 TAKEN = {"nf": "a table of the core", "marking": "a table of the core", "null": "reserved for the core"}
 
 
-@pytest.mark.parametrize(("name", "words"), [*TAKEN.items(), ("softnic", "an installed plugin, of nfcore")])
+@pytest.mark.parametrize(("name", "reason"), [*TAKEN.items(), ("softnic", "an installed plugin, of nfcore")])
 @pytest.mark.parametrize("force", [False, True])
-def test_names_that_are_taken(name: str, words: str, force: bool) -> None:
-    with pytest.raises(ConfigError, match=f"NAME: '{name}' is {words}"):
+def test_names_in_use(name: str, reason: str, force: bool) -> None:
+    with pytest.raises(ConfigError, match=f"NAME: '{name}' is {reason}"):
         make_skeleton(name, Kind.BACKEND, force=force)
 
 
-def test_every_plugin_of_ours_is_taken() -> None:
+def test_names_of_nfcores_plugins_are_in_use() -> None:
     for point in entry_points(group="nfcore.plugins"):
         with pytest.raises(ConfigError):
             make_skeleton(point.name, Kind.BACKEND)
@@ -120,14 +120,14 @@ def test_sources_name_their_licence_and_folders_explain_themselves(kind: Kind) -
         assert path.endswith((".md", ".typed")) or licence in text.splitlines()[0], path
 
 
-def test_a_folder_with_files_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(ConfigError, match=f"--into: {tmp_path} is not empty; --force replaces"):
         write_skeleton(Skeleton("acme_x", Kind.BACKEND), tmp_path)
     assert contents(tmp_path) == {"notes": "mine"}
 
 
-def test_force_writes_over_its_own_files_alone(tmp_path: Path) -> None:
+def test_force_replaces_only_files_of_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     (tmp_path / "README.md").write_text("old")
     write_skeleton(Skeleton("acme_x", Kind.BACKEND), tmp_path, force=True)
@@ -137,7 +137,7 @@ def test_force_writes_over_its_own_files_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("in_the_way", ["src", "README.md/x"])
-def test_what_is_in_the_way_is_named(tmp_path: Path, in_the_way: str) -> None:
+def test_a_file_in_the_way_is_an_error(tmp_path: Path, in_the_way: str) -> None:
     (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
     (tmp_path / in_the_way).write_text("mine")
     with pytest.raises(ConfigError, match="is in the way of"):
@@ -146,9 +146,7 @@ def test_what_is_in_the_way_is_named(tmp_path: Path, in_the_way: str) -> None:
 
 
 @pytest.mark.parametrize("fails_at", range(12))
-def test_what_fails_half_way_leaves_all_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
-) -> None:
+def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
     folder = tmp_path / "here"
     folder.mkdir()
     for name in ("notes", "README.md", "pyproject.toml"):
@@ -182,16 +180,16 @@ def test_a_file_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_command_says_what_it_wrote(tmp_path: Path, kind: Kind) -> None:
+def test_the_command_prints_what_it_wrote(tmp_path: Path, kind: Kind) -> None:
     done = nfcore("new-plugin", "acme-x", "--kind", kind, "--into", tmp_path / "x", "--json")
     assert (done.returncode, done.stderr) == (0, "")
-    told = json.loads(done.stdout)
-    assert sorted(told.pop("files")) == sorted(contents(tmp_path / "x"))
+    printed = json.loads(done.stdout)
+    assert sorted(printed.pop("files")) == sorted(contents(tmp_path / "x"))
     names = {"name": "acme_x", "kind": kind, "distribution": "nfcore-acme-x", "module": "nfcore_acme_x"}
-    assert told == {**names, "folder": str(tmp_path / "x")}
+    assert printed == {**names, "folder": str(tmp_path / "x")}
 
 
-def test_the_command_says_what_to_do_next(tmp_path: Path) -> None:
+def test_the_command_prints_the_next_steps(tmp_path: Path) -> None:
     done = nfcore("new-plugin", "acme_x", "--kind", "nf", "--into", tmp_path / "x")
     assert done.returncode == 0
     assert f"{tmp_path / 'x' / 'README.md'}\n" in done.stdout
