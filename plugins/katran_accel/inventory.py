@@ -61,8 +61,8 @@ class Numbers:
             if number is None:
                 size = self._end - self._first
                 raise NumbersExhaustedError(
-                    f"there are {size} numbers, of which {size - len(unavailable)} are free for what is new; "
-                    f"the number of what is removed rests for {self.rest:g} s"
+                    f"there are {size} numbers, of which {size - len(unavailable)} are free for new ones; "
+                    f"the number of a removed one rests for {self.rest:g} s"
                 )
             plan[name] = number
         return plan
@@ -124,7 +124,7 @@ class Numbering:
         self.reals.take(inventory.real_numbers)
 
     def note(self, planned: Inventory | None = None) -> dict[str, object]:
-        """Give what the next run must know, as JSON values; with `planned`, those of a plan to be applied, too."""
+        """Give the numbers, and those that rest, as JSON values; with `planned`, also those of a plan to be applied."""
         vips, reals = (planned.vip_numbers, planned.real_numbers) if planned else ({}, {})
         return {
             "vips": self.vips.taken | vips,
