@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin over the stand-in of a driver, set up as the daemon would."""
+"""The plugin with a simulated driver, set up as the daemon does."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def driver() -> Driver:
 
 @pytest.fixture
 def start(driver: Driver, tmp_path: Path) -> Iterator[Start]:
-    """Set a plugin up, as each process would; `killed` ones are not torn down."""
+    """Set up a plugin, as a new process does; earlier ones are not torn down, as if they were killed."""
     running: list[NicNtuplePlugin] = []
 
     def set_up(**locations: str) -> NicNtuplePlugin:

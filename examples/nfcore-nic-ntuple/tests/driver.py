@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver and its NIC in this process: reads the ioctl's buffers byte by byte and sends frames by its rules.
+"""A simulated driver with its NIC: reads the ioctl's buffers byte by byte and steers frames by its rules.
 
-Written from <linux/ethtool.h> and what drivers do, without the encoder that it is to check.
+Written from <linux/ethtool.h> and the behaviour of drivers, without the encoder that it is to check.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ADDRESS = {4: 4, 6: 16}
 
 
 class Killed(BaseException):
-    """The process died here."""
+    """Simulates that the process is killed here."""
 
 
 @dataclass
@@ -64,31 +64,31 @@ class Driver:
     queues: int = 16
     size: int = 64
     chooses: bool = False
-    """Takes RX_CLS_LOC_ANY, and nothing else then."""
+    """Whether the driver chooses locations: it then takes only RX_CLS_LOC_ANY."""
     tells_size: str = "count"
-    """Which command tells the table's size: "count", "all" (as mlx5) or "" for none."""
+    """Which command reports the table's size: "count", "all" (as mlx5) or "" for none."""
     ntuple: bool = True
     rss: list[int] | None = field(default_factory=lambda: [0] * 128)
     refused: dict[int, int] = field(default_factory=dict)
     """Flow type → errno with which its rules are refused."""
     drops: bool = True
     gone: int = 0
-    """errno of everything, when the device is not there."""
+    """errno of every call; 0: the device exists."""
     adds_flags: int = 0
-    """Flags that the driver adds to the flow types that it gives back."""
+    """Flags that the driver adds to flow types when a rule is read."""
     stuck: int = 0
-    """errno with which no rule can be removed."""
+    """errno of every removal; 0: rules can be removed."""
     uncounted: int = 0
-    """Rules that somebody adds right after they were counted."""
+    """Rules that another program adds right after the rules were counted."""
     dies_on: tuple[int, str] | None = None
-    """A command on which the process is killed, "before" or "after" it was carried out."""
+    """A command at which the process is killed, "before" or "after" its execution."""
     rules: dict[int, Entry] = field(default_factory=dict)
     calls: list[int] = field(default_factory=list)
 
     # The ioctl
 
     def __call__(self, buffer: NDArray[np.uint8]) -> None:
-        """As SIOCETHTOOL."""
+        """The ioctl SIOCETHTOOL."""
         raw = memoryview(buffer).cast("B")
         (command,) = struct.unpack_from("=I", raw)
         self.calls.append(command)
@@ -136,7 +136,7 @@ class Driver:
 
     def _all(self, raw: memoryview) -> None:
         (room,) = struct.unpack_from("=I", raw, RULE_CNT)
-        assert len(raw) >= RULE_LOCS + 4 * room, "the kernel writes as much as it was told that there is room for"
+        assert len(raw) >= RULE_LOCS + 4 * room, "the kernel writes as many locations as the request has room for"
         if room < len(self.rules):
             refuse(errno.EMSGSIZE)
         struct.pack_into("=Q", raw, DATA, self.size if self.tells_size else 0)
@@ -169,24 +169,24 @@ class Driver:
 
     def _locate(self, location: int) -> int:
         if location == ANY and self.chooses:
-            free = [place for place in range(self.size) if place not in self.rules]
+            free = [number for number in range(self.size) if number not in self.rules]
             return free[0] if free else refuse(errno.ENOSPC)
         if self.chooses or location >= self.size:
             refuse(errno.EINVAL)
         return location
 
     def put(self, location: int, entry: Entry) -> None:
-        """Write a rule into the table, in place of the one that is there."""
-        # Whoever tests writes into `rules`, too: what is remembered here is checked there.
-        place = self._places.get((entry.flow_type, entry.values, entry.masks), location)
-        other = self.rules.get(place)
-        if place != location and other is not None and other.same_match(entry):
+        """Write a rule to a location, over any rule there."""
+        # Tests write to `rules` directly, so `_locations` may be outdated: compare with the rule itself.
+        known = self._locations.get((entry.flow_type, entry.values, entry.masks), location)
+        other = self.rules.get(known)
+        if known != location and other is not None and other.same_match(entry):
             refuse(errno.EEXIST)
-        self._places[entry.flow_type, entry.values, entry.masks] = location
+        self._locations[entry.flow_type, entry.values, entry.masks] = location
         self.rules[location], self._last = entry, location
 
     _last = 0
-    _places: dict[tuple[int, bytes, bytes], int] = field(default_factory=dict)
+    _locations: dict[tuple[int, bytes, bytes], int] = field(default_factory=dict)
 
     def _delete(self, raw: memoryview) -> None:
         (location,) = struct.unpack_from("=I", raw, LOCATION)
@@ -198,7 +198,7 @@ class Driver:
     # The wire
 
     def receive(self, frame: bytes) -> int | None:
-        """Give the queue on which a frame arrives; None when it is dropped."""
+        """The queue on which a frame arrives; None: it is dropped."""
         (ethertype,) = struct.unpack_from("!H", frame, 12)
         if ethertype == 0x0800:
             family, protocol, ends = 4, frame[23], frame[26:34]
@@ -211,7 +211,7 @@ class Driver:
         return self.rss[sum(ends + ports) % len(self.rss)] if self.rss else 0
 
     def send(self, frame: bytes, count: int) -> tuple[Mapping[int, int], int]:
-        """Receive a frame so many times: mark → frames, and frames dropped."""
+        """Receive a frame `count` times; return mark → frames, and the number of dropped frames."""
         queues = [self.receive(frame) for _ in range(count)]
         arrived = [queue for queue in queues if queue is not None]
         return {queue: arrived.count(queue) for queue in set(arrived)}, queues.count(None)
@@ -222,6 +222,6 @@ def refuse(number: int) -> Any:
 
 
 def foreign_entry(last: int = 1, ring: int = 1) -> Entry:
-    """Somebody else's rule: TCP over IPv4 from one address, whatever the ports."""
+    """A rule of another program: TCP over IPv4 from one address, any ports."""
     values = bytes([198, 19, 255, last]).ljust(52, b"\0")
     return Entry(TCP4, values, b"\xff" * 4 + bytes(48), ring)

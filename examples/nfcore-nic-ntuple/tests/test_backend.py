@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules through the hooks into the stand-in's table, and what becomes of frames."""
+"""Rules from the hooks to the simulated driver's table, and where frames arrive."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_rule_of_the_same_match_is_replaced(driver: Driver, start: Start, choo
 
 
 @pytest.mark.parametrize("chooses", [False, True])
-def test_a_full_table_says_so_and_has_room_again(driver: Driver, start: Start, chooses: bool) -> None:
+def test_a_full_table_is_full_and_has_room_again(driver: Driver, start: Start, chooses: bool) -> None:
     driver.chooses, driver.size = chooses, 8
     driver.rules = {0: foreign_entry()}
     plugin = start()
@@ -114,7 +114,7 @@ def test_a_batch_succeeds_in_part(driver: Driver, start: Start) -> None:
     assert outcomes.messages[1] == "nic0 cannot mark IPv6 TCP: nic0: Invalid argument"
 
 
-def test_marks_without_a_queue_and_other_protocols_are_refused_with_words(driver: Driver, start: Start) -> None:
+def test_marks_without_a_queue_and_other_protocols_are_refused_with_a_reason(driver: Driver, start: Start) -> None:
     plugin = start()
     match = FlowMatch.parse("198.18.0.1:1 > 198.18.0.2:2/132")
     batch = RuleBatch.of([Rule(match, SetMark(1), 1), Rule(flow(2), SetMark(16), 2), Rule(flow(4), SetMark(15), 3)])
@@ -123,7 +123,7 @@ def test_marks_without_a_queue_and_other_protocols_are_refused_with_words(driver
     assert outcomes.messages == {0: "only TCP and UDP flows can be steered", 1: "mark 16 has no queue: nic0 has 16"}
 
 
-def test_an_empty_batch_is_nothing(start: Start) -> None:
+def test_an_empty_batch_changes_nothing(start: Start) -> None:
     plugin = start()
     assert (install(plugin, rules([])), remove(plugin, rules([])), dumped(plugin)) == ([], [], set())
 
@@ -134,7 +134,7 @@ def test_an_empty_batch_is_nothing(start: Start) -> None:
 @pytest.mark.parametrize("chooses", [False, True])
 def test_rules_of_others_are_left_alone(driver: Driver, start: Start, chooses: bool) -> None:
     driver.chooses = chooses
-    others = {place: foreign_entry(place) for place in (0, 62, 63)}
+    others = {location: foreign_entry(location) for location in (0, 62, 63)}
     driver.rules = dict(others)
     plugin = start()
     plugin.probe_offload(DEVICE)
@@ -144,18 +144,18 @@ def test_rules_of_others_are_left_alone(driver: Driver, start: Start, chooses: b
     assert driver.rules == others
 
 
-def test_a_place_that_somebody_else_took_is_not_ours(driver: Driver, start: Start) -> None:
+def test_a_location_with_a_foreign_rule_is_left_alone(driver: Driver, start: Start) -> None:
     plugin = start()
     install(plugin, rules([2]))
-    (place,) = driver.rules
-    driver.rules[place] = foreign_entry()
+    (location,) = driver.rules
+    driver.rules[location] = foreign_entry()
     assert remove(plugin, rules([2])) == [ABSENT]
     assert dumped(plugin) == set()
     assert install(plugin, rules([2])) == [INSTALLED]
-    assert driver.rules[place] == foreign_entry()
+    assert driver.rules[location] == foreign_entry()
 
 
-def test_a_match_that_somebody_else_has_is_refused_with_words(driver: Driver, start: Start) -> None:
+def test_a_match_of_a_foreign_rule_is_refused_with_a_reason(driver: Driver, start: Start) -> None:
     plugin = start()
     install(plugin, rules([2]))
     (entry,) = driver.rules.values()
@@ -163,18 +163,18 @@ def test_a_match_that_somebody_else_has_is_refused_with_words(driver: Driver, st
     driver.put(7, entry)
     outcomes = plugin.install_offload(DEVICE, rules([2]))
     assert outcomes.status.tolist() == [FAILED]
-    assert "somebody else's rule matches the same: ethtool -n nic0" in outcomes.messages[0]
+    assert "a foreign rule has the same match: ethtool -n nic0" in outcomes.messages[0]
     assert remove(plugin, rules([2])) == [ABSENT] and driver.rules == {7: entry}
 
 
-def test_only_the_places_that_are_ours_are_used(driver: Driver, start: Start) -> None:
+def test_only_the_configured_locations_are_used(driver: Driver, start: Start) -> None:
     plugin = start(nic0="10-12")
     assert plugin.probe_offload(DEVICE).table_size == 3
     assert install(plugin, rules([2, 3, 4, 5])) == [INSTALLED] * 3 + [FULL]
     assert set(driver.rules) == {10, 11, 12}
 
 
-# Behind our back
+# Changes by others
 
 
 def test_a_nic_that_was_reset_has_no_rules(driver: Driver, start: Start) -> None:
@@ -186,9 +186,9 @@ def test_a_nic_that_was_reset_has_no_rules(driver: Driver, start: Start) -> None
     assert driver.receive(frame(flow(2))) == 3
 
 
-def test_rules_that_are_added_while_we_count_are_seen(driver: Driver, start: Start) -> None:
+def test_rules_that_are_added_after_the_count_are_seen(driver: Driver, start: Start) -> None:
     driver.size, driver.uncounted = 256, 200
-    driver.rules = {place: foreign_entry(place) for place in range(56, 256)}
+    driver.rules = {location: foreign_entry(location) for location in range(56, 256)}
     others = dict(driver.rules)
     plugin = start()
     assert install(plugin, rules([2, 3])) == [INSTALLED] * 2
@@ -200,8 +200,8 @@ def test_a_refused_rule_leaves_no_note(driver: Driver, start: Start, tmp_path: P
     driver.refused = {TCP6: errno.EIO}
     assert install(plugin, rules([3, 5])) == [FAILED] * 2
     plugin.dump_offload(DEVICE)
-    figures = {family.name: [sample.value for sample in family.samples] for family in plugin.collect_stats()}
-    assert figures["nfcore_ntuple_rules"] == figures["nfcore_ntuple_vanished_total"] == [0]
+    metrics = {family.name: [sample.value for sample in family.samples] for family in plugin.collect_stats()}
+    assert metrics["nfcore_ntuple_rules"] == metrics["nfcore_ntuple_vanished_total"] == [0]
     plugin.teardown()
     assert not list(tmp_path.iterdir())
 
@@ -224,7 +224,7 @@ def test_a_device_that_is_gone_refuses_and_may_come_back(driver: Driver, start: 
     assert dumped(plugin) == as_set(rules([2]))
 
 
-def test_rss_that_is_spread_while_we_run_is_said_and_stops_rules(
+def test_rss_over_marking_queues_is_logged_and_stops_installation(
     driver: Driver, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     plugin = start()
@@ -236,7 +236,7 @@ def test_rss_that_is_spread_while_we_run_is_said_and_stops_rules(
     assert install(plugin, rules([2])) == [INSTALLED]
 
 
-def test_a_driver_that_turned_rules_off_has_none_of_ours(driver: Driver, start: Start) -> None:
+def test_a_driver_with_rules_switched_off_has_no_own_rules(driver: Driver, start: Start) -> None:
     plugin = start()
     install(plugin, rules([2]))
     driver.gone = errno.EOPNOTSUPP
@@ -245,7 +245,9 @@ def test_a_driver_that_turned_rules_off_has_none_of_ours(driver: Driver, start: 
     assert dumped(plugin) == as_set(rules([2]))
 
 
-def test_a_nic_that_cannot_tell_is_named_once(driver: Driver, start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_nic_that_cannot_be_read_is_logged_once(
+    driver: Driver, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     plugin = start()
     install(plugin, rules([2]))
     driver.gone = errno.EIO
@@ -281,7 +283,7 @@ def test_the_next_process_finds_our_rules_by_their_cookies(driver: Driver, start
 @pytest.mark.parametrize("chooses", [False, True])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("command", [INS, DEL])
-def test_killed_at_any_rule_nothing_is_lost_and_nothing_invented(
+def test_killed_at_any_rule_the_next_process_knows_every_rule(
     driver: Driver, start: Start, command: int, when: str, chooses: bool
 ) -> None:
     driver.chooses = chooses
@@ -299,7 +301,7 @@ def test_killed_at_any_rule_nothing_is_lost_and_nothing_invented(
     assert not driver.rules
 
 
-def test_killed_while_it_tried_something_the_next_removes_it(driver: Driver, start: Start) -> None:
+def test_a_trial_rule_of_a_killed_process_is_removed_by_the_next(driver: Driver, start: Start) -> None:
     first = start()
     driver.dies_on = (INS, "after")
     with pytest.raises(Killed):
@@ -310,9 +312,9 @@ def test_killed_while_it_tried_something_the_next_removes_it(driver: Driver, sta
     assert not driver.rules
 
 
-def test_notes_of_a_nic_that_was_reset_meanwhile_claim_nothing(driver: Driver, start: Start) -> None:
+def test_after_a_reset_foreign_rules_are_not_taken_for_own_ones(driver: Driver, start: Start) -> None:
     install(start(), rules([2, 3]))
-    driver.rules = {place: foreign_entry(place) for place in driver.rules}
+    driver.rules = {location: foreign_entry(location) for location in driver.rules}
     others = dict(driver.rules)
     following = start()
     assert dumped(following) == set()
@@ -323,7 +325,7 @@ def test_notes_of_a_nic_that_was_reset_meanwhile_claim_nothing(driver: Driver, s
 def test_beside_a_running_daemon_nothing_is_touched(driver: Driver, start: Start, tmp_path: Path) -> None:
     daemon = start()
     install(daemon, rules([2, 3]))
-    # A rule that is just being installed: it is noted, and nobody else's to judge.
+    # A rule whose installation has begun: only the daemon may remove its note.
     driver.dies_on = (INS, "before")
     with pytest.raises(Killed):
         install(daemon, rules([4]))
@@ -364,7 +366,7 @@ def test_teardown_leaves_notes_for_rules_that_it_could_not_remove(driver: Driver
     assert dumped(start()) == as_set(rules([2]))
 
 
-def test_notes_that_cannot_be_kept_refuse_rules_with_words(driver: Driver, tmp_path: Path) -> None:
+def test_notes_that_cannot_be_kept_refuse_rules_with_a_reason(driver: Driver, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     plugin = NicNtuplePlugin(lambda _: driver)
     plugin.setup(context_of(tmp_path / "file" / "below"))
@@ -375,13 +377,13 @@ def test_notes_that_cannot_be_kept_refuse_rules_with_words(driver: Driver, tmp_p
 
 
 class AgainstATable(RuleBasedStateMachine):
-    """Any order of batches, resets, foreign rules and new processes: what is ours is there, and nothing else moves."""
+    """Any order of batches, resets, foreign rules and new processes: own rules are there, foreign ones unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.driver = Driver(size=12)
-        self.ours: dict[int, tuple[int, int]] = {}
+        self.own: dict[int, tuple[int, int]] = {}
         """Flow → mark and generation of its rule."""
         self.others: dict[int, object] = {}
         self.start()
@@ -398,37 +400,37 @@ class AgainstATable(RuleBasedStateMachine):
     def install(self, numbers: list[int], mark: int, generation: int) -> None:
         for number, status in zip(numbers, install(self.plugin, rules(numbers, mark, generation)), strict=True):
             if status == INSTALLED:
-                self.ours[number] = mark, generation
+                self.own[number] = mark, generation
             else:
                 assert status == FULL and len(self.driver.rules) == 12
-                self.ours.pop(number, None)
+                self.own.pop(number, None)
 
     @rule(numbers=st.lists(st.integers(2, 20), max_size=6, unique=True), generation=st.integers(1, 3))
     def remove(self, numbers: list[int], generation: int) -> None:
         for number, status in zip(numbers, remove(self.plugin, rules(numbers, 1, generation)), strict=True):
-            mine = number in self.ours and self.ours[number][1] == generation
+            mine = number in self.own and self.own[number][1] == generation
             assert status == (REMOVED if mine else ABSENT)
             if mine:
-                del self.ours[number]
+                del self.own[number]
 
-    @rule(place=st.integers(0, 11))
-    def somebody_adds_a_rule(self, place: int) -> None:
-        if place not in self.driver.rules:
-            self.driver.put(place, foreign_entry(place))
-            self.others[place] = foreign_entry(place)
+    @rule(location=st.integers(0, 11))
+    def another_program_adds_a_rule(self, location: int) -> None:
+        if location not in self.driver.rules:
+            self.driver.put(location, foreign_entry(location))
+            self.others[location] = foreign_entry(location)
 
     @rule()
     def reset(self) -> None:
         self.driver.rules.clear()
-        self.ours, self.others = {}, {}
+        self.own, self.others = {}, {}
 
     @invariant()
     def the_table_is_as_it_should_be(self) -> None:
-        expected = [rules([number], mark, generation) for number, (mark, generation) in self.ours.items()]
+        expected = [rules([number], mark, generation) for number, (mark, generation) in self.own.items()]
         assert dumped(self.plugin) == {row for batch in expected for row in as_set(batch)}
-        assert len(self.driver.rules) == len(self.ours) + len(self.others)
-        assert {place: self.driver.rules[place] for place in self.others} == self.others
-        for number, (mark, _) in self.ours.items():
+        assert len(self.driver.rules) == len(self.own) + len(self.others)
+        assert {location: self.driver.rules[location] for location in self.others} == self.others
+        for number, (mark, _) in self.own.items():
             assert self.driver.receive(frame(flow(number))) == (mark or None)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nfcore's conformance suite over the stand-in: with locations of ours, and with those that the driver chooses."""
+"""nfcore's conformance suite with the simulated driver: the backend chooses locations, or the driver does."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nfcore.testing import BackendConformance, NicUnderTest, Seen
 from nfcore_nic_ntuple import NicNtuplePlugin
 
 
-class TestOurLocations(BackendConformance):
-    """A NIC that leaves locations to its users, as Intel's and Mellanox's do."""
+class TestOwnLocations(BackendConformance):
+    """The user chooses locations, as with Intel's and Mellanox's NICs."""
 
     chooses = False
 
@@ -40,7 +40,7 @@ class TestOurLocations(BackendConformance):
 
         def leftovers() -> Sequence[str]:
             files = [str(path) for path in tmp_path.iterdir()]
-            return files + [f"a rule at {place}" for place in driver.rules if place != 2047]
+            return files + [f"a rule at {location}" for location in driver.rules if location != 2047]
 
         yield NicUnderTest(
             plugin=start(),
@@ -56,7 +56,7 @@ class TestOurLocations(BackendConformance):
             plugin.teardown()
 
 
-class TestLocationsOfTheDriver(TestOurLocations):
-    """A NIC whose driver chooses them, as Broadcom's does."""
+class TestLocationsOfTheDriver(TestOwnLocations):
+    """The driver chooses locations, as Broadcom's does."""
 
     chooses = True

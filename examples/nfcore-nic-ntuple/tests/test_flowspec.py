@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules become what ethtool's exact match is, and come back; whatever else a NIC holds is not ours."""
+"""Rules are encoded as ethtool's exact match and decoded again; other rules of a NIC are not taken for own ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_what_is_encoded_is_decoded(rules: list[Rule]) -> None:
 
 @given(RULES.filter(lambda rule: not isinstance(rule.action, SetMark) or rule.action.mark < 16))
 def test_the_driver_reads_the_same_rule(rule: Rule) -> None:
-    """By the stand-in's own reading of the bytes: a frame of the flow goes where the rule says, one beside it not."""
+    """By the simulated driver's decoder: a frame of the flow is steered by the rule, a similar one is not."""
     driver = Driver()
     spec = encode(RuleBatch.of([rule]).rows)[0]
     spec["location"] = 5
@@ -60,7 +60,7 @@ def test_the_driver_reads_the_same_rule(rule: Rule) -> None:
 
 
 def frame(match: FlowMatch) -> bytes:
-    """Headers as far as a classifier reads them."""
+    """A frame with the headers that a classifier reads."""
     ports = match.sport.to_bytes(2, "big") + match.dport.to_bytes(2, "big")
     ends = match.src.packed + match.dst.packed
     if match.family == 4:
@@ -92,7 +92,7 @@ def is_read(specs: np.ndarray) -> bool:
         ("ring_cookie", 0xFFFF_FFFF_FFFF_FFFE),  # RX_CLS_FLOW_WAKE
     ],
 )
-def test_other_rules_are_not_taken_for_ours(field: str, value: object) -> None:
+def test_other_rules_are_not_taken_for_own_ones(field: str, value: object) -> None:
     spec = spec_of()
     assert is_read(spec)
     spec[field] = value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real ioctl on the real kernel: what it refuses is told in its words, what ethtool says is what we read."""
+"""The real ioctl on the real kernel: its refusals, and requests compared with those of the program ethtool."""
 
 from __future__ import annotations
 
@@ -32,28 +32,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making a network name
 
 @pytest.fixture
 def veth() -> Iterator[Device]:
-    """A veth with four queues in a network namespace of its own, which this thread is in meanwhile."""
+    """A veth with four queues in its own network namespace, which this thread enters."""
     name = f"nftest-ntuple-{os.getpid()}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        queues = ["numrxqueues", "4", "numtxqueues", "4"]
-        command = [
-            "ip",
-            "-n",
-            name,
-            "link",
-            "add",
-            "name",
-            "nic0",
-            *queues,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "w",
-            *queues,
-        ]
-        subprocess.run(command, check=True)
+        queues = "numrxqueues 4 numtxqueues 4"
+        command = f"ip -n {name} link add name nic0 {queues} type veth peer name w {queues}"
+        subprocess.run(command.split(), check=True)
         with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{name}").open() as there:
             _enter(there.fileno())
             try:
@@ -71,8 +56,8 @@ def _enter(fd: int) -> None:
 
 
 @needs_root
-def test_the_kernel_reads_our_requests(veth: Device) -> None:
-    """EOPNOTSUPP, not EFAULT, EINVAL or ENODEV: veth is asked, and has no classifier."""
+def test_the_kernel_reads_the_requests(veth: Device) -> None:
+    """EOPNOTSUPP, not EFAULT, EINVAL or ENODEV: the call reaches veth, which has no classifier."""
     with EthtoolSocket(veth.ifindex) as ioctl:
         nic = Nic(ioctl)
         assert nic.queues() == 4
@@ -86,7 +71,7 @@ def test_the_kernel_reads_our_requests(veth: Device) -> None:
 
 
 @needs_root
-def test_a_renamed_interface_is_still_ours(veth: Device) -> None:
+def test_a_renamed_interface_is_still_found(veth: Device) -> None:
     with EthtoolSocket(veth.ifindex) as ioctl:
         subprocess.run(["ip", "link", "set", "nic0", "name", "other"], check=True)
         assert Nic(ioctl).queues() == 4
@@ -97,7 +82,7 @@ def test_a_renamed_interface_is_still_ours(veth: Device) -> None:
 
 
 @needs_root
-def test_a_veth_cannot_mark_and_says_so(veth: Device, tmp_path: Path) -> None:
+def test_a_veth_cannot_mark_and_gives_the_reason(veth: Device, tmp_path: Path) -> None:
     plugin = NicNtuplePlugin()
     config = Config(
         source="test.toml",
@@ -108,10 +93,10 @@ def test_a_veth_cannot_mark_and_says_so(veth: Device, tmp_path: Path) -> None:
         sections={NAME: NtupleTable()},
     )
     plugin.setup(make_context(config, PluginManager(), [veth]))
-    able = plugin.probe_offload(veth)
-    assert able.mark_width == 0
-    assert "nic0 has no rules that steer flows to queues: Operation not supported" in able.describe()
-    assert "ntuple-filters is off" in able.describe()
+    capabilities = plugin.probe_offload(veth)
+    assert capabilities.mark_width == 0
+    assert "nic0 has no rules that steer flows to queues: Operation not supported" in capabilities.describe()
+    assert "ntuple-filters is off" in capabilities.describe()
     outcomes = plugin.install_offload(veth, rules([2]))
     assert outcomes.status.tolist() == [Outcome.FAILED]
     rows = plugin.dump_offload(veth)
@@ -121,10 +106,9 @@ def test_a_veth_cannot_mark_and_says_so(veth: Device, tmp_path: Path) -> None:
 
 
 def test_requests_are_those_of_the_ethtool_program(tmp_path: Path) -> None:
-    """`ethtool -N` adds a rule on a NIC that takes any: the bytes that it would send are ours.
+    """For the same rule, `ethtool -N` and the backend send the same bytes to the driver.
 
-    No kernel here has such a NIC, so its ioctls are answered by a library before libc's; both programs' rules go
-    through the same reading.
+    No such NIC is needed: a preloaded library replaces ethtool's ioctl and stores the request.
     """
     compiler, ethtool = shutil.which("cc") or shutil.which("gcc"), shutil.which("ethtool") or "/usr/sbin/ethtool"
     if compiler is None or not Path(ethtool).exists():
@@ -145,18 +129,18 @@ def test_requests_are_those_of_the_ethtool_program(tmp_path: Path) -> None:
         command = [ethtool, "-N", "lo", "flow-type", *match.split(), "loc", "3"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert re.search(r"[Aa]dded|^$", done.stdout + done.stderr), done.stdout + done.stderr
-        theirs = seen.read_bytes()
-        ours: list[bytes] = []
-        backend = NtupleBackend(Recorder(ours), Notes(), Settings(DEVICE.name, range(3, 4)))
+        expected = seen.read_bytes()
+        requests: list[bytes] = []
+        backend = NtupleBackend(Recorder(requests), Notes(), Settings(DEVICE.name, range(3, 4)))
         assert backend.install(batch).status.tolist() == [Outcome.INSTALLED]
-        (request,) = ours
-        # The command, the rule without the padding in it; ethtool leaves the rest as it found it.
+        (request,) = requests
+        # The command and the rule without its padding; ethtool does not set the rest.
         for part in (slice(0, 4), slice(16, 164), slice(168, 180)):
-            assert request[part].hex(" ", 4) == theirs[part].hex(" ", 4)
+            assert request[part].hex(" ", 4) == expected[part].hex(" ", 4)
 
 
 class Recorder:
-    """A NIC with 8 queues that takes every rule, and keeps the requests."""
+    """A NIC with 8 queues that accepts every rule and records the requests."""
 
     def __init__(self, into: list[bytes]) -> None:
         self._into = into

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every dtype and number is that of <linux/ethtool.h>, as the C compiler sees it."""
+"""Every dtype and constant equals that of <linux/ethtool.h>, compared by the C compiler."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nfcore_nic_ntuple import layouts as lay
+from nfcore_nic_ntuple import layouts
 
 STRUCTS = {
-    "ethtool_tcpip4_spec": lay.TCPIP4_SPEC,
-    "ethtool_tcpip6_spec": lay.TCPIP6_SPEC,
-    "ethtool_flow_ext": lay.FLOW_EXT_AREA,
-    "ethtool_rx_flow_spec": lay.FLOW_SPEC,
-    "ethtool_rxnfc": lay.RXNFC,
-    "ethtool_channels": lay.CHANNELS,
-    "ethtool_value": lay.VALUE,
-    "ethtool_rxfh_indir": lay.RXFH_INDIR,
+    "ethtool_tcpip4_spec": layouts.TCPIP4_SPEC,
+    "ethtool_tcpip6_spec": layouts.TCPIP6_SPEC,
+    "ethtool_flow_ext": layouts.FLOW_EXT_AREA,
+    "ethtool_rx_flow_spec": layouts.FLOW_SPEC,
+    "ethtool_rxnfc": layouts.RXNFC,
+    "ethtool_channels": layouts.CHANNELS,
+    "ethtool_value": layouts.VALUE,
+    "ethtool_rxfh_indir": layouts.RXFH_INDIR,
 }
 OWN_NAMES = {
     "UNION_BYTES": "sizeof(union ethtool_flow_union)",
@@ -29,7 +29,7 @@ OWN_NAMES = {
 
 
 def compiled(tmp_path: Path, structs: dict[str, np.dtype], numbers: dict[str, int]) -> str:
-    """What the compiler has to say against them."""
+    """Compile assertions about structs and constants; return the compiler's errors."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("there is no C compiler (cc, gcc or clang) to read <linux/ethtool.h>")
@@ -48,11 +48,11 @@ def compiled(tmp_path: Path, structs: dict[str, np.dtype], numbers: dict[str, in
 
 
 def test_dtypes_and_numbers_equal_the_header(tmp_path: Path) -> None:
-    assert len(lay.CONSTANTS) > 20
-    assert compiled(tmp_path, STRUCTS, lay.CONSTANTS) == ""
+    assert len(layouts.CONSTANTS) > 20
+    assert compiled(tmp_path, STRUCTS, layouts.CONSTANTS) == ""
 
 
 def test_the_comparison_notices_differences(tmp_path: Path) -> None:
     shifted = np.dtype([("data", "=u4"), ("cmd", "=u4")])
-    said = compiled(tmp_path, {"ethtool_value": shifted}, {"ETHTOOL_GFLAGS": 0x26})
-    assert "ethtool_value.data" in said and "ETHTOOL_GFLAGS" in said
+    errors = compiled(tmp_path, {"ethtool_value": shifted}, {"ETHTOOL_GFLAGS": 0x26})
+    assert "ethtool_value.data" in errors and "ETHTOOL_GFLAGS" in errors

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notes survive a process that is killed, and claim nothing that is not noted."""
+"""Notes survive a process that is killed, and files that cannot be read give no notes."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ def row(number: int, cookie: int = 1) -> np.void:
     return RuleBatch.of([Rule(FlowMatch(src, dst, 6, 4000, 80), SetMark(1), cookie)]).rows[0]
 
 
-def told(notes: Notes) -> dict[bytes, int]:
+def contents(notes: Notes) -> dict[bytes, int]:
     return {notes.rule(slot).tobytes(): notes.location(slot) for slot in notes}
 
 
-def test_the_next_process_reads_them(tmp_path: Path) -> None:
+def test_the_next_process_reads_the_notes(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     notes = Notes(path)
     first, second = notes.add(row(1)), notes.add(row(2))
-    notes.settle(first, 9)
-    notes.rename(first, 77)
-    assert told(Notes(path)) == {row(1, 77).tobytes(): 9, row(2).tobytes(): UNKNOWN}
+    notes.set_location(first, 9)
+    notes.set_cookie(first, 77)
+    assert contents(Notes(path)) == {row(1, 77).tobytes(): 9, row(2).tobytes(): UNKNOWN}
     notes.drop(second)
-    assert told(Notes(path)) == {row(1, 77).tobytes(): 9}
+    assert contents(Notes(path)) == {row(1, 77).tobytes(): 9}
 
 
-def test_they_survive_a_kill(tmp_path: Path) -> None:
+def test_notes_survive_a_kill(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; sys.path[:0] = sys.argv[2].split(':');"
         "from pathlib import Path; from test_notes import row; from nfcore_nic_ntuple.notes import Notes;"
         "notes = Notes(Path(sys.argv[1]));"
-        "[notes.settle(notes.add(row(number)), number) for number in range(1000)];"
+        "[notes.set_location(notes.add(row(number)), number) for number in range(1000)];"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     path = tmp_path / "notes"
     done = subprocess.run([sys.executable, "-c", script, str(path), ":".join(sys.path)], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert told(Notes(path)) == {row(number).tobytes(): number for number in range(1000)}
+    assert contents(Notes(path)) == {row(number).tobytes(): number for number in range(1000)}
 
 
-def test_the_file_goes_when_there_is_nothing_to_note(tmp_path: Path) -> None:
+def test_a_file_without_notes_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     notes = Notes(path)
     assert not path.exists()
@@ -84,11 +84,11 @@ def test_a_file_that_is_not_understood_claims_nothing(tmp_path: Path, content: b
 def test_a_row_that_was_not_finished_is_free(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     notes = Notes(path)
-    notes.settle(notes.add(row(1)), 1)
+    notes.set_location(notes.add(row(1)), 1)
     raw = bytearray(path.read_bytes())
     raw[2 * NOTE.itemsize : 2 * NOTE.itemsize + 64] = row(2).tobytes()
     path.write_bytes(raw)
-    assert told(Notes(path)) == {row(1).tobytes(): 1}
+    assert contents(Notes(path)) == {row(1).tobytes(): 1}
 
 
 def test_notes_that_cannot_be_kept_say_where(tmp_path: Path) -> None:
@@ -129,11 +129,11 @@ class AgainstADictionary(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model)
     @rule(data=st.data(), location=st.integers(0, 1000))
-    def settle(self, data: st.DataObject, location: int) -> None:
+    def set_location(self, data: st.DataObject, location: int) -> None:
         number = data.draw(st.sampled_from(sorted(self.model)))
         slot = self.notes.find(row(number))
         assert slot is not None
-        self.notes.settle(slot, location)
+        self.notes.set_location(slot, location)
         self.model[number] = (self.model[number][0], location)
 
     @precondition(lambda self: self.model)
@@ -151,13 +151,13 @@ class AgainstADictionary(RuleBasedStateMachine):
             self.add(number, 1)
 
     @rule()
-    def start_anew(self) -> None:
+    def restart(self) -> None:
         self.notes = Notes(self.path)
 
     @invariant()
     def the_same(self) -> None:
         expected = {row(number, cookie).tobytes(): location for number, (cookie, location) in self.model.items()}
-        assert told(self.notes) == expected
+        assert contents(self.notes) == expected
 
 
 TestAgainstADictionary = AgainstADictionary.TestCase

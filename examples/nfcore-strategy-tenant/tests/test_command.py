@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .worlds import toml
+from .strategy_run import toml
 
 NFCORE = Path(sys.executable).with_name("nfcore")
 EXAMPLE = Path(__file__).parents[1] / "example.toml"
@@ -18,7 +18,7 @@ def nfcore(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([NFCORE, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_who_has_which_marks() -> None:
+def test_marks_of_each_owner() -> None:
     done = nfcore("tenant-marks", EXAMPLE, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     default, blue, green = json.loads(done.stdout)["owners"]
@@ -27,7 +27,7 @@ def test_who_has_which_marks() -> None:
     assert green["vips"] == ["198.18.11.1:80/tcp", "[2001:db8:11::1]:80/tcp"]
 
 
-def test_for_people() -> None:
+def test_the_table() -> None:
     done = nfcore("tenant-marks", EXAMPLE)
     assert done.returncode == 0
     for word in ("blue", "0x1000 / 0xf000", "4096–8191", "all others"):

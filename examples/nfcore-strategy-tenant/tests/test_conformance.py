@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nfcore asks of every marking strategy, with owners of some of the VIPs, and with none."""
+"""nfcore's suite for marking strategies, with owners of some VIPs, and without owners."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from nfcore.testing import StrategyConformance, StrategyUnderTest
 from nfcore_strategy_tenant import TenantMarksPlugin
-from nfcore_strategy_tenant.table import NAME, STRATEGY
+from nfcore_strategy_tenant.config import NAME, STRATEGY
 
 OWNED = {
     "bits": 2,
@@ -21,7 +21,7 @@ OWNED = {
 
 
 class TestConformance(StrategyConformance):
-    @pytest.fixture(params=[OWNED, {}], ids=["owners", "nobody"])
+    @pytest.fixture(params=[OWNED, {}], ids=["owners", "no owners"])
     def strategy(self, request: pytest.FixtureRequest) -> StrategyUnderTest:
         table: dict[str, Any] = request.param
         return StrategyUnderTest(TenantMarksPlugin, STRATEGY, NAME, table)

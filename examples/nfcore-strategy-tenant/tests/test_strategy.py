@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Marks by owner: whatever comes and goes, each is in its owner's block, and a full block harms nobody else."""
+"""Marks by owner: every mark is in its owner's block, and a full block does not affect other owners."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from nfcore.api.flows import FlowBatch
 from nfcore.api.marks import MarkState
-from nfcore_strategy_tenant.table import NAME
+from nfcore_strategy_tenant.config import NAME
 
-from .worlds import Run, load, toml
+from .strategy_run import Run, load, toml
 
 WIDTH, BITS, QUARANTINE = 5, 2, 5.0
 VIPS = {
@@ -29,8 +29,8 @@ VIPS = {
     "198.18.99.1:80/tcp": 0,
     "of another kind": 0,
 }
-ROOM = {0: 7, 1: 8, 2: 8, 3: 8}
-"""Marks of each block: mark 0 is none."""
+SIZES = {0: 7, 1: 8, 2: 8, 3: 8}
+"""Block → number of marks; mark 0 is not used."""
 
 
 def batch(targets: list[int], nf: int = 1) -> FlowBatch:
@@ -40,7 +40,7 @@ def batch(targets: list[int], nf: int = 1) -> FlowBatch:
 
 
 class Tenants(RuleBasedStateMachine):
-    """The plugin behind the host, against a dictionary of targets."""
+    """The plugin, called through the plugin manager, compared with a dictionary of targets."""
 
     @initialize()
     def begin(self) -> None:
@@ -56,15 +56,15 @@ class Tenants(RuleBasedStateMachine):
         fresh = range(self.next_target, self.next_target + len(vips))
         self.next_target += len(vips)
         self.run.function.vips |= zip(fresh, vips, strict=True)
-        self._ask(list(fresh))
+        self._allocate(list(fresh))
 
     @rule(data=st.data())
     @precondition(lambda self: self.run.function.vips)
     def known_ones_have_flows(self, data: st.DataObject) -> None:
-        self._ask(data.draw(st.lists(st.sampled_from(sorted(self.run.function.vips)), max_size=8)))
+        self._allocate(data.draw(st.lists(st.sampled_from(sorted(self.run.function.vips)), max_size=8)))
 
-    def _ask(self, targets: list[int]) -> None:
-        room = {block: ROOM[block] - self._busy(block) for block in ROOM}
+    def _allocate(self, targets: list[int]) -> None:
+        room = {block: SIZES[block] - self._busy(block) for block in SIZES}
         given = self.run.plugins.call_first("allocate_mark", batch=batch(targets))[1].tolist()
         for target, mark in zip(targets, given, strict=True):
             block = VIPS[self.run.function.vips[target]]
@@ -80,8 +80,8 @@ class Tenants(RuleBasedStateMachine):
                 assert room[block] == 0, "a mark was refused although the block has room"
 
     def _busy(self, block: int) -> int:
-        resting = [mark for mark, since in self.released.items() if self.now - since < QUARANTINE]
-        return sum(mark >> (WIDTH - BITS) == block for mark in [*self.marks.values(), *resting])
+        in_quarantine = [mark for mark, since in self.released.items() if self.now - since < QUARANTINE]
+        return sum(mark >> (WIDTH - BITS) == block for mark in [*self.marks.values(), *in_quarantine])
 
     @rule(data=st.data())
     @precondition(lambda self: self.marks)
@@ -98,7 +98,7 @@ class Tenants(RuleBasedStateMachine):
         self.now += seconds
 
     @invariant()
-    def figures_tell_what_is_in_use(self) -> None:
+    def metrics_show_what_is_in_use(self) -> None:
         families = {family.name: family for family in self.run.plugins.call(NAME, "collect_stats")}
         in_use = {s.labels["owner"]: s.value for s in families["nfcore_tenant_marks_in_use"].samples}
         blocks = [mark >> (WIDTH - BITS) for mark in self.marks.values()]
@@ -117,7 +117,7 @@ def run(tmp_path: Path) -> Run:
     return Run(*load(tmp_path, toml(bits=BITS, width=WIDTH)), lambda: 0.0)
 
 
-def test_a_full_block_is_said_once_and_counted(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_block_is_logged_once_and_counted(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     run.function.vips = dict.fromkeys(range(1, 11), "198.18.10.1:80/tcp") | {11: "198.18.11.1:80/tcp"}
     assert run.plugins.call_first("allocate_mark", batch=batch(list(range(1, 12))))[1].tolist() == [
         *range(8, 16),
@@ -127,7 +127,7 @@ def test_a_full_block_is_said_once_and_counted(run: Run, caplog: pytest.LogCaptu
     ]
     assert run.plugins.call_first("allocate_mark", batch=batch([10, 10, 1]))[1].tolist() == [0, 0, 8]
     assert [record.message for record in caplog.records] == [
-        "the block of blue is full: its 8 marks are in use or rest"
+        "the block of blue is full: its 8 marks are in use or in quarantine"
     ]
     families = {family.name: family for family in run.plugins.call(NAME, "collect_stats")}
     refused = {s.labels["owner"]: s.value for s in families["nfcore_tenant_marks_refused_total"].samples}

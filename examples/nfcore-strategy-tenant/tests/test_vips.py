@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VIPs: read, written, and compared by the packets that belong to them."""
+"""VIPs: parsed, formatted, and compared by the packets that belong to them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _network(address: int, length: int) -> ipaddress.IPv4Network | ipaddress.IPv
 
 
 def packets(vip: Vip) -> set[tuple[object, int, str]]:
-    """All that belongs to a VIP, of the ports that these tests know."""
+    """All packets of a VIP, for the ports that these tests use."""
     ports = [80, 443, 65_535, 1] if vip.port == 0 else [vip.port]
     protocols = [vip.protocol] if vip.protocol else ["tcp", "udp"]
     return {(address, port, protocol) for address in vip.network for port in ports for protocol in protocols}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """nic_ntuple: an nfcore offload backend for NICs that steer flows to receive queues by ethtool's ntuple rules.
 
-The queue is the mark: `[marking] carrier = "rx-queue"`.
+The number of the queue is the mark: `[marking] carrier = "rx-queue"`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from .notes import Notes
 NAME = "nic_ntuple"
 CARRIER = "rx-queue"
 _COUNTERS = {
-    "installed": "Rules that the NIC took.",
+    "installed": "Rules that were installed.",
     "removed": "Rules that were removed.",
-    "refused": "Refusals of the driver, each kind once a batch.",
-    "vanished": "Rules that somebody else removed or the NIC lost.",
+    "refused": "Refusals, each reason once per batch.",
+    "vanished": "Rules that another program removed or the NIC lost.",
 }
 
 
 def parse_locations(value: object) -> str:
-    """Check a text such as ``512-1023``; ValueError says how to write one."""
+    """Check a text such as ``512-1023``. ValueError."""
     found = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", value) if isinstance(value, str) else None
     if found is None or int(found[1]) > int(found[2]):
-        raise ValueError("should be the first and the last location that are ours, such as '512-1023'")
+        raise ValueError("should be the first and the last location for nfcore, such as '512-1023'")
     return str(value)
 
 
@@ -50,20 +50,20 @@ class NtupleTable(ConfigTable):
     """`[nic_ntuple]`."""
 
     locations: dict[str, Annotated[str, BeforeValidator(parse_locations)]] = Field(default={})
-    """Interface → locations of its table that are ours, first and last; where there is room if it is not named."""
+    """Interface → first and last location that nfcore may use; any free one if it is not named."""
 
 
 class NicNtuplePlugin:
     """The backend hooks over :class:`NtupleBackend`, one per device."""
 
     def __init__(self, open_ioctl: Callable[[Device], Ioctl] | None = None) -> None:
-        """Drive NICs by `open_ioctl`; by the kernel where it is not given."""
+        """Call drivers by `open_ioctl`; by default through the kernel."""
         self._open_ioctl = open_ioctl or (lambda device: EthtoolSocket(device.ifindex))
         self._backends: dict[int, NtupleBackend] = {}
         self._names: dict[int, str] = {}
         self._alone = True
-        """No daemon is running beside this process, as it may beside `nfcore doctor`: its rules are not touched."""
-        self._closing: list[Callable[[], None]] = []
+        """No daemon runs beside this process. Beside `nfcore doctor` one may run: then its rules are not touched."""
+        self._close_calls: list[Callable[[], None]] = []
 
     @hookimpl
     def config_section(self) -> Section:
@@ -72,7 +72,7 @@ class NicNtuplePlugin:
 
     @hookimpl
     def setup(self, context: Context) -> None:
-        """Open every device that names this backend, and find the rules that a killed run left there."""
+        """Open every device that has this backend, and find the rules that a killed run left there."""
         if context.tracing:
             return
         self._alone = not daemon_answers(Path(context.config.nf.socket))
@@ -92,21 +92,21 @@ class NicNtuplePlugin:
     def _ioctl(self, device: Device) -> Ioctl:
         ioctl = self._open_ioctl(device)
         if isinstance(ioctl, EthtoolSocket):
-            self._closing.append(ioctl.close)
+            self._close_calls.append(ioctl.close)
         return ioctl
 
     @hookimpl
     def teardown(self) -> None:
-        """Let go of the devices. Rules that could not be removed stay, and their notes with them."""
+        """Close the devices. Rules that could not be removed stay, and so do their notes."""
         for backend in self._backends.values():
             backend.close()
-        for close in self._closing:
+        for close in self._close_calls:
             close()
-        self._backends, self._names, self._closing = {}, {}, []
+        self._backends, self._names, self._close_calls = {}, {}, []
 
     @hookimpl
     def probe_offload(self, device: Device) -> Capabilities:
-        """Tell what the device can do, by trying."""
+        """Find out what the device can do, by trying."""
         return self._backends[device.ifindex].capabilities(trying=self._alone)
 
     @hookimpl
@@ -121,19 +121,19 @@ class NicNtuplePlugin:
 
     @hookimpl
     def dump_offload(self, device: Device) -> NDArray[np.void] | None:
-        """Read our rules; the NIC counts nothing."""
+        """Read the own rules; the NIC does not count per rule."""
         return self._backends[device.ifindex].dump()
 
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
-        """Give what happened on each device, without asking the driver."""
+        """Return counters and the number of rules per device, without a call to the driver."""
         families = []
         for key, text in _COUNTERS.items():
             family = MetricFamily(f"nfcore_ntuple_{key}_total", MetricKind.COUNTER, text, "rules")
             for ifindex, backend in self._backends.items():
                 family.add(backend.counts[key], interface=self._names[ifindex])
             families.append(family)
-        held = MetricFamily("nfcore_ntuple_rules", MetricKind.GAUGE, "Rules of ours on the NIC.", "rules")
+        held = MetricFamily("nfcore_ntuple_rules", MetricKind.GAUGE, "Own rules on the NIC.", "rules")
         for ifindex, backend in self._backends.items():
             held.add(backend.held, interface=self._names[ifindex])
         return [*families, held]
@@ -150,30 +150,30 @@ class NicNtuplePlugin:
                 backend = NtupleBackend(self._ioctl(device), self._open_notes(context, device), settings)
                 self._backends[device.ifindex] = backend
                 backend.open()
-                removed = backend.sweep()
+                removed = backend.remove_all()
                 if removed:
                     lines.append(f"{NAME}: removed {removed} rules from {device.name}")
         finally:
             self.teardown()
-        there = {device.ifindex for device in context.devices}
+        existing = {str(device.ifindex) for device in context.devices}
         for path in notes_path(context, 0).parent.glob(notes_path(context, 0).stem + ".ntuple-*"):
-            # A NIC that is gone has taken its rules along.
-            if path.suffix.removeprefix(".ntuple-") not in map(str, there):
+            # The rules of a NIC that no longer exists are gone with it.
+            if path.suffix.removeprefix(".ntuple-") not in existing:
                 path.unlink(missing_ok=True)
                 lines.append(f"{NAME}: removed {path}")
         return lines
 
     @hookimpl
     def diagnose(self, context: Context) -> Iterable[Finding]:
-        """Look at features, queues and rules of others, without changing anything."""
+        """Check features, queues and foreign rules, without changing anything."""
         for device, _ in _settings(context):
             try:
                 yield from _examine(Nic(self._ioctl(device)), device.name)
             except OSError as error:
                 yield Finding(f"{device.name}: ntuple", Status.WARNING, f"no rules can be read: {error.strerror}")
             finally:
-                while self._closing:
-                    self._closing.pop()()
+                while self._close_calls:
+                    self._close_calls.pop()()
 
 
 def _examine(nic: Nic, name: str) -> Iterator[Finding]:
@@ -191,28 +191,28 @@ def _examine(nic: Nic, name: str) -> Iterator[Finding]:
 
 
 def notes_path(context: Context, ifindex: int) -> Path:
-    """Where the notes on a device are kept: beside the daemon's socket."""
+    """Path of a device's notes, beside the daemon's socket."""
     return Path(context.config.nf.socket).with_suffix(f".ntuple-{ifindex}")
 
 
 def check_whole(config: Config) -> Iterator[Problem]:
     """Compare `[nic_ntuple]` with the interfaces and the carrier."""
     table = config.sections[NAME]
-    assert isinstance(table, NtupleTable)  # config_section() said so
+    assert isinstance(table, NtupleTable)  # by config_section()
     known = [interface.name for interface in config.interfaces if NAME in interface.offload]
     for name in table.locations:
         if name not in known:
-            words = f'belongs to no interface with offload = ["{NAME}"]; those are: {", ".join(known) or "none"}'
-            yield Problem(f"{NAME}.locations.{name}", words)
+            message = f'belongs to no interface with offload = ["{NAME}"]; those are: {", ".join(known) or "none"}'
+            yield Problem(f"{NAME}.locations.{name}", message)
     if known and config.marking.carrier != CARRIER:
-        words = f"is {config.marking.carrier!r}; {NAME} marks packets by their receive queue: set it to {CARRIER!r}"
-        yield Problem("marking.carrier", words)
+        message = f"is {config.marking.carrier!r}; {NAME} marks packets by their receive queue: set it to {CARRIER!r}"
+        yield Problem("marking.carrier", message)
 
 
 def _settings(context: Context) -> Iterator[tuple[Device, Settings]]:
-    """Settings of every device that names this backend."""
+    """Every device that has this backend, with its settings."""
     table = context.config.sections[NAME]
-    assert isinstance(table, NtupleTable)  # config_section() said so
+    assert isinstance(table, NtupleTable)  # by config_section()
     for device in context.devices:
         if NAME in device.backends:
             first, _, last = table.locations.get(device.name, "").partition("-")

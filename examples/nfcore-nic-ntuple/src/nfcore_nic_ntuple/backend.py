@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One NIC: rules in, out and back. The NIC's table is the truth; the notes say which of its rules are ours."""
+"""One NIC: installs, removes and dumps rules. The notes say which rules in the NIC's table are its own."""
 
 from __future__ import annotations
 
@@ -16,55 +16,56 @@ from numpy.typing import NDArray
 from nfcore.api.rules import INSTALLED_ROW, RULE_ROW, Action, Capabilities, Outcome, Outcomes, RuleBatch
 from nfcore.errors import HostError
 
-from .ethtool import NOT_THERE, Ioctl, Nic, Table
+from .ethtool import NO_RULE, Ioctl, Nic, Table
 from .flowspec import FLOW_TYPES, Shape, decode, encode, match_of, same_rules
 from .layouts import RX_CLS_LOC_ANY
 from .notes import UNKNOWN, Notes
 
 log = logging.getLogger(__name__)
 TRIAL = 0
-"""Cookie of rules that only try something."""
+"""Cookie of trial rules, by which the capabilities are found."""
 _GONE = (errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP)
-"""The interface is not there, or is being reset, or has no such rules (any more)."""
+"""The interface does not exist, is being reset, or does not support such rules (any more)."""
 _FULL = (errno.ENOSPC, errno.E2BIG)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the TOML says of one device."""
+    """Settings of one device."""
 
     name: str
-    """The interface's, for messages."""
+    """The interface's name, for messages."""
     locations: range | None = None
-    """Locations of the table that are ours; None: wherever there is room."""
+    """Locations that the backend may use; None: any free one."""
 
 
 class NtupleBackend:
-    """One device. Its methods but :attr:`counts` and :attr:`held` belong to one thread at a time."""
+    """One device. Only :attr:`counts` and :attr:`held` may be used from several threads."""
 
     def __init__(self, ioctl: Ioctl, notes: Notes, settings: Settings) -> None:
         self._nic = Nic(ioctl)
         self._notes = notes
         self._settings = settings
-        self._table = Table(None, chooses=False, used=set())
+        self._table = Table(None, driver_chooses=False, used=set())
         self._free: Iterator[int] | None = None
-        """Free locations, the next one first; None when the driver chooses, or nothing is known of the table."""
+        """Free locations, the next one first; None when the driver chooses, or the table is unknown."""
         self._queues = 0
         self._refused: dict[tuple[Shape, int], str] = {}
-        """Shape and action that the driver never takes → its words."""
-        self._spread, self._unreadable = "", ""
-        """What is wrong with the device now, and was said."""
+        """Shape and action that the driver never takes → the reason."""
+        self._rss_fault, self._read_fault = "", ""
+        """Faults that the device has now; each was logged."""
         self.counts: Counter[str] = Counter()
+        """Values of the plugin's counters."""
 
     @property
     def held(self) -> int:
-        """Rules of ours on the NIC, as far as is known."""
+        """Own rules on the NIC, as far as is known."""
         return len(self._notes)
 
     def open(self) -> None:
-        """Find out which noted rules are really there, and remove what only tried something. HostError."""
+        """Find out which noted rules the NIC has, and remove trial rules. HostError: the rules cannot be read."""
         try:
-            self._confirm()
+            self._recover()
             for slot in list(self._notes):
                 if int(self._notes.rule(slot)["cookie"]) == TRIAL:
                     self._delete(slot)
@@ -73,127 +74,127 @@ class NtupleBackend:
                 raise HostError(f"{self._settings.name}: its rules cannot be read: {error.strerror}") from None
 
     def close(self) -> None:
-        """Let go of the notes."""
+        """Close the notes."""
         self._notes.close()
 
     # What the NIC can do
 
     def capabilities(self, *, trying: bool = True) -> Capabilities:
-        """Find out what the NIC can do, by adding and removing a rule of each shape unless not `trying`."""
-        name, hints, others = self._settings.name, [], 0
+        """Find out what the NIC can do; if `trying`, by adding and removing a rule of each shape."""
+        name, hints, foreign = self._settings.name, [], 0
         try:
             if not self._nic.ntuple_is_on():
                 hints.append(f"ntuple-filters is off (ethtool -K {name} ntuple on, where the driver has it)")
-            self._look()
-            if lacking := self._lacking():
-                return _unable(lacking)
+            self._refresh()
+            if missing := self._missing():
+                return _no_marks(missing)
             self._refused = {}
             if trying:
                 self._try_shapes()
-                others = self._others()
+                foreign = self._count_foreign_rules()
         except OSError as error:
-            return _unable(f"{name} has no rules that steer flows to queues: {error.strerror}", *hints)
-        words = sorted(set(self._refused.values()))
-        able = {shape for shape in FLOW_TYPES if (shape, Action.SET_MARK) not in self._refused}
-        if not able:
-            return _unable(*words, *hints)
-        if others:
-            words.append(f"rules of others put packets on queues that mark: {others} of ethtool -n {name}")
-        places = self._places()
+            return _no_marks(f"{name} has no rules that steer flows to queues: {error.strerror}", *hints)
+        notes = sorted(set(self._refused.values()))
+        markable = {shape for shape in FLOW_TYPES if (shape, Action.SET_MARK) not in self._refused}
+        if not markable:
+            return _no_marks(*notes, *hints)
+        if foreign:
+            notes.append(f"foreign rules put packets on queues that mark: {foreign} of ethtool -n {name}")
+        locations = self._own_locations()
         return Capabilities(
             mark_width=self._queues.bit_length() - 1,
-            ipv6=any(family == 6 for family, _ in able),
+            ipv6=any(family == 6 for family, _ in markable),
             drop=any((shape, Action.DROP) not in self._refused for shape in FLOW_TYPES),
             counters=False,
-            table_size=None if places is None else len(places),
-            notes=(f"{self._queues} queues", *words),
+            table_size=None if locations is None else len(locations),
+            notes=(f"{self._queues} queues", *notes),
         )
 
-    def _lacking(self) -> str:
-        """What marks need and the NIC has not, with what to do; empty when it has all."""
+    def _missing(self) -> str:
+        """What the NIC lacks for marks, and what to do about it; empty when it lacks nothing."""
         name = self._settings.name
         if self._queues < 2:
             return f"{name} has one receive queue; marks need more: ethtool -L {name} combined N"
-        if not self._table.chooses and self._places() is None:
-            return f'{name} does not tell how large its table is; say so: nic_ntuple.locations.{name} = "0-N"'
-        return self._spread
+        if not self._table.driver_chooses and self._own_locations() is None:
+            return f'{name} does not report the size of its table; set it: nic_ntuple.locations.{name} = "0-N"'
+        return self._rss_fault
 
     def _try_shapes(self) -> None:
-        """Find out which shapes and actions the driver refuses. OSError when what was tried cannot be removed."""
+        """Find out which shapes and actions the driver refuses. OSError: a trial rule cannot be removed."""
         for (family, protocol), action in ((shape, action) for shape in FLOW_TYPES for action in Action):
             rule = _trial(family, protocol, action, self._queues - 1)
-            status, words = self._install(rule, encode(rule.reshape(1))[0])
+            status, reason = self._install(rule, encode(rule.reshape(1))[0])
             if status == Outcome.INSTALLED and (slot := self._notes.find(rule)) is not None:
                 self._delete(slot)
             if status in (Outcome.UNSUPPORTED, Outcome.FAILED):
                 what = f"{'drop' if action == Action.DROP else 'mark'} IPv{family} {'TCP' if protocol == 6 else 'UDP'}"
-                self._refused[(family, protocol), action] = f"cannot {what}: {words}"
+                self._refused[(family, protocol), action] = f"cannot {what}: {reason}"
 
-    def _others(self) -> int:
-        """Count the rules of others that put packets on queues which mark them. OSError."""
-        specs, there = self._nic.read(sorted(self._table.used - {self._notes.location(slot) for slot in self._notes}))
+    def _count_foreign_rules(self) -> int:
+        """Count rules of other programs that put packets on queues which mark them. OSError."""
+        specs, found = self._nic.read(sorted(self._table.used - {self._notes.location(slot) for slot in self._notes}))
         rings = specs["ring_cookie"]
-        return int(np.count_nonzero(there & (rings > 0) & (rings < self._queues)))
+        return int(np.count_nonzero(found & (rings > 0) & (rings < self._queues)))
 
     # Rules
 
     def install(self, rules: RuleBatch) -> Outcomes:
-        """Install rules. One of the same match as a rule of ours replaces it."""
+        """Install rules. A rule with the match of an own one replaces it."""
         outcomes = Outcomes.all(Outcome.UNSUPPORTED, len(rules))
         try:
-            self._look()
-            self._standing([slot for rule in rules.rows if (slot := self._notes.find(rule)) is not None])
+            self._refresh()
+            self._verify([slot for rule in rules.rows if (slot := self._notes.find(rule)) is not None])
         except OSError as error:
-            return Outcomes.all(Outcome.FAILED, len(rules), self._words(error))
-        if self._spread:
-            return Outcomes.all(Outcome.FAILED, len(rules), self._spread)
+            return Outcomes.all(Outcome.FAILED, len(rules), self._describe(error))
+        if self._rss_fault:
+            return Outcomes.all(Outcome.FAILED, len(rules), self._rss_fault)
         shapes = list(zip(rules.rows["family"].tolist(), rules.rows["key"]["proto"].tolist(), strict=True))
         known = [number for number, shape in enumerate(shapes) if shape in FLOW_TYPES]
         specs = encode(rules.rows[known])
-        said: set[str] = set()
+        reasons: set[str] = set()
         for number, spec in zip(known, specs, strict=True):
             rule = rules.rows[number]
-            status, words = self._judge(shapes[number], rule) or self._install(rule, spec)
+            status, reason = self._known_refusal(shapes[number], rule) or self._install(rule, spec)
             outcomes.status[number] = status
-            if words and words not in said:
-                said.add(words)
-                outcomes.messages[number] = words
+            if reason and reason not in reasons:
+                reasons.add(reason)
+                outcomes.messages[number] = reason
         unknown = [number for number in range(len(rules)) if shapes[number] not in FLOW_TYPES]
         if unknown:
             outcomes.messages[unknown[0]] = "only TCP and UDP flows can be steered"
-        self.counts["refused"] += len(said)
+        self.counts["refused"] += len(reasons)
         self.counts["installed"] += int(np.count_nonzero(outcomes.status == Outcome.INSTALLED))
         return outcomes
 
-    def _judge(self, shape: Shape, rule: np.void) -> tuple[Outcome, str] | None:
-        """Refuse what the NIC is known not to take."""
-        words = self._refused.get((shape, int(rule["action"])))
-        if words is not None:
-            # "Unsupported" is remembered of the shape: drops alone must not keep it from being marked.
+    def _known_refusal(self, shape: Shape, rule: np.void) -> tuple[Outcome, str] | None:
+        """Status and reason of a rule that the NIC is known to refuse; None for any other."""
+        reason = self._refused.get((shape, int(rule["action"])))
+        if reason is not None:
+            # The engine remembers UNSUPPORTED for the shape: refused drops alone must not prevent marks.
             never = (shape, Action.SET_MARK) in self._refused
-            return Outcome.UNSUPPORTED if never else Outcome.FAILED, f"{self._settings.name} {words}"
+            return Outcome.UNSUPPORTED if never else Outcome.FAILED, f"{self._settings.name} {reason}"
         if rule["action"] == Action.SET_MARK and not 0 < rule["mark"] < self._queues:
             return Outcome.FAILED, f"mark {rule['mark']} has no queue: {self._settings.name} has {self._queues}"
         return None
 
     def _install(self, rule: np.void, spec: np.void) -> tuple[Outcome, str]:
-        """Install a rule; what the notes say stands."""
+        """Install a rule; those in the notes must have been verified."""
         slot: int | None = None
         try:
-            there = self._notes.find(rule)
-            if there is not None and same_rules(self._notes.rules([there]), rule.reshape(1))[0]:
-                self._notes.rename(there, int(rule["cookie"]))
+            known = self._notes.find(rule)
+            if known is not None and same_rules(self._notes.rules([known]), rule.reshape(1))[0]:
+                self._notes.set_cookie(known, int(rule["cookie"]))
                 return Outcome.INSTALLED, ""
-            if there is not None:
-                self._delete(there)
-            place = self._place()
-            if place is None:
+            if known is not None:
+                self._delete(known)
+            location = self._choose_location()
+            if location is None:
                 return Outcome.FULL, ""
             slot = self._notes.add(rule)
-            spec["location"] = place
-            place = self._nic.insert(spec)
-            self._notes.settle(slot, place)
-            self._table.used.add(place)
+            spec["location"] = location
+            location = self._nic.insert(spec)
+            self._notes.set_location(slot, location)
+            self._table.used.add(location)
         except OSError as error:
             if slot is not None:
                 self._notes.drop(slot)
@@ -204,10 +205,10 @@ class NtupleBackend:
         if error.errno in _FULL and error.filename is None:
             return Outcome.FULL, ""
         status = Outcome.UNSUPPORTED if error.errno == errno.EOPNOTSUPP else Outcome.FAILED
-        return status, self._words(error)
+        return status, self._describe(error)
 
     def remove(self, rules: RuleBatch) -> Outcomes:
-        """Remove rules by match; one that is another's by now (other cookie) is ABSENT and stays."""
+        """Remove rules by match; one that has another cookie by now is ABSENT and stays."""
         outcomes = Outcomes.all(Outcome.ABSENT, len(rules))
         slots: dict[int, int] = {}
         for number, rule in enumerate(rules.rows):
@@ -215,148 +216,150 @@ class NtupleBackend:
             if slot is not None and self._notes.rule(slot)["cookie"] == rule["cookie"]:
                 slots.setdefault(slot, number)
         try:
-            standing = self._standing(list(slots))
+            installed = self._verify(list(slots))
         except OSError as error:
             outcomes.status[list(slots.values())] = Outcome.FAILED
-            return Outcomes(outcomes.status, {next(iter(slots.values())): self._words(error)})
-        for slot in standing:
+            return Outcomes(outcomes.status, {next(iter(slots.values())): self._describe(error)})
+        for slot in installed:
             try:
                 if self._delete(slot):
                     outcomes.status[slots[slot]] = Outcome.REMOVED
             except OSError as error:
                 outcomes.status[slots[slot]] = Outcome.FAILED
-                outcomes.messages.setdefault(slots[slot], self._words(error))
+                outcomes.messages.setdefault(slots[slot], self._describe(error))
         self.counts["removed"] += int(np.count_nonzero(outcomes.status == Outcome.REMOVED))
         return outcomes
 
     def dump(self) -> NDArray[np.void] | None:
-        """Give our rules as the NIC has them, counters 0; None while it cannot tell, such as in the middle of a reset.
+        """Return the own rules on the NIC, counters 0; None while they cannot be read, such as during a reset.
 
-        A driver that has no rules any more, as with `ethtool -K … ntuple off`, has none of ours.
+        A driver that no longer supports rules, as after `ethtool -K … ntuple off`, has no own rules.
         """
-        unreadable, standing = "", []
+        fault, installed = "", []
         try:
-            self._look()
-            standing = self._standing(list(self._notes))
+            self._refresh()
+            installed = self._verify(list(self._notes))
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
-                unreadable = f"rules cannot be read: {self._words(error)}"
-        if unreadable and unreadable != self._unreadable:
-            log.warning("%s", unreadable)
-        self._unreadable = unreadable
-        if unreadable:
+                fault = f"rules cannot be read: {self._describe(error)}"
+        if fault and fault != self._read_fault:
+            log.warning("%s", fault)
+        self._read_fault = fault
+        if fault:
             return None
-        rows = np.zeros(len(standing), dtype=INSTALLED_ROW)
-        rows["rule"] = self._notes.rules(standing)
+        rows = np.zeros(len(installed), dtype=INSTALLED_ROW)
+        rows["rule"] = self._notes.rules(installed)
         return rows
 
-    def sweep(self) -> int:
-        """Remove all rules of ours; how many there were. HostError."""
+    def remove_all(self) -> int:
+        """Remove all own rules; return how many there were. HostError: some are left."""
         try:
-            return sum(1 for slot in self._standing(list(self._notes)) if self._delete(slot))
+            return sum(1 for slot in self._verify(list(self._notes)) if self._delete(slot))
         except OSError as error:
-            raise HostError(f"{self._settings.name}: rules are left: {self._words(error)}") from None
+            raise HostError(f"{self._settings.name}: rules are left: {self._describe(error)}") from None
 
     # The NIC's table and the notes
 
-    def _look(self) -> None:
-        """Read what may have changed behind our back. OSError."""
+    def _refresh(self) -> None:
+        """Read what others may have changed: queues, table, RSS. OSError."""
         self._queues = self._nic.queues()
         self._table = self._nic.table()
-        self._free = self._vacant()
-        others = (self._nic.rss_queues() or frozenset()) - {0}
+        self._free = self._free_locations()
+        marking = (self._nic.rss_queues() or frozenset()) - {0}
         name = self._settings.name
-        spread = ""
-        if others:
-            spread = f"RSS of {name} puts packets on {len(others)} of the queues that mark: ethtool -X {name} equal 1"
-        if spread and spread != self._spread:
-            log.warning("%s", spread)
-        self._spread = spread
+        fault = ""
+        if marking:
+            fault = f"RSS of {name} puts packets on {len(marking)} of the queues that mark: ethtool -X {name} equal 1"
+        if fault and fault != self._rss_fault:
+            log.warning("%s", fault)
+        self._rss_fault = fault
 
-    def _places(self) -> range | None:
-        """Locations that rules of ours may have."""
-        size, ours = self._table.size, self._settings.locations
-        if ours is None:
+    def _own_locations(self) -> range | None:
+        """Locations that own rules may have; None if that is not known."""
+        size, given = self._table.size, self._settings.locations
+        if given is None:
             return None if size is None else range(size)
-        return ours if size is None else range(ours.start, min(ours.stop, size))
+        return given if size is None else range(given.start, min(given.stop, size))
 
-    def _vacant(self) -> Iterator[int] | None:
-        """Free locations, from the table's end: of two rules that match the one at the lower location counts, so
-        there is room for those that shall go before ours.
+    def _free_locations(self) -> Iterator[int] | None:
+        """Free locations, from the table's end: of two matching rules the one at the lower location wins, so the lower
+        ones stay free for rules of others.
         """
-        places = self._places()
-        if places is None or (self._table.chooses and self._settings.locations is None):
+        locations = self._own_locations()
+        if locations is None or (self._table.driver_chooses and self._settings.locations is None):
             return None
         used = self._table.used
-        return (place for place in reversed(places) if place not in used)
+        return (location for location in reversed(locations) if location not in used)
 
-    def _place(self) -> int | None:
-        """A location for a new rule; None when there is none."""
+    def _choose_location(self) -> int | None:
+        """A location for a new rule; None when none is free."""
         if self._free is not None:
             return next(self._free, None)
-        return RX_CLS_LOC_ANY if self._table.chooses else None
+        return RX_CLS_LOC_ANY if self._table.driver_chooses else None
 
-    def _standing(self, slots: Sequence[int]) -> list[int]:
-        """Give those of the notes whose rules the NIC has, exactly as noted, and erase the others. OSError."""
-        specs, there = self._nic.read([self._notes.location(slot) for slot in slots])
-        found, readable = decode(specs)
-        stands = there & readable & same_rules(found, self._notes.rules(slots))
-        for slot in np.array(slots, dtype=np.int64)[~stands].tolist():
+    def _verify(self, slots: Sequence[int]) -> list[int]:
+        """Return those notes whose rules the NIC has exactly as noted, and erase the others. OSError."""
+        specs, found = self._nic.read([self._notes.location(slot) for slot in slots])
+        rules, readable = decode(specs)
+        installed = found & readable & same_rules(rules, self._notes.rules(slots))
+        noted = np.array(slots, dtype=np.int64)
+        for slot in noted[~installed].tolist():
             self._notes.drop(slot)
             self.counts["vanished"] += 1
-        return [slot for slot, standing in zip(slots, stands.tolist(), strict=True) if standing]
+        verified: list[int] = noted[installed].tolist()
+        return verified
 
     def _delete(self, slot: int) -> bool:
-        """Remove a note's rule, then the note; False when it was not there. OSError."""
+        """Remove a note's rule, then the note; return whether the rule existed. OSError."""
         location = self._notes.location(slot)
-        there = True
+        existed = True
         try:
             self._nic.delete(location)
         except OSError as error:
-            if error.errno not in NOT_THERE:
+            if error.errno not in NO_RULE:
                 raise
-            there = False
+            existed = False
         self._notes.drop(slot)
         self._table.used.discard(location)
-        self._free = self._vacant()
-        return there
+        self._free = self._free_locations()
+        return existed
 
-    def _confirm(self) -> None:
-        """Compare the notes of a run before with the NIC. Where that run died between note and rule, look for it."""
+    def _recover(self) -> None:
+        """Compare the notes of an earlier run with the NIC; find rules whose location that run could not note."""
         if not len(self._notes):
             return
-        self._look()
-        lost = {match_of(self._notes.rule(s)): s for s in self._notes if self._notes.location(s) == UNKNOWN}
+        self._refresh()
+        unlocated = {match_of(self._notes.rule(s)): s for s in self._notes if self._notes.location(s) == UNKNOWN}
         known = {self._notes.location(slot) for slot in self._notes}
-        others = sorted(self._table.used - known) if lost else []
-        specs, there = self._nic.read(others)
+        candidates = sorted(self._table.used - known) if unlocated else []
+        specs, found = self._nic.read(candidates)
         rules, readable = decode(specs)
-        for number in np.flatnonzero(there & readable).tolist():
-            slot = lost.get(match_of(rules[number]))
+        for number in np.flatnonzero(found & readable).tolist():
+            slot = unlocated.get(match_of(rules[number]))
             if slot is not None:
-                self._notes.settle(slot, others[number])
-        self._standing(list(self._notes))
+                self._notes.set_location(slot, candidates[number])
+        self._verify(list(self._notes))
 
-    def _words(self, error: OSError) -> str:
-        """Say what the kernel said, and what would help."""
+    def _describe(self, error: OSError) -> str:
+        """The kernel's error as text, with a hint what to do."""
         name = self._settings.name
         if error.filename is not None:
             return f"notes cannot be kept in {error.filename}: {error.strerror}"
         hints = {
             errno.EPERM: "steering flows needs CAP_NET_ADMIN: use sudo",
-            errno.EEXIST: f"somebody else's rule matches the same: ethtool -n {name}",
+            errno.EEXIST: f"a foreign rule has the same match: ethtool -n {name}",
             errno.EOPNOTSUPP: f"try ethtool -K {name} ntuple on",
         }
-        words = f"{name}: {os.strerror(error.errno or 0)}"
-        return f"{words} ({hints[error.errno]})" if error.errno in hints else words
+        message = f"{name}: {os.strerror(error.errno or 0)}"
+        return f"{message} ({hints[error.errno]})" if error.errno in hints else message
 
 
-def _unable(*notes: str) -> Capabilities:
+def _no_marks(*notes: str) -> Capabilities:
     return Capabilities(mark_width=0, ipv6=False, drop=False, counters=False, notes=notes)
 
 
 def _trial(family: int, protocol: int, action: Action, queue: int) -> np.void:
-    """A rule of addresses that no packet has: the benchmarking networks of RFC 2544 and the documentation's."""
+    """A rule for addresses that no packet has, of RFC 2544 (benchmarking) and RFC 3849 (documentation)."""
     rule = np.zeros(1, dtype=RULE_ROW)
     key = rule["key"]
     ends = {4: (bytes([198, 18, 0, 1]), bytes([198, 18, 0, 2])), 6: (_v6(1), _v6(2))}[family]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses the border to the driver: structs of <linux/ethtool.h> as dtypes, and its numbers.
+"""Structs of <linux/ethtool.h> as dtypes, and its constants.
 
-Native byte order, but for addresses and ports, which are in network byte order. A test has the C compiler compare
-each of them with the header.
+Native byte order, except addresses and ports, which are in network byte order. A test compares all of them with the
+header, by the C compiler.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FLOW_SPEC = np.dtype(
         "itemsize": 168,
     }
 )
-"""`struct ethtool_rx_flow_spec`: h_u, h_ext are compared where m_u, m_ext have ones."""
+"""`struct ethtool_rx_flow_spec`: packets are compared with h_u, h_ext where m_u, m_ext have ones."""
 
 RXNFC = np.dtype(
     {
@@ -57,7 +57,7 @@ RXNFC = np.dtype(
 )
 """`struct ethtool_rxnfc`, without the array at its end."""
 RULE_LOCS_AT = 188
-"""Where that array, `rule_locs`, begins."""
+"""Offset of that array, `rule_locs`."""
 
 CHANNELS = np.dtype(
     [
@@ -101,4 +101,4 @@ SIOCETHTOOL = 0x8946
 SIOCGIFNAME = 0x8910
 
 CONSTANTS = {name: value for name, value in list(globals().items()) if name.isupper() and isinstance(value, int)}
-"""All numbers of this module by name, for the comparison with the header."""
+"""All constants of this module by name, for the comparison with the header."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rules on the NIC are ours, and their cookies: the NIC keeps no cookie, so they are kept beside it.
+"""Notes on the backend's own rules, with their cookies: the NIC cannot store cookies, so a file does.
 
-A file of fixed rows, mapped into memory: what was written there stands when the process is killed. A note is written
-before its rule and erased after it. It claims a rule of exactly its content, so that a location which by now holds
-somebody else's rule, or none, is not taken for ours.
+The file has rows of fixed size and is mapped into memory, so that its content survives when the process is killed. A
+note is written before its rule and erased after it. A rule at the noted location is an own one only if it has exactly
+the content of the note: another program may have written there meanwhile.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from nfcore.api.rules import RULE_ROW
 from .flowspec import match_of
 from .layouts import RX_CLS_LOC_ANY
 
-NOTE = np.dtype([("rule", RULE_ROW), ("location", "<u4"), ("stands", "<u4")])
-"""rule: as it was to be installed. location: where, or :data:`UNKNOWN`. stands: 1; 0 in a row that is free."""
+NOTE = np.dtype([("rule", RULE_ROW), ("location", "<u4"), ("in_use", "<u4")])
+"""rule: as requested. location: on the NIC, or :data:`UNKNOWN`. in_use: 1; 0 in a free row."""
 UNKNOWN = RX_CLS_LOC_ANY
-"""Location of a rule of which it is not known whether the NIC has got it."""
+"""Location of a rule that may or may not have reached the NIC."""
 _MAGIC = b"nfcore-nic-ntuple notes 1\n".ljust(NOTE.itemsize, b"\0")
-"""The first row."""
+"""Content of the first row."""
 _FIRST = 256
 """Rows of a new file."""
 
 
 class Notes:
-    """The notes on one device. With a path they survive the process. OSError when they cannot be kept."""
+    """The notes on one device. With a path they survive the process. OSError when they cannot be written."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -45,19 +45,19 @@ class Notes:
         raw = path.read_bytes()
         rows = len(raw) // NOTE.itemsize
         if rows < 1 or raw[: NOTE.itemsize] != _MAGIC:
-            # Of another version, or none of ours: what it says is not understood, so nothing is claimed.
+            # Of another version, or another program's file: it is not understood, so no rule is an own one.
             path.unlink()
             return
         self._map(rows)
         for slot in range(1, rows):
             row = self._rows[slot]
-            if row["stands"] == 1 and self._slots.setdefault(match_of(row["rule"]), slot) == slot:
+            if row["in_use"] == 1 and self._slots.setdefault(match_of(row["rule"]), slot) == slot:
                 continue
-            row["stands"] = 0
+            row["in_use"] = 0
             self._free.append(slot)
 
     def _map(self, rows: int) -> None:
-        """Have so many rows: in a file whose room is taken beforehand, since a mapped file cannot say "full"."""
+        """Make room for so many rows. A file is allocated first: a write to a mapping cannot report a full disk."""
         if self._path is None:
             grown = np.zeros(rows, dtype=NOTE)
             grown[: len(self._rows)] = self._rows
@@ -77,28 +77,28 @@ class Notes:
         return len(self._slots)
 
     def __iter__(self) -> Iterator[int]:
-        """Give the slots of all notes."""
+        """Iterate over the slots of all notes."""
         return iter(list(self._slots.values()))
 
     def find(self, rule: np.void) -> int | None:
-        """Give the slot of the note on a rule with the same match."""
+        """The slot of the note on a rule with the same match; None without one."""
         return self._slots.get(match_of(rule))
 
     def rule(self, slot: int) -> np.void:
-        """Give the rule that is noted, a row of `RULE_ROW`."""
+        """The noted rule, a row of `RULE_ROW`."""
         rule: np.void = self._rows[slot]["rule"]
         return rule
 
     def rules(self, slots: Sequence[int]) -> NDArray[np.void]:
-        """Give the rules that are noted, a copy."""
+        """A copy of the noted rules."""
         return np.array(self._rows["rule"][np.array(slots, dtype=np.int64)], dtype=RULE_ROW)
 
     def location(self, slot: int) -> int:
-        """Give where the rule is, or :data:`UNKNOWN`."""
+        """The rule's location, or :data:`UNKNOWN`."""
         return int(self._rows[slot]["location"])
 
     def add(self, rule: np.void) -> int:
-        """Note a rule that is about to be installed; its slot. There must be none of its match. OSError."""
+        """Note a rule before it is installed; return the slot. No note may have the same match. OSError."""
         if not self._free:
             before = max(len(self._rows), 1)
             self._map(max(_FIRST, 2 * before))
@@ -106,26 +106,26 @@ class Notes:
         slot = self._free.pop()
         row = self._rows[slot]
         row["rule"], row["location"] = rule, UNKNOWN
-        row["stands"] = 1  # last: until now the row is free
+        row["in_use"] = 1  # written last: until now the row is free
         self._slots[match_of(rule)] = slot
         return slot
 
-    def settle(self, slot: int, location: int) -> None:
-        """Note where the rule got to."""
+    def set_location(self, slot: int, location: int) -> None:
+        """Note the rule's location."""
         self._rows[slot]["location"] = location
 
-    def rename(self, slot: int, cookie: int) -> None:
-        """Give the rule another cookie."""
+    def set_cookie(self, slot: int, cookie: int) -> None:
+        """Change the rule's cookie."""
         self._rows[slot]["rule"]["cookie"] = cookie
 
     def drop(self, slot: int) -> None:
-        """Erase a note: its rule is gone, or was never there."""
+        """Erase a note: its rule is gone, or was never installed."""
         del self._slots[match_of(self._rows[slot]["rule"])]
-        self._rows[slot]["stands"] = 0
+        self._rows[slot]["in_use"] = 0
         self._free.append(slot)
 
     def close(self) -> None:
-        """Let go; a file without notes is removed. Idempotent."""
+        """Close the file; remove it if it has no notes. Idempotent."""
         if self._path is not None and not self._slots:
             self._path.unlink(missing_ok=True)
         self._rows = np.zeros(0, dtype=NOTE)

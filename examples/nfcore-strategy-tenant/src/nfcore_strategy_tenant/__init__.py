@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A marking strategy for nfcore: the upper bits of a mark tell who owns the VIP."""
+"""A marking strategy for nfcore: the upper bits of a mark show the owner of the VIP."""
 
 from .plugin import TenantMarksPlugin
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How marks are parted: the upper bits are the block's number, the lower ones number the targets in it."""
+"""Divides marks into blocks: the upper bits are the block's number, the lower ones number the targets in it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEFAULT_BLOCK = 0
-"""The block of whatever nobody owns."""
+"""The block of VIPs without an owner."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Marks of `width` bits in 2**bits blocks of one size; of block 0, mark 0 means "not marked"."""
+    """Marks of `width` bits in 2**bits blocks of equal size. Mark 0, of block 0, is not used: it means "not marked"."""
 
     width: int
     bits: int
@@ -33,10 +33,10 @@ class Blocks:
         return ((1 << self.bits) - 1) << self.shift
 
     def marks(self, block: int) -> NDArray[np.uint32]:
-        """Give all marks of a block, ascending."""
+        """All marks of a block, ascending."""
         first = block << self.shift
         return np.arange(max(first, 1), first + (1 << self.shift), dtype=np.uint32)
 
     def block_of(self, mark: int) -> int:
-        """Give the block that a mark is in."""
+        """The block of a mark."""
         return mark >> self.shift

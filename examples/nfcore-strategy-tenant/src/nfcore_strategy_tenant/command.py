@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore tenant-marks`: who has which marks."""
+"""`nfcore tenant-marks`: shows the marks of each owner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def show_blocks(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show which marks CONFIG gives to whom, and how a NIC's counter tells them: mark & mask == value.
+    """Show which marks CONFIG gives to each owner, and how to match them: mark & mask == value.
 
     Examples:
 
@@ -43,13 +43,13 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     from nfcore.hooks.manager import PluginManager  # noqa: PLC0415
 
     from .blocks import DEFAULT_BLOCK  # noqa: PLC0415
-    from .table import NAME, NOBODY, STRATEGY, TenantTable, blocks_of  # noqa: PLC0415
+    from .config import DEFAULT_OWNER, NAME, STRATEGY, TenantTable, blocks_of  # noqa: PLC0415
 
     config = load_config(path, PluginManager())
     table = config.sections.get(NAME)
     problems = []
     if not isinstance(table, TenantTable):
-        problems.append(Problem("nf.plugins", f"does not name {NAME!r}"))
+        problems.append(Problem("nf.plugins", f"does not have {NAME!r}"))
     if config.marking.strategy != STRATEGY:
         problems.append(Problem("marking.strategy", f"is {config.marking.strategy!r}; should be {STRATEGY!r}"))
     if problems or not isinstance(table, TenantTable):
@@ -58,7 +58,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     vips = {owner.block: [str(vip) for vip in owner.vips] for owner in table.owners}
     return [
         {
-            "owner": blocks.owners.get(block, NOBODY),
+            "owner": blocks.owners.get(block, DEFAULT_OWNER),
             "block": block,
             "first": int(blocks.marks(block)[0]),
             "last": int(blocks.marks(block)[-1]),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VIPs as people write them, and which of them are part of others."""
+"""VIPs as text, and which of them contain others."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ HINT = "should be an address, a prefix or one VIP: '198.18.10.1', '2001:db8::/48
 
 @dataclass(frozen=True)
 class Vip:
-    """Addresses with a port and a protocol, or with all of them."""
+    """Addresses with one port and protocol, or with all."""
 
     network: Network
     port: int = 0
-    """0 is every port."""
+    """0: every port."""
     protocol: str | None = None
-    """``tcp`` or ``udp``; None is both."""
+    """``tcp`` or ``udp``; None: both."""
 
     @classmethod
     def parse(cls, value: object) -> Vip:
-        """Read what ``str`` wrote, as network functions and the TOML name VIPs; ValueError says how to write one."""
+        """Parse a VIP as ``str()``, network functions and the TOML write it. ValueError shows the notation."""
         found = _TEXT.fullmatch(value) if isinstance(value, str) else None
         if found is None:
             raise ValueError(HINT)
@@ -35,7 +35,7 @@ class Vip:
         except ValueError as error:
             raise ValueError(f"{HINT} ({error})") from None
         port = int(found["port"] or 0)
-        # Without brackets it would not be clear where an IPv6 address ends.
+        # Without brackets the end of an IPv6 address is ambiguous.
         bracketed = found["v6"] is not None
         if port > 0xFFFF or (found["end"] and bracketed != (network.version == 6)):
             raise ValueError(HINT)
@@ -49,13 +49,13 @@ class Vip:
         return f"{f'[{address}]' if self.network.version == 6 else address}:{self.port}/{self.protocol}"
 
     def covers(self, other: Vip) -> bool:
-        """Whether all of `other` is part of this."""
+        """Whether every packet of `other` belongs to this VIP, too."""
         same = self.network.version == other.network.version
         inside = same and other.network.subnet_of(self.network)  # type: ignore[arg-type]  # of one version
         return inside and self.port in (0, other.port) and self.protocol in (None, other.protocol)
 
     def overlaps(self, other: Vip) -> bool:
-        """Whether some packet could belong to both."""
+        """Whether a packet can belong to both."""
         ports = 0 in (self.port, other.port) or self.port == other.port
         protocols = None in (self.protocol, other.protocol) or self.protocol == other.protocol
         same = self.network.version == other.network.version

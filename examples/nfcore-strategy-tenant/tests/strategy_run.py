@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TOMLs with owners, and what the strategy sees of a run with them."""
+"""TOMLs with owners, and the plugin set up with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nfcore.api.rules import Device
 from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context
 from nfcore.hooks.manager import PluginManager
-from nfcore_strategy_tenant.table import NAME
+from nfcore_strategy_tenant.config import NAME
 
 OWNERS = """
 [[tenant_marks.owners]]
@@ -30,7 +30,7 @@ vips = ["198.18.11.1:80/tcp", "[2001:db8:11::1]:80/tcp"]
 
 
 def toml(owners: str = OWNERS, bits: int = 2, width: int = 5) -> str:
-    """A TOML with nothing but the strategy."""
+    """A TOML that has only the strategy."""
     head = f'[nf]\nplugins = ["{NAME}"]\n[marking]\nstrategy = "tenant"\nwidth = {width}\n'
     return f"{head}[{NAME}]\nbits = {bits}\n{owners}"
 
@@ -45,7 +45,7 @@ def load(folder: Path, text: str) -> tuple[Config, PluginManager]:
 
 @dataclass
 class Function:
-    """As much of a network function as the strategy looks at: names of its targets."""
+    """The part of a network function that the strategy uses: names of its targets."""
 
     vips: dict[int, str] = field(default_factory=dict)
     number: int = 0
@@ -55,7 +55,7 @@ class Function:
 
 
 class Run:
-    """The plugin, set up, and one network function."""
+    """The plugin after setup, and one network function."""
 
     def __init__(
         self, config: Config, plugins: PluginManager, clock: Callable[[], float], quarantine: float = 1.0
@@ -65,4 +65,4 @@ class Run:
         self.context: Context = make_context(config, plugins, [Device("eth1", 4, ("some_nic",))])
         self.context.marks = MarkAllocator(config.marking.width, quarantine, clock)
         plugins.call(NAME, "setup", context=self.context)
-        self.context.register_nf(self.function)  # type: ignore[arg-type]  # what is left out is never asked for
+        self.context.register_nf(self.function)  # type: ignore[arg-type]  # the strategy does not use the rest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TOML: every mistake by its full key, all in one reading."""
+"""The table of the TOML: every mistake is reported with its full key, all in one run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from nfcore.errors import ConfigError
 
-from .worlds import OWNERS, load, toml
+from .strategy_run import OWNERS, load, toml
 
 EXAMPLE = Path(__file__).parents[1] / "example.toml"
 
@@ -54,9 +54,9 @@ colour = 1
     assert found == {
         "tenant_marks.owners[2].name": "'blue' is already owners[0]'s; should be another",
         "tenant_marks.owners[2].block": "3 is already owners[1]'s; should be another",
-        "tenant_marks.owners[2].vips[0]": "'198.18.10.7:80/tcp' has a part of '198.18.10.0/24', which stands at "
-        "owners[0].vips[0] already; a VIP has one owner",
-        "tenant_marks.owners[2].vips[2]": "'198.18.12.1' stands at owners[2].vips[1] already; a VIP has one owner",
+        "tenant_marks.owners[2].vips[0]": "'198.18.10.7:80/tcp' overlaps '198.18.10.0/24', which is already at "
+        "owners[0].vips[0]; a VIP has one owner",
+        "tenant_marks.owners[2].vips[2]": "'198.18.12.1' is already at owners[2].vips[1]; a VIP has one owner",
         "tenant_marks.owners[3].name": "is 'default'; should be 1 to 32 letters, digits, '_', '.' or '-', and not "
         "'default'",
         "tenant_marks.owners[3].block": "is 4; with tenant_marks.bits = 2 it should be 1 to 3",
@@ -80,5 +80,5 @@ def test_without_the_strategy_the_width_does_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("owners", ["owners = 3", "owners = [3]", 'owners = [{vips = "x"}]', "owners = [{vips = [1]}]"])
-def test_what_cannot_be_read_is_said_once(tmp_path: Path, owners: str) -> None:
+def test_values_of_a_wrong_type_are_reported_once(tmp_path: Path, owners: str) -> None:
     assert all(path.startswith("tenant_marks.owners") for path in mistakes(tmp_path, toml(owners)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TOML's `[tenant_marks]`."""
+"""The table `[tenant_marks]` of the TOML, and its checks."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .vips import Vip
 
 NAME = "tenant_marks"
 STRATEGY = "tenant"
-NOBODY = "default"
-"""The name of the block whose VIPs nobody owns."""
+DEFAULT_OWNER = "default"
+"""Name of the block of VIPs without an owner."""
 
 
 def _owner_name(value: object) -> str:
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", value) and value != NOBODY:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", value) and value != DEFAULT_OWNER:
         return value
-    raise ValueError(f"should be 1 to 32 letters, digits, '_', '.' or '-', and not {NOBODY!r}")
+    raise ValueError(f"should be 1 to 32 letters, digits, '_', '.' or '-', and not {DEFAULT_OWNER!r}")
 
 
 class OwnerTable(ConfigTable):
-    """`[[tenant_marks.owners]]`: who owns which VIPs."""
+    """`[[tenant_marks.owners]]`: an owner and the VIPs."""
 
     name: Annotated[str, BeforeValidator(_owner_name)]
     block: int = Field(ge=DEFAULT_BLOCK + 1, le=0xFFFF)
@@ -41,12 +41,12 @@ class TenantTable(ConfigTable):
     """`[tenant_marks]`."""
 
     bits: int = Field(default=4, ge=1, le=16)
-    """How many upper bits of a mark are the owner's; the rest numbers the targets of one owner."""
+    """Number of upper bits of a mark that show the owner; the rest number the owner's targets."""
     owners: list[OwnerTable] = Field(default=[])
 
 
 def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
-    """Find what two owners both want, as far as the values can be read at all."""
+    """Find names, blocks and VIPs that two owners have; values of a wrong type are skipped."""
     owners = raw.get("owners")
     numbered = [
         (f"owners[{number}]", owner)
@@ -63,44 +63,43 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
 
 def _check_unique(owners: list[tuple[str, dict[str, Any]]], key: str, path: str) -> Iterator[Problem]:
     seen: dict[object, str] = {}
-    for where, owner in owners:
+    for key_of_owner, owner in owners:
         value = owner.get(key)
-        if isinstance(value, str | int) and seen.setdefault(value, where) != where:
-            yield Problem(f"{path}.{where}.{key}", f"{value!r} is already {seen[value]}'s; should be another")
+        if isinstance(value, str | int) and seen.setdefault(value, key_of_owner) != key_of_owner:
+            yield Problem(f"{path}.{key_of_owner}.{key}", f"{value!r} is already {seen[value]}'s; should be another")
 
 
 def _check_blocks(owners: list[tuple[str, dict[str, Any]]], bits: int, path: str) -> Iterator[Problem]:
     last = (1 << bits) - 1
-    for where, owner in owners:
+    for key_of_owner, owner in owners:
         block = owner.get("block")
         if type(block) is int and last < block <= 0xFFFF:
             message = f"is {block}; with {path}.bits = {bits} it should be {DEFAULT_BLOCK + 1} to {last}"
-            yield Problem(f"{path}.{where}.block", message)
+            yield Problem(f"{path}.{key_of_owner}.block", message)
 
 
 def _check_vips(owners: list[tuple[str, dict[str, Any]]], path: str) -> Iterator[Problem]:
-    """Every VIP that has something in common with an earlier one of another owner, or stands twice."""
-    before: list[tuple[str, str, Vip]] = []
-    for where, owner in owners:
+    """Find every VIP that overlaps an earlier one of another owner, or that an owner has twice."""
+    earlier: list[tuple[str, str, Vip]] = []
+    for key_of_owner, owner in owners:
         vips = owner.get("vips")
         for number, text in enumerate(vips if isinstance(vips, list) else ()):
-            vip = _try(text)
+            vip = _parse_or_none(text)
             if vip is None:
                 continue
-            here = f"{where}.vips[{number}]"
-            for other_where, there, other in before:
-                if vip == other if where == other_where else vip.overlaps(other):
-                    words = "stands" if vip == other else f"has a part of {str(other)!r}, which stands"
-                    message = f"{str(vip)!r} {words} at {there} already; a VIP has one owner"
-                    yield Problem(f"{path}.{here}", message)
+            key = f"{key_of_owner}.vips[{number}]"
+            for other_owner, other_key, other in earlier:
+                if vip == other if key_of_owner == other_owner else vip.overlaps(other):
+                    overlap = "is already" if vip == other else f"overlaps {str(other)!r}, which is already"
+                    yield Problem(f"{path}.{key}", f"{str(vip)!r} {overlap} at {other_key}; a VIP has one owner")
                     break
-            before.append((where, here, vip))
+            earlier.append((key_of_owner, key, vip))
 
 
 def check_whole(config: Config) -> Iterator[Problem]:
-    """Compare the blocks with the width of a mark."""
+    """Check that the blocks fit into the width of a mark."""
     table = config.sections[NAME]
-    assert isinstance(table, TenantTable)  # config_section() said so
+    assert isinstance(table, TenantTable)  # by config_section()
     width = config.marking.width
     if config.marking.strategy == STRATEGY and table.bits >= width:
         message = f"is {table.bits}; marking.width = {width} leaves no bits for targets: should be less than {width}"
@@ -108,11 +107,11 @@ def check_whole(config: Config) -> Iterator[Problem]:
 
 
 def blocks_of(table: TenantTable, width: int) -> Blocks:
-    """Give the blocks of a table that passed all checks."""
+    """The blocks of a table that has passed all checks."""
     return Blocks(width, table.bits, {owner.block: owner.name for owner in table.owners})
 
 
-def _try(text: object) -> Vip | None:
+def _parse_or_none(text: object) -> Vip | None:
     try:
         return Vip.parse(text)
     except ValueError:
