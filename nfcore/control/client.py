@@ -81,7 +81,7 @@ class Client:
         if response is None:
             raise EndedError(f"the daemon at {self._path} gave no answer: it has ended")
         if not isinstance(response, dict) or not response.keys() & {"error", "result"}:
-            raise HostError(f"what answers at {self._path} is no nfcore daemon")
+            raise HostError(f"the process that listens at {self._path} is no nfcore daemon")
         if "error" in response:
             raise RefusedError(str(response["error"]), response.get("exit_status"))
         return response["result"]

@@ -169,7 +169,8 @@ class ControlServer:
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._read_line(reader), 1.0)
-            client.writer.write(_line({"error": f"too many clients: {MOST_CLIENTS} are connected already"}))
+            response = {"error": f"too many clients: {MOST_CLIENTS} are connected already"}
+            client.writer.write(json.dumps(response).encode() + b"\n")
         finally:
             self._refused -= 1
 
@@ -213,7 +214,7 @@ class ControlServer:
                 if begun:
                     self._drop(client, "failed", f"the rest of its response could not be made: {error}")
                     return
-                pieces = encode({"error": f"the method's answer cannot be written as JSON: {error}"})
+                pieces = encode({"error": f"the method's result cannot be written as JSON: {error}"})
                 continue
             if not text:
                 break
@@ -265,10 +266,6 @@ def _slice(pieces: Iterator[str]) -> str:
         if length >= WRITE_SIZE or time.monotonic() >= deadline:
             break
     return "".join(taken)
-
-
-def _line(response: Mapping[str, Any]) -> bytes:
-    return json.dumps(response).encode() + b"\n"
 
 
 def _peer(writer: asyncio.StreamWriter) -> tuple[int, int]:

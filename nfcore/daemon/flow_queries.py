@@ -62,7 +62,7 @@ def list_flows(
         else sum(getattr(state.table, name)[slots] for name in SORT_KEYS[sort])
     )
     first = slots[_first(column, max(0, min(limit, MOST_FLOWS)), smallest=(sort == "age") != reverse)]
-    counts = {listed.word: state.table.count(listed) for listed in LISTED_STATES}
+    counts = {flow_state.word: state.table.count(flow_state) for flow_state in LISTED_STATES}
     rows = JsonRows(_Copy(state, first).rows)
     return {"flows": rows, "matching": len(slots), "states": counts, "offload": state.switched_on}
 

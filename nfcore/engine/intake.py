@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes reports of flows: tells known flows from new ones, judges the new, and gives them marks."""
+"""Takes reports of flows: updates known flows, judges new ones, and gives them marks."""
 
 from __future__ import annotations
 

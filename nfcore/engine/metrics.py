@@ -21,7 +21,7 @@ _COUNTS = {
     "installed": "Rules installed.",
     "adopted": "Rules of an earlier run that were taken over.",
     "stale_removed": "Rules of an earlier run that were removed.",
-    "vanished": "Rules that somebody else had removed, or a NIC had lost.",
+    "vanished": "Rules that another program had removed, or a NIC had lost.",
     "orphans_removed": "nfcore's rules on a NIC that belonged to no flow.",
     "remove_failed": "Rules that a backend could not remove.",
 }

@@ -126,7 +126,7 @@ class Reconciler:
         self._state.count(device, slots, counts_of(rows))
 
     def _put_back_vanished(self, device: DeviceState, dump: Dump, present: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Let flows wait again whose rules are missing. present: slots of the rules in the dump. Returns the others."""
+        """Let flows wait again whose rules are missing. present: slots of the rules in the dump. Returns those kept."""
         table = self._state.table
         held = table.slots_in(FlowState.INSTALLED)
         held = held[(table.flow["ifindex"][held] == device.ifindex) & np.isin(table.backend[held], dump.answered)]

@@ -42,7 +42,9 @@ class Remover:
     def __init__(self, state: EngineState) -> None:
         self._state = state
         self._graces: deque[tuple[float, NDArray[np.int64]]] = deque()
+        """End of a grace period, and the flows whose rules are gone, by slot."""
         self._mark_graces: deque[tuple[float, dict[int, NDArray[np.uint32]]]] = deque()
+        """End of a grace period, and marks of gone targets, by number of the NF."""
 
     def run(self) -> None:
         """Retire the marks whose grace period has passed."""
