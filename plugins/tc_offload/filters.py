@@ -39,11 +39,6 @@ class Filters:
     """`tcm_info`: prio in the upper 16 bits, ethertype in network byte order in the lower."""
     flags: NDArray[np.uint32]
     """TCA_FLOWER_FLAGS."""
-    in_hw_count: NDArray[np.uint32]
-    """Number of devices that hold the filter in hardware."""
-    hw_packets: NDArray[np.uint64]
-    hw_bytes: NDArray[np.uint64]
-    """Counted by the hardware alone."""
     ours: NDArray[np.bool_]
     """The action has a cookie of nfcore."""
     complete: NDArray[np.bool_]
@@ -57,9 +52,8 @@ class Filters:
     @classmethod
     def empty(cls, length: int = 0) -> Filters:
         """Return `length` filters of zeros."""
-        numbers, counters = np.zeros((4, length), dtype=np.uint32), np.zeros((2, length), dtype=np.uint64)
-        flags = np.zeros((3, length), dtype=bool)
-        return cls(np.zeros(length, dtype=INSTALLED_ROW), *numbers, *counters, *flags)
+        numbers, booleans = np.zeros((3, length), dtype=np.uint32), np.zeros((3, length), dtype=bool)
+        return cls(np.zeros(length, dtype=INSTALLED_ROW), *numbers, *booleans)
 
     @classmethod
     def joined(cls, parts: Sequence[Filters]) -> Filters:
@@ -86,7 +80,6 @@ class Filters:
 class Layout:
     """Offsets of the attributes in messages of one layout."""
 
-    length: int
     positions: NDArray[np.int64]
     """Indexes of the 32-bit words that identify this layout: attribute headers, and the names of kinds."""
     words: NDArray[np.uint32]
@@ -108,7 +101,7 @@ class Layout:
         words = _words(np.frombuffer(raw, dtype=np.uint8).reshape(1, -1))
         indexes = np.array(sorted(at for at in positions if at < words.shape[1]), dtype=np.int64)
         is_flower = message.get_attr("TCA_KIND") == "flower"
-        return cls(len(raw), indexes, words[0, indexes].copy(), payloads(message), is_flower)
+        return cls(indexes, words[0, indexes].copy(), payloads(message), is_flower)
 
     def same(self, words: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Which messages, shape (messages, 32-bit words), have this layout."""
@@ -165,12 +158,11 @@ def _words(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
 def _decode(layout: Layout, rows: NDArray[np.uint8], now: int) -> Filters:
     out = Filters.empty(len(rows))
     out.handle[:], out.info[:] = _column(rows, HANDLE, "<u4"), _column(rows, INFO, "<u4")
-    for column, name in ((out.flags, "TCA_FLOWER_FLAGS"), (out.in_hw_count, "TCA_FLOWER_IN_HW_COUNT")):
-        if name in layout.at:
-            column[:] = _column(rows, layout.at[name][0], "<u4")
+    if "TCA_FLOWER_FLAGS" in layout.at:
+        out.flags[:] = _column(rows, layout.at["TCA_FLOWER_FLAGS"][0], "<u4")
     out.driver_counted[:] = "TCA_ACT_USED_HW_STATS" in layout.at
     _decode_cookie(layout, rows, out)
-    _decode_counters(layout, rows, out, now)
+    _decode_counters(layout, rows, out.installed, now)
     _decode_rule(layout, rows, out)
     return out
 
@@ -184,15 +176,10 @@ def _decode_cookie(layout: Layout, rows: NDArray[np.uint8], out: Filters) -> Non
     out.installed["rule"]["cookie"] = _column(rows, at + 8, "<u8")
 
 
-def _decode_counters(layout: Layout, rows: NDArray[np.uint8], out: Filters, now: int) -> None:
-    installed = out.installed
-    for name, packets, byte_counts in (
-        ("TCA_STATS_BASIC", installed["packets"], installed["bytes"]),
-        ("TCA_STATS_BASIC_HW", out.hw_packets, out.hw_bytes),
-    ):
-        if name in layout.at:
-            byte_counts[:] = _column(rows, layout.at[name][0], "<u8")
-            packets[:] = _column(rows, layout.at[name][0] + 8, "<u4")
+def _decode_counters(layout: Layout, rows: NDArray[np.uint8], installed: NDArray[np.void], now: int) -> None:
+    if "TCA_STATS_BASIC" in layout.at:
+        at = layout.at["TCA_STATS_BASIC"][0]
+        installed["bytes"], installed["packets"] = _column(rows, at, "<u8"), _column(rows, at + 8, "<u4")
     if "TCA_STATS_PKT64" in layout.at:
         installed["packets"] = _column(rows, layout.at["TCA_STATS_PKT64"][0], "<u8")
     for name in ("TCA_SKBEDIT_TM", "TCA_GACT_TM"):

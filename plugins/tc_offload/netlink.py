@@ -123,14 +123,13 @@ class TcSocket:
                 replies.unanswered.update(range(start, start + len(part)))
         return replies
 
-    def request(self, message: bytes) -> list[bytes]:
-        """Send one message; returns the replies other than the acknowledgement. NetlinkError when it is refused."""
+    def request(self, message: bytes) -> None:
+        """Send one message and wait for the acknowledgement. NetlinkError when it is refused."""
         replies = self.execute(np.frombuffer(bytearray(message), dtype=np.uint8).reshape(1, -1))
         if replies.errors:
             raise replies.errors[0]
         if replies.unanswered:
             raise NetlinkError(errno.ENOBUFS, "the kernel's reply was lost")
-        return replies.echoes
 
     def _number(self, part: NDArray[np.uint8]) -> int:
         """Write the sequence numbers of a datagram and ask for an acknowledgement of its last message.

@@ -154,7 +154,7 @@ class Rates:
     def by(self, family: str, label: str, **labels: str) -> dict[str, float]:
         """Return the same per value of a label, of counters that are in both samples.
 
-        A counter that is new, as of a VIP after a reload, may go on from an old value: see docs/metrics.md.
+        A new counter need not begin at 0: that of a new VIP may go on from the counter of a removed one.
         """
         grown: dict[str, float] = {}
         if self._before is None or not self.seconds:

@@ -29,7 +29,6 @@ from . import act_gact, act_pedit, act_skbedit, act_vlan
 from .actions import ActionChain, Bitfield32, encode_actions
 
 ETH_P_IP, ETH_P_IPV6, ETH_P_ALL = 0x0800, 0x86DD, 0x0003
-VLAN_TYPES = (0x8100, 0x88A8)
 SKIP_HW, SKIP_SW, IN_HW, NOT_IN_HW = 1, 2, 4, 8
 """Bits of TCA_FLOWER_FLAGS, TCA_CLS_FLAGS_*: user space sets the first two, the kernel returns the others."""
 IP_FLAGS = {"nofrag": (0, 1), "frag": (1, 1), "nofirstfrag": (0, 2), "firstfrag": (2, 2)}
