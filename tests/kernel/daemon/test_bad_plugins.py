@@ -82,7 +82,11 @@ FAULTS = {
     "answers the wrong shape": ("on_new_flow", "wrong_answer", "plugin bad: on_new_flow returned [0]; should be"),
     "blocks for good": ("on_new_flow", "broken_off", "plugin bad: on_new_flow was interrupted after"),
     "figures of one number": ("collect_stats", "wrong_answer", "plugin bad: collect_stats returned 5; should be"),
-    "figures without an end": ("collect_stats", "wrong_answer", "plugin bad: collect_stats gave MetricFamily("),
+    "figures without an end": (
+        "collect_stats",
+        "wrong_answer",
+        "plugin bad: collect_stats returned more than 10,000 objects, MetricFamily(",
+    ),
     "figures that leave": (
         "collect_stats",
         "raised",

@@ -15,6 +15,7 @@ from nfcore.api.marks import MarkState
 from nfcore.api.rules import Device, Outcome, Outcomes, RuleBatch
 from nfcore.engine.state import ACTIVE
 from nfcore.plugins.katran_accel.layouts import AccelCounter
+from tests.isolation import own_cpu
 
 from .world import World, open_world, outer, sent_to, tcp, udp
 
@@ -107,8 +108,13 @@ def test_a_changed_vip_or_real_makes_the_mark_stale(tmp_path: Path, strategy: st
 
 
 def test_a_reused_flow_id_mark_means_the_new_flow_only(tmp_path: Path) -> None:
-    marking = 'quarantine = "1us"\nwidth = 2\npool_chunk = 3'
-    with open_world(tmp_path, strategy="flow-id", marking=marking, offload="min_packets = 1\nmax_rules = 3") as world:
+    parts = {
+        "marking": 'quarantine = "1us"\nwidth = 2\npool_chunk = 3',
+        "offload": "min_packets = 1\nmax_rules = 3",
+        # Another CPU would get some of the three marks, and use none.
+        "katran": f"forwarding_cpus = [{own_cpu()}]",
+    }
+    with open_world(tmp_path, strategy="flow-id", **parts) as world:
         old = FLOWS["tcp4"]
         mark = world.offload(old)
         plain = world.send(old).output

@@ -60,7 +60,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
             rounds.several(10)
         # So that the endpoint has something to tell of itself.
         assert get("/healthz") == (200, '{"status": "ok", "troubles": []}\n')
-        return Seen({each["name"]: each for each in site.metrics()}, get("/metrics")[1])
+        return Seen({each["name"]: each for each in site.metrics().families}, get("/metrics")[1])
 
 
 def test_promtool_has_nothing_to_say(seen: Seen) -> None:
