@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flower rules a second, ours against `tc -b`, on one kernel: insert, delete, dump.
+"""Measures flower rules per second on one kernel, nfcore's backend and `tc -b`: insert, delete, dump.
 
     sudo scripts/guest.sh run -- .venv/bin/python scripts/bench_tc.py 10000 50000
 
-Works in a network namespace of its own. Each figure of `tc` is of one process that does everything: `tc -b` with
-`filter add` and with `filter del`, and `tc -j -s filter show`. Ours is what the daemon calls: `TcBackend.install`,
-`.remove` and `.dump`, with the answer for every rule. Prints two ratios: to what `tc` takes for the same, and to
-`tc -b` adding as many rules, the usual yardstick.
+Works in its own network namespace. Each time of `tc` is that of one process that handles all rules: `tc -b` with
+`filter add` and `filter del`, and `tc -j -s filter show`. For nfcore it is the time of the calls that the daemon makes:
+`TcBackend.install`, `.remove` and `.dump`, with a status for every rule. Prints the ratio to what `tc` takes for the
+same operation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLONE_NEWNET = 0x4000_0000
 
 
 def make_rules(count: int) -> RuleBatch:
-    """Give `count` rules for TCP flows of one VIP, 50,000 clients to an address's ports."""
+    """`count` rules for TCP flows to one VIP, 65,536 client addresses per source port."""
     rows = np.zeros(count, dtype=RULE_ROW)
     number = np.arange(count)
     rows["family"], rows["action"], rows["mark"] = 4, Action.SET_MARK, 1 + number % 0xFFFF
@@ -43,10 +43,10 @@ def make_rules(count: int) -> RuleBatch:
 
 
 def measure_ours(rules: RuleBatch, device: str, *, terse: bool) -> dict[str, float]:
-    """Seconds of ours by operation; AssertionError when an answer is not the expected one."""
+    """Operation → seconds with nfcore's backend. AssertionError: a result is not the expected one."""
     backend = TcBackend(Settings(device, socket.if_nametoindex(device), prio=PRIO, skip_sw="off", terse=terse))
     backend.open()
-    # What is made once (templates, the layout of a dump) is made before, as in a daemon that runs.
+    # Warm up: templates and the layout of a dump are made once, as in a running daemon.
     first = RuleBatch(rules.rows[:2].copy())
     backend.install(first)
     backend.dump()
@@ -65,7 +65,7 @@ def measure_ours(rules: RuleBatch, device: str, *, terse: bool) -> dict[str, flo
 
 
 def main() -> None:
-    """Print the figures for each number of rules on the command line."""
+    """Print a table for each number of rules on the command line."""
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
         raise SystemExit(f"bench_tc: no network namespace: {os.strerror(ctypes.get_errno())}")
     subprocess.run(["ip", "link", "add", "bench0", "type", "veth", "peer", "name", "bench1"], check=True)

@@ -1,13 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Debian's kernel in QEMU over this machine's files: what is written there is thrown away. Needs root.
+# Runs Debian's kernel in QEMU on this machine's files; all that the guest writes is discarded. Needs root.
 #
-#   scripts/guest.sh prepare [--newest]   get what the guest needs: packages, a kernel in the cache
-#   scripts/guest.sh run -- COMMAND...    run a command there; it sees the current folder
-#   scripts/guest.sh shell                a shell there
+#   scripts/guest.sh prepare [--newest]   install what the guest needs: packages, a kernel in the cache
+#   scripts/guest.sh run -- COMMAND...    run a command in the guest, in the current folder
+#   scripts/guest.sh shell                open a shell in the guest
 set -eu
 
-# The one place that names them. The kernel is no package of the host: it is downloaded and unpacked.
+# Packages of the host. The guest's kernel is not among them: it is downloaded and unpacked, not installed.
 packages='qemu-system-x86 qemu-system-common kmod gcc libc6-dev make util-linux'
 
 say() { printf 'guest: %s\n' "$*" >&2; }

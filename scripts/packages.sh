@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by the scripts beside it, which define say() and as_root().
 
-# Installs those of the packages given that dpkg does not know as installed. Touches no network when all are.
+# Installs those of the given packages that are not installed. Uses no network if all are installed.
 install_missing() {
     missing=''
     for package in "$@"; do

@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs Prometheus' promtool, which checks metrics and alert rules: the one on the PATH, or Debian's, unpacked into a
-# cache and never installed, since installing that package starts a Prometheus.
+# Runs Prometheus' promtool, which checks metrics and alert rules: the one on the PATH, or Debian's, which is unpacked
+# into a cache and not installed, since installing that package starts a Prometheus.
 #
-#   scripts/promtool.sh prepare       get it, unless it is there; prints where it is
+#   scripts/promtool.sh prepare       download it if it is missing; print its path
 #   scripts/promtool.sh ARGUMENT...   run it
 set -eu
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line as a user meets it: a process, its output and its exit status."""
+"""The command line as a process: output and exit status."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COMMANDS = [
 
 
 def call(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of the checkout; whatever it is given, it must not answer with a traceback."""
+    """Run a command of the checkout, which must not print a traceback."""
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -195,7 +195,7 @@ def test_a_missing_interface_is_status_1(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["demo.toml"]
 
 
-def test_a_reader_that_goes_away_gets_no_traceback() -> None:
+def test_a_closed_pipe_gives_no_traceback() -> None:
     done = call(["sh", "-c", f"{NFCORE} check {DEMO} --resolved | true"])
     assert "BrokenPipe" not in done.stderr
 
@@ -214,14 +214,14 @@ def test_plugins_as_json() -> None:
     assert [row["error"] for row in rows.values()] == [None] * len(rows)
 
 
-def test_plugins_for_people() -> None:
+def test_plugins_as_a_table() -> None:
     done = nfcore("plugins")
     assert done.returncode == 0
     for word in ("katran_accel", "softnic", "allocate_mark", __version__):
         assert word in done.stdout
 
 
-def test_plugins_tell_the_order_of_calls(tmp_path: Path) -> None:
+def test_plugins_show_the_order_of_calls(tmp_path: Path) -> None:
     config = tmp_path / "lb.toml"
     config.write_text(
         '[nf]\nplugins = ["marking", "tc_offload", "softnic", "katran_accel"]\n'
@@ -243,7 +243,7 @@ def test_plugins_tell_the_order_of_calls(tmp_path: Path) -> None:
     assert "every plugin, in the order of [nf] plugins" in shown
 
 
-# What must work anywhere
+# Without bcc, without root
 
 WITHOUT_BCC = [["--help"], ["trace", "--help"], ["plugins", "--json"], ["check", DEMO], ["stats", "--socket", "/x"]]
 
@@ -257,7 +257,7 @@ def test_what_works_without_bcc(arguments: list[str]) -> None:
 
 @functools.cache
 def as_usual(*arguments: str) -> tuple[int, str]:
-    """Status and output of a command with nothing missing."""
+    """Exit status and output of a command when nothing is missing."""
     done = nfcore(*arguments)
     return done.returncode, done.stdout
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands print: to an output that is full or closed, in any character set, of any words."""
+"""Output of commands: to a full or closed output, in any character set, with any text."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", ["--help", "plugins", "check $EXAMPLE --resolved"])
 @pytest.mark.parametrize(
-    ("where", "words"), [(">/dev/full", "cannot be written: No space left on device"), (">&-", "is closed")]
+    ("where", "reason"), [(">/dev/full", "cannot be written: No space left on device"), (">&-", "is closed")]
 )
-def test_an_output_that_takes_nothing_is_named(command: str, where: str, words: str) -> None:
+def test_an_output_that_cannot_be_written_is_reported(command: str, where: str, reason: str) -> None:
     done = shell(f"$NFCORE {command} {where}")
-    assert (done.returncode, done.stderr) == (1, f"error: standard output: {words}\n")
+    assert (done.returncode, done.stderr) == (1, f"error: standard output: {reason}\n")
 
 
 def test_a_closed_standard_error_ends_nothing() -> None:
@@ -60,11 +60,11 @@ def test_a_closed_standard_input_is_no_terminal() -> None:
     assert done.returncode == 1 and "needs a terminal to draw on" in done.stderr
 
 
-def test_an_output_that_does_not_wait_is_waited_for() -> None:
+def test_a_non_blocking_output_is_waited_for() -> None:
     read, write = os.pipe()
     room = fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(write, False)
-    os.write(write, b"-" * room)  # until somebody reads there is no room
+    os.write(write, b"-" * room)  # full until somebody reads
     with subprocess.Popen([NFCORE, "plugins", "--json"], stdout=write, stderr=subprocess.PIPE) as running:
         os.close(write)
         time.sleep(3.0)
@@ -84,7 +84,7 @@ def test_no_descriptor_is_left_free_for_a_socket() -> None:
     [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
     ids=["ascii", "C"],
 )
-def test_characters_that_the_terminal_has_not_are_replaced_one_for_one(environment: dict[str, str]) -> None:
+def test_characters_that_the_encoding_lacks_are_replaced_one_for_one(environment: dict[str, str]) -> None:
     script = "from nfcore.cli.stdio import prepare_streams; prepare_streams();"
     words = r"a \u2192 \u2588\u2587 \u2013 \xfc \ud800"
     done = shell(f'''{sys.executable} -c "{script} print('{words}')"''', **environment)
@@ -94,7 +94,7 @@ def test_characters_that_the_terminal_has_not_are_replaced_one_for_one(environme
 
 
 @given(st.text(st.characters(codec=None)))
-def test_what_is_printable_steers_no_terminal(text: str) -> None:
+def test_printable_text_has_no_control_characters(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     shown.encode()
@@ -106,14 +106,14 @@ def test_escapes() -> None:
     assert printable("a\nb\x07", "\n") == "a\nb\\x07"
 
 
-def test_json_is_what_every_reader_takes() -> None:
+def test_json_is_valid_for_every_reader() -> None:
     given_values = {"values": [math.nan, math.inf, -math.inf, 1.5, 2**70, None, True], "name": "\udc80"}
     read = json.loads(json_text(given_values), parse_constant=pytest.fail)
     assert read == {"values": ["NaN", "+Inf", "-Inf", 1.5, 2**70, None, True], "name": "\udc80"}
 
 
-def figures(*arguments: str, folder: Path) -> str:
-    """What `nfcore stats` prints of a daemon's figures with which everything is strange."""
+def stats(*arguments: str, folder: Path) -> str:
+    """What `nfcore stats` prints for a daemon whose metrics have unusual values and texts."""
     strange: list[Any] = [math.nan, math.inf, -math.inf, None, "NaN", 10**4000, True]
     samples: list[Any] = [{"labels": {"n": str(n)}, "value": value} for n, value in enumerate(strange)]
     samples += [{"labels": {"n": "a"}, "sum": math.nan, "count": 3}, {"labels": {"n": "b"}, "sum": 1e308, "count": 0}]
@@ -136,11 +136,11 @@ def figures(*arguments: str, folder: Path) -> str:
     return asyncio.run(ask())
 
 
-def test_figures_of_any_value_are_shown(tmp_path: Path) -> None:
-    told = json.loads(figures("--json", folder=tmp_path), parse_constant=pytest.fail)
-    values = [sample.get("value") for sample in told["metrics"][0]["samples"]]
+def test_metrics_of_any_value_are_shown(tmp_path: Path) -> None:
+    metrics = json.loads(stats("--json", folder=tmp_path), parse_constant=pytest.fail)
+    values = [sample.get("value") for sample in metrics["metrics"][0]["samples"]]
     assert values[:5] == ["NaN", "+Inf", "-Inf", None, "NaN"]
-    shown = figures(folder=tmp_path)
+    shown = stats(folder=tmp_path)
     assert "nan" in shown and "inf" in shown and r"words=\x1b[2J\udc80\n\x07" in shown
     assert shown.replace("\n", "").isprintable()
-    assert len(figures("--match", "odd words=", folder=tmp_path).splitlines()) == 5
+    assert len(stats("--match", "odd words=", folder=tmp_path).splitlines()) == 5

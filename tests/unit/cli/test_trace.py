@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `nfcore trace` reads: frames as hex, with the mark that the NIC would have set."""
+"""Input of `nfcore trace`: frames as hex, with the mark that the NIC would set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_leading_zeros_are_decimal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "pairs of hex digits"),
         ("xyz", "xyz: a frame is written as pairs of hex digits"),
@@ -43,11 +43,11 @@ def test_leading_zeros_are_decimal() -> None:
         (f"{FRAME.hex()} 5", "pairs of hex digits"),
     ],
 )
-def test_bad_lines_are_named(text: str, words: str) -> None:
+def test_bad_lines_are_named(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_line(text, "--hex 3")
     assert str(refused.value).startswith("--hex 3: ")
-    assert words in str(refused.value)
+    assert message in str(refused.value)
 
 
 @given(st.text(max_size=60))
@@ -73,10 +73,10 @@ def test_all_bad_lines_of_a_file_in_one_run(tmp_path: Path) -> None:
     assert str(refused.value).count(str(path)) == 2
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "cannot be read"), (b"\xff\xff", "is not text")])
-def test_files_that_are_none(tmp_path: Path, content: bytes | None, words: str) -> None:
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), (b"\xff\xff", "is not text")])
+def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "frames.bin"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         read_frames(path)
