@@ -58,7 +58,7 @@ class _Client:
     process: int
     user: int
     idle_since: float | None
-    """Time of its last response, by the event loop's clock; None while a request is being handled."""
+    """Time of its last response or of its connection, by the loop's clock; None while a request is being handled."""
 
     @property
     def may_change(self) -> bool:

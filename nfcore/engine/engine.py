@@ -158,7 +158,7 @@ class Engine:
         self.state.switched_on = self.context.state_file.recall(SWITCH) is None
         if not self.state.switched_on:
             message = "offloading is switched off since an earlier run"
-            log.warning("%s: to switch it on: nfcore offload on", message)
+            log.warning("%s; to switch it on: nfcore offload on", message)
             self.state.events.note(EventKind.SWITCH, message)
 
     def _probe(self, device: DeviceState) -> None:
