@@ -172,17 +172,17 @@ class Chaos:
         self.scenario.allow(MANY_RULES)
         self._reload()
         self.traffic.wait_until(
-            lambda: self.traffic.meters.full and self._waits_at(NIC_RULES)(), "a full NIC, and flows that wait"
+            lambda: self.traffic.counters.full and self._waits_at(NIC_RULES)(), "a full NIC, and flows that wait"
         )
         seen = self._table_use()
         self.traffic.wait_for_answers(REQUESTS_EACH)
         return f"nfcore_nic_full = 1: {seen}"
 
     def _waits_at(self, rules: int) -> Callable[[], bool]:
-        return lambda: self.traffic.meters.waiting > 0 and self.hardware.rules() == rules
+        return lambda: self.traffic.counters.waiting > 0 and self.hardware.rules() == rules
 
     def _table_use(self) -> str:
-        return f"{self.hardware.rules()} rules in the NIC, {self.traffic.meters.waiting} flows waiting"
+        return f"{self.hardware.rules()} rules in the NIC, {self.traffic.counters.waiting} flows waiting"
 
     def _explain(self) -> str:
         reasons: list[str] = []
@@ -232,7 +232,7 @@ class Chaos:
             lambda: (self.traffic.progress.recent_share or 0) >= WARM, f"{WARM:.0%} on the fast path"
         )
         held, packets, seconds = self._restart(meanwhile)
-        adopted = self.traffic.meters.adopted
+        adopted = self.traffic.counters.adopted
         seen = f"{adopted} of {held} rules taken over after {seconds:.1f} s without a daemon: {packets.summary}"
         if not adopted or not _both(packets):
             raise UnseenError(f"rules taken over and both paths in use: not seen; {seen}")
@@ -259,15 +259,15 @@ class Chaos:
         gone = self.hardware.wipe()
         began = time.monotonic()
         self.traffic.wait_until(
-            lambda: self.traffic.meters.vanished > before.vanished and self.hardware.rules() >= NIC_RULES // 2,
+            lambda: self.traffic.counters.vanished > before.vanished and self.hardware.rules() >= NIC_RULES // 2,
             "rules vanished, and rules in the NIC again",
         )
         again = time.monotonic() - began
         self.traffic.wait_until(
-            lambda: self.traffic.meters.refill not in (0, before.refill),
+            lambda: self.traffic.counters.refill not in (0, before.refill),
             "nfcore_refill_seconds",
         )
-        refill = self.traffic.meters.refill
+        refill = self.traffic.counters.refill
         return (
             f"{gone} rules removed; half as many in the NIC again after {again:.2f} s, the hottest flows first; "
             f"all that had vanished installed again or ended after {refill:.2f} s"

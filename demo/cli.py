@@ -20,6 +20,7 @@ from rich.console import Console
 from nfcore.errors import HostError, NfcoreError
 
 from .chaos import Chaos
+from .host_state import SCRATCH, HostState
 from .lab import VIP4, VIP6, Lab
 from .objects import KernelObjects
 from .proof import Summary
@@ -27,7 +28,6 @@ from .run import Run
 from .scenario import NIC_RULES, Scenario
 from .stage import CONFIG, Stage, nfcore
 from .stop import StoppedError, StopSwitch
-from .traces import SCRATCH, Traces
 from .view import View, make_view, print_summary
 
 REQUESTS, CHAOS_REQUESTS = 12_000, 6_000
@@ -73,9 +73,9 @@ def perform(console: Console, view: View, stop: StopSwitch, options: Options) ->
     """Build, run, prove, remove. Raises nfcore's errors and StoppedError, after everything is removed."""
     lab = Lab()
     settings = tomllib.loads(CONFIG.read_text())
-    traces = Traces(Path(settings["nf"]["socket"]), Path(settings["softnic"]["pins"]["eth1"]))
+    host_state = HostState(Path(settings["nf"]["socket"]), Path(settings["softnic"]["pins"]["eth1"]))
     with contextlib.ExitStack() as exits:
-        exits.enter_context(traces)
+        exits.enter_context(host_state)
         scenario = Scenario(CONFIG, SCRATCH / "chaos.toml") if options.chaos else None
         if scenario:
             stage = Stage(lab, stop, config=scenario.path, strategy=options.strategy, rules=NIC_RULES)
@@ -95,7 +95,7 @@ def perform(console: Console, view: View, stop: StopSwitch, options: Options) ->
         if options.keep:
             view.print_line(hints(stage))
             stop.wait()
-    summary.left_behind = [*lab.leftovers(), *traces.left(), *objects.left()]
+    summary.left_behind = [*lab.leftovers(), *host_state.left(), *objects.left()]
     return summary
 
 

@@ -16,7 +16,7 @@ from nfcore.kernel import Map, MapSpec, MapType
 from nfcore.plugins.katran_accel.layouts import AccelCounter
 from nfcore.plugins.softnic.backend import SoftnicBackend
 
-from .traces import BALANCER_PINS
+from .host_state import BALANCER_PINS
 
 _PATHS = MapSpec("hw_accel_stats", MapType.PERCPU_ARRAY, np.dtype("<u4"), np.dtype("<u8"), len(AccelCounter))
 

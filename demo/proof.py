@@ -18,9 +18,9 @@ from typing import Any
 from nfcore.plugins.katran_accel.hashing import ring_slot
 from nfcore.plugins.katran_accel.maglev import Endpoint, build_ring
 
+from .counters import DaemonCounters
 from .events import Event
 from .lab import Real
-from .meters import Meters
 
 MIN_FAST_SHARE = 0.8
 
@@ -91,12 +91,12 @@ def prove(
     prediction: Prediction,
     *,
     strategy: str,
-    meters: tuple[Meters, Meters],
+    counters: tuple[DaemonCounters, DaemonCounters],
     retransmitted: int,
     seconds: float,
 ) -> Summary:
-    """Check the client's records (`demo.load.Record` as mappings); `meters` are before and after the main phase."""
-    before, after = meters
+    """Check the client's records (`demo.load.Record` as mappings); `counters` are before and after the main phase."""
+    before, after = counters
     checks = [
         none_lost(records),
         _right_real(records, prediction),
@@ -180,7 +180,7 @@ def address_kept(records: Sequence[Mapping[str, Any]]) -> Check:
     return Check("packets reached the real unchanged", wrong == 0, detail)
 
 
-def _fast_enough(before: Meters, after: Meters) -> Check:
+def _fast_enough(before: DaemonCounters, after: DaemonCounters) -> Check:
     share = after.share_since(before)
     claim = f"kept-alive connections use the fast path (at least {MIN_FAST_SHARE:.0%})"
     if share is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nfcore.errors import HostError
 
-from .meters import read_meters
+from .counters import read_counters
 from .proof import Prediction, Summary, prove
 from .stage import Client, Stage
 from .traffic import retransmitted
@@ -50,19 +50,19 @@ class Run:
         self._phase(client, "short")
         self._phase(client, "open")
         self._wait_for_rules(client)
-        before = read_meters(self.stage.socket)
+        before = read_counters(self.stage.socket)
         drawing = self.stage.take_picture(self._picture) if self._picture else None
         self._phase(client, "main")
         if drawing is not None:
             self._finish(drawing)
-        after = read_meters(self.stage.socket)
+        after = read_counters(self.stage.socket)
         seconds = time.monotonic() - began
         records = self._phase(client, "close")
         return prove(
             records,
             Prediction(self.stage.config, self.stage.lab.reals),
             strategy=self.stage.strategy,
-            meters=(before, after),
+            counters=(before, after),
             retransmitted=retransmitted(self.stage.lab),
             seconds=seconds,
         )
@@ -95,9 +95,9 @@ class Run:
         """Return when no packet of a round of requests takes the slow path, or after the time-out."""
         deadline = time.monotonic() + RULES_TIMEOUT
         while time.monotonic() < deadline:
-            before = read_meters(self.stage.socket)
+            before = read_counters(self.stage.socket)
             self._phase(client, "idle")
-            if read_meters(self.stage.socket).slow == before.slow:
+            if read_counters(self.stage.socket).slow == before.slow:
                 return
             time.sleep(0.1)
 
@@ -106,10 +106,10 @@ class Run:
         if now < self._read_at + METERS_EVERY:
             return
         self._read_at = now
-        meters = read_meters(self.stage.socket)
-        share = meters.share_since(self._progress.meters)
+        counters = read_counters(self.stage.socket)
+        share = counters.share_since(self._progress.counters)
         recent = self._progress.recent_share if share is None else share
-        self._show(replace(self._progress, meters=meters, recent_share=recent))
+        self._show(replace(self._progress, counters=counters, recent_share=recent))
 
     def _show(self, progress: Progress) -> None:
         self._progress = replace(progress, total=max(progress.total, progress.asked))

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .host_state import BALANCER_PINS
 from .lab import Real
-from .traces import BALANCER_PINS
 
 NIC_RULES = 48
 """Rules that fit into the NIC: fewer than there are connections."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from .counters import DaemonCounters, read_counters
 from .events import Event, UnseenError
 from .lab import Lab
-from .meters import Meters, read_meters
 from .stage import Client, Stage
 from .view import Progress, View
 
@@ -36,9 +36,9 @@ class Traffic:
         self._client.send("churn")
 
     @property
-    def meters(self) -> Meters:
+    def counters(self) -> DaemonCounters:
         """The last reading of the daemon's counters."""
-        return self.progress.meters
+        return self.progress.counters
 
     def end(self) -> list[dict[str, Any]]:
         """End the churn; returns the records of all connections."""
@@ -70,14 +70,14 @@ class Traffic:
             self.read()
         return events
 
-    def read(self) -> Meters:
+    def read(self) -> DaemonCounters:
         """Read the daemon's counters now."""
         self._read_at = time.monotonic()
-        meters = read_meters(self.stage.socket)
-        share = meters.share_since(self.progress.meters)
+        counters = read_counters(self.stage.socket)
+        share = counters.share_since(self.progress.counters)
         recent = self.progress.recent_share if share is None else share
-        self._show(meters=meters, recent_share=recent)
-        return meters
+        self._show(counters=counters, recent_share=recent)
+        return counters
 
     def reset_share(self) -> None:
         """Forget the last share of the fast path, so that only later packets count."""
@@ -118,10 +118,10 @@ class Traffic:
         self._view.show(self.progress)
 
     def _state(self) -> str:
-        meters, progress = self.meters, self.progress
+        counters, progress = self.counters, self.progress
         return (
             f"{progress.answered:,} of {progress.asked:,} requests answered, {progress.failed} connections failed, "
-            f"{meters.rules} rules, {meters.waiting} flows waiting"
+            f"{counters.rules} rules, {counters.waiting} flows waiting"
         )
 
 

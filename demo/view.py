@@ -16,8 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from .counters import DaemonCounters
 from .events import Event
-from .meters import Meters
 from .proof import Summary
 
 PHASES = {
@@ -45,7 +45,7 @@ class Progress:
     answered: int = 0
     failed: int = 0
     reals: Mapping[str, int] = field(default_factory=dict)
-    meters: Meters = field(default_factory=Meters)
+    counters: DaemonCounters = field(default_factory=DaemonCounters)
     recent_share: float | None = None
     action: str = ""
     events: tuple[Event, ...] = ()
@@ -128,11 +128,11 @@ class LineView:
             return
         self._phase, self._last = progress.phase, now
         split = " ".join(f"{name}={count}" for name, count in progress.reals.items())
-        meters = progress.meters
+        counters = progress.counters
         self.print_line(
             f"{PHASES[progress.phase]}: {progress.answered} of {progress.total} requests, "
-            f"{progress.failed} connections failed; {split or 'no answers yet'}; flows {meters.flows}, "
-            f"marks {meters.marks}, fast path {_percent(progress.recent_share)}"
+            f"{progress.failed} connections failed; {split or 'no answers yet'}; flows {counters.flows}, "
+            f"marks {counters.marks}, fast path {_percent(progress.recent_share)}"
             + (f" – {progress.action}" if progress.action else "")
         )
 
@@ -153,14 +153,14 @@ def draw(progress: Progress) -> Panel:
     counts.add_column(justify="right", min_width=8)
     counts.add_column(style="dim")
     counts.add_column(justify="right", min_width=8)
-    meters = progress.meters
+    counters = progress.counters
     failed = Text(f"{progress.failed:,}", style="bold red" if progress.failed else "green")
     share = progress.recent_share
     fast = Text(_percent(share), style="bold green" if share is not None and share >= 0.8 else "yellow")
     counts.add_row(
-        "requests", f"{progress.asked:,} of {progress.total:,}", "live flows with a rule", f"{meters.flows:,}"
+        "requests", f"{progress.asked:,} of {progress.total:,}", "live flows with a rule", f"{counters.flows:,}"
     )
-    counts.add_row("answered", f"{progress.answered:,}", "marks in use", f"{meters.marks:,}")
+    counts.add_row("answered", f"{progress.answered:,}", "marks in use", f"{counters.marks:,}")
     counts.add_row("failed connections", failed, "fast path, now", fast)
 
     split = Table.grid(padding=(0, 3))

@@ -23,7 +23,7 @@ from ..errors import Problem
 
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 NO_BACKEND = "none"
-MOST_QUEUE_BITS = 12
+MAX_QUEUE_BITS = 12
 """Linux allows a device at most 4,096 receive queues."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -70,7 +70,7 @@ class Context:
     strategy: StrategyInfo | None
     """None: no interface is accelerated."""
     marks: MarkAllocator
-    strategist: str | None = None
+    strategy_plugin: str | None = None
     """The plugin that offers the strategy."""
     tracing: bool = False
     """True under `nfcore trace`: attach and pin nothing."""

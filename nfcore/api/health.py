@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-PATIENCE = 5.0
+LOOP_TIMEOUT = 5.0
 """Seconds that one turn of the event loop may take."""
-WORKER_PATIENCE = 30.0
+WORKER_TIMEOUT = 30.0
 """Seconds that a NIC may take for one batch."""
 REMEMBERED = 60.0
 """Seconds for which the longest turn is remembered at least; at most twice as long."""
@@ -27,15 +27,10 @@ class Attachment:
     """Id of the program that has replaced it."""
 
     @property
-    def trouble(self) -> str:
+    def message(self) -> str:
         """The message for when it is not there."""
         message = "the program is no longer attached"
         return message if self.other is None else f"{message}: another, {self.other}, is in its place"
-
-
-def make_way(interface: str) -> str:
-    """Give the advice for an interface that has a foreign program."""
-    return f"stop what put it there, or ip link set dev {interface} xdp off"
 
 
 class Health:
@@ -76,11 +71,11 @@ class Health:
         """Yield what is wrong, a sentence each."""
         if self._turned is None:
             yield "the event loop does not run yet"
-        elif (seconds := self._clock() - self._turned) > PATIENCE:
+        elif (seconds := self._clock() - self._turned) > LOOP_TIMEOUT:
             yield f"the event loop has not turned for {seconds:.0f} s"
         for interface, busy in self.workers.items():
-            if (seconds := busy()) > WORKER_PATIENCE:
+            if (seconds := busy()) > WORKER_TIMEOUT:
                 yield f"{interface}: the NIC has not answered for {seconds:.0f} s"
         for interface, attachment in self.attached.items():
             if not attachment.there:
-                yield f"{interface}: {attachment.trouble}"
+                yield f"{interface}: {attachment.message}"

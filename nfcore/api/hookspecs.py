@@ -140,11 +140,11 @@ class Hooks:
         """Give the `nfcore.bench.workload.Workload` that `nfcore bench` measures for the plugin's NF."""
 
 
-class Asked(StrEnum):
+class CalledOn(StrEnum):
     """The plugins on which a hook is called, and their order."""
 
     ALL = "every plugin, in the order of [nf] plugins"
-    OURS_FIRST = "every plugin, nfcore's own first, each in the order of [nf] plugins"
+    BUILTIN_FIRST = "every plugin, nfcore's own first, each in the order of [nf] plugins"
     FIRST = "plugin after plugin, in the order of [nf] plugins, until one gives a result"
     REVERSED = "every plugin, the last first"
     FUNCTION = "the network function alone"
@@ -156,7 +156,7 @@ class Runs(StrEnum):
     """Where a hook runs, and so how long it may take."""
 
     LOOP = "event loop: must not block"
-    ORDER = "event loop, at an operator's command: may take a moment"
+    REQUEST = "event loop, at an operator's command: may take a moment"
     WORKER = "the device's worker thread: may wait for the NIC"
     START = "main thread, before or after the event loop runs"
     COMMAND = "a command, in a process of its own"
@@ -166,31 +166,31 @@ class Runs(StrEnum):
 class Role:
     """On which plugins a hook is called, and where it runs."""
 
-    asked: Asked
+    asked: CalledOn
     runs: Runs
 
 
 ROLES: Mapping[str, Role] = {
-    "on_new_flow": Role(Asked.ALL, Runs.LOOP),
-    "allocate_mark": Role(Asked.FIRST, Runs.LOOP),
-    "install_offload": Role(Asked.BACKEND, Runs.WORKER),
-    "collect_stats": Role(Asked.OURS_FIRST, Runs.LOOP),
-    "marking_strategies": Role(Asked.ALL, Runs.START),
-    "publish_marks": Role(Asked.FUNCTION, Runs.LOOP),
-    "retire_marks": Role(Asked.FUNCTION, Runs.LOOP),
-    "release_mark": Role(Asked.ALL, Runs.LOOP),
-    "restore_flows": Role(Asked.FUNCTION, Runs.LOOP),
-    "remove_offload": Role(Asked.BACKEND, Runs.WORKER),
-    "dump_offload": Role(Asked.BACKEND, Runs.WORKER),
-    "probe_offload": Role(Asked.BACKEND, Runs.WORKER),
-    "config_section": Role(Asked.ALL, Runs.START),
-    "setup": Role(Asked.ALL, Runs.START),
-    "reconfigure": Role(Asked.ITSELF, Runs.ORDER),
-    "teardown": Role(Asked.REVERSED, Runs.START),
-    "cleanup": Role(Asked.ALL, Runs.COMMAND),
-    "diagnose": Role(Asked.ALL, Runs.COMMAND),
-    "register_commands": Role(Asked.ALL, Runs.COMMAND),
-    "trace_packet": Role(Asked.FUNCTION, Runs.COMMAND),
-    "benchmark": Role(Asked.ALL, Runs.COMMAND),
+    "on_new_flow": Role(CalledOn.ALL, Runs.LOOP),
+    "allocate_mark": Role(CalledOn.FIRST, Runs.LOOP),
+    "install_offload": Role(CalledOn.BACKEND, Runs.WORKER),
+    "collect_stats": Role(CalledOn.BUILTIN_FIRST, Runs.LOOP),
+    "marking_strategies": Role(CalledOn.ALL, Runs.START),
+    "publish_marks": Role(CalledOn.FUNCTION, Runs.LOOP),
+    "retire_marks": Role(CalledOn.FUNCTION, Runs.LOOP),
+    "release_mark": Role(CalledOn.ALL, Runs.LOOP),
+    "restore_flows": Role(CalledOn.FUNCTION, Runs.LOOP),
+    "remove_offload": Role(CalledOn.BACKEND, Runs.WORKER),
+    "dump_offload": Role(CalledOn.BACKEND, Runs.WORKER),
+    "probe_offload": Role(CalledOn.BACKEND, Runs.WORKER),
+    "config_section": Role(CalledOn.ALL, Runs.START),
+    "setup": Role(CalledOn.ALL, Runs.START),
+    "reconfigure": Role(CalledOn.ITSELF, Runs.REQUEST),
+    "teardown": Role(CalledOn.REVERSED, Runs.START),
+    "cleanup": Role(CalledOn.ALL, Runs.COMMAND),
+    "diagnose": Role(CalledOn.ALL, Runs.COMMAND),
+    "register_commands": Role(CalledOn.ALL, Runs.COMMAND),
+    "trace_packet": Role(CalledOn.FUNCTION, Runs.COMMAND),
+    "benchmark": Role(CalledOn.ALL, Runs.COMMAND),
 }
 """Hook → role."""

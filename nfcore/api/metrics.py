@@ -66,13 +66,13 @@ class Sample:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-MOST_TEXT = 1024
+MAX_TEXT = 1024
 """Characters that a label's value or a help text may have: each scrape contains them."""
 
 
 def is_text(value: object) -> bool:
-    """Whether this is a text of at most MOST_TEXT characters that UTF-8 can encode (it cannot encode surrogates)."""
-    if not isinstance(value, str) or len(value) > MOST_TEXT:
+    """Whether this is a text of at most MAX_TEXT characters that UTF-8 can encode (it cannot encode surrogates)."""
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
         return False
     try:
         value.encode()
@@ -168,7 +168,7 @@ def total(metrics: Iterable[Mapping[str, Any]], name: str, **labels: str) -> flo
     return float(sum(sample["value"] if "value" in sample else sample["count"] for sample in chosen))
 
 
-class Ratchet:
+class MonotonicDifference:
     """Keeps a counter from decreasing that is the difference of counters which are not read at the same instant.
 
     Read the base first, then the others; each of these must count a packet no later than the base does. Then the

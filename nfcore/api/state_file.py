@@ -28,22 +28,22 @@ class StateFile:
                 read = json.loads(path.read_text(encoding="utf-8"))
                 self._values = {str(key): _checked(value) for key, value in read.items()}
 
-    def recall(self, name: str) -> int | None:
+    def get_number(self, name: str) -> int | None:
         """Give the number under `name`, or None."""
         value = self._values.get(name)
         return value if isinstance(value, int) else None
 
-    def recall_text(self, name: str) -> str | None:
+    def get_text(self, name: str) -> str | None:
         """Give the text under `name`, or None."""
         value = self._values.get(name)
         return value if isinstance(value, str) else None
 
-    def remember(self, name: str, value: int | str) -> None:
+    def set(self, name: str, value: int | str) -> None:
         """Keep a number or a text for the next run."""
         self._values[name] = value
         self._write()
 
-    def forget(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Remove a number or a text; an empty file is deleted."""
         self._values.pop(name, None)
         self._write()

@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Barrier
 
 from .datapath import Subject
 from .packet_source import FlowSource
-from .processes import Say, at_once
+from .processes import ShowProgress, at_once
 from .results import CoreRow
 from .sizes import Sizes
 from .traffic import Family
@@ -30,7 +30,9 @@ def core_counts(cpus: int) -> list[int]:
     return sorted({*(count for count in STEPS if count <= most), most})
 
 
-def measure_cores(workload: Workload, sizes: Sizes, family: Family, flows: tuple[int, ...], say: Say) -> list[CoreRow]:
+def measure_cores(
+    workload: Workload, sizes: Sizes, family: Family, flows: tuple[int, ...], show_progress: ShowProgress
+) -> list[CoreRow]:
     """Measure every subject that has `several_cores`, in one setup. Run it in a process of its own."""
     cpus = tuple(sorted(os.sched_getaffinity(0), reverse=True))[: STEPS[-1]]
     os.sched_setaffinity(0, {cpus[0]})
@@ -38,7 +40,7 @@ def measure_cores(workload: Workload, sizes: Sizes, family: Family, flows: tuple
     with workload.subjects(BenchRequest(family, cpus, flows, flows)) as subjects:
         chosen = [subject for subject in subjects if subject.several_cores]
         for count in core_counts(len(cpus)):
-            say(f"{count} of {len(cpus)} cores")
+            show_progress(f"{count} of {len(cpus)} cores")
             barrier = multiprocessing.get_context("fork").Barrier(count)
             task = partial(_run_on, chosen, flows, sizes, barrier)
             rows += _rows(chosen, flows, family, at_once([partial(task, cpu) for cpu in cpus[:count]]))
@@ -51,7 +53,7 @@ def _run_on(
     sizes: Sizes,
     barrier: Barrier,
     cpu: int,
-    say: Say,
+    show_progress: ShowProgress,
 ) -> list[list[int]]:
     """Time each subject with each number of flows on one core; return the nanoseconds per packet of each round."""
     os.sched_setaffinity(0, {cpu})
@@ -59,9 +61,9 @@ def _run_on(
     for subject in subjects:
         assert isinstance(subject.source, FlowSource)  # a source of one frame is never run on several cores
         with subject.source.twin() as source:
-            source.aim(subject.program)
+            source.send_to(subject.program)
             for number in flows:
-                source.among(number)
+                source.set_flow_count(number)
                 source.run(sizes.core_packets // 4)
                 rounds = []
                 for _ in range(sizes.core_rounds):

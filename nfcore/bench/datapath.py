@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import NfcoreError
 from ..kernel import Program, XdpAction
 from .packet_source import FlowSource, SameFrame
-from .processes import Say
+from .processes import ShowProgress
 from .traffic import Family, unwrap
 
 MIN_PACKETS = 200_000
@@ -111,7 +111,9 @@ class Row:
     """Share of look-ups in the connection table that found the flow; None when there were none."""
 
 
-def measure(subjects: Sequence[Subject], rounds: int, say: Say = lambda message: None) -> list[Series]:
+def measure(
+    subjects: Sequence[Subject], rounds: int, show_progress: ShowProgress = lambda message: None
+) -> list[Series]:
     """Check each subject with single packets, then time all of them `rounds` times, fewest flows first.
 
     Runs on the CPU of the caller, which should be pinned. BenchError names the subject whose packets took a wrong path.
@@ -123,7 +125,7 @@ def measure(subjects: Sequence[Subject], rounds: int, say: Say = lambda message:
             for subject in subjects
             if flows in subject.flows
         ]
-        say(f"IPv{pairs[0][1].family}, {flows:,} flows")
+        show_progress(f"IPv{pairs[0][1].family}, {flows:,} flows")
         for subject, _ in pairs:
             prove(subject, flows)
         for _ in range(rounds):
@@ -141,9 +143,9 @@ def measure(subjects: Sequence[Subject], rounds: int, say: Say = lambda message:
 
 def prove(subject: Subject, flows: int, samples: int = SAMPLES) -> None:
     """Send `samples` packets, one by one, and check each frame: verdict, flow and real. BenchError: one is wrong."""
-    subject.source.aim(subject.program)
+    subject.source.send_to(subject.program)
     if not subject.source.in_turn:
-        subject.source.among(flows)
+        subject.source.set_flow_count(flows)
     numbers, destinations = [], []
     for _ in range(samples):
         run = subject.source.run(1)
@@ -171,9 +173,9 @@ def _time(subject: Subject, series: Series) -> int:
     """Time one run, after a run that warms the caches; return the nanoseconds per packet."""
     source = subject.source
     packets = min(max(MIN_PACKETS, 4 * series.flows), MAX_PACKETS)
-    source.aim(subject.program)
+    source.send_to(subject.program)
     if not source.in_turn:
-        source.among(series.flows)
+        source.set_flow_count(series.flows)
     # A floor needs no warm caches, and each run costs the kernel some 20 ms beside the measured time.
     if subject.floor is not None:
         source.run(packets // 2)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..api.flows import FlowMatch
-from .processes import Say
+from .processes import ShowProgress
 from .results import LiveRow
 from .sender import Sender
 from .sizes import Sizes
@@ -26,7 +26,7 @@ SETTLE = 0.2
 """Seconds in which frames that are still on their way arrive."""
 
 
-def measure_live(nf: str, workload: Workload, sizes: Sizes, say: Say) -> list[LiveRow]:
+def measure_live(nf: str, workload: Workload, sizes: Sizes, show_progress: ShowProgress) -> list[LiveRow]:
     """Send for each IP version, without marks and with. Run it in a process of its own."""
     rows: list[LiveRow] = []
     with open_testbed() as testbed:
@@ -34,17 +34,19 @@ def measure_live(nf: str, workload: Workload, sizes: Sizes, say: Say) -> list[Li
         with testbed.daemon(config):
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
             for family in sizes.families:
-                rows += _rounds(testbed, workload.services(VIPS, family), family, sizes, say)
+                rows += _rounds(testbed, workload.services(VIPS, family), family, sizes, show_progress)
     return rows
 
 
-def _rounds(testbed: Testbed, services: NDArray[np.void], family: Family, sizes: Sizes, say: Say) -> list[LiveRow]:
+def _rounds(
+    testbed: Testbed, services: NDArray[np.void], family: Family, sizes: Sizes, show_progress: ShowProgress
+) -> list[LiveRow]:
     """Send without marks and with, in turn. Each time with new flows: XDP reports their first packets at once."""
     runs: dict[str, list[LiveRow]] = {"unmarked": [], "marked": []}
     flows = np.arange(sizes.live_flows)
     for number in range(sizes.live_rounds):
         for path, rows in runs.items():
-            say(f"IPv{family}, {path}, round {number + 1}")
+            show_progress(f"IPv{family}, {path}, round {number + 1}")
             frames = make_frames(flows, services, family)
             with Sender(NETWORK, frames) as sender:
                 _prepare(testbed, sender, sizes.live_flows, marked=path == "marked")
@@ -103,7 +105,7 @@ def _marked(testbed: Testbed) -> float:
     return testbed.metric("nfcore_softnic_packets_total", kind="marked")
 
 
-def time_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> list[float]:
+def time_first_marks(nf: str, workload: Workload, sizes: Sizes, show_progress: ShowProgress) -> list[float]:
     """Return for each flow the seconds from its first packet, which XDP reports, to its first marked one.
 
     The daemon has nothing else to do. From its first marked packet on all packets of a flow are marked, so the NIC's
@@ -119,7 +121,7 @@ def time_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> lis
             times = []
             for number in range(len(frames)):
                 if number % 20 == 0:
-                    say(f"flow {number + 1} of {len(frames)}")
+                    show_progress(f"flow {number + 1} of {len(frames)}")
                 times.append(_send_one_flow(sender, number))
             marked = _marked_packets(testbed, len(names))
     return [

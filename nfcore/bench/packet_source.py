@@ -30,16 +30,16 @@ class SameFrame:
         self._frame = first_frame(family, ACK)
         self._program: Program | None = None
 
-    def aim(self, program: Program) -> None:
+    def send_to(self, program: Program) -> None:
         """Send the packets to `program` from now on."""
         self._program = program
 
-    def among(self, flows: int) -> None:
+    def set_flow_count(self, flows: int) -> None:
         """Do nothing: there is only one flow."""
 
     def run(self, packets: int) -> TestRun:
         """As :meth:`FlowSource.run`."""
-        assert self._program is not None, "aim() comes first"
+        assert self._program is not None, "send_to() comes first"
         return self._program.test_run(self._frame, repeat=packets)
 
 
@@ -99,11 +99,11 @@ class FlowSource:
     ) -> None:
         self.close()
 
-    def aim(self, program: Program) -> None:
+    def send_to(self, program: Program) -> None:
         """Send the packets to `program` from now on."""
         self._maps["bench_target"].update(0, program)
 
-    def among(self, flows: int) -> None:
+    def set_flow_count(self, flows: int) -> None:
         """Pick among flows 0 … `flows` - 1 from now on. For a source without `in_turn`."""
         _check(flows)
         self._state["flows"] = flows

@@ -21,7 +21,7 @@ from ..errors import HostError, NfcoreError
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-Say = Callable[[str], None]
+ShowProgress = Callable[[str], None]
 """Takes a message about the progress of a measurement."""
 _PR_SET_PDEATHSIG = 1
 _DIED = "a process of the measurement died"
@@ -32,16 +32,18 @@ def in_processes(function: Callable[[], _T], count: int) -> list[_T]:
 
     HostError with the message of an error that one of them raised, or when one died.
     """
-    return [in_process(lambda say: function()) for _ in range(count)]
+    return [in_process(lambda show_progress: function()) for _ in range(count)]
 
 
-def in_process(function: Callable[[Say], _T], say: Say = lambda message: None) -> _T:
-    """Call `function` in a child process; return its result. Its messages go to `say` here. Errors as above."""
-    (result,) = at_once([function], say)
+def in_process(function: Callable[[ShowProgress], _T], show_progress: ShowProgress = lambda message: None) -> _T:
+    """Call `function` in a child process; return its result. `show_progress` gets its messages. Errors as above."""
+    (result,) = at_once([function], show_progress)
     return result
 
 
-def at_once(functions: Sequence[Callable[[Say], _T]], say: Say = lambda message: None) -> list[_T]:
+def at_once(
+    functions: Sequence[Callable[[ShowProgress], _T]], show_progress: ShowProgress = lambda message: None
+) -> list[_T]:
     """Call each function in a child process, all at the same time; return the results, in order. Errors as above."""
     fork_context = multiprocessing.get_context("fork")
     children, channels = [], []
@@ -59,7 +61,7 @@ def at_once(functions: Sequence[Callable[[Say], _T]], say: Say = lambda message:
                 assert isinstance(channel, Connection)
                 kind, value = _receive(channel)
                 if kind == "progress":
-                    say(value)
+                    show_progress(value)
                 elif kind == "failed":
                     raise HostError(value)
                 else:
@@ -84,7 +86,7 @@ def _receive(channel: Connection) -> tuple[str, Any]:
     return kind, value
 
 
-def _run_in_child(function: Callable[[Say], Any], channel: Connection, parent: int) -> None:
+def _run_in_child(function: Callable[[ShowProgress], Any], channel: Connection, parent: int) -> None:
     """Call `function` in the child process and send its result, or the message of its error, to the parent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop_once)

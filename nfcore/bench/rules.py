@@ -11,7 +11,7 @@ from ..daemon.bootstrap import find_devices, make_context, set_up
 from ..errors import HostError, NfcoreError
 from ..hooks import discovery
 from ..hooks.manager import PluginManager
-from .processes import Say
+from .processes import ShowProgress
 from .results import RuleRate, Skipped
 from .sizes import Sizes
 from .tc_batch import clock, measure_tc
@@ -42,13 +42,15 @@ def backends() -> list[str]:
     return plugins.implementing("install_offload")
 
 
-def measure_rules(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[RuleRate], list[Skipped]]:
+def measure_rules(
+    nf: str, workload: Workload, sizes: Sizes, show_progress: ShowProgress
+) -> tuple[list[RuleRate], list[Skipped]]:
     """Measure each backend in the bench's network. Run it in a process of its own."""
     rates: list[RuleRate] = []
     skipped: list[Skipped] = []
     with open_testbed() as testbed:
         for backend in backends():
-            say(backend)
+            show_progress(backend)
             try:
                 rates += _measure(testbed, nf, workload, backend, sizes)
             except NfcoreError as error:

@@ -14,12 +14,12 @@ from functools import partial
 from ..errors import HostError, NfcoreError
 from ..hooks import discovery
 from ..hooks.manager import PluginManager
-from .control import measure_engine, measure_first_marks, measure_starts
+from .control_plane import measure_engine, measure_first_marks, measure_starts
 from .cores import measure_cores
 from .datapath import Series, measure, rows_of
 from .live import measure_live
 from .machine import describe_machine
-from .processes import Say, in_process, stop_once
+from .processes import ShowProgress, in_process, stop_once
 from .profile import kernel_profile
 from .results import Figure, Results, Skipped, Target
 from .rules import measure_rules
@@ -55,7 +55,7 @@ def choose_workload(nf: str | None) -> tuple[str, Workload]:
 
 
 @contextmanager
-def stopping_in_order() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """Let SIGTERM end a block as Ctrl-C does. A second signal does not interrupt the clean-up."""
     before = {number: signal.signal(number, stop_once) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -66,25 +66,25 @@ def stopping_in_order() -> Iterator[None]:
 
 
 class Bench:
-    """Measures one network function. `say` gets the name of the step and a message about its progress."""
+    """Measures one network function. `show_progress` gets the name of the step and a message about its progress."""
 
-    def __init__(self, nf: str, workload: Workload, sizes: Sizes, say: Callable[[str, str], None]) -> None:
+    def __init__(self, nf: str, workload: Workload, sizes: Sizes, show_progress: Callable[[str, str], None]) -> None:
         self._nf = nf
         self._workload = workload
         self._sizes = sizes
-        self._say = say
+        self._show_progress = show_progress
         self.results = Results(describe_machine(), sizes.name, nf, notes=[*NOTES, *workload.notes])
 
-    def steps(self, parts: Sequence[str]) -> list[tuple[str, Callable[[Say], None]]]:
+    def steps(self, parts: Sequence[str]) -> list[tuple[str, Callable[[ShowProgress], None]]]:
         """Return the steps of the given parts with their names, in order."""
         control = [
             ("engine", self._control(measure_engine)),
-            ("figures of its own", self._plugin_figures),
+            ("results of its own", self._plugin_results),
             ("first marks", self._control(measure_first_marks)),
             ("starts", self._control(measure_starts)),
             ("scrapes", self._control(measure_scraping)),
         ]
-        steps: dict[str, list[tuple[str, Callable[[Say], None]]]] = {
+        steps: dict[str, list[tuple[str, Callable[[ShowProgress], None]]]] = {
             "datapath": [(f"process {number + 1}", self._datapath) for number in range(self._sizes.processes)],
             "cores": [(f"IPv{family}", partial(self._cores, family)) for family in self._sizes.families],
             "live": [("", self._live)],
@@ -103,7 +103,7 @@ class Bench:
             next_step(name, number, len(steps))
             step_begin = time.monotonic()
             try:
-                step(partial(self._say, name))
+                step(partial(self._show_progress, name))
             except NfcoreError as error:
                 self.results.skipped.append(Skipped(name, str(error)))
             self.results.step_seconds[name] = round(time.monotonic() - step_begin, 1)
@@ -128,41 +128,41 @@ class Bench:
             for target in targets
         ]
 
-    def _datapath(self, say: Say) -> None:
-        self._series += in_process(partial(measure_datapath, self._workload, self._sizes), say)
+    def _datapath(self, show_progress: ShowProgress) -> None:
+        self._series += in_process(partial(measure_datapath, self._workload, self._sizes), show_progress)
 
-    def _cores(self, family: Family, say: Say) -> None:
+    def _cores(self, family: Family, show_progress: ShowProgress) -> None:
         if len(os.sched_getaffinity(0)) < 2:
             raise HostError("this process may run on one CPU only")
         for flows in self._workload.setups(self._sizes.core_flows):
             task = partial(measure_cores, self._workload, self._sizes, family, flows)
-            self.results.cores += in_process(task, say)
+            self.results.cores += in_process(task, show_progress)
 
-    def _live(self, say: Say) -> None:
-        self.results.live = in_process(partial(measure_live, self._nf, self._workload, self._sizes), say)
+    def _live(self, show_progress: ShowProgress) -> None:
+        self.results.live = in_process(partial(measure_live, self._nf, self._workload, self._sizes), show_progress)
 
     def _control(
-        self, function: Callable[[str, Workload, Sizes, Say], tuple[list[Figure], list[Target]]]
-    ) -> Callable[[Say], None]:
-        def step(say: Say) -> None:
-            figures, targets = in_process(partial(function, self._nf, self._workload, self._sizes), say)
+        self, function: Callable[[str, Workload, Sizes, ShowProgress], tuple[list[Figure], list[Target]]]
+    ) -> Callable[[ShowProgress], None]:
+        def step(show_progress: ShowProgress) -> None:
+            figures, targets = in_process(partial(function, self._nf, self._workload, self._sizes), show_progress)
             self.results.control += figures
             self.results.targets += targets
 
         return step
 
-    def _plugin_figures(self, say: Say) -> None:
-        for figure, target in in_process(lambda _: list(self._workload.figures(self._sizes)), say):
+    def _plugin_results(self, show_progress: ShowProgress) -> None:
+        for figure, target in in_process(lambda _: list(self._workload.own_results(self._sizes)), show_progress):
             self.results.control.append(figure)
             self.results.targets += [target] if target else []
 
-    def _rules(self, say: Say) -> None:
-        rates, skipped = in_process(partial(measure_rules, self._nf, self._workload, self._sizes), say)
+    def _rules(self, show_progress: ShowProgress) -> None:
+        rates, skipped = in_process(partial(measure_rules, self._nf, self._workload, self._sizes), show_progress)
         self.results.rules += rates
         self.results.skipped += skipped
 
 
-def measure_datapath(workload: Workload, sizes: Sizes, say: Say) -> list[Series]:
+def measure_datapath(workload: Workload, sizes: Sizes, show_progress: ShowProgress) -> list[Series]:
     """Measure one family after the other in this process, pinned to one CPU."""
     allowed = os.sched_getaffinity(0)
     cpu = max(allowed)
@@ -173,7 +173,7 @@ def measure_datapath(workload: Workload, sizes: Sizes, say: Say) -> list[Series]
             fast_flows = sizes.fast_flows
             for flows in workload.setups(sizes.flows):
                 with workload.subjects(BenchRequest(family, (cpu,), flows, fast_flows)) as subjects:
-                    measured += measure(subjects, sizes.rounds, say)
+                    measured += measure(subjects, sizes.rounds, show_progress)
                 # These programs need no table of flows, so one setup is enough.
                 fast_flows = ()
         return measured
@@ -181,7 +181,7 @@ def measure_datapath(workload: Workload, sizes: Sizes, say: Say) -> list[Series]
         os.sched_setaffinity(0, allowed)
 
 
-def profile_row(workload: Workload, sizes: Sizes, target: Target, say: Say) -> str:
+def profile_row(workload: Workload, sizes: Sizes, target: Target, show_progress: ShowProgress) -> str:
     """Profile the datapath's row of a target with perf, on one CPU. Run it in a process of its own."""
     assert target.about is not None  # the caller chose such targets
     row, _, flows = target.about
@@ -192,7 +192,7 @@ def profile_row(workload: Workload, sizes: Sizes, target: Target, say: Say) -> s
     with workload.subjects(BenchRequest(family, (cpu,), setup, setup)) as subjects:
         (subject,) = [subject for subject in subjects if subject.row == row]
         source = subject.source
-        source.aim(subject.program)
-        source.among(flows)
+        source.send_to(subject.program)
+        source.set_flow_count(flows)
         source.run(WARM_UP_PACKETS)
         return kernel_profile(lambda: source.run(5 * WARM_UP_PACKETS))

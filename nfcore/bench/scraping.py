@@ -11,7 +11,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from ..errors import HostError
-from .processes import Say
+from .processes import ShowProgress
 from .results import Figure, Target
 from .sender import Sender
 from .sizes import Sizes
@@ -28,13 +28,15 @@ SETTLE = 5.0
 """Seconds after which the daemon has finished its work on the new flows."""
 
 
-def measure_scraping(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
+def measure_scraping(
+    nf: str, workload: Workload, sizes: Sizes, show_progress: ShowProgress
+) -> tuple[list[Figure], list[Target]]:
     """Compare the daemon's CPU time without scrapes and with them. Run it in a process of its own."""
     vips, reals = sizes.scrape_config
     rules, seconds = sizes.scrape_rules, sizes.scrape_seconds
     with open_testbed() as testbed, testbed.daemon(testbed.config(nf, workload.toml(vips, reals), offload=OFFLOAD)):
         frames = make_frames(np.arange(rules), workload.services(vips, 4), 4)
-        say(f"{rules:,} rules")
+        show_progress(f"{rules:,} rules")
         with Sender(NETWORK, frames) as sender:
 
             def installed() -> bool:
@@ -43,10 +45,10 @@ def measure_scraping(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tup
 
             wait_for(f"{rules:,} rules", installed)
         time.sleep(min(SETTLE, seconds))
-        say("without scrapes")
+        show_progress("without scrapes")
         begin = _Scrape()
         time.sleep(seconds)
-        say("scraped once a second")
+        show_progress("scraped once a second")
         middle = _Scrape()
         scrapes = _scrape_for(seconds)
     last = scrapes[-1]

@@ -39,6 +39,8 @@ CACHE = Path("/var/cache/nfcore")
 TIMEOUT = 60.0
 """Seconds until something that should happen counts as not happening."""
 _CLONE_NEWNS, _CLONE_NEWNET = 0x0002_0000, 0x4000_0000
+_NO_IPV6 = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+"""For the links that are made from now on."""
 _NETWORK = f"""
 link add {WIRE} type veth peer {NETWORK}
 link add {PORT} type veth peer {HOST} address {NIC_MAC}
@@ -229,10 +231,10 @@ def testbed_here(testbed: _T) -> Iterator[_T]:
     """
     with contextlib.ExitStack() as leaving:
         leaving.callback(_ip_batch, f"link del {WIRE}\nlink del {PORT}\n", "-force")
-        for name in ("default", "all"):
-            # So that no link sends frames of its own accord: those of the testbed alone are counted.
-            with contextlib.suppress(OSError):
-                Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1", encoding="ascii")
+        # So that no link of the testbed sends frames of its own accord: those of the testbed alone are counted.
+        with contextlib.suppress(OSError):
+            leaving.callback(_NO_IPV6.write_text, _NO_IPV6.read_text(encoding="ascii"), encoding="ascii")
+            _NO_IPV6.write_text("1", encoding="ascii")
         links = (NETWORK, WIRE, PORT, HOST)
         _ip_batch(_NETWORK.format(up="\n".join(f"link set {link} up" for link in links)))
         # A veth end takes redirected frames only while its NAPI runs.

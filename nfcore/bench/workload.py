@@ -61,7 +61,7 @@ class Workload(Protocol):
     def program(self, nf: NetworkFunction) -> Program:
         """Return the program that packets enter."""
 
-    def figures(self, sizes: Sizes) -> Iterator[tuple[Figure, Target | None]]:
+    def own_results(self, sizes: Sizes) -> Iterator[tuple[Figure, Target | None]]:
         """Measure what only this plugin has, each with a target or without."""
 
     def judge(self, rows: Sequence[Row]) -> Sequence[Target]:

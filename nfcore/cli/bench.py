@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 from ..bench.report.html import render
 from ..bench.report.tables import TextTable, tables
 from ..bench.results import Results
-from ..bench.run import Bench, choose_workload, stopping_in_order
+from ..bench.run import Bench, choose_workload, stop_on_signals
 from ..bench.sizes import PARTS, Sizes
 from ..errors import ConfigError, HostError, Problem
 from .tables import show
@@ -74,7 +74,7 @@ def run_bench(parts: list[str], sizes: Sizes, nf: str | None, report: Path, *, a
         # Dozens of engines and daemons start and stop; what matters is in the results.
         logging.getLogger().setLevel(logging.ERROR)
     _check_writable(report)
-    with stopping_in_order(), progress_display() as display:
+    with stop_on_signals(), progress_display() as display:
         name, workload = choose_workload(nf)
         results = Bench(name, workload, sizes, display.detail).run(parts, display.step)
     _write(report, render(results))

@@ -17,7 +17,7 @@ from ..engine.flow_state import LISTED_STATES, SORT_KEYS
 from ..errors import ConfigError, Problem
 from ..text import json_text, printable
 from .events import Selection, show_events
-from .options import ConfigOption, JsonOption, OptionalConfig, SocketOption, ask_metrics, find_socket
+from .options import ConfigOption, JsonOption, OptionalConfig, SocketOption, find_socket, request_metrics
 from .tables import TextTable, show
 
 app = typer.Typer()
@@ -63,7 +63,7 @@ def stats(
       nfcore stats examples/demo.toml --json
     """
     path = find_socket(config, socket)
-    metrics = _matching(ask_metrics(lambda: _request(None, path, "stats"), path)["metrics"], match.split())
+    metrics = _matching(request_metrics(lambda: _request(None, path, "stats"), path)["metrics"], match.split())
     if as_json:
         print(json_text({"metrics": metrics}))
         return

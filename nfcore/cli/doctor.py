@@ -14,16 +14,16 @@ from pathlib import Path
 from ..api.carriers import Carrier, examine_carrier
 from ..api.config import Config
 from ..api.findings import Finding, Status
-from ..api.health import make_way
 from ..api.rules import Capabilities, Device
 from ..control.client import daemon_answers, request
 from ..daemon.bootstrap import find_devices, make_context, set_up_plugin
 from ..errors import HostError, NfcoreError, UnsupportedError
 from ..hooks.manager import PluginManager
-from ..hooks.results import AnswerError, check_result
+from ..hooks.results import ResultError, check_result
 from ..kernel import BPF_SOURCES, XdpMode, attach_xdp, attached_xdp, compile_program, detach_xdp, find_headers
 from ..kernel.btf import kernel_btf
 from ..kernel.ethtool import LinkFacts, link_facts
+from ..kernel.xdp import foreign_program_advice
 
 OK, WARNING, FAULT = Status.OK, Status.WARNING, Status.FAULT
 SMALLEST_MTU = 1500
@@ -133,7 +133,7 @@ def _examine_xdp(device: Device, mode: XdpMode, own_program: int | None) -> Find
         if attached is None:
             return Finding(what, FAULT, found, "restart nfcore")
         replaced = f"{found}: program {attached.id} is in its place"
-        return Finding(what, FAULT, replaced, f"{make_way(device.name)}; then restart nfcore")
+        return Finding(what, FAULT, replaced, f"{foreign_program_advice(device.name)}; then restart nfcore")
     if attached is not None:
         status = OK if attached.mode is XdpMode.NATIVE or mode is not XdpMode.NATIVE else WARNING
         return Finding(what, status, f"program {attached.id} attached in {attached.mode} mode")
@@ -159,7 +159,7 @@ def _examine_backends(config: Config, plugins: PluginManager, device: Device) ->
             with ExitStack() as teardown:
                 set_up_plugin(backend, context, plugins, teardown)
                 capabilities = check_result("probe_offload", {}, plugins.call(backend, "probe_offload", device=device))
-        except AnswerError as error:
+        except ResultError as error:
             yield Finding(what, FAULT, f"plugin {backend}: probe_offload {error}")
             continue
         except NfcoreError as error:

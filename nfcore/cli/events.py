@@ -97,7 +97,7 @@ def request_events(socket: Path, selection: Selection, *, follow: bool) -> Itera
         last, newest = parameters.get("last"), None
         while True:
             try:
-                answer = daemon.ask("events", **parameters)
+                answer = daemon.request("events", **parameters)
             except EndedError:
                 raise EndedError(f"the daemon at {socket} has ended") from None
             yield answer

@@ -24,7 +24,7 @@ SocketOption = Annotated[Path | None, typer.Option("--socket", help=f"The daemon
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
-def ask_metrics(ask: Callable[[], Any], socket: Path) -> Any:
+def request_metrics(ask: Callable[[], Any], socket: Path) -> Any:
     """Call `ask`, a request to a method of the stats plugin. HostError: the daemon at `socket` runs without stats."""
     try:
         return ask()

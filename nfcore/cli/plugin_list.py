@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..api.config import NO_BACKEND, Config
-from ..api.hookspecs import PROJECT, ROLES, Asked
+from ..api.hookspecs import PROJECT, ROLES, CalledOn
 from ..engine.admission import NAME as ADMISSION
 from ..errors import describe_error
 from ..hooks import discovery
@@ -48,7 +48,7 @@ def installed() -> Iterator[PluginRow]:
     for name in discovery.installed():
         info = discovery.describe(name)
         hooks, api, error = [], None, None
-        rivals = discovery.rivals(name)
+        competing_distributions = discovery.competing_distributions(name)
         plugins = PluginManager()
         try:
             plugins.load(name)
@@ -56,8 +56,8 @@ def installed() -> Iterator[PluginRow]:
         except Exception as fault:  # noqa: BLE001 - a broken plugin is listed as such
             error = describe_error(fault)
         remarks = list(plugins.remarks)
-        if rivals:
-            remarks.append(f"plugin {name} is in several distributions: {', '.join(rivals)}")
+        if competing_distributions:
+            remarks.append(f"plugin {name} is in several distributions: {', '.join(competing_distributions)}")
         yield PluginRow(name, info.version, info.distribution, info.source, hooks, api, error, remarks)
 
 
@@ -65,17 +65,17 @@ def calling_order(plugins: PluginManager, config: Config | None) -> Iterator[Hoo
     """Yield for each hook the loaded plugins that it is called on, in order."""
     for hook, role in ROLES.items():
         order = plugins.implementing(hook)
-        if role.asked is Asked.REVERSED:
+        if role.asked is CalledOn.REVERSED:
             order.reverse()
-        if role.asked in (Asked.BACKEND, Asked.FUNCTION) and config is not None:
+        if role.asked in (CalledOn.BACKEND, CalledOn.FUNCTION) and config is not None:
             order = list(_by_interface(config, role.asked, order))
         if hook == "on_new_flow":
             order.append(f"{ADMISSION} (the core's [offload])")
         yield HookRow(hook, str(role.asked), str(role.runs), order)
 
 
-def _by_interface(config: Config, asked: Asked, implementing: list[str]) -> Iterator[str]:
+def _by_interface(config: Config, asked: CalledOn, implementing: list[str]) -> Iterator[str]:
     for interface in config.interfaces:
-        named = interface.offload if asked is Asked.BACKEND else interface.chain
+        named = interface.offload if asked is CalledOn.BACKEND else interface.chain
         order = [name for name in named if name in implementing or name == NO_BACKEND]
         yield f"{interface.name}: {', '.join(order)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..api.config import MOST_QUEUE_BITS, NO_BACKEND, Config, ConfigTable, InterfaceTable, MarkingTable, OffloadTable
+from ..api.config import MAX_QUEUE_BITS, NO_BACKEND, Config, ConfigTable, InterfaceTable, MarkingTable, OffloadTable
 from ..errors import Problem, describe_error
 from ..hooks import discovery
 from ..hooks.manager import PluginManager
@@ -97,8 +97,8 @@ def check_carrier(reader: Reader, marking: MarkingTable | None, interfaces: Sequ
     """Check that the carrier can transport marks of this width, in the XDP mode of each interface."""
     if marking is None:
         return
-    if marking.carrier == "rx-queue" and marking.width > MOST_QUEUE_BITS:
-        message = f"is {marking.width}; should be at most {MOST_QUEUE_BITS} with the carrier rx-queue: "
+    if marking.carrier == "rx-queue" and marking.width > MAX_QUEUE_BITS:
+        message = f"is {marking.width}; should be at most {MAX_QUEUE_BITS} with the carrier rx-queue: "
         message += "the number of receive queues in bits, rounded down (8 queues: 3)"
         reader.problems.append(Problem("marking.width", message))
     if marking.carrier != "skb-mark":

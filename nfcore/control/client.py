@@ -41,7 +41,7 @@ def daemon_answers(path: Path) -> bool:
 def request(path: Path, method: str, timeout: float = 5.0, **parameters: Any) -> Any:
     """Send one request to the daemon at the socket `path`. HostError: there is no daemon, or it gives an error."""
     with Client(path, timeout) as daemon:
-        return daemon.ask(method, **parameters)
+        return daemon.request(method, **parameters)
 
 
 class Client:
@@ -69,7 +69,7 @@ class Client:
         self._lines.close()
         self._socket.close()
 
-    def ask(self, method: str, **parameters: Any) -> Any:
+    def request(self, method: str, **parameters: Any) -> Any:
         """Send a request and give its result. RefusedError: the daemon's error; EndedError: the daemon has ended."""
         line = json.dumps({"method": method, "params": parameters}).encode() + b"\n"
         try:

@@ -59,7 +59,7 @@ def find_devices(config: Config, *, all_of_them: bool = True) -> list[Device]:
     ]
 
 
-def chosen_strategy(config: Config, plugins: PluginManager) -> tuple[str, StrategyInfo] | None:
+def find_strategy(config: Config, plugins: PluginManager) -> tuple[str, StrategyInfo] | None:
     """Find the plugin that offers the configured strategy, and the strategy; None when no loaded plugin does."""
     for plugin, infos in plugins.call_each("marking_strategies"):
         for info in infos or ():
@@ -86,12 +86,12 @@ def make_context(
     call_soon: runs a job on the event loop's thread. The default, for commands without a loop, runs it at once.
     """
     accelerated = any(device.backends for device in devices)
-    chosen = chosen_strategy(config, plugins) if accelerated else None
+    chosen = find_strategy(config, plugins) if accelerated else None
     return Context(
         config=config,
         devices=devices,
         strategy=chosen[1] if chosen else None,
-        strategist=chosen[0] if chosen else None,
+        strategy_plugin=chosen[0] if chosen else None,
         marks=MarkAllocator(config.marking.width, config.marking.quarantine),
         tracing=tracing,
         services=_make_services(plugins, call_soon),
@@ -154,6 +154,6 @@ def _make_services(plugins: PluginManager, call_soon: Callable[[Callable[[], Non
         yield CORE, list(hook_metrics(plugins))
 
     def report_fault(plugin: str, hook: str, text: str) -> None:
-        plugins.report_fault(plugin, hook, Fault.WRONG_ANSWER, text)
+        plugins.report_fault(plugin, hook, Fault.WRONG_RESULT, text)
 
     return Services(collect, report_fault, call_soon, sources, health)

@@ -169,13 +169,17 @@ def rates_now(state: EngineState, slots: NDArray[np.int64]) -> NDArray[np.float6
     rates = table.rate[slots].astype(np.float64)
     installed = table.state[slots] == FlowState.INSTALLED
     for ifindex, device in state.devices.items():
-        here = installed & (table.flow["ifindex"][slots] == ifindex) & ~np.isin(table.backend[slots], device.blind)
+        here = (
+            installed
+            & (table.flow["ifindex"][slots] == ifindex)
+            & ~np.isin(table.backend[slots], device.without_counters)
+        )
         held = slots[here]
-        counted = device.counted[table.backend[held]]
+        counted = device.counted_at[table.backend[held]]
         was_polled = table.since[held] + state.offload.counter_lag <= counted
         rates[here] = np.where(was_polled & (table.seen[held] < counted), 0.0, rates[here])
     without_rule = ~np.isin(table.state[slots], _HELD)
-    rates[without_rule] = np.minimum(rates[without_rule], state.heat(slots[without_rule]))
+    rates[without_rule] = np.minimum(rates[without_rule], state.highest_rates(slots[without_rule]))
     return rates
 
 

@@ -12,12 +12,13 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ..api.health import Attachment, Health, make_way
+from ..api.health import Attachment, Health
 from ..devices.device_state import DeviceState
 from ..engine.event_kind import EventKind
 from ..engine.state import EngineState
 from ..errors import HostError
 from ..kernel import AttachedXdp, attached_xdp
+from ..kernel.xdp import foreign_program_advice
 
 log = logging.getLogger(__name__)
 PERIOD = 5.0
@@ -78,12 +79,12 @@ class ProgramMonitor:
         # HostError: the interface is gone, which the daemon has reported already.
         if now == before or isinstance(found, HostError):
             return
-        message = "the program is attached again" if now.there else f"{now.trouble}; {_advice(now, name)}"
+        message = "the program is attached again" if now.there else f"{now.message}; {_advice(now, name)}"
         log.log(logging.WARNING if now.there else logging.ERROR, "%s: %s", name, message)
         self._state.events.note(EventKind.LINK, message, name)
 
 
 def _advice(attachment: Attachment, name: str) -> str:
     """What to do when nfcore's program is not attached any more."""
-    first = "" if attachment.other is None else f"{make_way(name)}, and "
+    first = "" if attachment.other is None else f"{foreign_program_advice(name)}, and "
     return f"no packet reaches it; to have it back {first}restart nfcore"

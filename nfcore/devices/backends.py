@@ -52,7 +52,7 @@ class Dump:
     """:data:`INSTALLED_ROW` per rule."""
     backend: NDArray[np.uint8]
     """Per row: index of the backend that holds it in the device's list."""
-    answered: list[int]
+    complete: list[int]
     """Backends, by index in the device's list, that returned their rules."""
 
 
@@ -164,17 +164,17 @@ class BackendChain:
     def _dump(self) -> Dump:
         raw: list[NDArray[np.uint8]] = []
         holders: list[NDArray[np.uint8]] = []
-        answered = []
+        complete = []
         for number, backend in enumerate(self.names):
             done, rows = self._plugins.try_call(backend, "dump_offload", device=self.device)
             if not done or rows is None:
                 continue
-            answered.append(number)
+            complete.append(number)
             # Joined as bytes: numpy's concatenate would convert the ports to the host's byte order.
             raw.append(np.ascontiguousarray(rows).view(np.uint8))
             holders.append(np.full(len(rows), number, dtype=np.uint8))
         rows = np.concatenate(raw).view(INSTALLED_ROW) if raw else np.zeros(0, dtype=INSTALLED_ROW)
-        return Dump(rows, np.concatenate(holders) if holders else np.zeros(0, dtype=np.uint8), answered)
+        return Dump(rows, np.concatenate(holders) if holders else np.zeros(0, dtype=np.uint8), complete)
 
     def _call(self, backend: str, hook: str, rules: RuleBatch) -> Outcomes:
         done, outcomes = self._plugins.try_call(backend, hook, device=self.device, rules=rules)

@@ -32,9 +32,9 @@ class DeviceState:
     budget: TokenBucket
     polling: bool = False
     next_poll: float = 0.0
-    polled: float = 0.0
+    polled_at: float = 0.0
     """When the last dump was requested. Backends may be missing in it."""
-    counted: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    counted_at: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     """Per backend: when the last dump was requested that has its rules."""
     full: bool = False
     """The NIC has refused a rule because its table was full, and is not known to have room again."""
@@ -54,7 +54,7 @@ class DeviceState:
     """What the NIC's rules have counted."""
     table_sizes: dict[str, int] = field(default_factory=dict)
     """Backend → how many rules fit, where it states this."""
-    blind: Sequence[int] = ()
+    without_counters: Sequence[int] = ()
     """Backends without counters, by index in the device's list."""
     _retry: float = field(default=SHORTEST_RETRY)
     _tried: bool = False
@@ -78,11 +78,11 @@ class DeviceState:
     def begin_counting(self, now: float) -> None:
         """Set the counters up for the backends that are left after probing."""
         backends = len(self.backends.names)
-        self.rule_counters, self.counted = RuleCounters(backends), np.full(backends, now)
+        self.rule_counters, self.counted_at = RuleCounters(backends), np.full(backends, now)
 
     def counters_age(self, now: float) -> float:
         """Seconds since the counters were read, of the backend whose counters are the oldest."""
-        return float(now - self.counted.min(initial=now))
+        return float(now - self.counted_at.min(initial=now))
 
     def room(self, now: float) -> int:
         """How many rules may be sent now."""
@@ -121,9 +121,9 @@ class DeviceState:
         self.full, self.spare, self._retry, self._tried = False, 0, SHORTEST_RETRY, False
         self.backends.forget_unsupported()
 
-    def look_soon(self, now: float, least: float = 0.0) -> None:
+    def poll_soon(self, now: float, least: float = 0.0) -> None:
         """Poll the counters as soon as possible, but not within `least` seconds of the last poll."""
-        self.next_poll = min(self.next_poll, max(now, self.polled + least))
+        self.next_poll = min(self.next_poll, max(now, self.polled_at + least))
 
     def unsupported(self, batch: FlowBatch) -> NDArray[np.bool_]:
         """Which rows are known to be unsupported by every backend of the device."""

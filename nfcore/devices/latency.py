@@ -25,7 +25,7 @@ class Operation(StrEnum):
 
 
 @dataclass
-class Took:
+class TimedBatch:
     """A batch that is being timed."""
 
     rules: int = 0
@@ -39,9 +39,9 @@ class LatencyHistograms:
         self.rules = {operation: Histogram(RULE_BOUNDS) for operation in Operation}
 
     @contextmanager
-    def time(self, operation: Operation) -> Iterator[Took]:
+    def time(self, operation: Operation) -> Iterator[TimedBatch]:
         """Time one batch. The caller sets its number of rules. An operation that raises is timed as well."""
-        batch, began = Took(), time.perf_counter()
+        batch, began = TimedBatch(), time.perf_counter()
         try:
             yield batch
         finally:

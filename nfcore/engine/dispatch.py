@@ -61,7 +61,7 @@ class Dispatch:
             Reason.BUDGET: device.budget.available(),
         }
         wanted = max(0, min(limits.values()))
-        slots = self._state.by_heat(slots)
+        slots = self._state.hottest_first(slots)
         if wanted < len(slots):
             self._defer(slots[wanted:], min(limits, key=lambda reason: limits[reason]))
             slots = slots[:wanted]
@@ -75,7 +75,7 @@ class Dispatch:
         table = self._state.table
         fresh = slots[table.reason[slots] == Reason.ADMIT]
         self._state.counters.defer(np.full(len(fresh), reason, dtype=np.uint8))
-        self._state.events.record(EventKind.DEFERRED, self._state.opaque(fresh), reason=reason)
+        self._state.events.record(EventKind.DEFERRED, self._state.flow_bytes(fresh), reason=reason)
         table.reason[slots[table.reason[slots] != Reason.VANISHED]] = reason
 
     def _submit(self, device: DeviceState, slots: NDArray[np.int64], now: float) -> bool:
@@ -149,7 +149,9 @@ class Dispatch:
             if row in result.row_messages:
                 texts[place] = events.text_number(result.row_messages[row])
         backend = result.backend[rows]
-        events.record(EventKind.FAILED, self._state.opaque(slots), reason=Reason.FAILED, backend=backend, text=texts)
+        events.record(
+            EventKind.FAILED, self._state.flow_bytes(slots), reason=Reason.FAILED, backend=backend, text=texts
+        )
 
     def _note_installed(self, slots: NDArray[np.int64], backend: NDArray[np.uint8], now: float) -> None:
         """Move flows whose rules are on the NIC now to INSTALLED."""
@@ -160,7 +162,7 @@ class Dispatch:
         table.seen[slots] = now
         back = table.reason[slots] == Reason.VANISHED
         for kind, which in ((EventKind.INSTALLED, ~back), (EventKind.PUT_BACK, back)):
-            flows, marks = self._state.opaque(slots[which]), table.mark[slots[which]]
+            flows, marks = self._state.flow_bytes(slots[which]), table.mark[slots[which]]
             self._state.events.record(kind, flows, mark=marks, backend=backend[which])
         table.reason[slots[~np.isin(table.reason[slots], FORCED_ENDS)]] = Reason.ADMIT
         table.move(slots, FlowState.INSTALLED, now)
@@ -174,7 +176,7 @@ class Dispatch:
         if not len(slots):
             return
         # A rule may be on the NIC though its backend failed.
-        device.look_soon(now, FIRST_BACKOFF)
+        device.poll_soon(now, FIRST_BACKOFF)
         table = self._state.table
         table.attempts[slots] += 1
         spent = table.attempts[slots] >= MOST_ATTEMPTS

@@ -59,7 +59,7 @@ SWITCH = "offload_off"
 """Key of the state file: offloading was switched off, and stays off in later runs."""
 COUNTED = "counted"
 """Key of the state file: what rules have counted. The run after one that was killed continues from there."""
-NOTE_INTERVAL = 0.2
+SAVE_INTERVAL = 0.2
 """Seconds between two writes of `COUNTED`, at least. A kill loses what rules had counted that ended after the last
 write. With thousands of VIPs and reals in the same file, a write takes a millisecond."""
 
@@ -83,7 +83,7 @@ class Engine:
                 workers[device.ifindex],
                 TokenBucket(offload.inserts_per_second, offload.insert_burst, clock),
                 next_poll=clock(),
-                polled=clock(),
+                polled_at=clock(),
             )
             for device in context.devices
         }
@@ -137,7 +137,7 @@ class Engine:
             self._publish_targets()
         else:
             # If this run is killed from here on, the next one must not trust any of the rules that are left.
-            self.context.state_file.forget(FINGERPRINT)
+            self.context.state_file.remove(FINGERPRINT)
         removed = [self._take_over(device, trusted=trusted) for device in self.state.devices.values()]
         self._resume_counts()
         if not trusted:
@@ -147,7 +147,7 @@ class Engine:
                 time.sleep(self.state.offload.grace)
             self._publish_targets()
         if None in removed:
-            self.context.state_file.forget(FINGERPRINT)
+            self.context.state_file.remove(FINGERPRINT)
         else:
             note_meaning(self.context)
         if self.context.strategy is not None:
@@ -155,7 +155,7 @@ class Engine:
 
     def _recall_switch(self) -> None:
         """Keep offloading off when it was switched off in an earlier run."""
-        self.state.switched_on = self.context.state_file.recall(SWITCH) is None
+        self.state.switched_on = self.context.state_file.get_number(SWITCH) is None
         if not self.state.switched_on:
             message = "offloading is switched off since an earlier run"
             log.warning("%s; to switch it on: nfcore offload on", message)
@@ -177,7 +177,7 @@ class Engine:
             names = ", ".join(useless)
             log.warning("%s: %s cannot set marks here: going on without", device.name, names)
             self.state.events.note(EventKind.BACKEND, f"{names} left out: cannot set marks here", device.name)
-        device.blind = [
+        device.without_counters = [
             number for number, name in enumerate(device.backends.names) if name in found and not found[name].counters
         ]
         device.table_sizes = {
@@ -212,7 +212,7 @@ class Engine:
         log.info("%s: rules of an earlier run: %d taken over, %d removed", device.name, len(adopted), removed)
         self.state.events.record(
             EventKind.ADOPTED,
-            self.state.opaque(adopted),
+            self.state.flow_bytes(adopted),
             mark=table.mark[adopted],
             backend=table.backend[adopted],
             packets=table.packets[adopted],
@@ -225,7 +225,7 @@ class Engine:
     def _resume_counts(self) -> None:
         """Continue the counts of a run that was killed."""
         try:
-            saved = json.loads(self.context.state_file.recall_text(COUNTED) or "{}")
+            saved = json.loads(self.context.state_file.get_text(COUNTED) or "{}")
         except (ValueError, RecursionError):
             saved = {}
         for device in self.state.devices.values():
@@ -241,7 +241,7 @@ class Engine:
         counts = json.dumps({name: note for name, note in notes.items() if note})
         if counts != self._saved_counts:
             self._saved_counts = counts
-            self.context.state_file.remember(COUNTED, counts)
+            self.context.state_file.set(COUNTED, counts)
 
     # The daemon's loop
 
@@ -272,14 +272,14 @@ class Engine:
             self.state.marks.retire_again()
             self.state.marks.lease()
         if now >= self._next_save:
-            self._next_save = now + NOTE_INTERVAL
+            self._next_save = now + SAVE_INTERVAL
             self._save_counts()
 
     def _examine(self, changed: Collection[int], now: float) -> None:
         """Read the counters of devices whose links have changed, and probe those that are still to be probed."""
         for ifindex in changed:
             if (device := self.state.devices.get(ifindex)) is not None:
-                device.look_soon(now)
+                device.poll_soon(now)
                 device.to_probe = device.accelerated
         for device in self.state.devices.values():
             if device.to_probe and not device.probing:
@@ -320,12 +320,12 @@ class Engine:
         message = f"offloading is switched off: {rules:,} flows go back to the slow path"
         self.state.events.note(EventKind.SWITCH, message)
         self._remover.end_rules(self.table.slots_in(*ACTIVE), Reason.SWITCHED_OFF)
-        self.context.state_file.remember(SWITCH, 1)
+        self.context.state_file.set(SWITCH, 1)
         audit.warning("%s", message)
         return rules
 
     def _switch_on(self) -> None:
-        self.context.state_file.forget(SWITCH)
+        self.context.state_file.remove(SWITCH)
         self.state.events.note(EventKind.SWITCH, "offloading is switched on")
         # A warning, as when it is switched off: who reads only warnings must not believe that it is still off.
         audit.warning("offloading is switched on: flows get rules as they are reported")
@@ -354,8 +354,8 @@ class Engine:
 
     def remove_all(self) -> None:
         """Queue the removal of every rule, the last job of the workers, and let the next run know of none."""
-        self.context.state_file.forget(FINGERPRINT)
-        self.context.state_file.forget(COUNTED)
+        self.context.state_file.remove(FINGERPRINT)
+        self.context.state_file.remove(COUNTED)
         slots = self.table.slots_in(FlowState.INSTALLED, FlowState.PENDING)
         for device, slots_here in self.state.by_device(slots):
             rules = self.state.rules(slots_here)

@@ -183,7 +183,7 @@ class FlowTable:
         """Packets and bytes that the NIC has counted for the flows' present rules."""
         return np.stack([self.packets[slots], self.bytes[slots]], axis=1)
 
-    def end_counts(self, slots: NDArray[np.int64]) -> None:
+    def end_counters(self, slots: NDArray[np.int64]) -> None:
         """Add the counts of rules that are gone to those of the flows' earlier rules."""
         self.past_packets[slots] += self.packets[slots]
         self.past_bytes[slots] += self.bytes[slots]

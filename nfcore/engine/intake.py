@@ -17,7 +17,7 @@ from .state import ACTIVE, EngineState
 
 SHORTEST_INTERVAL = 1e-3
 """Shortest time in seconds between two reports for the computation of a rate: reports are read in batches."""
-SUSPICIOUS = 1.0
+RULE_EFFECT_DELAY = 1.0
 """Seconds after the installation of a rule from which on a report of its flow means that the rule does not work."""
 
 
@@ -43,7 +43,7 @@ class Intake:
         slots, batch = self._enter(slots, batch, now)
         reasons = self._judge(batch)
         refused = reasons != 0
-        self._state.marks.give_back(batch.rows["mark"][refused])
+        self._state.marks.release_unused(batch.rows["mark"][refused])
         self._remover.refuse(slots[refused], reasons[refused])
         slots, batch = slots[~refused], batch[~refused]
         if len(batch):
@@ -72,7 +72,7 @@ class Intake:
 
     def _count_known(self, batch: FlowBatch) -> None:
         """Count reports that lead to no new rule, and return the marks that XDP took for them."""
-        self._state.marks.give_back(batch.rows["mark"])
+        self._state.marks.release_unused(batch.rows["mark"])
         self._state.counters.totals["events_known"] += len(batch)
 
     def _update_tracked(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
@@ -88,9 +88,9 @@ class Intake:
         moved = table.flow["target"][slots] != batch.rows["target"]
         self._remover.end_rules(slots[moved], Reason.MOVED)
         # A rule that works keeps its flow from being reported.
-        useless = (states == FlowState.INSTALLED) & (table.since[slots] < now - SUSPICIOUS)
+        useless = (states == FlowState.INSTALLED) & (table.since[slots] < now - RULE_EFFECT_DELAY)
         for device, _ in self._state.by_device(slots[useless]):
-            device.look_soon(now, SUSPICIOUS)
+            device.poll_soon(now, RULE_EFFECT_DELAY)
 
     def _end_connections(self, batch: FlowBatch) -> None:
         """End the rules of connections that are closed or whose 5-tuple a new connection uses for another target."""
@@ -113,7 +113,7 @@ class Intake:
         if (beyond := fresh[max(table.room, 0) :]).size:
             self._state.counters.refuse(np.full(len(beyond), Reason.TABLE_FULL, dtype=np.uint8))
             self._state.events.record(EventKind.REFUSED, batch[beyond].rows, reason=Reason.TABLE_FULL)
-            self._state.marks.give_back(batch.rows["mark"][beyond])
+            self._state.marks.release_unused(batch.rows["mark"][beyond])
             kept = np.ones(len(batch), dtype=bool)
             kept[beyond] = False
             slots, batch, fresh = slots[kept], batch[kept], np.flatnonzero(slots[kept] < 0)
@@ -190,7 +190,7 @@ class Intake:
         surplus = len(waiting) - state.most_waiting
         if surplus <= 0:
             return
-        self._remover.refuse(state.by_heat(waiting)[-surplus:], Reason.SHED)
+        self._remover.refuse(state.hottest_first(waiting)[-surplus:], Reason.SHED)
 
     def expire(self) -> None:
         """Refuse waiting flows that were not reported for `idle_timeout`."""

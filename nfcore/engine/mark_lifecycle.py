@@ -43,7 +43,7 @@ class MarkLifecycle:
         plugin, given = self._plugins.call_first("allocate_mark", batch=batch)
         if given is not None:
             marks = self._without_too_wide(plugin, given)
-        self.give_back(batch.rows["mark"][batch.rows["mark"] != marks])
+        self.release_unused(batch.rows["mark"][batch.rows["mark"] != marks])
         for ending in self._ending.values():
             marks[np.isin(marks, ending)] = 0
         return marks
@@ -53,7 +53,7 @@ class MarkLifecycle:
         wide = marks >= self._context.marks.size
         if wide.any():
             text = f"returned {marks[wide][0]}; should be marks of [marking] width = {self._context.marks.width} bits"
-            self._plugins.report_fault(plugin, "allocate_mark", Fault.WRONG_ANSWER, text)
+            self._plugins.report_fault(plugin, "allocate_mark", Fault.WRONG_RESULT, text)
         return np.where(wide, 0, marks).astype(np.uint32)
 
     def publish(
@@ -62,11 +62,11 @@ class MarkLifecycle:
         """Let the NF write what the marks mean. Returns which it has written, and the reason why the others go back."""
         done, result = self._plugins.try_call(nf.name, "publish_marks", batch=batch, marks=marks)
         published = result if done else np.zeros(len(batch), dtype=bool)
-        self.undo(nf.number, marks[~published])
+        self.retire(nf.number, marks[~published])
         if self.of_targets and not published.all():
             # The report of a flow may come after its target was removed: the mark of that target must be retired.
             refused = np.unique(batch.rows["target"][~published])
-            self.begin_end(nf, np.setdiff1d(refused, nf.targets().rows["target"]))
+            self.begin_retire(nf, np.setdiff1d(refused, nf.targets().rows["target"]))
         return published, Reason.NOT_PUBLISHED if done else Reason.HOOK_FAILED
 
     def publish_targets(self, nf: NetworkFunction) -> None:
@@ -77,7 +77,7 @@ class MarkLifecycle:
         if given.any():
             self._plugins.try_call(nf.name, "publish_marks", batch=targets[given], marks=marks[given])
 
-    def undo(self, nf_number: int, marks: NDArray[np.uint32]) -> None:
+    def retire(self, nf_number: int, marks: NDArray[np.uint32]) -> None:
         """Retire and release the marks of flows; marks of targets stay, for the other flows."""
         if not self.of_targets and len(marks) and not self._retire(nf_number, marks):
             before = self._unretired.get(nf_number, marks[:0])
@@ -87,9 +87,9 @@ class MarkLifecycle:
         """Retry to retire marks where the NF has failed."""
         again, self._unretired = self._unretired, {}
         for nf_number, marks in again.items():
-            self.undo(nf_number, marks)
+            self.retire(nf_number, marks)
 
-    def give_back(self, taken: NDArray[np.uint32]) -> None:
+    def release_unused(self, taken: NDArray[np.uint32]) -> None:
         """Release marks that XDP took and no flow uses. Those not on lease stay: they are in use, or unknown."""
         self._release(taken[self._context.marks.leased(taken)])
 
@@ -99,7 +99,7 @@ class MarkLifecycle:
             if nf.pools is not None:
                 nf.pools.lease(self._context.marks, self._context.config.marking.pool_chunk)
 
-    def begin_end(self, nf: NetworkFunction, targets: NDArray[np.uint64]) -> None:
+    def begin_retire(self, nf: NetworkFunction, targets: NDArray[np.uint64]) -> None:
         """From now on allocate no marks of these targets, which are gone; retire them once no rule sets them."""
         if not self.of_targets or not len(targets):
             return
@@ -110,10 +110,10 @@ class MarkLifecycle:
         self._ending[nf.number] = np.union1d(before, marks[marks != 0]).astype(np.uint32)
 
     def unused(self, in_use: NDArray[np.uint32]) -> dict[int, NDArray[np.uint32]]:
-        """Give the marks of gone targets that are not `in_use` by a flow: for :meth:`end` after a grace period."""
+        """Give the marks of gone targets that no flow has `in_use`: for :meth:`retire_targets` after a grace period."""
         return {number: free for number, marks in self._ending.items() if len(free := np.setdiff1d(marks, in_use))}
 
-    def end(self, ended: dict[int, NDArray[np.uint32]]) -> None:
+    def retire_targets(self, ended: dict[int, NDArray[np.uint32]]) -> None:
         """Retire and release marks of targets that are gone."""
         for number, marks in ended.items():
             still_ending = np.intersect1d(marks, self._ending.get(number, marks[:0]))

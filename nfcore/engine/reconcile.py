@@ -89,8 +89,8 @@ class Reconciler:
         idle = silence >= self._idle_timeout(device)
         self._remover.end_rules(held[idle], Reason.IDLE)
         self._replace(device, held[~idle])
-        device.polled = requested
-        device.counted[dump.answered] = requested
+        device.polled_at = requested
+        device.counted_at[dump.complete] = requested
 
     def _accounted_for(self, device: DeviceState, dump: Dump) -> NDArray[np.bool_]:
         """Which rows are rules of tracked flows: PENDING, INSTALLED or DRAINING."""
@@ -115,7 +115,7 @@ class Reconciler:
         packets = rows["packets"]
         # A counter below its last value is another rule's or has been reset: all that it shows is new.
         grown = np.where(packets >= before, packets - before, packets).astype(np.float64)
-        counted = device.counted[table.backend[slots]]
+        counted = device.counted_at[table.backend[slots]]
         interval = np.maximum(requested - counted, SHORTEST_POLL)
         rates = grown / interval
         # The first dump that shows the counter at work starts the measurement; until then the slow path's rate stays.
@@ -129,7 +129,7 @@ class Reconciler:
         """Let flows wait again whose rules are missing. present: slots of the rules in the dump. Returns those kept."""
         table = self._state.table
         held = table.slots_in(FlowState.INSTALLED)
-        held = held[(table.flow["ifindex"][held] == device.ifindex) & np.isin(table.backend[held], dump.answered)]
+        held = held[(table.flow["ifindex"][held] == device.ifindex) & np.isin(table.backend[held], dump.complete)]
         is_present = np.zeros(len(table.state), dtype=bool)
         is_present[present] = True
         self._vanished(device, held[~is_present[held]], self._state.clock())
@@ -140,17 +140,17 @@ class Reconciler:
         """Let flows wait again whose rules are gone from the NIC, though nfcore did not remove them."""
         state, table = self._state, self._state.table
         device.freed(len(slots))
-        state.end_counts(device, slots)
+        state.end_counters(device, slots)
         forced = np.isin(table.reason[slots], FORCED_ENDS)
         table.move(slots[forced], FlowState.DRAINING, now)
-        self._remover.gone(slots[forced], now)
+        self._remover.begin_grace(slots[forced], now)
         slots = slots[~forced]
         if not len(slots):
             return
         state.counters.totals["vanished"] += len(slots)
         state.events.record(
             EventKind.VANISHED,
-            state.opaque(slots),
+            state.flow_bytes(slots),
             reason=Reason.VANISHED,
             mark=table.mark[slots],
             backend=table.backend[slots],
@@ -197,13 +197,13 @@ class Reconciler:
         if not self._is_crowded(device):
             return
         # Only rules whose rate is known: their backend has counters, and these have been read since the installation.
-        installed = installed[~np.isin(table.backend[installed], device.blind)]
-        counted = device.counted[table.backend[installed]]
+        installed = installed[~np.isin(table.backend[installed], device.without_counters)]
+        counted = device.counted_at[table.backend[installed]]
         installed = installed[counted - table.since[installed] >= state.offload.counter_lag]
         waiting = table.slots_in(FlowState.WAITING)
         waiting = waiting[table.flow["ifindex"][waiting] == device.ifindex]
         # The hottest of them get the places of the rules that are being removed already.
-        rates = np.sort(state.heat(waiting))[::-1][table.count(FlowState.DRAINING) :]
+        rates = np.sort(state.highest_rates(waiting))[::-1][table.count(FlowState.DRAINING) :]
         count = min(replaceable(table.rate[installed].astype(np.float64), rates), device.budget.available())
         self._remover.end_rules(installed[:count], Reason.REPLACED)
 

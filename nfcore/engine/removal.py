@@ -53,7 +53,7 @@ class Remover:
             slots = self._graces.popleft()[1]
             self._retire(slots, self._state.table.reason[slots])
         while self._mark_graces and self._mark_graces[0][0] <= now:
-            self._state.marks.end(self._mark_graces.popleft()[1])
+            self._state.marks.retire_targets(self._mark_graces.popleft()[1])
         if not self._mark_graces and self._state.marks.ending:
             self._begin_mark_graces(now)
 
@@ -68,7 +68,7 @@ class Remover:
     def refuse(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
         """Note that flows get no rule, count them, and retire their marks."""
         self._state.counters.refuse(np.full(len(slots), reason, dtype=np.uint8))
-        self._state.events.record(EventKind.REFUSED, self._state.opaque(slots), reason=reason)
+        self._state.events.record(EventKind.REFUSED, self._state.flow_bytes(slots), reason=reason)
         self._retire(slots, reason)
 
     def _retire(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
@@ -79,7 +79,7 @@ class Remover:
         marked = slots[table.mark[slots] != 0]
         numbers = table.flow["nf"][marked]
         for number in np.unique(numbers).tolist():
-            state.marks.undo(number, table.mark[marked[numbers == number]])
+            state.marks.retire(number, table.mark[marked[numbers == number]])
         table.mark[slots] = 0
         table.attempts[slots] = 0
         table.reason[slots] = reason
@@ -137,31 +137,31 @@ class Remover:
                 gone = result.gone
                 # A NIC that reads its counters only now and then may report less than an earlier dump has shown.
                 state.count(device, slots[gone], np.maximum(table.counts(slots[gone]), result.counted[gone]))
-                state.end_counts(device, slots[gone])
+                state.end_counters(device, slots[gone])
             device.freed(int(np.count_nonzero(gone)))
-            self.gone(slots[gone], now)
+            self.begin_grace(slots[gone], now)
             left = slots[~gone]
             state.counters.totals["remove_failed"] += len(left)
             text = state.events.text_number("its rule could not be removed") if len(left) else 0
             state.events.record(
-                EventKind.FAILED, state.opaque(left), reason=table.reason[left], backend=backend[~gone], text=text
+                EventKind.FAILED, state.flow_bytes(left), reason=table.reason[left], backend=backend[~gone], text=text
             )
             self._keep(left, now)
 
         if not device.worker.submit(lambda: device.backends.remove(rules, backend), done):
             self._keep(slots, state.clock())
 
-    def gone(self, slots: NDArray[np.int64], now: float) -> None:
+    def begin_grace(self, slots: NDArray[np.int64], now: float) -> None:
         """Start the grace period of flows whose rules are gone from the NIC."""
         if len(slots):
             table = self._state.table
             self._state.counters.end(table.reason[slots])
             self._state.events.ended(
-                self._state.opaque(slots),
+                self._state.flow_bytes(slots),
                 table.reason[slots],
                 mark=table.mark[slots],
                 backend=table.backend[slots],
-                # Of all rules that the flow had: `end_counts` has added the last one's.
+                # Of all rules that the flow had: `end_counters` has added the last one's.
                 packets=table.past_packets[slots],
                 bytes_=table.past_bytes[slots],
             )
@@ -176,7 +176,7 @@ class Remover:
     def end_targets(self, nf: NetworkFunction, targets: NDArray[np.uint64]) -> Ended:
         """End all flows to targets that no longer exist. The NF has made the marks void already."""
         table = self._state.table
-        self._state.marks.begin_end(nf, targets)
+        self._state.marks.begin_retire(nf, targets)
         slots = table.slots_in(FlowState.WAITING, *OCCUPYING)
         mine = slots[(table.flow["nf"][slots] == nf.number) & np.isin(table.flow["target"][slots], targets)]
         states = table.state[mine]

@@ -79,8 +79,8 @@ class EngineState:
         rows["cookie"] = make_cookies(slots, self.table.generation[slots])
         return RuleBatch(rows)
 
-    def opaque(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
-        """Copy tracked flows as opaque bytes, for the event log: numpy copies these at once, not field by field."""
+    def flow_bytes(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
+        """Copy tracked flows as plain bytes, for the event log: numpy copies these at once, not field by field."""
         return self.table.flow.view(WHOLE_FLOW)[slots]
 
     def by_device(self, slots: NDArray[np.int64]) -> list[tuple[DeviceState, NDArray[np.int64]]]:
@@ -92,22 +92,22 @@ class EngineState:
         present = [ifindex for ifindex in np.unique(ifindexes).tolist() if ifindex in self.devices]
         return [(self.devices[ifindex], slots[ifindexes == ifindex]) for ifindex in present]
 
-    def heat(self, waiting: NDArray[np.int64]) -> NDArray[np.float64]:
+    def highest_rates(self, waiting: NDArray[np.int64]) -> NDArray[np.float64]:
         """The highest rate, in packets a second, that each of these waiting flows can still have."""
         table = self.table
         packets, seen = table.flow["packets"][waiting], table.seen[waiting]
         return waiting_rates(table.rate[waiting], packets, seen, self.offload.min_packets, self.clock())
 
-    def by_heat(self, waiting: NDArray[np.int64]) -> NDArray[np.int64]:
+    def hottest_first(self, waiting: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sort waiting flows, the hottest first."""
-        return waiting[hottest(self.heat(waiting), self.table.flow["packets"][waiting], len(waiting))]
+        return waiting[hottest(self.highest_rates(waiting), self.table.flow["packets"][waiting], len(waiting))]
 
     def count(self, device: DeviceState, slots: NDArray[np.int64], now: Counts) -> None:
         """Add what the rules of tracked flows have counted since the last time. now: the NIC's counters, (slots, 2)."""
         device.rule_counters.count(self.table.backend[slots], self.table.counts(slots), now)
         self.table.packets[slots], self.table.bytes[slots] = now[:, 0], now[:, 1]
 
-    def end_counts(self, device: DeviceState, slots: NDArray[np.int64]) -> None:
+    def end_counters(self, device: DeviceState, slots: NDArray[np.int64]) -> None:
         """Keep what rules have counted that are gone now."""
         device.rule_counters.end(self.table.backend[slots], self.table.counts(slots))
-        self.table.end_counts(slots)
+        self.table.end_counters(slots)

@@ -43,23 +43,23 @@ class Leftovers:
 
 def same_meaning(context: Context) -> bool:
     """Whether marks mean the same as in the run before this one."""
-    return context.state_file.recall(FINGERPRINT) == _fingerprint(context)
+    return context.state_file.get_number(FINGERPRINT) == _fingerprint(context)
 
 
 def note_meaning(context: Context) -> None:
     """Leave this run's fingerprint for the next. By then no NIC may hold rules whose marks mean anything else."""
-    context.state_file.remember(FINGERPRINT, _fingerprint(context))
+    context.state_file.set(FINGERPRINT, _fingerprint(context))
 
 
 def renew_meaning(context: Context) -> None:
     """Renew the fingerprint after the targets have changed: the next run starts with the new ones."""
     now = _fingerprint(context)
     shared = context.strategy is not None and context.strategy.meaning is MarkMeaning.TARGET
-    if shared and context.state_file.recall(FINGERPRINT) != now:
+    if shared and context.state_file.get_number(FINGERPRINT) != now:
         # The next run numbers the marks of its targets from the start: they would differ from those of now.
-        context.state_file.forget(FINGERPRINT)
+        context.state_file.remove(FINGERPRINT)
     else:
-        context.state_file.remember(FINGERPRINT, now)
+        context.state_file.set(FINGERPRINT, now)
 
 
 def _fingerprint(context: Context) -> int:
@@ -67,7 +67,7 @@ def _fingerprint(context: Context) -> int:
     strategy = context.strategy
     digest.update(f"{strategy and strategy.name} {context.marks.width}".encode())
     # The configuration of a strategy may decide which target gets which mark.
-    table = context.config.sections.get(context.strategist or "")
+    table = context.config.sections.get(context.strategy_plugin or "")
     if table is not None:
         digest.update(table.model_dump_json().encode())
     for nf in context.nfs:

@@ -28,7 +28,7 @@ def installed() -> dict[str, EntryPoint]:
     return dict(sorted({point.name: point for point in points}.items()))
 
 
-def rivals(name: str) -> list[str]:
+def competing_distributions(name: str) -> list[str]:
     """Distributions that have a plugin of this name, if there are several; else an empty list."""
     names = [_distribution(point) for point in entry_points(group=ENTRY_POINT_GROUP, name=name)]
     return sorted(names) if len(names) > 1 else []

@@ -12,10 +12,10 @@ class Fault(StrEnum):
     """What a plugin did wrong, as the label `kind` of `nfcore_hook_errors_total`."""
 
     RAISED = "raised"
-    WRONG_ANSWER = "wrong_answer"
+    WRONG_RESULT = "wrong_answer"
     SLOW = "slow"
     """It blocked the event loop."""
-    BROKEN_OFF = "broken_off"
+    INTERRUPTED = "broken_off"
     """It blocked the event loop for so long that it was interrupted."""
     STUCK = "stuck"
     """It has not returned for very long, on a device's worker or at the start."""

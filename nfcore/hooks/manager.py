@@ -19,12 +19,12 @@ from typing import Any
 
 import pluggy
 
-from ..api.hookspecs import PROJECT, ROLES, Asked, Hooks, Runs
+from ..api.hookspecs import PROJECT, ROLES, CalledOn, Hooks, Runs
 from ..errors import NfcoreError, describe_error
 from ..logs import HOOK_TRACE
 from . import discovery
 from .faults import Fault, HookTimeoutError, replacement
-from .results import AnswerError, check_result, read_all
+from .results import ResultError, check_result, read_all
 from .signatures import check
 
 TRACE_VARIABLE = "NFCORE_TRACE_HOOKS"
@@ -88,7 +88,7 @@ class PluginManager:
             return
         point = discovery.installed()[name]
         builtin = discovery.is_builtin(point)
-        if (rivals := discovery.rivals(name)) and not builtin:
+        if (rivals := discovery.competing_distributions(name)) and not builtin:
             raise NfcoreError(
                 f"plugin {name!r}: is in several distributions, {', '.join(rivals)}: uninstall all but one"
             )
@@ -122,7 +122,7 @@ class PluginManager:
     def implementing(self, hook: str) -> list[str]:
         """Names of the loaded plugins that have `hook`, in loading order; nfcore's own first if its role says so."""
         names = [name for name in self.loaded() if self._implementation(name, hook) is not None]
-        if ROLES[hook].asked is Asked.OURS_FIRST:
+        if ROLES[hook].asked is CalledOn.BUILTIN_FIRST:
             names.sort(key=lambda name: name not in self._builtin)
         return names
 
@@ -195,12 +195,12 @@ class PluginManager:
         outer = self.under_way.get(thread)
         try:
             return True, check_result(hook, arguments, self.call(plugin, hook, **arguments))
-        except AnswerError as error:
-            self.report_fault(plugin, hook, Fault.WRONG_ANSWER, str(error))
+        except ResultError as error:
+            self.report_fault(plugin, hook, Fault.WRONG_RESULT, str(error))
         except HookTimeoutError as error:
             # The signal may have come when the hook had returned, but call() had not.
             self._leave(thread, outer)
-            self.report_fault(plugin, hook, Fault.BROKEN_OFF, str(error))
+            self.report_fault(plugin, hook, Fault.INTERRUPTED, str(error))
         except BaseException as raised:
             # Replaced here, too: to check a result may run code of the plugin.
             substitute = self._replacement(raised) or raised

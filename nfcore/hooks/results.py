@@ -29,12 +29,12 @@ _OF_INSTALLATION = (Outcome.INSTALLED, Outcome.FULL, Outcome.UNSUPPORTED, Outcom
 _OF_REMOVAL = (Outcome.REMOVED, Outcome.ABSENT, Outcome.UNSUPPORTED, Outcome.FAILED)
 
 
-class AnswerError(Exception):
+class ResultError(Exception):
     """A wrong result; the message gives the result and what it should be."""
 
 
 def check_result(hook: str, arguments: Arguments, result: Any) -> Any:
-    """Give the result of a hook in its normal form, checked. AnswerError when it is wrong."""
+    """Give the result of a hook in its normal form, checked. ResultError when it is wrong."""
     check = _CHECKS.get(hook)
     return result if check is None else check(arguments, result)
 
@@ -42,13 +42,13 @@ def check_result(hook: str, arguments: Arguments, result: Any) -> Any:
 def read_all(hook: str, result: Any) -> Any:
     """Read a result that is an iterator to its end, so that the code of a generator runs within the hook's call.
 
-    AnswerError when it gives more than MAX_OBJECTS objects.
+    ResultError when it gives more than MAX_OBJECTS objects.
     """
     if hook not in _OF_OBJECTS or isinstance(result, list | tuple | str) or not isinstance(result, Iterable):
         return result
     objects = list(islice(result, MAX_OBJECTS + 1))
     if len(objects) > MAX_OBJECTS:
-        raise AnswerError(f"returned more than {MAX_OBJECTS:,} objects, {_short(objects[-1])} among them; should end")
+        raise ResultError(f"returned more than {MAX_OBJECTS:,} objects, {_short(objects[-1])} among them; should end")
     return objects
 
 
@@ -57,11 +57,11 @@ def _per_flow(arguments: Arguments, result: Any, kinds: str, wanted: str) -> NDA
     length = len(arguments["batch"])
     wanted = f"should be an array of {length} {wanted}, one per flow"
     if not isinstance(result, np.ndarray):
-        raise AnswerError(f"returned {_short(result)}; {wanted}")
+        raise ResultError(f"returned {_short(result)}; {wanted}")
     if result.shape != (length,):
-        raise AnswerError(f"returned an array of shape {result.shape}; {wanted}")
+        raise ResultError(f"returned an array of shape {result.shape}; {wanted}")
     if result.dtype.kind not in kinds:
-        raise AnswerError(f"returned an array of {result.dtype}; {wanted}")
+        raise ResultError(f"returned an array of {result.dtype}; {wanted}")
     return result
 
 
@@ -71,7 +71,7 @@ def _numbers(dtype: type[np.unsignedinteger[Any]], wanted: str, arguments: Argum
     numbers, limit = _per_flow(arguments, result, "iu", wanted), int(np.iinfo(dtype).max)
     if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) > limit):
         wrong = numbers[(numbers < 0) | (numbers > limit)][0]
-        raise AnswerError(f"returned {wrong} for a flow; should be {wanted} from 0 to {limit}")
+        raise ResultError(f"returned {wrong} for a flow; should be {wanted} from 0 to {limit}")
     return numbers.astype(dtype)
 
 
@@ -83,23 +83,23 @@ def _outcomes(allowed: Sequence[Outcome], arguments: Arguments, result: Any) -> 
     rules = arguments["rules"]
     wanted = f"should be Outcomes with a status for each of {len(rules)} rules"
     if not isinstance(result, Outcomes):
-        raise AnswerError(f"returned {_short(result)}; {wanted}")
+        raise ResultError(f"returned {_short(result)}; {wanted}")
     if np.shape(result.status) != (len(rules),):
-        raise AnswerError(f"returned statuses of shape {np.shape(result.status)}; {wanted}")
+        raise ResultError(f"returned statuses of shape {np.shape(result.status)}; {wanted}")
     status = np.asarray(result.status)
     known = np.isin(status, allowed) if status.dtype.kind in "iu" else np.zeros(len(rules), dtype=bool)
     if not known.all():
         names = ", ".join(outcome.name for outcome in allowed)
-        raise AnswerError(
+        raise ResultError(
             f"returned {_short(status[~known][0])} for a rule; a status of nfcore.api.rules.Outcome: {names}"
         )
     messages = result.messages
     if not isinstance(messages, Mapping) or not all(isinstance(text, str) for text in messages.values()):
-        raise AnswerError(f"returned the messages {_short(messages)}; should be a dict from a rule's number to a text")
+        raise ResultError(f"returned the messages {_short(messages)}; should be a dict from a rule's number to a text")
     counted = result.counted
     is_counts = isinstance(counted, np.ndarray) and counted.shape == (len(rules), 2) and counted.dtype.kind in "iu"
     if counted is not None and not is_counts:
-        raise AnswerError(
+        raise ResultError(
             f"returned counted = {_short(counted)}; should be integers of shape ({len(rules)}, 2), or None"
         )
     return result
@@ -108,7 +108,7 @@ def _outcomes(allowed: Sequence[Outcome], arguments: Arguments, result: Any) -> 
 def _rows(arguments: Arguments, result: Any) -> Any:
     if result is not None and not (isinstance(result, np.ndarray) and result.dtype == INSTALLED_ROW):
         what = f"an array of {result.dtype}" if isinstance(result, np.ndarray) else _short(result)
-        raise AnswerError(f"returned {what}; should be rows of nfcore.api.rules.INSTALLED_ROW")
+        raise ResultError(f"returned {what}; should be rows of nfcore.api.rules.INSTALLED_ROW")
     return result
 
 
@@ -116,17 +116,17 @@ def _capabilities(arguments: Arguments, result: Any) -> Any:
     if result is None:
         return None
     if not isinstance(result, Capabilities):
-        raise AnswerError(f"returned {_short(result)}; should be nfcore.api.rules.Capabilities")
+        raise ResultError(f"returned {_short(result)}; should be nfcore.api.rules.Capabilities")
     width, size, notes = result.mark_width, result.table_size, result.notes
     wrong = [name for name in ("ipv6", "drop", "counters") if not isinstance(getattr(result, name), bool)]
     if wrong:
-        raise AnswerError(f"returned {wrong[0]} = {_short(getattr(result, wrong[0]))}; should be True or False")
+        raise ResultError(f"returned {wrong[0]} = {_short(getattr(result, wrong[0]))}; should be True or False")
     if not _is_number(width) or not 0 <= width <= _WIDEST_MARK:
-        raise AnswerError(f"returned mark_width = {_short(width)}; should be a number of bits from 0 to {_WIDEST_MARK}")
+        raise ResultError(f"returned mark_width = {_short(width)}; should be a number of bits from 0 to {_WIDEST_MARK}")
     if size is not None and (not _is_number(size) or size < 0):
-        raise AnswerError(f"returned table_size = {_short(size)}; should be a number of rules, or None")
+        raise ResultError(f"returned table_size = {_short(size)}; should be a number of rules, or None")
     if not isinstance(notes, tuple | list) or not all(isinstance(note, str) for note in notes):
-        raise AnswerError(f"returned notes = {_short(notes)}; should be a tuple of texts")
+        raise ResultError(f"returned notes = {_short(notes)}; should be a tuple of texts")
     return result
 
 
@@ -139,7 +139,7 @@ def _section(arguments: Arguments, result: Any) -> Any:
         return None
     is_section = isinstance(result, Section) and isinstance(result.model, type)
     if not is_section or not issubclass(result.model, ConfigTable):
-        raise AnswerError(
+        raise ResultError(
             f"returned {_short(result)}; should be a nfcore.api.config.Section of a nfcore.api.config.ConfigTable"
         )
     return result
@@ -152,11 +152,11 @@ def _objects(kind: type) -> Callable[[Arguments, Any], Any]:
         if result is None:
             return []
         if not isinstance(result, Iterable):
-            raise AnswerError(f"returned {_short(result)}; should be {name} objects")
+            raise ResultError(f"returned {_short(result)}; should be {name} objects")
         objects = list(result)
         for item in objects:
             if not isinstance(item, kind):
-                raise AnswerError(f"returned {_short(item)} among others; should be {name} objects")
+                raise ResultError(f"returned {_short(item)} among others; should be {name} objects")
         return objects
 
     return check

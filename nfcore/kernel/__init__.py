@@ -23,7 +23,16 @@ from .maps import BatchResult, Map, pinned_entries
 from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
 from .pins import ensure_bpffs, obj_get, obj_pin, remove_bpffs
 from .programs import Program, TestRun, XdpAction
-from .xdp import AttachedXdp, XdpMode, attach_xdp, attached_xdp, detach_xdp, interface_index, interface_name, occupied
+from .xdp import (
+    AttachedXdp,
+    XdpMode,
+    attach_xdp,
+    attached_xdp,
+    detach_xdp,
+    interface_index,
+    interface_name,
+    occupied_message,
+)
 
 __all__ = [
     "BPF_SOURCES",
@@ -54,7 +63,7 @@ __all__ = [
     "interface_name",
     "obj_get",
     "obj_pin",
-    "occupied",
+    "occupied_message",
     "online_cpus",
     "pinned_entries",
     "possible_cpus",

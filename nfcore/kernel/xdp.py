@@ -103,7 +103,7 @@ def attach_xdp(ifindex: int, program: Program, *, mode: XdpMode, replace: int | 
     attached = attached_xdp(ifindex)
     if attached is not None:
         if attached.id != replace:
-            raise HostError(occupied(name, attached))
+            raise HostError(occupied_message(name, attached))
         if mode not in (XdpMode.AUTO, attached.mode):
             raise HostError(
                 f"interface {name} runs program {attached.id} in {attached.mode} mode, which cannot become "
@@ -160,7 +160,7 @@ def _attach_new(ifindex: int, name: str, program: Program, mode: XdpMode) -> Non
     except NetlinkError as error:
         attached = attached_xdp(ifindex)
         if error.errno in (errno.EBUSY, errno.EEXIST) and attached is not None:
-            raise HostError(occupied(name, attached)) from error
+            raise HostError(occupied_message(name, attached)) from error
         raise HostError(f"cannot attach {program.name} to interface {name} in {mode} mode: {error.strerror}") from error
 
 
@@ -193,14 +193,17 @@ def _send(ifindex: int, fd: int, flags: int, *more: bytes) -> None:
     link_request(RTM_SETLINK, ifindex, xdp)
 
 
-def occupied(name: str, attached: AttachedXdp) -> str:
+def occupied_message(name: str, attached: AttachedXdp) -> str:
     """The message that interface ``name`` already has a program, which one, and what to do."""
     try:
         with Program.from_id(attached.id) as program:
             program_name = f" ({program.name})"
     except HostError:
         program_name = ""
-    return (
-        f"interface {name} already has the XDP program {attached.id}{program_name} in {attached.mode} mode: "
-        f"stop what put it there, or remove it with: ip link set dev {name} xdp off"
-    )
+    held = f"the XDP program {attached.id}{program_name} in {attached.mode} mode"
+    return f"interface {name} already has {held}: {foreign_program_advice(name)}"
+
+
+def foreign_program_advice(interface: str) -> str:
+    """Give the advice for an interface that has a foreign program."""
+    return f"stop what put it there, or remove it with: ip link set dev {interface} xdp off"

@@ -350,7 +350,7 @@ class BackendConformance:
         (status,) = statuses(backend.install(RuleBatch(outside.rows[:1].copy())))
         backend.expect(status is Outcome.INSTALLED, f"with room for one rule, it is {status.name}", hook=INSTALL)
 
-    def test_unsupported_is_said(self, backend: BackendDriver) -> None:
+    def test_unsupported_is_reported(self, backend: BackendDriver) -> None:
         """A rule of a kind that the NIC never supports is UNSUPPORTED: not FAILED, which is tried again, and not
         INSTALLED without effect; rules of other kinds can still be installed.
         """
@@ -455,7 +455,7 @@ class BackendConformance:
         wrong = f"removing the rules of the last process gives {names(found)}"
         backend.expect(found == [Outcome.REMOVED] * len(rules), wrong, hook=REMOVE)
 
-    def test_foreign_rules_stand(self, backend: BackendDriver) -> None:
+    def test_foreign_rules_stay(self, backend: BackendDriver) -> None:
         """Rules of other programs stay, whatever happens to nfcore's rules: installed, dumped, removed, torn down."""
         is_installed = backend.needs("foreign")()
         rules = backend.rules(backend.flows(3))

@@ -16,7 +16,7 @@ import pytest
 
 from ..errors import NfcoreError
 from ..hooks.manager import PluginManager
-from ..hooks.results import AnswerError, check_result
+from ..hooks.results import ResultError, check_result
 from .results import BROKEN, THROUGHPUT, SuiteResult
 
 _TEST = "test_"
@@ -96,7 +96,7 @@ class PluginDriver:
         __tracebackhide__ = True
         try:
             return check_result(hook, arguments, self.plugins.call(self.name, hook, **arguments))
-        except AnswerError as error:
+        except ResultError as error:
             self.broken(str(error), promise=form, hook=hook)
         except Exception as error:  # noqa: BLE001 - reported as a fault of the plugin
             self.broken(f"raised {type(error).__name__}: {error}", promise="hooks-do-not-raise", hook=hook, why=error)

@@ -11,7 +11,7 @@ from nfcore.api.context import Context
 from nfcore.api.rules import Device
 from nfcore.api.state_file import StateFile
 from nfcore.errors import HostError
-from nfcore.kernel import Program, XdpMode, attach_xdp, attached_xdp, detach_xdp, occupied
+from nfcore.kernel import Program, XdpMode, attach_xdp, attached_xdp, detach_xdp, occupied_message
 
 from .maps import remove_pins
 
@@ -39,17 +39,17 @@ class Attachments:
         for device in devices:
             there = attached_xdp(device.ifindex)
             if there is not None and _own_program(self._state_file, device) is None:
-                raise HostError(occupied(device.name, there))
+                raise HostError(occupied_message(device.name, there))
 
     def attach(self, device: Device, program: Program) -> None:
         """Attach the program to a device. It replaces the program of a killed run."""
         previous = _own_program(self._state_file, device)
         self._attached.append(device)
         # Both ids are in the state file while one replaces the other: a kill in between leaves one of them attached.
-        self._state_file.remember(_state_key(device, NEXT), program.id)
+        self._state_file.set(_state_key(device, NEXT), program.id)
         attach_xdp(device.ifindex, program, mode=self._modes[device.name], replace=previous)
-        self._state_file.remember(_state_key(device), program.id)
-        self._state_file.forget(_state_key(device, NEXT))
+        self._state_file.set(_state_key(device), program.id)
+        self._state_file.remove(_state_key(device, NEXT))
         if self._pin_dir is not None:
             (self._pin_dir / PROGRAM).unlink(missing_ok=True)
             program.pin(self._pin_dir / PROGRAM)
@@ -60,7 +60,7 @@ class Attachments:
             self._attached.remove(device)
             device_gone = device.ifindex not in {index for index, _ in if_nameindex()}
             if device_gone or detach_xdp(device.ifindex, expected=program.id):
-                self._state_file.forget(_state_key(device))
+                self._state_file.remove(_state_key(device))
 
     def detach_all(self, program: Program) -> None:
         """Detach the program from every device."""
@@ -75,7 +75,7 @@ def _state_key(device: Device, suffix: str = "") -> str:
 def _own_program(state_file: StateFile, device: Device) -> int | None:
     """Id of the program on the device, if this or an earlier run attached it."""
     there = attached_xdp(device.ifindex)
-    known = {state_file.recall(_state_key(device)), state_file.recall(_state_key(device, NEXT))}
+    known = {state_file.get_number(_state_key(device)), state_file.get_number(_state_key(device, NEXT))}
     return there.id if there is not None and there.id in known else None
 
 
@@ -86,8 +86,8 @@ def remove_leftovers(context: Context, pin_dir: Path | None) -> Iterator[str]:
         if program is not None and detach_xdp(device.ifindex, expected=program):
             yield f"{NAME}: detached program {program} from {device.name}"
         for suffix in ("", NEXT):
-            context.state_file.forget(_state_key(device, suffix))
+            context.state_file.remove(_state_key(device, suffix))
     if pin_dir is not None:
         for pin in remove_pins(pin_dir):
             yield f"{NAME}: removed pin {pin}"
-        context.state_file.forget(NUMBERING)
+        context.state_file.remove(NUMBERING)

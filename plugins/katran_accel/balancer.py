@@ -122,7 +122,7 @@ class Balancer:
             self.maps.close()
         if self._unpin_on_close is not None:
             list(remove_pins(self._unpin_on_close))
-            self._state.forget(NUMBERING)
+            self._state.remove(NUMBERING)
 
     def attach(self, device: Device) -> None:
         """Attach the program to the device. It replaces the program of a killed run."""
@@ -173,7 +173,7 @@ class Balancer:
 
         None, with a new numbering, when there is no note, it cannot be read, or it leaves too few numbers.
         """
-        text = None if self.pin_dir is None else self._state.recall_text(NUMBERING)
+        text = None if self.pin_dir is None else self._state.get_text(NUMBERING)
         try:
             note = json.loads(text or "null")
             if not isinstance(note, dict) or type(note.get("generation")) is not int:
@@ -215,7 +215,7 @@ class Balancer:
     def _write_note(self, planned: Inventory | None = None) -> None:
         if self.pin_dir is not None:
             facts = {"maps": self.maps["reals"].id, "generation": self._generation, "marks": self.meaning}
-            self._state.remember(NUMBERING, json.dumps(facts | self.numbering.note(planned)))
+            self._state.set(NUMBERING, json.dumps(facts | self.numbering.note(planned)))
 
     def _set_inventory(self, inventory: Inventory) -> None:
         """Make an inventory the current one."""

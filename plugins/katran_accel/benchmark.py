@@ -348,7 +348,7 @@ class KatranWorkload:
         assert isinstance(nf, Balancer)  # the bench passes the network function of this plugin
         return nf.program
 
-    def figures(self, sizes: Sizes) -> Iterator[tuple[Figure, Target | None]]:
+    def own_results(self, sizes: Sizes) -> Iterator[tuple[Figure, Target | None]]:
         """Time how long a ring takes to build: in the kernel, as the balancer does it, and with numpy."""
         first = ipaddress.ip_address(_FIRST_REAL[4])
         endpoints = [Endpoint(1 + place, first + place, 1 + place % 7) for place in range(RING_REALS)]

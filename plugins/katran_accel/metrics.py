@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.metrics import Column, LabelSets, MetricFamily, Ratchet, counter, gauge
+from nfcore.api.metrics import Column, LabelSets, MetricFamily, MonotonicDifference, counter, gauge
 
 from . import layouts as lay
 from .balancer import Balancer
@@ -119,7 +119,7 @@ class BalancerMetrics:
 
     def __init__(self, balancer: Balancer) -> None:
         self._balancer = balancer
-        self._ratchet = Ratchet()
+        self._ratchet = MonotonicDifference()
         self._names = _Names.of(balancer.inventory)
 
     def follow(self) -> None:

@@ -82,7 +82,7 @@ class TcOffloadPlugin:
             self._backends[device.ifindex], self._names[device.ifindex] = backend, device.name
             # `nfcore doctor` may run beside a daemon: then the qdisc belongs to the daemon.
             alone = not daemon_answers(Path(context.config.nf.socket))
-            backend.owns_qdisc = alone and context.state_file.recall(_qdisc_key(settings)) == settings.ifindex
+            backend.owns_qdisc = alone and context.state_file.get_number(_qdisc_key(settings)) == settings.ifindex
             backend.open(alone=alone)
             self._save_qdisc(context, backend)
 
@@ -90,7 +90,7 @@ class TcOffloadPlugin:
     def _save_qdisc(context: Context, backend: TcBackend) -> None:
         """Note in the state file that nfcore created the qdisc, so that a later run may remove it."""
         if backend.owns_qdisc:
-            context.state_file.remember(_qdisc_key(backend.settings), backend.settings.ifindex)
+            context.state_file.set(_qdisc_key(backend.settings), backend.settings.ifindex)
 
     @hookimpl
     def teardown(self) -> None:
@@ -99,7 +99,7 @@ class TcOffloadPlugin:
             if self._context is not None and backend.owns_qdisc:
                 self._save_qdisc(self._context, backend)
             if backend.close() and self._context is not None:
-                self._context.state_file.forget(_qdisc_key(backend.settings))
+                self._context.state_file.remove(_qdisc_key(backend.settings))
         self._backends.clear()
         self._probed.clear()
 
@@ -147,12 +147,12 @@ class TcOffloadPlugin:
         lines = []
         for _, settings in _settings(context):
             backend = TcBackend(settings)
-            backend.owns_qdisc = context.state_file.recall(_qdisc_key(settings)) == settings.ifindex
+            backend.owns_qdisc = context.state_file.get_number(_qdisc_key(settings)) == settings.ifindex
             removed = backend.sweep()
             if removed:
                 lines.append(f"{NAME}: removed {removed} rules from {settings.filter_on} {settings.direction}")
             if backend.close():
-                context.state_file.forget(_qdisc_key(settings))
+                context.state_file.remove(_qdisc_key(settings))
                 lines.append(f"{NAME}: removed qdisc clsact from {settings.filter_on}")
         return lines
 

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from nfcore.cli.options import ask_metrics
+from nfcore.cli.options import request_metrics
 from nfcore.control.client import Client
 from nfcore.errors import ConfigError, HostError, NfcoreError, Problem
 from nfcore.text import json_text
@@ -51,7 +51,7 @@ class TopClient:
             if self._client is None:
                 self._client = Client(self._socket, TIMEOUT)
             client = self._client
-            return Sample.read(ask_metrics(lambda: client.ask("top", **parameters), self._socket))
+            return Sample.read(request_metrics(lambda: client.request("top", **parameters), self._socket))
         except NfcoreError:
             self.close()
             raise

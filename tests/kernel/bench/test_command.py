@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 
 from nfcore.bench.cores import STEPS
-from nfcore.bench.processes import Say, in_process
+from nfcore.bench.processes import ShowProgress, in_process
 from nfcore.bench.results import Target
 from nfcore.bench.run import choose_workload, profile_row
 from nfcore.bench.sender import Sender
 from nfcore.bench.sizes import Sizes
-from nfcore.bench.testbed import CACHE, NETWORK, Site, cold_cache, open_site
+from nfcore.bench.testbed import CACHE, NETWORK, cold_cache, open_testbed
 from nfcore.bench.traffic import make_frames
-from tests.kernel.site import Site as DaemonSite
+from tests.kernel.site import Site
 from tests.paths import ROOT
 
 NFCORE = [sys.executable, "-m", "nfcore.cli"]
@@ -170,11 +170,11 @@ def test_a_stopped_bench_leaves_nothing(tmp_path: Path, number: signal.Signals) 
     assert not report.exists()
 
 
-def count_frames(say: Say) -> tuple[int, int, int]:
+def count_frames(show_progress: ShowProgress) -> tuple[int, int, int]:
     """Frames sent, received and sent again, through a NIC whose host takes none."""
     _, workload = choose_workload(None)
     frames = make_frames(np.arange(3), workload.services(4, 4), 4)
-    with open_site() as site, Sender(NETWORK, frames) as sender:
+    with open_testbed() as site, Sender(NETWORK, frames) as sender:
         before = site.received()
         sent, _ = sender.send_for(5.0, most=1000)
         again, _ = sender.send_for(0.0)
@@ -185,8 +185,8 @@ def test_the_sender_keeps_its_bounds() -> None:
     assert in_process(count_frames) == (1000, 0, 0)
 
 
-def cached_files(say: Say) -> tuple[bool, bool]:
-    with open_site():
+def cached_files(show_progress: ShowProgress) -> tuple[bool, bool]:
+    with open_testbed():
         (CACHE / "mark").touch()
         try:
             with cold_cache():
@@ -200,9 +200,9 @@ def test_the_cache_is_hidden_and_comes_back() -> None:
     assert in_process(cached_files) == (True, True)
 
 
-def start_what_cannot(say: Say) -> str:
-    with open_site() as site:
-        config = Site.config(site, "katran_accel", "[katran_accel]\nvips = []")
+def start_what_cannot(show_progress: ShowProgress) -> str:
+    with open_testbed() as site:
+        config = site.config("katran_accel", "[katran_accel]\nvips = []")
         with site.daemon(config):
             return "ready"
 
@@ -215,7 +215,7 @@ def test_a_daemon_that_does_not_start_says_why() -> None:
 # The deployed program, timed by anybody
 
 
-def test_whatever_is_pinned_can_be_timed(site: DaemonSite, _one_cpu: None) -> None:
+def test_whatever_is_pinned_can_be_timed(site: Site, _one_cpu: None) -> None:
     guide = (ROOT / "docs/benchmark.md").read_text(encoding="utf-8")
     listed = guide.partition("| pin | is |")[2].partition("\n\n")[0]
     names = {name for line in listed.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])}
@@ -231,18 +231,18 @@ def test_whatever_is_pinned_can_be_timed(site: DaemonSite, _one_cpu: None) -> No
     assert re.fullmatch(r"\d+ ns per packet\n", done.stdout)
 
 
-def test_the_help_of_run_names_pins(site: DaemonSite) -> None:
+def test_the_help_of_run_names_pins(site: Site) -> None:
     text = subprocess.run([*NFCORE, "run", "--help"], check=True, capture_output=True, text=True).stdout
     with site.running(site.config(katran=f'pin_dir = "{site.pins}"')):
         names = [path.name for path in site.pins.iterdir() if re.search(rf"\b{path.name}\b", text)]
     assert {"balancer_ingress", "vip_map", "lru_0", "stats"} <= set(names)
 
 
-def profile_of_slow(say: Say) -> str:
+def profile_of_slow(show_progress: ShowProgress) -> str:
     _, workload = choose_workload(None)
     workload.prepare((4,))
     bar = Target("slow", 2.0, 1.0, "", about=("slow", 4, 100))
-    return profile_row(workload, Sizes.smoke(), bar, say)
+    return profile_row(workload, Sizes.smoke(), bar, show_progress)
 
 
 def test_a_row_that_is_too_slow_is_profiled() -> None:

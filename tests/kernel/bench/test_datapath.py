@@ -27,7 +27,7 @@ from nfcore.bench import (
     rows_of,
 )
 from nfcore.bench.datapath import prove
-from nfcore.bench.processes import Say, at_once, in_process
+from nfcore.bench.processes import ShowProgress, at_once, in_process
 from nfcore.errors import HostError
 from nfcore.kernel import XdpAction
 from nfcore.plugins.katran_accel.benchmark import FLOOD, subjects
@@ -117,7 +117,7 @@ def test_a_burst_is_so_many_new_flows(tmp_path: Path, family: Family, events: st
     flows, packets, first = 1000, 4, 65_000
     offload = f'min_packets = {packets}\nevents = "{events}"'
     with open_world(tmp_path, offload=offload) as world, source_of(world, family) as source:
-        source.aim(world.balancer.program)
+        source.send_to(world.balancer.program)
         assert source.burst(flows, packets - 1, first).verdict is XdpAction.TX
         assert world.count(AccelCounter.SLOW) == flows * (packets - 1)
         assert len(world.balancer.read_events(flows + 1)) == 0
@@ -149,7 +149,7 @@ def test_a_burst_needs_flows_in_turn(tmp_path: Path) -> None:
 def test_twins_send_the_same_flows_each_by_itself(tmp_path: Path) -> None:
     with open_world(tmp_path) as world, source_of(world, 4) as source, source.twin() as twin:
         for each in (source, twin):
-            each.aim(world.balancer.program)
+            each.send_to(world.balancer.program)
         source.begin(5)
         twin.begin(5)
         assert source.run(3).output == twin.run(3).output
@@ -183,16 +183,16 @@ def test_processes_hand_back_results_and_errors() -> None:
 def test_one_process_that_fails_ends_the_others() -> None:
     begin = time.monotonic()
     with pytest.raises(HostError, match="no such thing"):
-        at_once([lambda say: time.sleep(60), lambda say: fails()])
+        at_once([lambda show_progress: time.sleep(60), lambda show_progress: fails()])
     assert time.monotonic() - begin < 50
 
 
 def test_what_processes_say_is_heard() -> None:
     heard: list[str] = []
 
-    def talks(say: Say) -> int:
-        say("one")
-        say("two")
+    def talks(show_progress: ShowProgress) -> int:
+        show_progress("one")
+        show_progress("two")
         return 3
 
     assert in_process(talks, heard.append) == 3

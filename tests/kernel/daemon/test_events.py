@@ -138,12 +138,12 @@ def test_a_flood_is_followed_at_the_followers_pace(site: Site, tmp_path: Path) -
     config = site.config(offload='exclude = ["198.18.1.0/24"]\nremembered = 20000')
     config.write_text(config.read_text().replace("[[interfaces]]", "events_kept = 1000\n[[interfaces]]", 1))
     with site.running(config), Client(site.socket) as slow, Client(site.socket) as deaf:
-        first = slow.ask("events")
+        first = slow.request("events")
         deaf._socket.sendall(b'{"method": "events", "params": {"since": 0, "wait": 1}}\n' * 50)
         with Rounds(flow_frames(2000)) as rounds:
             rounds.several(4)
         assert eventually(lambda: site.metric("nfcore_not_offloaded_total") >= 2000)
-        answer = slow.ask("events", since=first["next"])
+        answer = slow.request("events", since=first["next"])
         assert answer["lost"] >= 1000 and len(answer["events"]) == 500
         told = nfcore("events", "--socket", str(site.socket), "--json")
         assert len(told.stdout.splitlines()) >= 1000

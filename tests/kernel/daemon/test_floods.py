@@ -107,7 +107,7 @@ def test_of_a_burst_of_new_flows_none_is_lost_silently(tmp_path: Path, strategy:
         open_world(tmp_path, strategy=strategy, marking="width = 18", offload=offload, lru_size=262_144) as world,
         FlowSource(services, 4, in_turn=True) as source,
     ):
-        source.aim(world.balancer.program)
+        source.send_to(world.balancer.program)
         source.burst(NEW_FLOWS)
         made = figures_of(world)
         assert made("nfcore_reports_total") + made("nfcore_reports_lost_total") == NEW_FLOWS
@@ -142,7 +142,7 @@ def test_flow_id_offloads_as_many_flows_as_there_are_marks(tmp_path: Path) -> No
         ) as world,
         FlowSource(services, 4, in_turn=True) as source,
     ):
-        source.aim(world.balancer.program)
+        source.send_to(world.balancer.program)
         first = 0
         while first < marks:
             # No more at a time than the pool of this CPU has marks for.

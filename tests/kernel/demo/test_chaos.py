@@ -17,11 +17,11 @@ import pytest
 
 from demo.chaos_proof import Absence, Ring, prove_chaos
 from demo.events import Event
+from demo.host_state import BALANCER_PINS, SCRATCH
 from demo.lab import CLIENT4, NETNS_FOLDER, VIP4, Lab
 from demo.proof import Prediction, Summary
 from demo.scenario import FIRST_RULES, Scenario
 from demo.stage import CONFIG
-from demo.traces import BALANCER_PINS, SCRATCH
 from nfcore.config.loader import load_config
 from nfcore.hooks.manager import PluginManager
 from tests.paths import ROOT

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from demo.counters import DaemonCounters
 from demo.lab import CLIENT4, CLIENT6, VIP4, VIP6, Lab
-from demo.meters import Meters
 from demo.proof import Prediction, Summary, prove
 from demo.stage import CONFIG
 
@@ -31,11 +31,13 @@ def good_records(prediction: Prediction) -> list[dict[str, Any]]:
     return records
 
 
-def summary(prediction: Prediction, records: list[dict[str, Any]], meters: tuple[Meters, Meters]) -> Summary:
-    return prove(records, prediction, strategy="dest-id", meters=meters, retransmitted=0, seconds=1.0)
+def summary(
+    prediction: Prediction, records: list[dict[str, Any]], counters: tuple[DaemonCounters, DaemonCounters]
+) -> Summary:
+    return prove(records, prediction, strategy="dest-id", counters=counters, retransmitted=0, seconds=1.0)
 
 
-WARM = (Meters(fast=10, slow=90), Meters(fast=190, slow=95))
+WARM = (DaemonCounters(fast=10, slow=90), DaemonCounters(fast=190, slow=95))
 
 
 def test_all_claims_hold(prediction: Prediction) -> None:
@@ -77,9 +79,9 @@ def test_one_bad_connection_fails_one_claim(
     assert sum(not check.passed for check in result.checks) == 1
 
 
-@pytest.mark.parametrize("after", [Meters(fast=10, slow=90), Meters(fast=49, slow=100)])
-def test_too_small_a_share_fails(prediction: Prediction, after: Meters) -> None:
-    result = summary(prediction, good_records(prediction), (Meters(fast=10, slow=90), after))
+@pytest.mark.parametrize("after", [DaemonCounters(fast=10, slow=90), DaemonCounters(fast=49, slow=100)])
+def test_too_small_a_share_fails(prediction: Prediction, after: DaemonCounters) -> None:
+    result = summary(prediction, good_records(prediction), (DaemonCounters(fast=10, slow=90), after))
     assert [check.passed for check in result.checks] == [True, True, True, False]
 
 

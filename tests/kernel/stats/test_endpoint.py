@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nfcore.api.health import PATIENCE, WORKER_PATIENCE, Health
+from nfcore.api.health import LOOP_TIMEOUT, WORKER_TIMEOUT, Health
 from nfcore.api.metrics import counter
 from nfcore.plugins.stats.prometheus import endpoint as module
 from nfcore.plugins.stats.prometheus.endpoint import MOST_CONNECTIONS, Endpoint, EndpointCounters
@@ -200,7 +200,7 @@ def test_a_stuck_event_loop_is_told_and_scrapes_do_not_wait_for_it(monkeypatch: 
     health = alive(clock)
     with listening(loop, health):
         assert ask(HEALTH)[0] == 200
-        clock.now += PATIENCE + 1
+        clock.now += LOOP_TIMEOUT + 1
         loop.stuck = True
         status, _, body = ask(HEALTH)
         assert (status, b"the event loop has not turned for 6 s" in body) == (503, True)
@@ -225,7 +225,7 @@ def test_figures_that_cannot_be_collected_are_told() -> None:
 
 def test_a_nic_that_does_not_answer_is_told() -> None:
     health = alive()
-    health.workers = {"eth1": lambda: WORKER_PATIENCE + 1, "eth2": lambda: 0.0}
+    health.workers = {"eth1": lambda: WORKER_TIMEOUT + 1, "eth2": lambda: 0.0}
     with listening(Loop(), health):
         status, _, body = ask(HEALTH)
         assert (status, b"eth1: the NIC has not answered for 31 s" in body, b"eth2" in body) == (503, True, False)

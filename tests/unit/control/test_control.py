@@ -196,7 +196,7 @@ def test_another_user_is_told_to_use_sudo(served: Path, unprivileged: Callable[.
 
 def test_a_method_that_waits_holds_nobody_up(served: Path) -> None:
     with Client(served) as waiting:
-        thread = threading.Thread(target=lambda: answers.append(waiting.ask("later", seconds=1.0)))
+        thread = threading.Thread(target=lambda: answers.append(waiting.request("later", seconds=1.0)))
         answers: list[Any] = []
         thread.start()
         assert request(served, "echo", a=1) == {"a": 1}
@@ -214,20 +214,20 @@ def test_a_client_that_never_reads_holds_nobody_up(served: Path) -> None:
 
 def test_one_client_asks_again_and_again(served: Path) -> None:
     with Client(served) as client:
-        assert [client.ask("echo", n=number) for number in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
+        assert [client.request("echo", n=number) for number in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
         with pytest.raises(HostError, match="no flow of that name"):
-            client.ask("fails")
-        assert client.ask("later") == "later"
+            client.request("fails")
+        assert client.request("later") == "later"
 
 
 def test_clients_are_not_without_end(served: Path) -> None:
     with ExitStack() as open_ones:
         clients = [open_ones.enter_context(Client(served)) for _ in range(MOST_CLIENTS)]
         for client in clients:
-            assert client.ask("echo") == {}
+            assert client.request("echo") == {}
         with pytest.raises(HostError, match=f"too many clients: {MOST_CLIENTS} are connected"):
             request(served, "echo")
-        assert clients[-1].ask("echo") == {}
+        assert clients[-1].request("echo") == {}
         clients[0].close()
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -273,13 +273,13 @@ def test_a_group_keeps_root_not_out_and_its_idle_ones_give_way(
 def test_who_asks_nothing_has_to_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.3)
     with daemon(path) as server, Client(path) as asks, socket.socket(socket.AF_UNIX) as silent:
-        assert asks.ask("echo") == {}
+        assert asks.request("echo") == {}
         silent.settimeout(10)
         silent.connect(str(path))
         silent.sendall(b'{"method":')
         assert silent.recv(1) == b""
         assert server.dropped["silent"] == 1
-        assert asks.ask("echo") == {}
+        assert asks.request("echo") == {}
 
 
 def test_who_does_not_read_a_long_answer_has_to_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,12 +305,12 @@ def test_who_does_not_read_a_long_answer_has_to_go(path: Path, monkeypatch: pyte
 
 def test_rows_are_made_while_others_are_answered(served: Path) -> None:
     with Client(served, 30) as long, Client(served) as other:
-        thread = threading.Thread(target=lambda: answers.append(long.ask("rows", number=50_000)))
+        thread = threading.Thread(target=lambda: answers.append(long.request("rows", number=50_000)))
         answers: list[Any] = []
         thread.start()
         between = 0
         while not answers:
-            assert other.ask("echo") == {}
+            assert other.request("echo") == {}
             between += 1
         thread.join()
     assert between > 3
@@ -330,9 +330,9 @@ def test_a_row_that_cannot_be_written(served: Path) -> None:
 def test_a_daemon_that_ends_meanwhile(path: Path) -> None:
     with daemon(path):
         client = Client(path)
-        assert client.ask("echo") == {}
+        assert client.request("echo") == {}
     with client, pytest.raises(EndedError, match="it has ended"):
-        client.ask("echo")
+        client.request("echo")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")

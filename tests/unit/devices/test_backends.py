@@ -143,14 +143,14 @@ def test_dumps_of_all_backends_are_one() -> None:
     dump = device.dump()
     assert dump.rows["rule"]["key"]["sport"].tolist() == [1001, 1002, 80]
     assert dump.rows.dtype == INSTALLED_ROW
-    assert dump.answered == [0, 3]
+    assert dump.complete == [0, 3]
     assert errors_of(plugins) == {("broken", "dump_offload"): 1}
 
 
 @pytest.mark.parametrize("answer", [np.zeros(2), [], "rules"], ids=repr)
 def test_a_dump_of_something_else_is_left_out(answer: object) -> None:
     device, plugins = backends(wrong=Answers(answer))
-    assert device.dump().answered == []
+    assert device.dump().complete == []
     assert errors_of(plugins) == {("wrong", "dump_offload"): 1}
 
 

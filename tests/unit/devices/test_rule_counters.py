@@ -199,7 +199,7 @@ def test_the_run_after_a_killed_one_goes_on_counting(make: Callable[..., World],
     second.context.state_file = StateFile()
     second.context.state_file._values = first.context.state_file._values
     second.nf.known_targets, second.nic.rules, second.nic.hits = [7], first.nic.rules, first.nic.hits
-    assert second.context.state_file.recall_text(COUNTED)
+    assert second.context.state_file.get_text(COUNTED)
     second.start()
     assert second.engine.counters.totals["adopted"] == 1
     assert in_hardware(second) == 40 + 60 + (40 if noted else 0)

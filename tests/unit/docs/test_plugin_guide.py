@@ -10,7 +10,7 @@ from dataclasses import fields
 import pytest
 
 from nfcore.api.flows import FLOW_ROW
-from nfcore.api.hookspecs import ROLES, Asked
+from nfcore.api.hookspecs import ROLES, CalledOn
 from nfcore.api.rules import RULE_ROW, Capabilities
 from nfcore.hooks import discovery
 from nfcore.hooks.faults import Fault
@@ -88,7 +88,7 @@ def test_the_guide_lists_every_kind_of_fault() -> None:
 
 def test_no_hook_has_two_sections() -> None:
     assert len(re.findall(r"^### `", TEXT, flags=re.MULTILINE)) == len(HOOKS)
-    assert {role.asked for role in ROLES.values()} == set(Asked)
+    assert {role.asked for role in ROLES.values()} == set(CalledOn)
 
 
 def test_links_are_valid() -> None:

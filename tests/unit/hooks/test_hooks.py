@@ -247,7 +247,7 @@ def test_cleanup(config: Config, tmp_path: Path) -> None:
     plugins = manager_with(plugin_of("cleanup", "Sweeps"))
     context = make_context(config, plugins, [])
     context.state_file = StateFile(tmp_path / "nf.state")
-    context.state_file.remember("printing_nic.sheet", 1)
+    context.state_file.set("printing_nic.sheet", 1)
     assert list(plugins.call(NAME, "cleanup", context=context)) == ["printing_nic: removed the last sheet"]
     assert list(plugins.call(NAME, "cleanup", context=context)) == []
 

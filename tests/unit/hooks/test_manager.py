@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nfcore.api.config import ConfigTable, Section
 from nfcore.api.flows import FlowBatch, FlowMatch
-from nfcore.api.hookspecs import API, ROLES, Asked, Hooks, hookimpl
+from nfcore.api.hookspecs import API, ROLES, CalledOn, Hooks, hookimpl
 from nfcore.api.marks import MarkMeaning, StrategyInfo
 from nfcore.api.metrics import MetricFamily, MetricKind, gauge
 from nfcore.api.rules import Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
@@ -331,7 +331,7 @@ def test_metrics_of_a_faulty_plugin_are_left_out(plugins: PluginManager, config:
 
 def test_every_hook_has_a_role() -> None:
     assert list(ROLES) == [name for name in vars(Hooks) if not name.startswith("_")]
-    first = {name for name, role in ROLES.items() if role.asked is Asked.FIRST}
+    first = {name for name, role in ROLES.items() if role.asked is CalledOn.FIRST}
     # pluggy's own option says the same.
     assert all(vars(Hooks)[name].nfcore_spec["firstresult"] for name in first)
 
@@ -406,7 +406,7 @@ def test_a_wrong_result_is_a_fault(plugins: PluginManager, case: str, caplog: py
     taken = [name for name in inspect.signature(vars(Hooks)[hook]).parameters if name != "self"]
     plugins.register(hooked(hook, taken, lambda **_: result), "wrong")
     assert plugins.try_call("wrong", hook, **{name: values[name] for name in taken}) == (False, None)
-    assert plugins.faults == {("wrong", hook, Fault.WRONG_ANSWER): 1}
+    assert plugins.faults == {("wrong", hook, Fault.WRONG_RESULT): 1}
     (record,) = caplog.records
     assert record.getMessage().startswith(f"plugin wrong: {hook} ")
     assert re.search(pattern, record.getMessage()), record.getMessage()
@@ -534,8 +534,8 @@ def test_the_name_of_an_own_plugin_belongs_to_nfcore(tmp_path: Path, monkeypatch
     install_distribution(tmp_path, "zz_intruder", "softnic = zz_intruder:Plugin")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert discovery.describe("softnic").distribution == "nfcore"
-    assert discovery.rivals("softnic") == ["intruder", "nfcore", "zz_intruder"]
-    assert discovery.rivals("acme") == discovery.rivals("marking") == []
+    assert discovery.competing_distributions("softnic") == ["intruder", "nfcore", "zz_intruder"]
+    assert discovery.competing_distributions("acme") == discovery.competing_distributions("marking") == []
 
 
 def test_a_name_in_two_distributions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

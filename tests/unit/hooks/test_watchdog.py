@@ -77,7 +77,7 @@ def test_a_hook_that_blocks_the_loop_is_reported_then_interrupted(
     assert called == ["works"]
     assert plugins.faults == {
         ("blocks", "on_new_flow", Fault.SLOW): 1,
-        ("blocks", "on_new_flow", Fault.BROKEN_OFF): 1,
+        ("blocks", "on_new_flow", Fault.INTERRUPTED): 1,
     }
     assert "plugin blocks: on_new_flow has blocked the event loop for" in caplog.text
     assert "plugin blocks: on_new_flow was interrupted after" in caplog.text
@@ -92,7 +92,7 @@ def test_a_generator_that_blocks_the_loop_is_interrupted_like_any_hook(block: Ca
     with Watchdog(plugins, patience=1.0) as watching, watching.guarding():
         called = [name for name, _ in plugins.call_each("collect_stats")]
     assert called == ["works"]
-    assert plugins.faults["blocks", "collect_stats", Fault.BROKEN_OFF] == 1
+    assert plugins.faults["blocks", "collect_stats", Fault.INTERRUPTED] == 1
     assert plugins.times["blocks", "collect_stats"].seconds >= 1.0
 
 
@@ -111,7 +111,7 @@ def test_the_fault_is_that_of_the_innermost_hook() -> None:
     with Watchdog(plugins, patience=1.0) as watching, watching.guarding():
         plugins.try_call("outer", "on_new_flow", batch=BATCH)
         assert plugins.under_way == {}
-    assert plugins.faults["inner", "on_new_flow", Fault.BROKEN_OFF] == 1
+    assert plugins.faults["inner", "on_new_flow", Fault.INTERRUPTED] == 1
 
 
 def test_nothing_is_interrupted_after_a_hook() -> None:

@@ -16,7 +16,7 @@ from nfcore.api.context import Context
 from nfcore.api.flows import FlowBatch
 from nfcore.api.marks import MarkAllocator, MarkMeaning, MarkState
 from nfcore.api.rules import Device
-from nfcore.daemon.bootstrap import chosen_strategy, make_context
+from nfcore.daemon.bootstrap import find_strategy, make_context
 from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.marking import DEST_ID, FLOW_ID, DestId, MarkingPlugin
 
@@ -47,7 +47,7 @@ def set_up(plugins: PluginManager, config: Config, strategy: str, *devices: Devi
 @pytest.mark.parametrize(("name", "meaning"), [("flow-id", MarkMeaning.FLOW), ("dest-id", MarkMeaning.TARGET)])
 def test_the_toml_chooses_by_name(plugins: PluginManager, config: Config, name: str, meaning: MarkMeaning) -> None:
     marking = config.marking.model_copy(update={"strategy": name})
-    chosen = chosen_strategy(replace(config, marking=marking), plugins)
+    chosen = find_strategy(replace(config, marking=marking), plugins)
     assert chosen is not None
     plugin, info = chosen
     assert (plugin, info.name, info.meaning) == ("marking", name, meaning)

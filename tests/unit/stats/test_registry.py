@@ -24,7 +24,7 @@ from nfcore.api.metrics import (
     LabelSets,
     MetricFamily,
     MetricKind,
-    Ratchet,
+    MonotonicDifference,
     Sample,
     counter,
     histogram,
@@ -183,7 +183,7 @@ def test_a_histogram_counts_what_is_at_most_its_bound(values: list[float], bound
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100), st.integers(-5, 5)), max_size=30))
 def test_what_is_left_over_never_goes_back_while_its_base_grows(steps: list[tuple[int, int, int]]) -> None:
-    ratchet, base, part, last = Ratchet(), 0, 0, 0
+    ratchet, base, part, last = MonotonicDifference(), 0, 0, 0
     for other, rest, torn in steps:
         base, part = base + other + rest, part + other
         value = int(ratchet.hold("rest", np.array(base), np.array(part + torn)))

@@ -100,8 +100,8 @@ def test_a_lack_with_a_reason_is_no_gap(pytester: pytest.Pytester) -> None:
     excused = {report.nodeid.rpartition("::")[2] for report in reports if is_excused(report)}
     assert "the suite cannot send frames to the NIC: there is no wire" in why["test_packets_are_marked"]
     assert "its rules do not count" in why["test_packets_are_counted"]
-    assert "its `lacks` does not say why" in why["test_foreign_rules_stand"]
-    assert set(why) - excused == {"test_foreign_rules_stand"}
+    assert "its `lacks` does not say why" in why["test_foreign_rules_stay"]
+    assert set(why) - excused == {"test_foreign_rules_stay"}
     assert "test_packets_are_marked" in excused
 
 
@@ -120,7 +120,7 @@ def test_a_run_shows_what_was_kept(pytester: pytest.Pytester) -> None:
     lines.fnmatch_lines(["*= nfcore conformance =*", "reference (*::TestNic): * promises kept, * not applicable"])
     lines.fnmatch_lines(["*throughput: */s installed, */s dumped, */s removed"])
     lines.fnmatch_lines(
-        ["*not applicable: foreign-rules-stand: the suite cannot install a rule of another program: one owner"]
+        ["*not applicable: foreign-rules-stay: the suite cannot install a rule of another program: one owner"]
     )
 
 

@@ -271,14 +271,14 @@ class EvictsTheOldest(ReferenceNic):
         return super().take(rule)
 
 
-@breaks("unsupported-is-said")
+@breaks("unsupported-is-reported")
 class FailsAtOtherProtocols(ReferenceNic):
     def take(self, rule: Rule) -> Outcome:
         answer = super().take(rule)
         return Outcome.FAILED if answer is Outcome.UNSUPPORTED else answer
 
 
-@breaks("unsupported-is-said")
+@breaks("unsupported-is-reported")
 class TakesWhatItNeverMatches(ReferenceNic):
     def take(self, rule: Rule) -> Outcome:
         return Outcome.INSTALLED if rule.match.proto == 132 else super().take(rule)
@@ -319,7 +319,7 @@ class BeginsWithAnEmptyTable(ReferenceNic):
             self.forget(cookie)
 
 
-@breaks("foreign-rules-stand")
+@breaks("foreign-rules-stay")
 class RemovesForeignRules(ReferenceNic):
     @hookimpl
     def probe_offload(self, device: Device) -> Capabilities:

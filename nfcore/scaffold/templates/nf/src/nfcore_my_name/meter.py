@@ -74,15 +74,15 @@ class Meter:
 
     def attach(self, device: Device) -> None:
         """Attach the program to the device, in place of one that a killed run left there."""
-        previous = self._state.recall(program_key(device))
+        previous = self._state.get_number(program_key(device))
         attach_xdp(device.ifindex, self.program, mode=self._modes[device.name], replace=previous)
-        self._state.remember(program_key(device), self.program.id)
+        self._state.set(program_key(device), self.program.id)
 
     def detach(self, device: Device) -> None:
         """Detach the program from the device, if both are still there."""
         gone = device.ifindex not in {index for index, _ in if_nameindex()}
         if gone or detach_xdp(device.ifindex, expected=self.program.id):
-            self._state.forget(program_key(device))
+            self._state.remove(program_key(device))
 
     # Flows
 

@@ -119,10 +119,10 @@ class MyNamePlugin:
         """Detach the programs that a killed run left; give a line for each."""
         lines = []
         for device in context.devices_of(NAME):
-            program = context.state_file.recall(program_key(device))
+            program = context.state_file.get_number(program_key(device))
             if program is not None and detach_xdp(device.ifindex, expected=program):
                 lines.append(f"{NAME}: detached program {program} from {device.name}")
-            context.state_file.forget(program_key(device))
+            context.state_file.remove(program_key(device))
         return lines
 
     @property

@@ -35,7 +35,7 @@ class Before:
     mounts: list[str]
 
 
-class Traces:
+class HostState:
     """Context: only one demo runs on this machine, and in the end the host is as it was before.
 
     `control_socket` and `pins` are the paths in the demo's TOML; what is there belongs to the demo.

@@ -26,7 +26,7 @@ from ..errors import HostError
 from ..hooks.manager import PluginManager
 from .live import time_first_marks
 from .packet_source import FlowSource
-from .processes import Say
+from .processes import ShowProgress
 from .profile import profile
 from .results import Figure, Target
 from .sizes import Sizes
@@ -92,7 +92,9 @@ def open_engine(nf: str, nf_toml: str) -> Iterator[EngineSetup]:
             yield EngineSetup(context, engine)
 
 
-def measure_engine(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
+def measure_engine(
+    nf: str, workload: Workload, sizes: Sizes, show_progress: ShowProgress
+) -> tuple[list[Figure], list[Target]]:
     """Fill the ring buffer and time how the engine empties it, burst by burst. Run it in a process of its own.
 
     It pins the process to one CPU. HostError when a flow is lost on the way.
@@ -102,12 +104,12 @@ def measure_engine(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple
         open_engine(nf, workload.toml(VIPS, REALS)) as setup,
         FlowSource(workload.services(VIPS, 4), 4, in_turn=True) as source,
     ):
-        source.aim(workload.program(setup.context.nfs[0]))
+        source.send_to(workload.program(setup.context.nfs[0]))
         rates: list[float] = []
         seconds, first, profile_text = 0.0, 0, ""
         while first < sizes.new_flows:
             count = min(sizes.burst, sizes.new_flows - first)
-            say(f"{first:,} of {sizes.new_flows:,} flows")
+            show_progress(f"{first:,} of {sizes.new_flows:,} flows")
             source.burst(count, first=first)
             begin = time.perf_counter()
             _drain_all(setup, count)
@@ -143,9 +145,11 @@ def _drain_all(setup: EngineSetup, count: int, *, check: bool = True) -> None:
         )
 
 
-def measure_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
+def measure_first_marks(
+    nf: str, workload: Workload, sizes: Sizes, show_progress: ShowProgress
+) -> tuple[list[Figure], list[Target]]:
     """Time flows from their first packet to their first marked one. Run it in a process of its own."""
-    times = np.array(time_first_marks(nf, workload, sizes, say)) * 1e3
+    times = np.array(time_first_marks(nf, workload, sizes, show_progress)) * 1e3
     if not len(times):
         raise HostError("no flow got a mark while it was sending")
     note = f"{len(times)} of {sizes.first_marks} flows, one after the other, idle daemon, softnic"
@@ -155,20 +159,22 @@ def measure_first_marks(nf: str, workload: Workload, sizes: Sizes, say: Say) -> 
     ], []
 
 
-def measure_starts(nf: str, workload: Workload, sizes: Sizes, say: Say) -> tuple[list[Figure], list[Target]]:
+def measure_starts(
+    nf: str, workload: Workload, sizes: Sizes, show_progress: ShowProgress
+) -> tuple[list[Figure], list[Target]]:
     """Time the daemon from its start until it is ready. Run it in a process of its own."""
     vips, reals = sizes.start_config
     with open_testbed() as testbed:
         config = testbed.config(nf, workload.toml(1, 2))
-        say("daemon, nothing cached")
+        show_progress("daemon, nothing cached")
         with cold_cache(), testbed.daemon(config) as cold:
             pass
-        say("daemon, programs cached")
+        show_progress("daemon, programs cached")
         warm = []
         for _ in range(3 if sizes.repeats > 1 else 1):
             with testbed.daemon(config) as seconds:
                 warm.append(seconds)
-        say(f"daemon, {vips} × {reals}")
+        show_progress(f"daemon, {vips} × {reals}")
         large = testbed.config(nf, workload.toml(vips, reals))
         with testbed.daemon(large) as ready:
             pass

@@ -12,7 +12,7 @@ from nfcore.control.client import request
 
 
 @dataclass(frozen=True)
-class Meters:
+class DaemonCounters:
     """One reading. `fast` and `slow` are packets, `real_packets` is by address, `refill` is in seconds.
 
     `flows` have a rule, `waiting` wait for one; `adopted` and `vanished` are rules since the daemon started.
@@ -30,13 +30,13 @@ class Meters:
     refill: float = 0.0
     real_packets: Mapping[str, int] = field(default_factory=dict)
 
-    def share_since(self, earlier: Meters) -> float | None:
+    def share_since(self, earlier: DaemonCounters) -> float | None:
         """Return the fast path's share of the packets since an earlier reading, 0 to 1; None without packets."""
         fast, slow = self.fast - earlier.fast, self.slow - earlier.slow
         return fast / (fast + slow) if fast + slow else None
 
 
-def read_meters(socket: Path) -> Meters:
+def read_counters(socket: Path) -> DaemonCounters:
     """Read the counters of the daemon at `socket`. Raises nfcore's errors if it does not answer."""
     answer: Mapping[str, Any] = request(socket, "stats")
     samples = {family["name"]: family["samples"] for family in answer["metrics"]}
@@ -53,7 +53,7 @@ def read_meters(socket: Path) -> Meters:
     for labels, value in matching("nfcore_real_packets_total"):
         address = labels.get("real", "?")
         real_packets[address] = real_packets.get(address, 0) + int(value)
-    return Meters(
+    return DaemonCounters(
         fast=total("nfcore_packets_total", path="fast"),
         slow=total("nfcore_packets_total", path="slow"),
         flows=total("nfcore_flows", state="installed"),
