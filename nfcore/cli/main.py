@@ -7,35 +7,34 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..api.config import Config
 from ..api.findings import Finding, Status
-from ..config.loader import load_config
-from ..config.reader import write_toml
 from ..errors import NfcoreError
-from ..hooks import discovery
-from ..hooks.manager import PluginManager
 from ..logs import Format, Level, print_user, set_up_logging
 from ..scaffold import Kind, make_skeleton, write_skeleton
 from ..text import json_text
 from ..version import __version__
 from .daemon_commands import app as daemon_commands
 from .options import JsonOption
-from .plugin_list import calling_order, installed
+from .plugin_commands import CommandGroup
 from .stdio import prepare_streams
 from .tables import TextTable, show
 
+if TYPE_CHECKING:
+    from ..api.config import Config
+    from ..hooks.manager import PluginManager
+
 app = typer.Typer(
+    cls=CommandGroup,
     help="Network functions whose XDP fast path is driven by marks that the NIC sets in hardware.",
     epilog="Examples: nfcore check lb.toml; nfcore run lb.toml; nfcore stats lb.toml; nfcore COMMAND --help",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-log = logging.getLogger(__name__)
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file.")]
 SetOption = Annotated[
@@ -86,8 +85,8 @@ def run(config: ConfigArgument, overrides: SetOption = None) -> None:
 
       nfcore run examples/demo.toml --set marking.strategy=flow-id
     """
-    from ..daemon.bootstrap import require_root  # noqa: PLC0415
-    from ..daemon.run import run as run_daemon  # noqa: PLC0415 - slow to import: other commands start faster
+    from ..daemon.bootstrap import require_root
+    from ..daemon.run import run as run_daemon
 
     loaded, plugins = _load(config, overrides)
     require_root("run")
@@ -115,6 +114,8 @@ def check(
     if as_json:
         print(json_text(loaded.resolved()))
     elif resolved:
+        from ..config.reader import write_toml
+
         print(write_toml(loaded.resolved()), end="")
     else:
         print(f"{config}: no mistakes found")
@@ -138,7 +139,10 @@ def plugins(
 
       nfcore plugins -v lb.toml
     """
-    loaded, plugins = _load(config, None) if config else (None, _load_installed())
+    from ..hooks.manager import load_installed
+    from .plugin_list import calling_order, installed
+
+    loaded, plugins = _load(config, None) if config else (None, load_installed())
     rows = list(installed())
     hooks = list(calling_order(plugins, loaded)) if verbose else []
     if as_json:
@@ -168,8 +172,8 @@ def cleanup(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOp
 
     Example: nfcore cleanup /etc/nfcore.toml
     """
-    from ..daemon.bootstrap import require_root  # noqa: PLC0415
-    from .cleanup import cleanup as clean  # noqa: PLC0415
+    from ..daemon.bootstrap import require_root
+    from .cleanup import cleanup as clean
 
     loaded, plugins = _load(config, overrides)
     require_root("cleanup")
@@ -198,8 +202,8 @@ def doctor(
 
       nfcore doctor /etc/nfcore.toml --json
     """
-    from ..daemon.bootstrap import require_root  # noqa: PLC0415
-    from .doctor import examine, examine_machine  # noqa: PLC0415
+    from ..daemon.bootstrap import require_root
+    from .doctor import examine, examine_machine
 
     findings: list[Finding] = []
     if config is None:
@@ -241,9 +245,9 @@ def trace(
 
       nfcore trace examples/demo.toml --file frames.txt --json
     """
-    from ..daemon.bootstrap import require_root  # noqa: PLC0415
-    from .trace import parse_line, read_frames  # noqa: PLC0415
-    from .trace import trace as run_trace  # noqa: PLC0415
+    from ..daemon.bootstrap import require_root
+    from .trace import parse_line, read_frames
+    from .trace import trace as run_trace
 
     loaded, plugins = _load(config, overrides)
     packets = [parse_line(text, f"--hex {number}") for number, text in enumerate(frames or (), 1)]
@@ -294,9 +298,9 @@ def bench(
 
       nfcore bench --parts datapath,cores --json --report /tmp/datapath.html
     """
-    from ..bench.sizes import Sizes  # noqa: PLC0415
-    from ..daemon.bootstrap import require_root  # noqa: PLC0415
-    from .bench import read_parts, run_bench  # noqa: PLC0415
+    from ..bench.sizes import Sizes
+    from ..daemon.bootstrap import require_root
+    from .bench import read_parts, run_bench
 
     chosen = read_parts(parts)
     require_root("bench")
@@ -343,38 +347,11 @@ app.registered_commands += daemon_commands.registered_commands
 
 
 def _load(config: Path, overrides: list[str] | None) -> tuple[Config, PluginManager]:
+    from ..config.loader import load_config
+    from ..hooks.manager import PluginManager
+
     plugins = PluginManager()
     return load_config(config, plugins, overrides or ()), plugins
-
-
-def _load_installed() -> PluginManager:
-    """Load every installed plugin. One that cannot be loaded is left out here; `nfcore plugins` reports it."""
-    plugins = PluginManager()
-    for name in discovery.installed():
-        try:
-            plugins.load(name)
-        except Exception as error:  # noqa: BLE001
-            log.debug("plugin %s cannot be loaded: %s", name, error)
-    return plugins
-
-
-def _add_plugin_commands() -> None:
-    """Call `register_commands` of the installed plugins; leave out those whose commands exist already."""
-    plugins = _load_installed()
-    for plugin in plugins.implementing("register_commands"):
-        commands, groups = list(app.registered_commands), list(app.registered_groups)
-        plugins.try_call(plugin, "register_commands", app=app)
-        taken = {_command_name(command) for command in (*commands, *groups)}
-        added = [*app.registered_commands[len(commands) :], *app.registered_groups[len(groups) :]]
-        if twice := sorted({_command_name(command) for command in added} & taken):
-            log.warning("plugin %s: its commands are left out: %s exists already", plugin, ", ".join(twice))
-            app.registered_commands, app.registered_groups = commands, groups
-
-
-def _command_name(registered: Any) -> str:
-    """The name of a command, or of a group of commands, as the user types it."""
-    callback = getattr(registered, "callback", None)
-    return str(registered.name or (callback.__name__.replace("_", "-") if callback else ""))
 
 
 def main() -> None:
@@ -382,7 +359,6 @@ def main() -> None:
     try:
         prepare_streams()
         try:
-            _add_plugin_commands()
             app()
         finally:
             sys.stdout.flush()

@@ -9,9 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config.loader import load_config
 from ..errors import HostError, NfcoreError
-from ..hooks.manager import PluginManager
 
 DEFAULT_SOCKET = "/run/nfcore/nfcore.sock"
 ConfigOption = Annotated[
@@ -40,4 +38,7 @@ def find_socket(config: Path | None, socket: Path | None) -> Path:
         return socket
     if config is None:
         return Path(DEFAULT_SOCKET)
+    from ..config.loader import load_config
+    from ..hooks.manager import PluginManager
+
     return Path(load_config(config, PluginManager()).nf.socket)

@@ -263,3 +263,14 @@ def _size(result: Any) -> str:
     if hasattr(items, "__len__"):
         return f"{len(items)} results"
     return "None" if result is None else "a result"
+
+
+def load_installed() -> PluginManager:
+    """Load every installed plugin. One that cannot be loaded is left out; `nfcore plugins` reports it."""
+    plugins = PluginManager()
+    for name in discovery.installed():
+        try:
+            plugins.load(name)
+        except Exception as error:  # noqa: BLE001
+            log.debug("plugin %s cannot be loaded: %s", name, error)
+    return plugins

@@ -12,9 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
-from pyroute2 import Ethtool, IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 IFF_UP = 1
 HW_TC_OFFLOAD = "hw-tc-offload"
 """Feature: traffic control may offload filters to the NIC."""
@@ -25,7 +22,7 @@ _GRXFHINDIR, _GCHANNELS = 0x38, 0x3C
 _SS_FEATURES = 4
 _STRING_BYTES = 32
 _BLOCK_WORDS = 4
-"""Words per block of 32 features: available, requested, active, never changed."""
+"""Words per block of 32 features."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,8 @@ def queue_facts(name: str) -> QueueFacts:
 
 def link_facts(ifindex: int, name: str) -> LinkFacts:
     """Read state and features of a link of this network namespace."""
+    from pyroute2 import IPRoute  # noqa: PLC0415 - takes 80 ms, which most commands need not wait
+
     with IPRoute() as netlink:
         (link,) = netlink.get_links(ifindex)
     info = link.get_attr("IFLA_LINKINFO")
@@ -87,11 +86,16 @@ def link_facts(ifindex: int, name: str) -> LinkFacts:
 def _features(name: str) -> dict[str, tuple[bool, bool]]:
     """Feature → (on, changeable)."""
     try:
-        with Ethtool() as ethtool:
-            features = ethtool.get_features(name).features
-    except (OSError, NetlinkError, KeyError, TypeError):
+        numbers = _feature_numbers(name)
+        blocks = _feature_blocks(name, max(numbers.values(), default=0))
+    except OSError:
         return {}
-    return {feature: (bool(state.enable), bool(state.available)) for feature, state in features.items()}
+    found = {}
+    for feature, number in numbers.items():
+        available, _, active, never_changed = blocks[number // 32]
+        bit = 1 << number % 32
+        found[feature] = bool(active & bit), bool(available & bit and not never_changed & bit)
+    return found
 
 
 def feature_is_on(ifindex: int, feature: str) -> bool | None:
@@ -104,12 +108,17 @@ def feature_is_on(ifindex: int, feature: str) -> bool | None:
         number = _feature_numbers(name).get(feature)
         if number is None:
             return None
-        blocks = number // 32 + 1
-        reply = _ethtool(name, struct.pack("=II", _GFEATURES, blocks), 4 * _BLOCK_WORDS * blocks)
+        active = _feature_blocks(name, number)[number // 32][2]
     except OSError:
         return None
-    (active,) = struct.unpack_from("=I", reply, 8 + 4 * (_BLOCK_WORDS * (number // 32) + 2))
     return bool(active >> number % 32 & 1)
+
+
+def _feature_blocks(name: str, last: int) -> list[tuple[int, ...]]:
+    """Words of the blocks up to that of feature `last`: available, requested, active, never changed. OSError."""
+    blocks = last // 32 + 1
+    reply = _ethtool(name, struct.pack("=II", _GFEATURES, blocks), 4 * _BLOCK_WORDS * blocks)
+    return list(struct.iter_unpack("=4I", reply[8:]))
 
 
 @cache

@@ -147,9 +147,9 @@ def test_bcc_stands_behind_one_seam() -> None:
 
 def test_help_and_check_do_not_load_bcc() -> None:
     script = (
-        "import sys; from pathlib import Path; from nfcore.cli.main import app, _add_plugin_commands;"
+        "import sys; from pathlib import Path; from nfcore.hooks.manager import load_installed; import nfcore.cli.main;"
         "from nfcore.config.loader import load_config; from nfcore.hooks.manager import PluginManager;"
-        "_add_plugin_commands(); load_config(Path('examples/demo.toml'), PluginManager());"
+        "load_installed(); load_config(Path('examples/demo.toml'), PluginManager());"
         "print([name for name in sys.modules if name.partition('.')[0] == 'bcc'])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
