@@ -30,6 +30,7 @@ from nfcore.bench.traffic import make_frames
 from tests.kernel.site import Site
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.slow
 NFCORE = [sys.executable, "-m", "nfcore.cli"]
 PARTS = ("datapath", "cores", "live", "control", "rules")
 PATIENCE = 120.0

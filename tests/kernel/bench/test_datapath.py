@@ -56,6 +56,7 @@ def named(present: list[Subject], row: str) -> Subject:
     return subject
 
 
+@pytest.mark.slow
 def test_every_row_is_there_and_says_what_was_counted(present: list[Subject]) -> None:
     rows = {(row.row, row.flows): row for row in rows_of(measure(present, 1))}
     marked, unmarked = [("flow-id", FLOWS), ("dest-id", FLOWS)], [("slow", FLOWS), ("syn-flood", FLOOD[0])]

@@ -101,6 +101,7 @@ def test_weights_change_for_new_flows_alone(site: Site, rounds: Rounds, strategy
         assert got.count(FIRST) > sum(got.count(real) for real in OTHERS)
 
 
+@pytest.mark.slow
 def test_vips_come_and_go_and_the_others_do_not_notice(site: Site, rounds: Rounds, strategy: str) -> None:
     other = vip_toml("198.18.20.14", "198.18.20.15", address=OTHER_VIP)
     config = site.config(strategy=strategy, offload=EXCLUDED)
@@ -170,6 +171,7 @@ def send_from(cpu: int, rounds: Rounds, times: int = 3) -> None:
         os.sched_setaffinity(0, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_two_cpus")
 def test_flows_keep_their_real_when_all_that_remembers_them_is_gone(site: Site, strategy: str) -> None:
     first, second = sorted(os.sched_getaffinity(1))[:2]

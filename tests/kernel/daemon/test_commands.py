@@ -36,6 +36,7 @@ def nic_marks(site: Site) -> dict[str, int]:
     return {str(FlowMatch.from_key(rule["key"], int(rule["family"]))): int(rule["mark"]) for rule in rules}
 
 
+@pytest.mark.slow
 def test_explain_agrees_with_the_nic(site: Site, rounds: Rounds, strategy: str) -> None:
     config = site.config(strategy=strategy, offload=f'exclude = ["{EXCLUDED}"]')
     with site.running(config), Rounds(flow_frames(2, client=EXCLUDED)) as refused:
@@ -60,6 +61,7 @@ def test_explain_agrees_with_the_nic(site: Site, rounds: Rounds, strategy: str) 
         assert "min_packets = 3" in unknown["why"]
 
 
+@pytest.mark.slow
 def test_explain_says_what_a_flow_waits_for(site: Site, rounds: Rounds) -> None:
     with site.running(site.config(offload="inserts_per_second = 0.001\ninsert_burst = 1")):
         rounds.several(3)
@@ -82,6 +84,7 @@ def test_what_is_no_flow_is_said_to_be_none(site: Site, flow: str) -> None:
         assert repr(flow) in refused.stderr and "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_flows_are_listed_filtered_and_sorted(site: Site, rounds: Rounds, strategy: str) -> None:
     config = site.config(strategy=strategy, offload=f'exclude = ["{EXCLUDED}"]')
     with site.running(config), Rounds(flow_frames(3, client=EXCLUDED)) as refused:

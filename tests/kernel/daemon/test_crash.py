@@ -58,6 +58,7 @@ def tracked(site: Site) -> float:
     return sum(figures("nfcore_flows", state=state) for state in ("installed", "pending", "draining"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pinned", [False, True])
 def test_no_frame_is_lost_however_often_the_daemon_is_killed(
     site: Site, rounds: Rounds, strategy: str, pinned: bool

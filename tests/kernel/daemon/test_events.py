@@ -45,6 +45,7 @@ def next_line(running: subprocess.Popen[str]) -> str:
     return running.stdout.readline()
 
 
+@pytest.mark.slow
 def test_what_happens_is_told_and_why(site: Site) -> None:
     config = site.config(offload=f'exclude = ["{EXCLUDED}"]')
     with site.running(config), Rounds(flow_frames(4)) as rounds, Rounds(flow_frames(2, client=EXCLUDED)) as refused:
@@ -76,6 +77,7 @@ def test_what_happens_is_told_and_why(site: Site) -> None:
         assert events(site, "--since", "2100-01-01") == []
 
 
+@pytest.mark.slow
 def test_a_reload_and_a_restart(site: Site) -> None:
     config = site.config(katran=f'pin_dir = "{site.pins}"')
     daemon = site.start(config)
@@ -97,6 +99,7 @@ def test_a_reload_and_a_restart(site: Site) -> None:
         assert told and (len(told) == 3 or "of an earlier run" in told[0]["message"])
 
 
+@pytest.mark.slow
 def test_following(site: Site) -> None:
     with site.running(site.config()), Rounds(flow_frames(3)) as rounds, Rounds(flow_frames(5)) as more:
         rounds.offload(site)
@@ -149,6 +152,7 @@ def test_a_flood_is_followed_at_the_followers_pace(site: Site, tmp_path: Path) -
         assert len(told.stdout.splitlines()) >= 1000
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(site: Site) -> None:
     with site.running(site.config()):
         for options, words in (

@@ -132,6 +132,7 @@ def drain(world: World) -> Metrics:
     return figures_of(world)
 
 
+@pytest.mark.slow
 def test_flow_id_offloads_as_many_flows_as_there_are_marks(tmp_path: Path) -> None:
     marks = (1 << 16) - 1
     services = make_services([(ipaddress.ip_address("198.18.10.1"), 80)])

@@ -38,6 +38,7 @@ def all_counted(site: Site, *senders: Rounds) -> bool:
     return counted(site.metrics()) == sent
 
 
+@pytest.mark.slow
 def test_each_packet_is_counted_once_from_install_to_restart(site: Site, rounds: Rounds, strategy: str) -> None:
     config = site.config(strategy=strategy, katran=f'pin_dir = "{site.pins}"', idle_timeout="2s")
     daemon = site.start(config)

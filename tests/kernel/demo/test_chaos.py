@@ -26,6 +26,7 @@ from nfcore.config.loader import load_config
 from nfcore.hooks.manager import PluginManager
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.slow
 DEMO = [sys.executable, "-m", "demo", "--chaos"]
 STORY = [
     *("max_rules", "explain", "nic_full", "kill", "kill", "kill_starting", "wipe", "cable"),

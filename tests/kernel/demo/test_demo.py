@@ -18,7 +18,7 @@ from tests.paths import ROOT
 DEMO = [sys.executable, "-m", "demo"]
 RUN = Path("/run/nfcore")
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root (network namespaces, XDP)")
+pytestmark = pytest.mark.slow
 
 
 def leftovers() -> set[str]:

@@ -211,6 +211,7 @@ def test_a_port_goes_before_a_longer_address(tmp_path: Path) -> None:
             assert sent_to(world.send(tcp("198.18.1.2", "198.18.10.1"), mark)) == "198.18.20.99"
 
 
+@pytest.mark.slow
 def test_random_packets_with_random_marks_stay_with_their_vips(tmp_path: Path) -> None:
     chance = random.Random(20190)
     with open_world(tmp_path) as world:

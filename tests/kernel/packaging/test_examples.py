@@ -19,6 +19,7 @@ from tests.paths import ROOT
 
 from .environments import build_wheel, make_environment, run
 
+pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "examples"
 NAMESPACE = f"nftest-examples-{os.getpid()}"
 BALANCER = """

@@ -18,6 +18,7 @@ from tests.kernel.site import Site, eventually
 
 from .environments import make_environment, run
 
+pytestmark = pytest.mark.slow
 KINDS = list(Kind)
 HOOKS = {
     Kind.BACKEND: {"install_offload", "remove_offload", "dump_offload", "probe_offload"},

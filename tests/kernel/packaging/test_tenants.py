@@ -15,6 +15,7 @@ from tests.paths import ROOT
 
 from .environments import build_wheel, make_environment, run
 
+pytestmark = pytest.mark.slow
 BLUE, GREEN, NOBODYS = "198.18.10.1", "198.18.11.1", "198.18.12.1"
 REALS = ("198.18.20.11", "198.18.20.12", "198.18.20.13")
 OWNERS = f"""

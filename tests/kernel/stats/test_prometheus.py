@@ -199,6 +199,7 @@ def test_each_alert_fires_when_it_should_and_none_when_all_is_well() -> None:
 # The daemon
 
 
+@pytest.mark.slow
 def test_a_taken_port_keeps_no_daemon_from_running(site: Site) -> None:
     other = socket.create_server(("127.0.0.1", 9464))
     with site.running(site.config()):
@@ -253,6 +254,7 @@ def doctor(config: Path) -> tuple[int, str, str]:
     return run.returncode, told["daemon"], told["eth1: XDP"]
 
 
+@pytest.mark.slow
 def test_a_program_that_somebody_took_off_or_replaced_is_told_everywhere_and_left_so(site: Site) -> None:
     config = site.config()
     ifindex = interface_index("eth1")

@@ -130,6 +130,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_terminal_is_restored_whatever_ends_it(site: Site, config: Path) -> None:
     with site.running(config):
         for number in ENDS:
@@ -211,6 +212,7 @@ def test_a_pipe_that_is_closed(busy: Site) -> None:
     assert json.loads(done.stdout)["rules"] == 8 and done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_flow_that_stands_still(site: Site, config: Path) -> None:
     """Its rate is 0, and its packets are those of a rule that is gone, too."""
     with site.running(config), Rounds(flow_frames(2)) as rounds:
@@ -229,6 +231,7 @@ def test_a_flow_that_stands_still(site: Site, config: Path) -> None:
         assert line.split()[-3:-1] != ["0", "0"] and int(line.split()[-2]) > 0
 
 
+@pytest.mark.slow
 def test_without_figures(site: Site, config: Path) -> None:
     config.write_text(config.read_text().replace(', "stats"', ""))
     with site.running(config):
@@ -238,6 +241,7 @@ def test_without_figures(site: Site, config: Path) -> None:
             assert done.stderr == f'error: the daemon at {site.socket} has no metrics: add "stats" to [nf] plugins\n'
 
 
+@pytest.mark.slow
 def test_figures_that_are_chosen(site: Site, config: Path) -> None:
     with site.running(config):
         told = json.loads(succeed("stats", "--json", "--match", f"vip_packets {OTHER}", "--socket", str(site.socket)))
@@ -248,6 +252,7 @@ def test_figures_that_are_chosen(site: Site, config: Path) -> None:
         assert told == {"metrics": []}
 
 
+@pytest.mark.slow
 def test_an_output_that_takes_nothing(busy: Site) -> None:
     for command in ("top --once", "events -f", "flows"):
         for where, words in ((">/dev/full", "cannot be written: No space left on device"), (">&-", "is closed")):
