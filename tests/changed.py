@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the folders of tests/kernel that test what was changed last: what is not committed, or else the last commit."""
+"""Prints the folders of tests/kernel that test the last change: what is not committed, or else the last commit."""
 
 from __future__ import annotations
 
