@@ -24,7 +24,7 @@ check_style() {
     ruff check .
     ruff format --check .
     mypy
-    find bpf tests nfcore/scaffold examples -name "*.[ch]" -exec clang-format --dry-run --Werror {} +
+    find bpf tests nfcore/kernel nfcore/scaffold examples -name "*.[ch]" -exec clang-format --dry-run --Werror {} +
 }
 
 case ${1:-} in

@@ -14,7 +14,6 @@ import socket
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from nfcore.errors import HostError
@@ -70,12 +69,7 @@ class HostState:
         self.sweep()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.sweep()
         _STATE.unlink(missing_ok=True)
         self._lock.close()

@@ -12,7 +12,6 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from ..errors import HostError
@@ -33,9 +32,7 @@ class Locks:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for path, fd in self._held.items():
             path.unlink(missing_ok=True)
             os.close(fd)

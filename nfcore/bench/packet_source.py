@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernel import BPF_SOURCES, Map, MapFlags, MapSpec, MapType, Program, TestRun, compile_program
+from ..kernel import BPF_SOURCES, Closing, Map, MapFlags, MapSpec, MapType, Program, TestRun, compile_program
 from .traffic import ACK, FRAME_BYTES, MAX_FLOWS, SERVICE, Family, first_frame
 
 STATE = np.dtype([("random", "<u8"), ("flows", "<u4"), ("flow", "<u4"), ("packets", "<u4"), ("left", "<u4")])
@@ -43,7 +41,7 @@ class SameFrame:
         return self._program.test_run(self._frame, repeat=packets)
 
 
-class FlowSource:
+class FlowSource(Closing):
     """Sends numbered flows (:mod:`.traffic`) to one program. A context manager.
 
     `services` are :data:`.traffic.SERVICE` rows. With `marks`, packets of flow n carry the mark 1 + n mod `marks` in
@@ -90,14 +88,6 @@ class FlowSource:
     def close(self) -> None:
         """Close program and maps. Idempotent."""
         self._open.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def send_to(self, program: Program) -> None:
         """Send the packets to `program` from now on."""

@@ -8,7 +8,6 @@ import errno
 import os
 import socket
 import time
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -64,9 +63,7 @@ class Sender:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._socket.close()
 
     def send_one(self, number: int) -> None:

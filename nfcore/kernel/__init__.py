@@ -21,6 +21,7 @@ from .event_buffers import EventReader, PerfReader, RingBufferReader
 from .headers import Headers, find_headers
 from .maps import BatchResult, Map, pinned_entries
 from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
+from .objects import Closing
 from .pins import ensure_bpffs, obj_get, obj_pin, remove_bpffs
 from .programs import Program, TestRun, XdpAction
 from .xdp import (
@@ -38,6 +39,7 @@ __all__ = [
     "BPF_SOURCES",
     "AttachedXdp",
     "BatchResult",
+    "Closing",
     "CompileError",
     "EventReader",
     "Headers",

@@ -20,7 +20,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from .codec import round_up
 from .cpus import online_cpus
 from .maps import Map
 from .mapspec import MapType
+from .objects import Closing
 from .syscall import perf_event_open
 
 _BUSY, _DISCARD = 1 << 31, 1 << 30
@@ -67,7 +68,7 @@ class EventReader(Protocol):
         ...
 
 
-class RingBufferReader:
+class RingBufferReader(Closing):
     """The only reader of a ring buffer with records of one size. A context manager.
 
     ``lost`` stays 0: the kernel counts no drops here, a program whose ``bpf_ringbuf_reserve`` fails must count them
@@ -162,14 +163,8 @@ class RingBufferReader:
         # The last array over a mapping unmaps it.
         self._consumer = self._producer = self._data = None
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-class PerfReader:
+class PerfReader(Closing):
     """The reader of a perf event array: a buffer per CPU, records of one size. A context manager.
 
     Records are in order per CPU, not across CPUs. Records of another size are skipped and counted in ``odd``. A CPU
@@ -238,12 +233,6 @@ class PerfReader:
                 self._map.delete(cpu)
             buffer.close()
         self._buffers = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 class _PerfBuffer:

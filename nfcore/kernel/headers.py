@@ -2,11 +2,11 @@
 """Kernel headers for the compiler, without a kernel tree.
 
 bcc needs the source tree of a kernel, but an XDP program includes only the user-space API. So a stub tree in a cache
-folder replaces it: a few tiny files from this module, and links to the UAPI headers that the distribution installs for
+folder replaces it: the few tiny files of ``stubs/``, and links to the UAPI headers that the distribution installs for
 C programs::
 
     CACHE/headers-DIGEST/
-        include/linux/kconfig.h, types.h, ...      from this module
+        include/linux/kconfig.h, types.h, ...      from stubs/
         include/uapi/linux, asm-generic    ───►    /usr/include/linux, asm-generic
         arch/x86/include/uapi/asm          ───►    /usr/include/x86_64-linux-gnu/asm
 
@@ -34,119 +34,22 @@ _ARCHITECTURES = {
     "aarch64": ("arm64", "aarch64-linux-gnu", "CONFIG_ARM64"),
 }
 
-_KCONFIG = """\
-#ifndef NFCORE_STUB_KCONFIG_H
-#define NFCORE_STUB_KCONFIG_H
-#define CONFIG_64BIT 1
-#define {architecture} 1
-#define CONFIG_BPF_SYSCALL 1
-/* The compiler brings its own, newer description of BPF: an installed linux/bpf.h must stay empty. */
-#define __LINUX_BPF_H__
-/* Headers from a kernel tree use these words; distributions strip them from installed headers. */
-#define __user
-#define __force
-#define __bitwise
-#define __attribute_const__ __attribute__((__const__))
-#endif
-"""
-
-_TYPES = """\
-#ifndef NFCORE_STUB_TYPES_H
-#define NFCORE_STUB_TYPES_H
-#include <uapi/linux/types.h>
-#include <stddef.h>
-#include <stdbool.h>
-typedef __u8 u8;
-typedef __u16 u16;
-typedef __u32 u32;
-typedef __u64 u64;
-typedef __s8 s8;
-typedef __s16 s16;
-typedef __s32 s32;
-typedef __s64 s64;
-typedef __s64 ssize_t;
-typedef __UINTPTR_TYPE__ uintptr_t;
-#ifndef __always_inline
-#define __always_inline inline __attribute__((always_inline))
-#endif
-#endif
-"""
-
-_STDDEF = """\
-#ifndef NFCORE_STUB_STDDEF_H
-#define NFCORE_STUB_STDDEF_H
-typedef __SIZE_TYPE__ size_t;
-#ifndef NULL
-#define NULL ((void *)0)
-#endif
-#ifndef offsetof
-#define offsetof(type, member) __builtin_offsetof(type, member)
-#endif
-#endif
-"""
-
-_STDBOOL = """\
-#ifndef NFCORE_STUB_STDBOOL_H
-#define NFCORE_STUB_STDBOOL_H
-#ifndef bool
-#define bool _Bool
-#define true 1
-#define false 0
-#endif
-#endif
-"""
-
-_STDINT = """\
-#ifndef NFCORE_STUB_STDINT_H
-#define NFCORE_STUB_STDINT_H
-typedef __UINT8_TYPE__ uint8_t;
-typedef __UINT16_TYPE__ uint16_t;
-typedef __UINT32_TYPE__ uint32_t;
-typedef __UINT64_TYPE__ uint64_t;
-typedef __INT8_TYPE__ int8_t;
-typedef __INT16_TYPE__ int16_t;
-typedef __INT32_TYPE__ int32_t;
-typedef __INT64_TYPE__ int64_t;
-typedef __UINTPTR_TYPE__ uintptr_t;
-#endif
-"""
-
-_STRING = """\
-#ifndef NFCORE_STUB_STRING_H
-#define NFCORE_STUB_STRING_H
-#define memcpy(to, from, length) __builtin_memcpy(to, from, length)
-#define memmove(to, from, length) __builtin_memmove(to, from, length)
-#define memset(to, byte, length) __builtin_memset(to, byte, length)
-#endif
-"""
-
-_PAGE = """\
-#ifndef NFCORE_STUB_PAGE_H
-#define NFCORE_STUB_PAGE_H
-#define PAGE_SHIFT 12
-#define PAGE_SIZE (1UL << PAGE_SHIFT)
-#endif
-"""
-
-_SOCKET = """\
-#ifndef NFCORE_STUB_SOCKET_H
-#define NFCORE_STUB_SOCKET_H
-struct sockaddr {
-    unsigned short sa_family;
-    char sa_data[14];
-};
-#endif
-"""
-
-_LINUX_SOCKET = """\
-#ifndef NFCORE_STUB_LINUX_SOCKET_H
-#define NFCORE_STUB_LINUX_SOCKET_H
-#include <uapi/linux/socket.h>
-#include <sys/socket.h>
-#endif
-"""
-
-_EMPTY = "/* nothing that an XDP program needs */\n"
+_STUBS = Path(__file__).with_name("stubs")
+_PLACES = {
+    "include/linux/kconfig.h": "kconfig.h",
+    "include/linux/types.h": "types.h",
+    "include/linux/socket.h": "linux_socket.h",
+    "include/linux/log2.h": "empty.h",
+    "include/linux/compiler.h": "empty.h",
+    "include/linux/compiler_types.h": "empty.h",
+    "include/stddef.h": "stddef.h",
+    "include/stdbool.h": "stdbool.h",
+    "include/stdint.h": "stdint.h",
+    "include/string.h": "string.h",
+    "include/sys/socket.h": "sys_socket.h",
+    "arch/ARCHITECTURE/include/asm/page.h": "page.h",
+}
+"""Place in the tree → file in ``stubs/``."""
 
 
 @dataclass(frozen=True)
@@ -245,18 +148,8 @@ def _usable(links: Mapping[str, Path]) -> bool:
 
 def _stub_files(architecture: str, symbol: str) -> dict[str, str]:
     return {
-        "include/linux/kconfig.h": _KCONFIG.format(architecture=symbol),
-        "include/linux/types.h": _TYPES,
-        "include/linux/socket.h": _LINUX_SOCKET,
-        "include/linux/log2.h": _EMPTY,
-        "include/linux/compiler.h": _EMPTY,
-        "include/linux/compiler_types.h": _EMPTY,
-        "include/stddef.h": _STDDEF,
-        "include/stdbool.h": _STDBOOL,
-        "include/stdint.h": _STDINT,
-        "include/string.h": _STRING,
-        "include/sys/socket.h": _SOCKET,
-        f"arch/{architecture}/include/asm/page.h": _PAGE,
+        place.replace("ARCHITECTURE", architecture): (_STUBS / name).read_text().replace("CONFIG_ARCHITECTURE", symbol)
+        for place, name in _PLACES.items()
     }
 
 

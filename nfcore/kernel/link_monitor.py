@@ -13,9 +13,9 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Self
 
 from .netlink import attributes
+from .objects import Closing
 
 _RTM_NEWLINK, _RTM_DELLINK = 16, 17
 _RTMGRP_LINK = 1
@@ -46,7 +46,7 @@ class LinkChange:
     """Removed, or moved to another network namespace."""
 
 
-class LinkMonitor:
+class LinkMonitor(Closing):
     """Notifications about some links of the calling thread's network namespace. OSError: no netlink socket."""
 
     def __init__(self, ifindexes: Iterable[int], *, buffer: int | None = None) -> None:
@@ -66,12 +66,6 @@ class LinkMonitor:
     def close(self) -> None:
         """Stop listening. Idempotent."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def fileno(self) -> int:
         """Return the descriptor, which is readable when there is something to :meth:`poll`."""

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from ..errors import HostError
 from .codec import ValueLayout, address, encode, round_up
 from .mapspec import MapFlags, MapSpec, MapType
-from .pins import obj_get, obj_pin
-from .syscall import ENOTSUPP, Command, bpf, fd_by_id, lift_locked_memory_limit, object_info, object_kind
+from .objects import KernelObject, open_by_id
+from .pins import obj_get
+from .syscall import ENOTSUPP, Command, bpf, lift_locked_memory_limit, object_info, object_kind
 
 _CHUNK = 65536
 """Elements of one batch call: its buffers take a few megabytes at most, whatever the size of the map."""
@@ -47,7 +48,7 @@ class BatchResult:
     """Why the kernel refused; 0 when all elements were done."""
 
 
-class Map:
+class Map(KernelObject):
     """A map in the kernel. Owns its file descriptor; a context manager.
 
     Single elements: ``lookup`` gives a numpy scalar (``np.void`` for structured values) or, for per-CPU
@@ -57,8 +58,8 @@ class Map:
 
     def __init__(self, fd: int, spec: MapSpec) -> None:
         """Take over ``fd``, which must be a map like ``spec``; that is not checked."""
-        self._fd = fd
-        self._spec = spec
+        super().__init__(fd)
+        self._spec, self._label = spec, f"map {spec.name}"
         self._layout = ValueLayout(spec)
         self._id: int | None = None
 
@@ -87,11 +88,8 @@ class Map:
     @classmethod
     def from_id(cls, identifier: int, spec: MapSpec) -> Self:
         """Open the map with this id; compared with ``spec`` like a pinned one. Raises HostError."""
-        try:
-            fd = fd_by_id(Command.MAP_GET_FD_BY_ID, identifier)
-        except OSError as error:
-            raise HostError(f"cannot open the map with id {identifier}: {error.strerror}") from error
-        return cls._adopt(fd, spec, f"the map with id {identifier}")
+        fd, place = open_by_id(Command.MAP_GET_FD_BY_ID, identifier, "map")
+        return cls._adopt(fd, spec, place)
 
     @classmethod
     def _adopt(cls, fd: int, spec: MapSpec, place: str) -> Self:
@@ -101,13 +99,6 @@ class Map:
             os.close(fd)
             raise
         return cls(fd, spec)
-
-    @property
-    def fd(self) -> int:
-        """The open file descriptor; ValueError after close()."""
-        if self._fd < 0:
-            raise ValueError(f"map {self._spec.name} is closed")
-        return self._fd
 
     @property
     def id(self) -> int:
@@ -120,25 +111,6 @@ class Map:
     def spec(self) -> MapSpec:
         """Type, key, value, size and flags of the map."""
         return self._spec
-
-    def pin(self, path: Path) -> None:
-        """Pin the map at ``path`` on a bpf file system, where it outlives the process."""
-        obj_pin(self.fd, path)
-
-    def close(self) -> None:
-        """Close the descriptor. Programs, pins and memory mappings keep the map alive. Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Map {self._spec}{' closed' if self._fd < 0 else ''}>"
 
     # -- one element --------------------------------------------------------------------------------
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..errors import HostError
 from .codec import address
-from .pins import obj_get, obj_pin
-from .syscall import Command, bpf, fd_by_id, object_info, object_kind
+from .objects import KernelObject, open_by_id
+from .pins import obj_get
+from .syscall import Command, bpf, object_info, object_kind
 
 _PROG_INFO = struct.Struct("=II8sIIQQQIIQ16s")
 """Head of ``struct bpf_prog_info``: type, id, tag, jited_prog_len, xlated_prog_len, two pointers,
@@ -62,7 +63,7 @@ class TestRun:
     """Mean time of one repetition, whole nanoseconds, truncated by the kernel."""
 
 
-class Program:
+class Program(KernelObject):
     """A loaded XDP program. Owns its file descriptor; a context manager."""
 
     def __init__(self, fd: int) -> None:
@@ -71,13 +72,19 @@ class Program:
         if kind != "bpf-prog":
             raise HostError(f"a {kind} was found where an XDP program was expected")
         info = _PROG_INFO.unpack_from(object_info(fd, 128))
-        self._fd = fd
+        super().__init__(fd)
         self._type: int = info[0]
-        self._id: int = info[1]
-        self._tag: str = info[2].hex()
-        self._jited: int = info[3]
-        self._xlated: int = info[4]
-        self._name: str = info[11].rstrip(b"\0").decode(errors="replace")
+        self.id: int = info[1]
+        """The kernel's ID of the program, unique as long as the program exists."""
+        self.tag: str = info[2].hex()
+        """The kernel's digest of the instructions, 16 hexadecimal digits: equal code has equal tags."""
+        self.jited_size: int = info[3]
+        """Bytes of machine code; 0 when the kernel interprets the program."""
+        self.xlated_size: int = info[4]
+        """Bytes of BPF instructions (8 each) after the verifier rewrote them."""
+        self.name: str = info[11].rstrip(b"\0").decode(errors="replace")
+        """The function's name, cut to 15 characters."""
+        self._label = f"program {self.name}"
 
     @classmethod
     def open_pinned(cls, path: Path) -> Self:
@@ -87,11 +94,7 @@ class Program:
     @classmethod
     def from_id(cls, identifier: int) -> Self:
         """Open the XDP program with this id. Raises HostError."""
-        try:
-            fd = fd_by_id(Command.PROG_GET_FD_BY_ID, identifier)
-        except OSError as error:
-            raise HostError(f"cannot open the program with id {identifier}: {error.strerror}") from error
-        return cls._adopt(fd, f"the program with id {identifier}")
+        return cls._adopt(*open_by_id(Command.PROG_GET_FD_BY_ID, identifier, "program"))
 
     @classmethod
     def _adopt(cls, fd: int, place: str) -> Self:
@@ -104,57 +107,6 @@ class Program:
             program.close()
             raise HostError(f"{place} is a BPF program of type {program._type}, not an XDP program")
         return program
-
-    @property
-    def fd(self) -> int:
-        """The open file descriptor; ValueError after close()."""
-        if self._fd < 0:
-            raise ValueError(f"program {self._name} is closed")
-        return self._fd
-
-    @property
-    def id(self) -> int:
-        """The kernel's ID of the program, unique as long as the program exists."""
-        return self._id
-
-    @property
-    def name(self) -> str:
-        """The function's name, cut to 15 characters."""
-        return self._name
-
-    @property
-    def tag(self) -> str:
-        """The kernel's digest of the instructions, 16 hexadecimal digits: equal code has equal tags."""
-        return self._tag
-
-    @property
-    def jited_size(self) -> int:
-        """Bytes of machine code; 0 when the kernel interprets the program."""
-        return self._jited
-
-    @property
-    def xlated_size(self) -> int:
-        """Bytes of BPF instructions (8 each) after the verifier rewrote them."""
-        return self._xlated
-
-    def pin(self, path: Path) -> None:
-        """Pin the program at ``path`` on a bpf file system, where it outlives the process."""
-        obj_pin(self.fd, path)
-
-    def close(self) -> None:
-        """Close the descriptor. Attachments and pins keep the program alive. Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Program {self._name} id {self._id}{' closed' if self._fd < 0 else ''}>"
 
     def test_run(
         self,
@@ -195,7 +147,7 @@ class Program:
         try:
             bpf(Command.PROG_TEST_RUN, attr)
         except OSError as error:
-            raise HostError(f"cannot run program {self._name} on a test packet: {_reason(error, ifindex)}") from error
+            raise HostError(f"cannot run program {self.name} on a test packet: {_reason(error, ifindex)}") from error
         _, verdict, _, size = struct.unpack_from("=IIII", attr)
         duration: int = struct.unpack_from("=I", attr, 36)[0]
         left = data_out[:size].tobytes()

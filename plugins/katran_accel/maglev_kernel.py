@@ -17,13 +17,12 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.errors import HostError
-from nfcore.kernel import BPF_SOURCES, Map, MapFlags, MapSpec, MapType, Program, compile_program
+from nfcore.kernel import BPF_SOURCES, Closing, Map, MapFlags, MapSpec, MapType, Program, compile_program
 
 from .hashing import RING_SIZE, U32
 from .layouts import MAX_REALS
@@ -71,7 +70,7 @@ def _inverses() -> U32:
     return inverses
 
 
-class KernelRings:
+class KernelRings(Closing):
     """The loaded program and its maps; builds one ring at a time. A context manager."""
 
     def __init__(self) -> None:
@@ -88,12 +87,6 @@ class KernelRings:
     def close(self) -> None:
         """Close program and maps."""
         self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def build(self, endpoints: Sequence[Endpoint], *, version: int = 2) -> NDArray[np.uint32]:
         """Build the ring of one VIP: :func:`.maglev.build_ring` with the ABI's ring size, errors included.

@@ -6,37 +6,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from html import escape
+from pathlib import Path
 
 from ..datapath import Row
 from ..results import Results
-from .svg import COLOURS, StackedBar, lines, stacked_bars
+from .svg import StackedBar, lines, stacked_bars
 from .tables import TextTable, machine_lines, tables
 
-LIGHT = ("#4269a8", "#d9822b", "#3b8f5a", "#b03a48", "#7a5aa6", "#6b7280")
-DARK = ("#7fa6e8", "#f0a95c", "#6cc48d", "#e5727f", "#b79ae0", "#a3abb8")
-STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1c2026; --soft: #5d6673; --line: #dfe3e8; --panel: #f6f7f9;
-  --good: #2c7a4b; --bad: #b3261e; @LIGHT@ }
-@media (prefers-color-scheme: dark) { :root { --back: #14171c; --text: #e6e9ee; --soft: #9aa4b2; --line: #303640;
-  --panel: #1c2027; --good: #6cc48d; --bad: #ff8a80; @DARK@ } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 64rem; background: var(--back); color: var(--text);
-  font: 15px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.7rem; margin: 0 0 .25rem } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem }
-p.soft, .axis, .legend { color: var(--soft); margin: .25rem 0 } .axis { font-size: 12px }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { color: var(--soft); font-weight: 600 } .left { text-align: left; white-space: normal }
-.met { color: var(--good); font-weight: 600 } .missed { color: var(--bad); font-weight: 600 }
-pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: 12.5px; border-radius: 6px }
-svg { width: 100%; height: auto; display: block } svg text { fill: var(--text); font: 12px system-ui, sans-serif }
-.grid { stroke: var(--line) } .legend span { margin-right: 1.2rem; white-space: nowrap }
-.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px }
-details { margin: 1rem 0 } summary { cursor: pointer; color: var(--soft) }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; background: var(--panel);
-  padding: .8rem 1rem; border-radius: 6px; font-size: 13.5px } dt { color: var(--soft) } dd { margin: 0 }
-polyline { fill: none; stroke-width: 2.5 }
-"""
+STYLE = Path(__file__).with_name("style.css")
 
 
 def render(results: Results) -> str:
@@ -46,19 +23,8 @@ def render(results: Results) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_style()}</style></head><body>\n{body}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body>\n{body}</body></html>\n"
     )
-
-
-def _style() -> str:
-    def palette(colours: Sequence[str]) -> str:
-        return " ".join(f"--c{number}: {colour};" for number, colour in enumerate(colours))
-
-    rules = "".join(
-        f".f{n} {{ fill: var(--c{n}) }} .s{n} {{ stroke: var(--c{n}) }} .k{n} {{ background: var(--c{n}) }}\n"
-        for n in range(COLOURS)
-    )
-    return STYLE.replace("@LIGHT@", palette(LIGHT)).replace("@DARK@", palette(DARK)) + rules
 
 
 def _body(results: Results, title: str) -> Iterator[str]:

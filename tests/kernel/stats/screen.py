@@ -14,7 +14,6 @@ import subprocess
 import termios
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import pyte
@@ -44,9 +43,7 @@ class Screen:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

@@ -3,6 +3,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -85,7 +86,9 @@ def test_damaged_tree_is_rebuilt(tmp_path: Path, damage: str) -> None:
 
 def test_other_text_is_another_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = find_headers(tmp_path).path
-    monkeypatch.setattr(headers, "_STRING", "/* a later version of the stub */\n")
+    shutil.copytree(headers._STUBS, tmp_path / "stubs")
+    (tmp_path / "stubs/string.h").write_text("/* a later version of the stub */\n")
+    monkeypatch.setattr(headers, "_STUBS", tmp_path / "stubs")
     assert find_headers(tmp_path).path != old
     assert old.is_dir()
 
