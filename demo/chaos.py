@@ -263,10 +263,7 @@ class Chaos:
             "rules vanished, and rules in the NIC again",
         )
         again = time.monotonic() - began
-        self.traffic.wait_until(
-            lambda: self.traffic.counters.refill not in (0, before.refill),
-            "nfcore_refill_seconds",
-        )
+        self.traffic.wait_until(lambda: self.traffic.counters.refill not in (0, before.refill), "nfcore_refill_seconds")
         refill = self.traffic.counters.refill
         return (
             f"{gone} rules removed; half as many in the NIC again after {again:.2f} s, the hottest flows first; "

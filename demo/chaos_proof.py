@@ -51,13 +51,7 @@ def prove_chaos(
         *(Check(event.claim, event.passed, f"{event.what}: {event.detail}") for event in events),
     ]
     return summarise(
-        records,
-        checks,
-        strategy=strategy,
-        paths=paths,
-        retransmitted=retransmitted,
-        seconds=seconds,
-        events=events,
+        records, checks, strategy=strategy, paths=paths, retransmitted=retransmitted, seconds=seconds, events=events
     )
 
 

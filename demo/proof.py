@@ -97,12 +97,7 @@ def prove(
 ) -> Summary:
     """Check the client's records (`demo.load.Record` as mappings); `counters` are before and after the main phase."""
     before, after = counters
-    checks = [
-        none_lost(records),
-        _right_real(records, prediction),
-        address_kept(records),
-        _fast_enough(before, after),
-    ]
+    checks = [none_lost(records), _right_real(records, prediction), address_kept(records), _fast_enough(before, after)]
     return summarise(
         records,
         checks,

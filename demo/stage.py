@@ -176,11 +176,7 @@ class Stage:
         for real in self.lab.reals:
             argv = [sys.executable, "-m", "demo.web", real.name, "--listen", VIP4, "--listen", VIP6]
             process = self.lab.popen(
-                real.name,
-                [*argv, "--decap", "eth0"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
+                real.name, [*argv, "--decap", "eth0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
             )
             readers.append(Reader(real.name, process, process.stdout))
         for reader in readers:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -50,45 +51,8 @@ class Progress:
     events: tuple[Event, ...] = ()
 
 
-class View(Protocol):
-    """Shows the progress of the demo."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exception: object) -> None: ...
-
-    def show(self, progress: Progress) -> None:
-        """Show the progress."""
-
-    def print_line(self, text: str) -> None:
-        """Print one line that stays."""
-
-
-class TableView:
-    """A live table, for a terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, refresh_per_second=8, transient=False)
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._live.stop()
-
-    def show(self, progress: Progress) -> None:
-        """Show the progress."""
-        self._live.update(draw(progress))
-
-    def print_line(self, text: str) -> None:
-        """Print one line that stays above the table."""
-        self._console.print(text, style="dim", highlight=False, markup=False)
-
-
-class LineView:
-    """A line per second and per phase, for a log."""
+class View(AbstractContextManager["View"]):
+    """Shows the progress of the demo: a line per second and per phase, for a log."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -96,11 +60,7 @@ class LineView:
         self._last = 0.0
         self._events = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        return None
+    def __exit__(self, *exception: object) -> None: ...
 
     def show(self, progress: Progress) -> None:
         """Print new events, and the progress at a new phase or a second after the last time."""
@@ -125,9 +85,32 @@ class LineView:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class TableView(View):
+    """A live table, for a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._live = Live(console=console, refresh_per_second=8, transient=False)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Show the progress."""
+        self._live.update(draw(progress))
+
+    def print_line(self, text: str) -> None:
+        """Print one line that stays above the table."""
+        self._console.print(text, style="dim", highlight=False, markup=False)
+
+
 def make_view(console: Console) -> View:
     """Return the view that suits the console."""
-    return TableView(console) if console.is_terminal else LineView(console)
+    return TableView(console) if console.is_terminal else View(console)
 
 
 def draw(progress: Progress) -> Panel:

@@ -198,12 +198,6 @@ class FlowBatch:
         # As WHOLE_FLOW, for speed.
         return FlowBatch(self.rows.view(WHOLE_FLOW)[which].view(FLOW_ROW))
 
-    def identities(self) -> list[bytes]:
-        """Give the :data:`IDENTITY_BYTES` bytes that identify the flow of each row."""
-        raw = np.ascontiguousarray(self.rows).view(np.uint8).reshape(len(self.rows), FLOW_ROW.itemsize)
-        head = np.ascontiguousarray(raw[:, :IDENTITY_BYTES])
-        return head.view(f"V{IDENTITY_BYTES}").ravel().tolist()
-
 
 def _as_flow(row: np.void) -> Flow:
     return Flow(

@@ -70,9 +70,7 @@ def make_cookies(slots: NDArray[np.int64], generations: NDArray[np.uint16]) -> N
     return tag | (generations.astype(np.uint64) << np.uint64(32)) | slots.astype(np.uint64)
 
 
-def split_cookies(
-    cookies: NDArray[np.uint64],
-) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint16]]:
+def split_cookies(cookies: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint16]]:
     """Give for each cookie whether it is nfcore's, and its slot and generation."""
     is_own = (cookies >> np.uint64(48)) == np.uint64(COOKIE_TAG)
     slots = (cookies & np.uint64(0xFFFF_FFFF)).astype(np.int64)

@@ -50,13 +50,7 @@ class FlowSource(Closing):
     """
 
     def __init__(
-        self,
-        services: NDArray[np.void],
-        family: Family,
-        *,
-        marks: int = 0,
-        in_turn: bool = False,
-        tcp_flags: int = ACK,
+        self, services: NDArray[np.void], family: Family, *, marks: int = 0, in_turn: bool = False, tcp_flags: int = ACK
     ) -> None:
         self.services = services
         self.family: Family = family

@@ -61,8 +61,7 @@ def options(
         Format, typer.Option("--log-format", envvar="NFCORE_LOG_FORMAT", help="json: one object per line.")
     ] = Format.TEXT,
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Set up logging for every command."""

@@ -49,11 +49,7 @@ def find_devices(config: Config, *, all_of_them: bool = True) -> list[Device]:
         known = ", ".join(sorted(present))
         raise HostError("\n".join(f"{config.source}: {line} (there are: {known})" for line in missing))
     return [
-        Device(
-            interface.name,
-            present[interface.name],
-            tuple(name for name in interface.offload if name != NO_BACKEND),
-        )
+        Device(interface.name, present[interface.name], tuple(name for name in interface.offload if name != NO_BACKEND))
         for interface in config.interfaces
         if interface.name in present
     ]

@@ -27,13 +27,7 @@ class FlowState(IntEnum):
         return self.name.lower()
 
 
-LISTED_STATES = (
-    FlowState.INSTALLED,
-    FlowState.PENDING,
-    FlowState.WAITING,
-    FlowState.DRAINING,
-    FlowState.REFUSED,
-)
+LISTED_STATES = (FlowState.INSTALLED, FlowState.PENDING, FlowState.WAITING, FlowState.DRAINING, FlowState.REFUSED)
 """States that `nfcore flows` lists."""
 SORT_KEYS = {
     "rate": (),

@@ -133,12 +133,7 @@ class FlowTable:
         return slots
 
     def adopt(
-        self,
-        batch: FlowBatch,
-        slots: NDArray[np.int64],
-        generations: NDArray[np.uint16],
-        state: FlowState,
-        now: float,
+        self, batch: FlowBatch, slots: NDArray[np.int64], generations: NDArray[np.uint16], state: FlowState, now: float
     ) -> None:
         """Track flows of an earlier run, with the slots and generations of their rules' cookies.
 
@@ -190,12 +185,7 @@ class FlowTable:
         self.packets[slots] = self.bytes[slots] = 0
 
     def _enter(
-        self,
-        batch: FlowBatch,
-        slots: NDArray[np.int64],
-        generations: NDArray[np.uint16],
-        state: FlowState,
-        now: float,
+        self, batch: FlowBatch, slots: NDArray[np.int64], generations: NDArray[np.uint16], state: FlowState, now: float
     ) -> None:
         """Fill free slots. The caller updates the stack of free slots."""
         rows = np.ascontiguousarray(batch.rows)

@@ -171,13 +171,7 @@ class PerfReader(Closing):
     that comes online later has no buffer: there ``bpf_perf_event_output`` fails, and the program must count that.
     """
 
-    def __init__(
-        self,
-        map: Map,
-        record: np.dtype[Any],
-        pages: int = 64,
-        cpus: Iterable[int] | None = None,
-    ) -> None:
+    def __init__(self, map: Map, record: np.dtype[Any], pages: int = 64, cpus: Iterable[int] | None = None) -> None:
         """Open a buffer of ``pages`` pages (a power of two) for each of ``cpus`` (default: all online)."""
         if map.spec.type is not MapType.PERF_EVENT_ARRAY:
             raise TypeError(f"map {map.spec.name} is a {map.spec.type.name}, not a PERF_EVENT_ARRAY")
@@ -242,7 +236,6 @@ class _PerfBuffer:
         self.lost = 0
         self.odd = 0
         self._size = pages * mmap.PAGESIZE
-        self._itemsize = record.itemsize
         self._stride = round_up(_PERF_OVERHEAD + record.itemsize)
         self._slot = np.dtype(
             {
@@ -255,8 +248,7 @@ class _PerfBuffer:
         # struct perf_event_attr: type, size, config, sample_period, sample_type, read_format, flags,
         # wakeup_watermark.
         attr = struct.pack(
-            "=IIQQQQQI",
-            *(_TYPE_SOFTWARE, _ATTR_SIZE, _SW_BPF_OUTPUT, 1, _SAMPLE_RAW, 0, _WATERMARK, self._size // 2),
+            "=IIQQQQQI", *(_TYPE_SOFTWARE, _ATTR_SIZE, _SW_BPF_OUTPUT, 1, _SAMPLE_RAW, 0, _WATERMARK, self._size // 2)
         ).ljust(_ATTR_SIZE, b"\0")
         self.fd = perf_event_open(attr, cpu)
         try:

@@ -109,13 +109,7 @@ class Program(KernelObject):
         return program
 
     def test_run(
-        self,
-        frame: bytes,
-        *,
-        metadata: bytes = b"",
-        ifindex: int = 0,
-        rx_queue_index: int = 0,
-        repeat: int = 1,
+        self, frame: bytes, *, metadata: bytes = b"", ifindex: int = 0, rx_queue_index: int = 0, repeat: int = 1
     ) -> TestRun:
         """Run the program on ``frame`` in the kernel, with no interface involved.
 

@@ -19,15 +19,7 @@ from nfcore.api.mark_pools import CpuPools
 from nfcore.api.marks import MarkMeaning
 from nfcore.api.rules import Device
 from nfcore.errors import ConfigError, Problem
-from nfcore.kernel import (
-    BPF_SOURCES,
-    EventReader,
-    PerfReader,
-    Program,
-    RingBufferReader,
-    XdpMode,
-    compile_program,
-)
+from nfcore.kernel import BPF_SOURCES, EventReader, PerfReader, Program, RingBufferReader, XdpMode, compile_program
 
 from . import layouts as lay
 from .attachment import NAME, NUMBERING, PROGRAM, Attachments

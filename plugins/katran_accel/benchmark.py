@@ -20,26 +20,14 @@ from nfcore.api.context import Context
 from nfcore.api.flows import Address, FlowBatch, pack_address
 from nfcore.api.marks import MarkAllocator, MarkMeaning, StrategyInfo
 from nfcore.api.network_function import NetworkFunction
-from nfcore.bench import (
-    BareLru,
-    BenchRequest,
-    CoreRow,
-    Family,
-    Figure,
-    Floors,
-    FlowSource,
-    Gain,
-    PacketCounters,
-    Row,
-    SameFrame,
-    Sizes,
-    Subject,
-    Target,
-    flow_keys,
-    make_services,
-    profile,
-)
-from nfcore.bench.traffic import ACK, SYN
+from nfcore.bench.baselines import BareLru, Floors
+from nfcore.bench.datapath import PacketCounters, Row, Subject
+from nfcore.bench.packet_source import FlowSource, SameFrame
+from nfcore.bench.profile import profile
+from nfcore.bench.results import CoreRow, Figure, Gain, Target
+from nfcore.bench.sizes import Sizes
+from nfcore.bench.traffic import ACK, SYN, Family, flow_keys, make_services
+from nfcore.bench.workload import BenchRequest
 from nfcore.errors import NfcoreError
 from nfcore.kernel import Program
 

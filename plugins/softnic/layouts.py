@@ -12,14 +12,7 @@ from nfcore.kernel import MapSpec, MapType
 
 MATCH = np.dtype([("flow", FLOW_KEY), ("family", "<u4")])
 RULE = np.dtype(
-    [
-        ("action", "<u4"),
-        ("mark", "<u4"),
-        ("cookie", "<u8"),
-        ("packets", "<u8"),
-        ("bytes", "<u8"),
-        ("last_used", "<u8"),
-    ]
+    [("action", "<u4"), ("mark", "<u4"), ("cookie", "<u8"), ("packets", "<u8"), ("bytes", "<u8"), ("last_used", "<u8")]
 )
 
 

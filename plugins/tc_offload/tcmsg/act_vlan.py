@@ -39,14 +39,7 @@ class Options(nla):
     class parms(nla):  # noqa: N801
         """`struct tc_vlan`."""
 
-        fields = (
-            ("index", "I"),
-            ("capab", "I"),
-            ("action", "i"),
-            ("refcnt", "i"),
-            ("bindcnt", "i"),
-            ("v_action", "i"),
-        )
+        fields = (("index", "I"), ("capab", "I"), ("action", "i"), ("refcnt", "i"), ("bindcnt", "i"), ("v_action", "i"))
 
 
 options = Options

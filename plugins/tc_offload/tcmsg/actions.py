@@ -115,10 +115,7 @@ def encode_actions(actions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         kind = action.get("kind")
         if kind not in kinds:
             raise ValueError(f"action {order} has kind {kind!r}; known are {', '.join(sorted(kinds))}")
-        attrs: list[list[Any]] = [
-            ["TCA_ACT_KIND", kind],
-            ["TCA_ACT_OPTIONS", kinds[kind].get_parameters(dict(action))],
-        ]
+        attrs: list[list[Any]] = [["TCA_ACT_KIND", kind], ["TCA_ACT_OPTIONS", kinds[kind].get_parameters(dict(action))]]
         if "cookie" in action:
             cookie = bytes(action["cookie"])
             if not 0 < len(cookie) <= COOKIE_BYTES:

@@ -14,20 +14,11 @@ import numpy as np
 import pytest
 
 from nfcore.api.flows import FlowMatch
-from nfcore.bench import (
-    BenchError,
-    BenchRequest,
-    Family,
-    FlowSource,
-    Subject,
-    flow_keys,
-    in_processes,
-    make_services,
-    measure,
-    rows_of,
-)
-from nfcore.bench.datapath import prove
-from nfcore.bench.processes import ShowProgress, at_once, in_process
+from nfcore.bench.datapath import BenchError, Subject, measure, prove, rows_of
+from nfcore.bench.packet_source import FlowSource
+from nfcore.bench.processes import ShowProgress, at_once, in_process, in_processes
+from nfcore.bench.traffic import Family, flow_keys, make_services
+from nfcore.bench.workload import BenchRequest
 from nfcore.errors import HostError
 from nfcore.kernel import XdpAction
 from nfcore.plugins.katran_accel.benchmark import FLOOD, subjects

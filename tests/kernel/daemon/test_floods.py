@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from nfcore.api.json_rows import materialize
-from nfcore.bench import FlowSource, make_services
+from nfcore.bench.packet_source import FlowSource
+from nfcore.bench.traffic import make_services
 from nfcore.engine.flow_state import FlowState
 from nfcore.plugins.katran_accel.metrics import BalancerMetrics
 from nfcore.plugins.stats.registry import Registry

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 from nfcore.api.flows import FlowMatch, unpack_address
-from nfcore.bench import CoreRow, Figure, Gain, Results, Row, Series, Sizes, Target, flow_keys, make_services, rows_of
 from nfcore.bench.cores import core_counts
+from nfcore.bench.datapath import Row, Series, rows_of
 from nfcore.bench.machine import describe_machine
 from nfcore.bench.profile import profile
 from nfcore.bench.report.html import render
 from nfcore.bench.report.svg import StackedBar, lines, stacked_bars
 from nfcore.bench.report.tables import number, tables
-from nfcore.bench.results import LiveRow, RuleRate, Skipped
-from nfcore.bench.traffic import FRAME_BYTES, Family, make_frames
+from nfcore.bench.results import CoreRow, Figure, Gain, LiveRow, Results, RuleRate, Skipped, Target
+from nfcore.bench.sizes import Sizes
+from nfcore.bench.traffic import FRAME_BYTES, Family, flow_keys, make_frames, make_services
 from nfcore.cli.bench import read_parts
 from nfcore.errors import ConfigError
 from nfcore.plugins.katran_accel.benchmark import KatranWorkload
