@@ -61,6 +61,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
         folder = Path(tempfile.mkdtemp(prefix="nfcore-tests-"))
         session.config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        folder.chmod(0o755)  # other users must reach the sockets of tests with them
         isolate_tests(folder)
 
 

@@ -122,7 +122,7 @@ def test_flows_are_forwarded_by_marks_of_the_hardware(site: Site, strategy: str)
     daemon.wait()
     assert [site.forwarded(flow) for flow in FLOWS] == slow
     daemon = site.daemons.start(config)
-    assert site.daemons.figure("nfcore_adopted_total") == len(FLOWS)
+    assert site.daemons.metric("nfcore_adopted_total") == len(FLOWS)
     before = site.paths()
     assert [site.forwarded(flow) for flow in FLOWS] == slow
     assert [now - then for now, then in zip(site.paths(), before, strict=True)] == [len(FLOWS), 0]
