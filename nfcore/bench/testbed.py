@@ -38,6 +38,8 @@ CACHE = Path("/var/cache/nfcore")
 """What `nfcore run` keeps between two starts."""
 TIMEOUT = 60.0
 """Seconds until something that should happen counts as not happening."""
+START_TIMEOUT = 300.0
+"""The same for the start of a daemon: a busy machine without KVM's help compiles its program for a minute."""
 _CLONE_NEWNS, _CLONE_NEWNET = 0x0002_0000, 0x4000_0000
 _NO_IPV6 = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
 """For the links that are made from now on."""
@@ -110,12 +112,12 @@ class Daemons:
             [*command, str(config)], stdin=subprocess.DEVNULL, stderr=self._log, start_new_session=True
         )
         self.started.append(daemon)
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + START_TIMEOUT
         while not any(line.startswith("ready") for line in self.logged().splitlines()):
             if daemon.poll() is not None:
                 raise HostError(f"the daemon ended with status {daemon.returncode}: {self.logged().strip()}")
             if time.monotonic() > deadline:
-                raise HostError(f"the daemon was not ready within {TIMEOUT:g} s: {self.logged().strip()}")
+                raise HostError(f"the daemon was not ready within {START_TIMEOUT:g} s: {self.logged().strip()}")
             time.sleep(0.002)
         return daemon
 

@@ -8,10 +8,16 @@ and kept for its next boot.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from nfcore.api.rules import Device
+from nfcore.bench.testbed import config_text
+from nfcore.config.loader import load_config
+from nfcore.daemon.bootstrap import make_context
+from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import Map, MapSpec, MapType, Program, compile_program
 from tests.paths import PROGRAMS
 
@@ -21,6 +27,17 @@ _COUNTS = MapSpec("counts", MapType.ARRAY, np.dtype(np.uint32), np.dtype(np.uint
 _MARKS = MapSpec("marks", MapType.HASH, np.dtype(np.uint32), np.dtype(np.uint64), 64)
 _TARGET = MapSpec("target", MapType.ARRAY, np.dtype(np.uint32), np.dtype(np.uint32), 1)
 _ANSWERS = ("DROP", "PASS", "TX", "REDIRECT")
+OFFLOAD = 'min_packets = 2\nidle_timeout = "10m"'
+"""What the daemons here have in `[offload]`."""
+_BALANCER = """
+[katran_accel]
+gateway_mac = "02:00:00:00:00:01"
+[[katran_accel.vips]]
+address = "198.18.10.1"
+port = 80
+protocol = "tcp"
+reals = [{ address = "198.18.20.11" }]
+"""
 NO_MARK = 0xFFFF_FFFF
 """What :func:`count_marks` counts frames as that came without metadata."""
 
@@ -59,3 +76,14 @@ def prebuild() -> None:
     with new_marks() as marks, new_target() as target:
         for answer in _ANSWERS:
             count_marks(marks, target, answer).close()
+    for strategy in ("dest-id", "flow-id"):
+        with tempfile.TemporaryDirectory() as folder:
+            _load_balancer(Path(folder), f'strategy = "{strategy}"\ncarrier = "metadata"')
+
+
+def _load_balancer(folder: Path, marking: str) -> None:
+    """Load the balancer's program as a daemon does. That of carrier skb-mark depends on the kernel."""
+    config, plugins = folder / "nf.toml", PluginManager()
+    config.write_text(config_text(folder, "katran_accel", "tc_offload", _BALANCER, marking=marking, offload=OFFLOAD))
+    context = make_context(load_config(config, plugins), plugins, [Device("lo", 1, ("tc_offload",))])
+    plugins.call("katran_accel", "diagnose", context=context)

@@ -25,13 +25,13 @@ from demo.lab import VIP4, VIP6, Lab
 from nfcore.bench.testbed import Daemons, config_text
 from nfcore.errors import HostError
 from nfcore.kernel import BPF_SOURCES, XdpMode, attach_xdp, compile_program, interface_index
+from tests.guest.inside.programs import OFFLOAD
 from tests.kernel.network import enter
 from tests.waiting import eventually
 
 PATIENCE = 120.0
 """Seconds until something counts as not happening; the guest is slow."""
 REAL_FOR = {"v4": VIP4, "v6": VIP6}
-OFFLOAD = 'min_packets = 2\nidle_timeout = "10m"'
 TABLES = """
 [tc_offload.devices.eth1]
 filter_on = "net0"

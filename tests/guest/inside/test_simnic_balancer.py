@@ -18,6 +18,7 @@ import pytest
 
 from nfcore.api.flows import FlowMatch
 from nfcore.bench.testbed import Daemons, config_text
+from tests.guest.inside.programs import OFFLOAD
 from tests.waiting import eventually
 
 from .conftest import run
@@ -29,7 +30,6 @@ pytest_plugins = ["tests.guest.simnic.nic"]
 PATIENCE = 120.0
 """Seconds until something counts as not happening; the guest is slow."""
 GATEWAY = "02:00:00:00:00:99"
-OFFLOAD = 'min_packets = 2\nidle_timeout = "10m"'
 VIPS = """
 [[katran_accel.vips]]
 address = "198.18.10.1"
