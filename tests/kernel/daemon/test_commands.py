@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def rounds(site: Site) -> Iterator[Rounds]:
 
 
 def explain(site: Site, flow: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(succeed("explain", flow, "--socket", str(site.socket), "--json"))
+    answer: dict[str, Any] = site.request("explain", flow=flow)
     return answer
 
 
@@ -50,6 +51,8 @@ def test_explain_agrees_with_the_nic(site: Site, rounds: Rounds, strategy: str) 
             assert answer["in_hardware"] and found["in_hardware"]
             assert found["mark"] == held[answer["flow"]] != 0
             assert {found["real"]} == rounds.reals[number]
+        printed = succeed("explain", flow_text(0), "--socket", str(site.socket), "--json")
+        assert json.loads(printed)["found"][0]["mark"] == held[flow_text(0)]
         words = succeed("explain", flow_text(0), "--config", str(config))
         assert "in hardware" in words and f"mark {held[flow_text(0)]}" in words
         assert eventually(lambda: explain(site, flow_text(0, EXCLUDED))["found"])
@@ -85,8 +88,8 @@ def test_what_is_no_flow_is_said_to_be_none(site: Site, flow: str) -> None:
 
 
 @pytest.mark.slow
-def test_flows_are_listed_filtered_and_sorted(site: Site, rounds: Rounds, strategy: str) -> None:
-    config = site.config(strategy=strategy, offload=f'exclude = ["{EXCLUDED}"]')
+def test_flows_are_listed_filtered_and_sorted(site: Site, rounds: Rounds) -> None:
+    config = site.config(idle_timeout="8s", offload=f'exclude = ["{EXCLUDED}"]')
     with site.running(config), Rounds(flow_frames(3, client=EXCLUDED)) as refused:
         refused.several(3)
         rounds.offload(site)
@@ -94,7 +97,8 @@ def test_flows_are_listed_filtered_and_sorted(site: Site, rounds: Rounds, strate
         for number in range(8):
             for _ in range(5):
                 rounds.run(range(number + 1))
-        assert eventually(lambda: rounds.run() and all(row["packets"] for row in site.flows("--state", "installed")))
+        installed = partial(site.request, "flows", states=["installed"])
+        assert eventually(lambda: rounds.run() and all(row["packets"] for row in installed()["flows"]))
         listed = site.flows("--sort", "packets", "--state", "installed")
         assert {row["flow"] for row in listed} == set(nic_marks(site)) == {flow_text(n) for n in range(8)}
         packets = [row["packets"] for row in listed]

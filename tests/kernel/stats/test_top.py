@@ -213,19 +213,21 @@ def test_a_pipe_that_is_closed(busy: Site) -> None:
 
 
 @pytest.mark.slow
-def test_a_flow_that_stands_still(site: Site, config: Path) -> None:
+def test_a_flow_that_stands_still(site: Site) -> None:
     """Its rate is 0, and its packets are those of a rule that is gone, too."""
-    with site.running(config), Rounds(flow_frames(2)) as rounds:
+    with site.running(site.config(idle_timeout="8s")), Rounds(flow_frames(2)) as rounds:
         rounds.offload(site)
 
-        def flows() -> dict[str, dict[str, Any]]:
-            board = json.loads(succeed("top", "--once", "--json", "--socket", str(site.socket), "--interval", "0.2"))
-            return {row["flow"]: row for row in board["flows"]}
+        def flows() -> list[dict[str, Any]]:
+            shown: list[dict[str, Any]] = site.request("top")["flows"]
+            return shown
 
-        assert eventually(lambda: (rounds.run(), all(row["rate"] > 0 for row in flows().values()))[1])
-        assert eventually(lambda: all(row["rate"] == 0 for row in flows().values()))
-        succeed("offload", "off", "--socket", str(site.socket))
-        assert eventually(lambda: all(row["state"] == "refused" for row in flows().values()))
+        assert eventually(lambda: (rounds.run(), all(row["rate"] > 0 for row in flows()))[1])
+        assert eventually(lambda: all(row["rate"] == 0 for row in flows()))
+        board = json.loads(succeed("top", "--once", "--json", "--socket", str(site.socket), "--interval", "0.2"))
+        assert [row["rate"] for row in board["flows"]] == [0, 0]
+        site.request("offload", on=False)
+        assert eventually(lambda: all(row["state"] == "refused" for row in flows()))
         shown = succeed("top", "--once", "--socket", str(site.socket), "--interval", "0.2")
         (line, *_) = [line for line in shown.splitlines() if line.startswith("198.18.1.2:40000")]
         assert line.split()[-3:-1] != ["0", "0"] and int(line.split()[-2]) > 0
