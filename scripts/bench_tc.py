@@ -42,7 +42,7 @@ def make_rules(count: int) -> RuleBatch:
     return RuleBatch(rows)
 
 
-def measure_ours(rules: RuleBatch, device: str, *, terse: bool) -> dict[str, float]:
+def measure_own(rules: RuleBatch, device: str, *, terse: bool) -> dict[str, float]:
     """Operation → seconds with nfcore's backend. AssertionError: a result is not the expected one."""
     backend = TcBackend(Settings(device, socket.if_nametoindex(device), prio=PRIO, skip_sw="off", terse=terse))
     backend.open()
@@ -69,14 +69,14 @@ def main() -> None:
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
         raise SystemExit(f"bench_tc: no network namespace: {os.strerror(ctypes.get_errno())}")
     subprocess.run(["ip", "link", "add", "bench0", "type", "veth", "peer", "name", "bench1"], check=True)
-    print(f"{'rules':>7} {'what':<12} {'tc /s':>8} {'ours /s':>8} {'to same':>8} {'to tc -b add':>13}")
+    print(f"{'rules':>7} {'what':<12} {'tc /s':>10} {'nfcore /s':>10} {'ratio':>7}")
     for count in [int(word) for word in sys.argv[1:]] or [10_000]:
         rules = make_rules(count)
         tc = measure_tc(rules, "bench0")
-        ours = measure_ours(rules, "bench0", terse=False)
-        ours["dump, terse"] = measure_ours(rules, "bench0", terse=True)["dump"]
+        own = measure_own(rules, "bench0", terse=False)
+        own["dump, terse"] = measure_own(rules, "bench0", terse=True)["dump"]
         tc["dump, terse"] = tc["dump"]
-        for what, seconds in ours.items():
+        for what, seconds in own.items():
             ratio = tc[what] / seconds
             print(
                 f"{count:>7} {what:<12} {count / tc[what]:>10.0f} {count / seconds:>10.0f} {ratio:>6.1f}x", flush=True

@@ -138,7 +138,7 @@ class Results:
     step_seconds: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the object that `--json` prints. Its key for the targets is `bars`."""
-        values = {"bars" if name == "targets" else name: value for name, value in asdict(self).items()}
-        values["bars"] = [asdict(target) | {"met": target.met} for target in self.targets]
+        """Return the object that `--json` prints."""
+        values = asdict(self)
+        values["targets"] = [asdict(target) | {"met": target.met} for target in self.targets]
         return values

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..api.config import MAX_QUEUE_BITS, NO_BACKEND, Config, ConfigTable, InterfaceTable, MarkingTable, OffloadTable
-from ..errors import Problem, describe_error
+from ..errors import Problem
 from ..hooks import discovery
 from ..hooks.manager import PluginManager
 from .reader import Reader, suggest
@@ -129,12 +129,7 @@ def check_width(
         for name, section in plugins.call_each("config_section"):
             if section is None or section.count_targets is None or name not in sections:
                 continue
-            try:
-                needed += int(section.count_targets(sections[name]))
-            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-                reader.problems.append(
-                    Problem(name, f"plugin {name!r} cannot count its targets: {describe_error(error)}")
-                )
+            needed += reader.call(name, "count its targets", int, section.count_targets, sections[name]) or 0
         if needed > marks:
             message = f"{marking.strategy} needs {needed:,} marks, one per target; {gives}"
             reader.problems.append(Problem("marking.width", message))
@@ -145,9 +140,4 @@ def check_whole(reader: Reader, plugins: PluginManager, config: Config) -> None:
     for name, section in plugins.call_each("config_section"):
         if section is None or section.check_whole is None or name not in config.sections:
             continue
-        try:
-            reader.problems.extend(section.check_whole(config))
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            reader.problems.append(
-                Problem(name, f"plugin {name!r} cannot check the configuration: {describe_error(error)}")
-            )
+        reader.problems += reader.call(name, "check the configuration", list, section.check_whole, config) or ()

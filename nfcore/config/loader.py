@@ -86,10 +86,5 @@ def _read_sections(reader: Reader, plugins: PluginManager) -> dict[str, ConfigTa
         if table is not None:
             sections[name] = table
         if section.check is not None and isinstance(raw, dict):
-            try:
-                reader.problems.extend(section.check(raw, name))
-            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-                reader.problems.append(
-                    Problem(name, f"plugin {name!r} cannot check its table: {describe_error(error)}")
-                )
+            reader.problems += reader.call(name, "check its table", list, section.check, raw, name) or ()
     return sections

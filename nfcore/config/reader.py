@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +14,11 @@ import toml
 from pydantic import BaseModel, ValidationError
 
 from ..api.config import ConfigTable
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, describe_error
+from ..hooks.faults import replacement
 
 _T = TypeVar("_T", bound=ConfigTable)
+_R = TypeVar("_R")
 
 
 def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -76,6 +78,19 @@ class Reader:
             return []
         read = [self.table(model, item, f"{path}[{number}]") for number, item in enumerate(raw)]
         return [table for table in read if table is not None]
+
+    def call(
+        self, plugin: str, purpose: str, convert: Callable[[Any], _R], function: Callable[..., Any], *arguments: object
+    ) -> _R | None:
+        """Call a function of a plugin and convert the result. None, with a problem, when it raises or exits."""
+        try:
+            return convert(function(*arguments))
+        except BaseException as error:
+            fault = replacement(error, keep_interrupt=True) or error
+            if not isinstance(fault, Exception):
+                raise
+            self.problems.append(Problem(plugin, f"plugin {plugin!r} cannot {purpose}: {describe_error(fault)}"))
+            return None
 
 
 def _problem(detail: Any, path: str, model: type[ConfigTable]) -> Problem:

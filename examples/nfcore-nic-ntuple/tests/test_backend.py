@@ -372,7 +372,7 @@ def test_notes_that_cannot_be_kept_refuse_rules_with_a_reason(driver: Driver, tm
     plugin.setup(context_of(tmp_path / "file" / "below"))
     outcomes = plugin.install_offload(DEVICE, rules([2]))
     assert outcomes.status.tolist() == [FAILED]
-    assert outcomes.messages[0].startswith(f"notes cannot be kept in {tmp_path}")
+    assert outcomes.messages[0].startswith(f"notes cannot be written to {tmp_path}")
     assert not driver.rules
 
 

@@ -103,7 +103,7 @@ def test_one_object_has_everything(smoke: tuple[dict[str, Any], str]) -> None:
     }
     assert all(rate["per_s"] > 0 for rate in found["rules"])
     assert found["machine"]["load_average"]
-    assert {"met", "value", "limit"} <= found["bars"][0].keys()
+    assert {"met", "value", "limit"} <= found["targets"][0].keys()
 
 
 def test_live_packets_take_the_way_that_they_are_said_to(smoke: tuple[dict[str, Any], str]) -> None:

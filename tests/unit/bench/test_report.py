@@ -126,13 +126,13 @@ def test_bars_have_the_lengths_of_their_values() -> None:
 
 def test_the_json_has_its_shape(results: Results) -> None:
     given = json.loads(json.dumps(results.as_json()))
-    assert {"machine", "datapath", "control", "rules", "live", "cores", "bars", "skipped"} <= given.keys()
+    assert {"machine", "datapath", "control", "rules", "live", "cores", "targets", "skipped"} <= given.keys()
     assert {"row", "family", "flows", "ns", "floor_ns", "net_ns", "min", "max"} <= given["datapath"][0].keys()
     assert {"name", "value", "unit"} <= given["control"][0].keys()
     assert given["rules"][0]["ratio_to_tc_batch"] is None
     assert given["skipped"] == [{"part": "rules, other", "why": 'no "NIC" & no <kernel>'}]
-    assert all(target["met"] == (target["value"] <= target["limit"]) for target in given["bars"][:-1])
-    assert (given["bars"][-1]["name"], given["bars"][-1]["met"]) == ("many", False)
+    assert all(target["met"] == (target["value"] <= target["limit"]) for target in given["targets"][:-1])
+    assert (given["targets"][-1]["name"], given["targets"][-1]["met"]) == ("many", False)
 
 
 def test_every_table_has_full_rows(results: Results) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -215,6 +216,8 @@ class LooksAround:
 
     @staticmethod
     def _check(config: Config) -> Iterator[Problem]:
+        if config.marking.width < 7:
+            sys.exit("too few")
         if config.marking.width < 8:
             raise ArithmeticError("that few bits")
         if config.marking.width < 12:
@@ -232,6 +235,8 @@ def test_a_plugin_may_check_all_tables(tmp_path: Path, monkeypatch: pytest.Monke
     where, message = mistake(tmp_path, plugins, "marking.width=7")
     assert where == "looks"
     assert message == "plugin 'looks' cannot check the configuration: ArithmeticError: that few bits"
+    _, message = mistake(tmp_path, plugins, "marking.width=6")
+    assert message == "plugin 'looks' cannot check the configuration: ExitError: it called sys.exit('too few')"
 
 
 def load_here(load: Any) -> Any:

@@ -87,7 +87,7 @@ class NicNtuplePlugin:
         try:
             return Notes(path if self._alone else None)
         except OSError as error:
-            raise HostError(f"{NAME}: notes cannot be kept in {path}: {error.strerror or error}") from None
+            raise HostError(f"{NAME}: its notes cannot be written to {path}: {error.strerror or error}") from None
 
     def _ioctl(self, device: Device) -> Ioctl:
         ioctl = self._open_ioctl(device)

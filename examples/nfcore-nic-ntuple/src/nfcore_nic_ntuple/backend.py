@@ -344,7 +344,7 @@ class NtupleBackend:
         """The kernel's error as text, with a hint what to do."""
         name = self._settings.name
         if error.filename is not None:
-            return f"notes cannot be kept in {error.filename}: {error.strerror}"
+            return f"notes cannot be written to {error.filename}: {error.strerror}"
         hints = {
             errno.EPERM: "steering flows needs CAP_NET_ADMIN: use sudo",
             errno.EEXIST: f"a foreign rule has the same match: ethtool -n {name}",
