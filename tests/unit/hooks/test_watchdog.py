@@ -117,9 +117,9 @@ def test_the_fault_is_that_of_the_innermost_hook() -> None:
 def test_nothing_is_interrupted_after_a_hook() -> None:
     plugins = PluginManager()
     plugins.register(Policy(lambda: time.sleep(0.8)), "slow")
-    with Watchdog(plugins, patience=1.0) as watching, watching.guarding():
+    with Watchdog(plugins, patience=4.0) as watching, watching.guarding():  # also a busy machine sleeps no longer
         plugins.try_call("slow", "on_new_flow", batch=BATCH)
-        time.sleep(1.5)
+        time.sleep(4.5)
         threading.Event().wait(0.1)
     assert [fault for _, _, fault in plugins.faults] == [Fault.SLOW]
 
