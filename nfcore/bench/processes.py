@@ -7,6 +7,7 @@ than between the rounds of one process. A child can also move into its own netwo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import multiprocessing
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 ShowProgress = Callable[[str], None]
 """Takes a message about the progress of a measurement."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
 _DIED = "a process of the measurement died"
 
@@ -88,31 +90,37 @@ def _receive(channel: Connection) -> tuple[str, Any]:
 
 def _run_in_child(function: Callable[[ShowProgress], Any], channel: Connection, parent: int) -> None:
     """Call `function` in the child process and send its result, or the message of its error, to the parent."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, stop_once)
     # A parent that is killed cannot stop its children itself.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return
+    with contextlib.suppress(KeyboardInterrupt):
+        message = _result(function, channel)
+        # It ends now by itself. A parent that stops its children must not interrupt the exit.
+        for number in STOP_SIGNALS:
+            signal.signal(number, _ignore)
+        channel.send(message)
+
+
+def _result(function: Callable[[ShowProgress], Any], channel: Connection) -> tuple[str, Any]:
     try:
-        message = "done", function(lambda text: channel.send(("progress", text)))
+        return "done", function(lambda text: channel.send(("progress", text)))
     except NfcoreError as error:
         # Only its message: not every error can be pickled.
-        message = "failed", str(error)
-    except KeyboardInterrupt:
-        return
+        return "failed", str(error)
     except Exception as error:
         log.debug("traceback", exc_info=error)
-        message = "failed", f"{type(error).__name__}: {error}"
-    channel.send(message)
+        return "failed", f"{type(error).__name__}: {error}"
 
 
 def stop_once(number: int, frame: FrameType | None) -> NoReturn:
     """Handle SIGINT or SIGTERM: raise KeyboardInterrupt, and let no second signal interrupt the clean-up."""
     # Blocked in this thread, and so in the commands that it starts to clean up. A signal that is already pending in
     # Python gets an empty handler: with SIG_IGN Python would print an error.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    for stop_signal in STOP_SIGNALS:
         signal.signal(stop_signal, _ignore)
     raise KeyboardInterrupt
 

@@ -19,7 +19,7 @@ from .cores import measure_cores
 from .datapath import Series, measure, rows_of
 from .live import measure_live
 from .machine import describe_machine
-from .processes import ShowProgress, in_process, stop_once
+from .processes import STOP_SIGNALS, ShowProgress, in_process, stop_once
 from .profile import kernel_profile
 from .results import Figure, Results, Skipped, Target
 from .rules import measure_rules
@@ -57,7 +57,7 @@ def choose_workload(nf: str | None) -> tuple[str, Workload]:
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """Let SIGTERM end a block as Ctrl-C does. A second signal does not interrupt the clean-up."""
-    before = {number: signal.signal(number, stop_once) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop_once) for number in STOP_SIGNALS}
     try:
         yield
     finally:
