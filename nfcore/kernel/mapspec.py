@@ -15,7 +15,7 @@ NAME_LENGTH = 15
 
 
 class MapType(IntEnum):
-    """``enum bpf_map_type`` of ``include/uapi/linux/bpf.h``."""
+    """``enum bpf_map_type`` of ``include/uapi/linux/bpf.h``: the types that an XDP program can use."""
 
     HASH = 1
     ARRAY = 2
@@ -23,20 +23,15 @@ class MapType(IntEnum):
     PERF_EVENT_ARRAY = 4
     PERCPU_HASH = 5
     PERCPU_ARRAY = 6
-    STACK_TRACE = 7
-    CGROUP_ARRAY = 8
     LRU_HASH = 9
     LRU_PERCPU_HASH = 10
     LPM_TRIE = 11
     ARRAY_OF_MAPS = 12
     HASH_OF_MAPS = 13
     DEVMAP = 14
-    SOCKMAP = 15
     CPUMAP = 16
     XSKMAP = 17
-    SOCKHASH = 18
     QUEUE = 22
-    STACK = 23
     DEVMAP_HASH = 25
     RINGBUF = 27
 
