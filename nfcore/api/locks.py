@@ -17,9 +17,9 @@ from typing import Self
 from ..errors import HostError
 
 FOLDER = Path("/run/nfcore/locks")
-ATTEMPTS = 5
+ATTEMPTS = 50
 RETRY_PAUSE = 0.01
-"""Seconds between two attempts."""
+"""Seconds between two attempts. A process that was killed may hold its locks for some tenths of a second."""
 
 
 class Locks:

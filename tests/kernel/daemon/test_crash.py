@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import random
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,16 +66,18 @@ def test_no_frame_is_lost_however_often_the_daemon_is_killed(
 ) -> None:
     config = site.config(strategy=strategy, katran=f'pin_dir = "{site.pins}"' if pinned else "")
     add_foreign_rule(site)
-    site.start(config).kill()
+    first = site.start(config)
+    first.kill()
+    first.wait()
     fresh = itertools.count()
     chance = random.Random(f"{strategy} {pinned}")
     for _ in range(KILLS):
-        daemon = start_unwatched(config)
+        daemon, log = start_unwatched(config)
         killed_at = time.monotonic() + chance.uniform(0.2, 3.0)
         while time.monotonic() < killed_at:
             # New flows, so that reports, marks and rules are under way when it dies.
             flood(20, "A", each=3, first=next(fresh) * 20, meanwhile=rounds.run)
-        assert daemon.poll() is None, "it ended by itself"
+        assert daemon.poll() is None, f"it ended by itself: {log.read_text()}"
         daemon.kill()
         daemon.wait()
         rounds.several(3)
@@ -102,9 +105,10 @@ def test_no_frame_is_lost_however_often_the_daemon_is_killed(
     assert len(ours(site)) == 0
 
 
-def start_unwatched(config: Path) -> subprocess.Popen[bytes]:
-    """Start a daemon and do not wait: it is to be killed at any moment of its life."""
-    return subprocess.Popen(command_line("run", str(config)), stderr=subprocess.DEVNULL)
+def start_unwatched(config: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a daemon and do not wait: it is to be killed at any moment of its life. Returns its log, too."""
+    with tempfile.NamedTemporaryFile(delete=False) as log:
+        return subprocess.Popen(command_line("run", str(config)), stderr=log), Path(log.name)
 
 
 def test_cleanup_after_a_kill_leaves_what_is_not_ours(site: Site, rounds: Rounds, strategy: str) -> None:
