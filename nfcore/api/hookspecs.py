@@ -129,7 +129,7 @@ class Hooks:
 
     @hookspec
     def register_commands(self, app: typer.Typer) -> None:
-        """Add commands to the command line. Keep imports light: they run at every start."""
+        """Add commands to the command line. Keep imports light: help and commands of other plugins load them, too."""
 
     @hookspec(firstresult=True)
     def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:

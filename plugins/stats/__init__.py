@@ -53,7 +53,7 @@ class StatsPlugin:
     @hookimpl
     def setup(self, context: Context) -> None:
         """Register the methods ``stats`` and ``top``, and listen for scrapers once the daemon runs."""
-        from .collector import Collector  # noqa: PLC0415 - every command loads this module
+        from .collector import Collector  # noqa: PLC0415 - commands of plugins and help load this module
         from .prometheus.endpoint import EndpointCounters  # noqa: PLC0415
 
         self._context, self._counters = context, EndpointCounters()
@@ -117,7 +117,7 @@ class StatsPlugin:
             began = time.perf_counter()
 
     def _listen(self, listen: str) -> None:
-        from .prometheus.endpoint import Endpoint  # noqa: PLC0415 - every command loads this module
+        from .prometheus.endpoint import Endpoint  # noqa: PLC0415 - commands of plugins and help load this module
 
         if self._context is None or self._collector is None or self._counters is None or not listen:
             return
