@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any, overload
 
 import numpy as np
@@ -26,10 +26,14 @@ FLOW_KEY = np.dtype(
         ("sport", ">u2"),
         ("dport", ">u2"),
         ("proto", "u1"),
-        ("pad", "u1", (3,)),
+        ("wild", "u1", (3,)),
     ]
 )
-"""A 5-tuple, 40 bytes: `struct flow_key` of bpf/lib/flow_key.h. An IPv4 address is in the first four bytes."""
+"""A 5-tuple, 40 bytes: `struct flow_key` of bpf/lib/flow_key.h. An IPv4 address is in the first four bytes.
+
+wild: what a masked match leaves open: low bits of the source address, low bits of the destination address, and the
+:class:`Anything` flags. What is open is 0 in the key. In a packet, and in the match of one flow, all of `wild` is 0.
+"""
 
 FLOW_ROW = np.dtype(
     [
@@ -54,8 +58,20 @@ packets a second between the last two reports, 0 until there are two. packets: i
 """
 
 
+class Anything(IntFlag):
+    """What else than address bits a masked match may leave open: the third byte of a key's `wild`."""
+
+    SPORT = 1
+    DPORT = 2
+    PROTO = 4
+
+
 class ReportKind(IntEnum):
-    """What a report says about a flow."""
+    """What a report says about a flow.
+
+    The first three are those of a datapath. The last three are an application's orders, by way of the NF: an ordered
+    flow may be masked, has no idle timeout, and gets its place on the NIC before reported ones.
+    """
 
     SHOWN = 0
     """It has had enough packets for a rule."""
@@ -63,6 +79,12 @@ class ReportKind(IntEnum):
     """It has a rule, and its connection ends."""
     MOVED = 2
     """It has a rule, and a new connection with the same addresses goes to another target: that of the row."""
+    ORDERED = 3
+    """Its packets are to be marked."""
+    ORDERED_DROP = 4
+    """The NIC is to drop its packets."""
+    WITHDRAWN = 5
+    """An order for it has ended: its rule is removed, and the flow is forgotten."""
 
 
 WHOLE_FLOW = f"V{FLOW_ROW.itemsize}"
@@ -90,26 +112,46 @@ def unpack_address(raw: NDArray[np.uint8] | bytes, family: int) -> Address:
 
 
 @dataclass(frozen=True)
+class Wild:
+    """What a masked match leaves open."""
+
+    src: int = 0
+    """Low bits of the source address."""
+    dst: int = 0
+    """Low bits of the destination address."""
+    anything: Anything = Anything(0)
+    """Ports, protocol."""
+
+
+EXACT = Wild()
+"""Nothing is open: the match of one flow."""
+
+
+@dataclass(frozen=True)
 class FlowMatch:
-    """A 5-tuple as Python objects, with a text form for people."""
+    """A 5-tuple as Python objects, with a text form for people. What `wild` leaves open is 0."""
 
     src: Address
     dst: Address
     proto: int
     sport: int
     dport: int
+    wild: Wild = EXACT
 
     _TEXT = re.compile(
-        r"\s*(\[[0-9A-Fa-f:.]+\]|[0-9.]+):([0-9]{1,5})\s*>\s*"
-        r"(\[[0-9A-Fa-f:.]+\]|[0-9.]+):([0-9]{1,5})/(tcp|udp|[0-9]{1,3})\s*"
+        r"\s*(\[[0-9A-Fa-f:./]+\]|[0-9./]+):([0-9]{1,5}|\*)\s*>\s*"
+        r"(\[[0-9A-Fa-f:./]+\]|[0-9./]+):([0-9]{1,5}|\*)/(tcp|udp|[0-9]{1,3}|\*)\s*"
     )
 
     def __str__(self) -> str:
-        def end(address: Address, port: int) -> str:
-            return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+        def end(address: Address, open_bits: int, port: int, flag: Anything) -> str:
+            prefix = f"/{address.max_prefixlen - open_bits}" if open_bits else ""
+            number = "*" if flag in self.wild.anything else port
+            return f"[{address}{prefix}]:{number}" if address.version == 6 else f"{address}{prefix}:{number}"
 
-        proto = PROTOCOL_NAMES.get(self.proto, str(self.proto))
-        return f"{end(self.src, self.sport)} > {end(self.dst, self.dport)}/{proto}"
+        proto = "*" if Anything.PROTO in self.wild.anything else PROTOCOL_NAMES.get(self.proto, str(self.proto))
+        source = end(self.src, self.wild.src, self.sport, Anything.SPORT)
+        return f"{source} > {end(self.dst, self.wild.dst, self.dport, Anything.DPORT)}/{proto}"
 
     @property
     def family(self) -> int:
@@ -118,30 +160,40 @@ class FlowMatch:
 
     @classmethod
     def parse(cls, text: str) -> FlowMatch:
-        """Read the form that ``str`` gives, such as ``198.18.1.2:40000 > 198.18.10.1:80/tcp``; ValueError otherwise."""
+        """Read the form that ``str`` gives: ``198.18.1.2:40000 > 198.18.10.1:80/tcp``, ``198.18.1.0/24:* > …``.
+
+        ValueError says what is wrong.
+        """
         found = cls._TEXT.fullmatch(text)
         if not found:
             raise ValueError(f"{text!r} is not a flow; write it as '198.18.1.2:40000 > 198.18.10.1:80/tcp'")
         src, sport, dst, dport, proto = found.groups()
-        ends = [ipaddress.ip_address(end.strip("[]")) for end in (src, dst)]
+        ends = [ipaddress.ip_network(end.strip("[]")) for end in (src, dst)]
         if ends[0].version != ends[1].version:
             raise ValueError(f"{text!r} mixes IPv4 and IPv6")
-        if max(int(sport), int(dport)) > 0xFFFF:
+        flags = zip((sport, dport, proto), Anything, strict=True)
+        anything = Anything(sum(flag for part, flag in flags if part == "*"))
+        ports = [0 if port == "*" else int(port) for port in (sport, dport)]
+        if max(ports) > 0xFFFF:
             raise ValueError(f"{text!r}: a port is a number from 0 to 65535")
-        number = PROTOCOL_NUMBERS[proto] if proto in PROTOCOL_NUMBERS else int(proto)
+        number = 0 if proto == "*" else PROTOCOL_NUMBERS[proto] if proto in PROTOCOL_NUMBERS else int(proto)
         if number > 0xFF:
             raise ValueError(f"{text!r}: a protocol is tcp, udp or a number from 0 to 255")
-        return cls(ends[0], ends[1], number, int(sport), int(dport))
+        open_bits = [end.max_prefixlen - end.prefixlen for end in ends]
+        addresses = [end.network_address for end in ends]
+        return cls(addresses[0], addresses[1], number, *ports, Wild(*open_bits, anything))
 
     @classmethod
     def from_key(cls, key: np.void, family: int) -> FlowMatch:
         """Read one :data:`FLOW_KEY`."""
+        src, dst, anything = key["wild"].tolist()
         return cls(
             unpack_address(key["src"], family),
             unpack_address(key["dst"], family),
             int(key["proto"]),
             int(key["sport"]),
             int(key["dport"]),
+            Wild(src, dst, Anything(anything)),
         )
 
     def to_key(self) -> np.void:
@@ -149,6 +201,7 @@ class FlowMatch:
         keys = np.zeros(1, dtype=FLOW_KEY)
         keys["src"], keys["dst"] = pack_address(self.src), pack_address(self.dst)
         keys["sport"], keys["dport"], keys["proto"] = self.sport, self.dport, self.proto
+        keys["wild"] = self.wild.src, self.wild.dst, self.wild.anything
         key: np.void = keys[0]
         return key
 

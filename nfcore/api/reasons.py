@@ -49,6 +49,10 @@ class Reason(IntEnum):
     """Its rule disappeared from the NIC; nfcore did not remove it."""
     ENDED = 21
     """It had a rule, and its connection was closed."""
+    WITHDRAWN = 22
+    """An application ordered its rule, and has taken the order back."""
+    EARLIER = 23
+    """A function that comes earlier in the chain must see its packets."""
 
     @property
     def word(self) -> str:
@@ -83,6 +87,8 @@ _SENTENCES = {
     Reason.TARGET_GONE: "the target of its mark was removed from the configuration",
     Reason.MOVED: "its rule was removed because a new connection with its addresses goes elsewhere",
     Reason.ENDED: "its rule was removed because its connection was closed",
+    Reason.WITHDRAWN: "its rule was removed because its order was withdrawn",
+    Reason.EARLIER: "an earlier function of the interface's chain must see its packets",
     Reason.VANISHED: "its rule disappeared from the NIC and is being installed again",
 }
 

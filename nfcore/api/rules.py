@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules for a NIC, and the results of a backend.
 
-A rule matches exactly one flow, and either sets a mark on its packets or drops them. Its cookie identifies it on the
-NIC and contains the slot of its flow in the flow table, so that a dump needs no second table.
+A rule matches one flow, or all flows of a masked match, and either sets a mark on their packets or drops them. Its
+cookie identifies it on the NIC and contains the slot of its flow in the flow table, so that a dump needs no second
+table.
 """
 
 from __future__ import annotations
@@ -155,6 +156,8 @@ class Capabilities:
     """Bits of a mark that arrive at XDP: 16 for most NICs, 0 when the device cannot set marks."""
     ipv6: bool = True
     drop: bool = True
+    masks: bool = False
+    """Whether rules may be masked: prefixes, any port, any protocol (`wild` of a key). Other backends get no such."""
     counters: bool = True
     """Whether each rule counts its packets. If not, each rule is removed after `[offload] idle_timeout`; if its flow is
     still alive, it is reported and offloaded again."""
@@ -167,6 +170,8 @@ class Capabilities:
         """Describe them in one line."""
         marks = f"marks of {self.mark_width} bits" if self.mark_width else "no marks"
         parts = [marks, "IPv6" if self.ipv6 else "no IPv6", "drop" if self.drop else "no drop"]
+        if self.masks:
+            parts.append("masked rules")
         if not self.counters:
             parts.append("no counters")
         if self.table_size is not None:
