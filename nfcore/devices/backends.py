@@ -1,23 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls the offload backends of one device in order, and merges their results.
 
-Rules that one backend does not take go to the next. All calls run on the device's worker, except `unsupported`,
-`leave_out` and `forget_unsupported`.
+Rules that one backend does not take go to the next. A backend is never called for a rule that its capabilities rule
+out, nor again for a shape of rules that it has called unsupported. All calls run on the device's worker, except
+`unsupported`, `leave_out` and `forget_unsupported`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, RuleBatch
+from ..api.rules import INSTALLED_ROW, Action, Capabilities, Device, Outcome, Outcomes, RuleBatch
 from ..hooks.manager import PluginManager
 from .latency import LatencyHistograms, Operation
 from .rule_counters import Counts
+
+UNKNOWN = Capabilities(mark_width=32)
+"""What a backend counts as that was not probed, or returned nothing: it drops, and takes no masked rules."""
+_FIELDS = (24, 8, 8, 8)
+"""Bits of `wild`, protocol, family and action in the number of a shape."""
+
+
+@dataclass(frozen=True)
+class RuleShapes:
+    """The shapes of some rules or flows: what decides whether a backend supports them, and not which flow they are."""
+
+    numbers: NDArray[np.int64]
+    """Per row: `wild`, protocol, family and action in one number."""
+
+    @classmethod
+    def of(cls, keys: NDArray[np.void], families: NDArray[np.uint32], actions: NDArray[np.uint32]) -> RuleShapes:
+        """Give the shapes of rows: keys of FLOW_KEY, families (4, 6), :class:`Action`."""
+        wild = keys["wild"].astype(np.int64)
+        columns = (wild[:, 0] << 16 | wild[:, 1] << 8 | wild[:, 2], keys["proto"], families, actions)
+        numbers = np.zeros(len(keys), dtype=np.int64)
+        for column, bits in zip(reversed(columns), reversed(_FIELDS), strict=True):
+            numbers = numbers << bits | column
+        return cls(numbers)
+
+    def __getitem__(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> RuleShapes:
+        return RuleShapes(self.numbers[which])
+
+    @property
+    def masked(self) -> NDArray[np.bool_]:
+        """Which are of masked rules."""
+        masked: NDArray[np.bool_] = self.numbers & (1 << _FIELDS[0]) - 1 != 0
+        return masked
+
+    @property
+    def drops(self) -> NDArray[np.bool_]:
+        """Which are of rules that drop."""
+        drops: NDArray[np.bool_] = self.numbers >> sum(_FIELDS[:3]) == Action.DROP
+        return drops
 
 
 @dataclass
@@ -62,8 +100,11 @@ class BackendChain:
     def __init__(self, device: Device, plugins: PluginManager) -> None:
         self.device = device
         self._plugins = plugins
-        self._refused: frozenset[tuple[str, int, int]] = frozenset()
-        """Backend, family and protocol of unsupported rules. Always replaced: the worker writes, the engine reads."""
+        # Always replaced as a whole: the worker writes them, the engine reads them.
+        self._capabilities: Mapping[str, Capabilities] = {}
+        """The last result of :meth:`probe`."""
+        self._refused: Mapping[str, frozenset[int]] = {}
+        """Backend → numbers of the shapes that it has called unsupported."""
         self.latency = LatencyHistograms()
 
     @property
@@ -78,6 +119,7 @@ class BackendChain:
             done, capabilities = self._plugins.try_call(backend, "probe_offload", device=self.device)
             if done and capabilities is not None:
                 found[backend] = capabilities
+        self._capabilities = found
         return found
 
     def leave_out(self, useless: Collection[str]) -> None:
@@ -88,7 +130,7 @@ class BackendChain:
     def install(self, rules: RuleBatch) -> InstallResult:
         """Install rules. A rule that no backend takes gets the best of their outcomes: FULL, FAILED, UNSUPPORTED.
 
-        After UNSUPPORTED, a backend is not called again for rules of the same family and protocol.
+        After UNSUPPORTED, a backend is not called again for rules of the same shape.
         """
         with self.latency.time(Operation.INSTALL) as timed:
             timed.rules = len(rules)
@@ -98,15 +140,15 @@ class BackendChain:
         result = InstallResult(
             np.full(len(rules), Outcome.UNSUPPORTED, dtype=np.uint8), np.zeros(len(rules), dtype=np.uint8), []
         )
+        shapes = RuleShapes.of(rules.rows["key"], rules.rows["family"], rules.rows["action"])
         left = np.arange(len(rules))
         for number, backend in enumerate(self.names):
-            refused = self._refuses(backend, rules.rows["family"][left], rules.rows["key"]["proto"][left])
-            sent = left[~refused]
+            sent = left[~self._refuses(backend, shapes[left])]
             if not len(sent):
                 continue
             batch = rules if len(sent) == len(rules) else RuleBatch(rules.rows[sent])
             outcomes = self._call(backend, "install_offload", batch)
-            self._note_unsupported(backend, rules.rows[sent[outcomes.status == Outcome.UNSUPPORTED]])
+            self._note_unsupported(backend, shapes[sent[outcomes.status == Outcome.UNSUPPORTED]])
             better = np.isin(outcomes.status, (Outcome.INSTALLED, Outcome.FULL))
             better |= (outcomes.status != Outcome.UNSUPPORTED) & (result.status[sent] == Outcome.UNSUPPORTED)
             result.status[sent[better]] = outcomes.status[better]
@@ -118,27 +160,32 @@ class BackendChain:
             left = left[result.status[left] != Outcome.INSTALLED]
         return result
 
-    def unsupported(self, families: NDArray[Any], protocols: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which rows, of a family (4, 6) and an IP protocol, are known to be unsupported by every backend."""
-        refused = np.ones(len(families), dtype=bool)
+    def unsupported(self, shapes: RuleShapes) -> NDArray[np.bool_]:
+        """Which shapes are known to be unsupported by every backend."""
+        refused = np.ones(len(shapes.numbers), dtype=bool)
         for backend in self.names:
-            refused &= self._refuses(backend, families, protocols)
+            refused &= self._refuses(backend, shapes)
         return refused
 
     def forget_unsupported(self) -> None:
-        """Forget what backends do not support: they are called again for all rules."""
-        self._refused = frozenset()
+        """Forget what backends do not support: they are called again for all rules that they are said to take."""
+        self._refused = {}
 
-    def _refuses(self, backend: str, families: NDArray[Any], protocols: NDArray[Any]) -> NDArray[np.bool_]:
-        refused = np.zeros(len(families), dtype=bool)
-        for name, family, protocol in self._refused:
-            if name == backend:
-                refused |= (families == family) & (protocols == protocol)
+    def _refuses(self, backend: str, shapes: RuleShapes) -> NDArray[np.bool_]:
+        refused = np.zeros(len(shapes.numbers), dtype=bool)
+        can = self._capabilities.get(backend, UNKNOWN)
+        if not can.masks:
+            refused |= shapes.masked
+        if not can.drop:
+            refused |= shapes.drops
+        if known := self._refused.get(backend):
+            refused |= np.isin(shapes.numbers, list(known))
         return refused
 
-    def _note_unsupported(self, backend: str, rows: NDArray[np.void]) -> None:
-        families, protocols = rows["family"].tolist(), rows["key"]["proto"].tolist()
-        self._refused |= {(backend, family, proto) for family, proto in zip(families, protocols, strict=True)}
+    def _note_unsupported(self, backend: str, shapes: RuleShapes) -> None:
+        if len(shapes.numbers):
+            known = self._refused.get(backend, frozenset()) | set(shapes.numbers.tolist())
+            self._refused = {**self._refused, backend: known}
 
     def remove(self, rules: RuleBatch, backend: NDArray[np.uint8]) -> Removal:
         """Remove rules, each from the backend (by index) that holds it."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.flows import FlowBatch
-from .backends import BackendChain
+from ..api.flows import FlowBatch, ReportKind
+from ..api.rules import Action
+from .backends import BackendChain, RuleShapes
 from .rule_counters import RuleCounters
 from .token_bucket import TokenBucket
 from .worker import Worker
@@ -127,4 +128,6 @@ class DeviceState:
 
     def unsupported(self, batch: FlowBatch) -> NDArray[np.bool_]:
         """Which rows are known to be unsupported by every backend of the device."""
-        return self.backends.unsupported(batch.rows["family"], batch.rows["key"]["proto"])
+        drops = batch.rows["kind"] == ReportKind.ORDERED_DROP
+        actions = np.where(drops, Action.DROP, Action.SET_MARK).astype(np.uint32)
+        return self.backends.unsupported(RuleShapes.of(batch.rows["key"], batch.rows["family"], actions))

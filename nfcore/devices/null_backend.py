@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 from ..api.hookspecs import hookimpl
-from ..api.rules import Device, Outcome, Outcomes, RuleBatch
+from ..api.rules import Capabilities, Device, Outcome, Outcomes, RuleBatch
 
 NULL_BACKEND = "null"
 
 
 class NullBackend:
     """Reports every rule as INSTALLED, and as REMOVED."""
+
+    @hookimpl
+    def probe_offload(self, device: Device) -> Capabilities:
+        """Say that any rule is taken."""
+        return Capabilities(mark_width=32, masks=True)
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:

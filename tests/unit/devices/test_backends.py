@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nfcore.api.flows import FlowMatch
+from nfcore.api.flows import FlowBatch, FlowMatch, ReportKind
 from nfcore.api.hookspecs import hookimpl
-from nfcore.api.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.devices.backends import BackendChain
+from nfcore.devices.device_state import DeviceState
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
+from nfcore.devices.token_bucket import TokenBucket
 from nfcore.devices.worker import DeviceWorker, InlineWorker
 from nfcore.hooks.manager import PluginManager
 from tests.unit.hooks.faults import errors_of
@@ -154,8 +156,99 @@ def test_a_dump_of_something_else_is_left_out(answer: object) -> None:
     assert errors_of(plugins) == {("wrong", "dump_offload"): 1}
 
 
+EXACT, MASKED = "198.18.1.2:{port} > 198.18.10.1:80/tcp", "198.18.1.0/24:{port} > 198.18.10.1:*/tcp"
+SHAPES = [(EXACT, SetMark(1)), (MASKED, SetMark(1)), (EXACT, Drop()), (MASKED, Drop())]
+
+
+def every_shape() -> RuleBatch:
+    """An exact and a masked rule that mark, an exact and a masked one that drop: source ports 1 to 4."""
+    return RuleBatch.of(
+        [
+            Rule(FlowMatch.parse(text.format(port=port)), action, port)
+            for port, (text, action) in enumerate(SHAPES, start=1)
+        ]
+    )
+
+
+class Able(Picky):
+    """Takes whatever it is asked for, and says what that may be."""
+
+    def __init__(self, able: Capabilities | None) -> None:
+        super().__init__({1, 2, 3, 4})
+        self._able = able
+
+    @hookimpl
+    def probe_offload(self, device: Device) -> Capabilities | None:
+        return self._able
+
+
+ABLE = [
+    (Capabilities(32, masks=True), [1, 2, 3, 4]),
+    (Capabilities(32), [1, 3]),
+    (Capabilities(32, drop=False), [1]),
+    (Capabilities(32, drop=False, masks=True), [1, 2]),
+    (None, [1, 3]),
+]
+
+
+@pytest.mark.parametrize(("able", "asked"), ABLE, ids=str)
+def test_a_backend_is_asked_only_for_what_it_can_do(able: Capabilities | None, asked: list[int]) -> None:
+    first, second = Able(able), Able(Capabilities(32, masks=True))
+    device, _ = backends(first=first, second=second)
+    device.probe()
+    assert (device.install(every_shape()).status == Outcome.INSTALLED).all()
+    assert first.asked == [asked]
+    assert second.asked == ([] if len(asked) == 4 else [[port for port in (1, 2, 3, 4) if port not in asked]])
+
+
+def test_a_backend_that_was_not_probed_gets_no_masked_rules() -> None:
+    able = Able(Capabilities(32, masks=True))
+    device, _ = backends(able=able)
+    assert device.install(every_shape()).status.tolist() == [Outcome.INSTALLED, Outcome.UNSUPPORTED] * 2
+    assert able.asked == [[1, 3]]
+    device.probe()
+    assert (device.install(every_shape()).status == Outcome.INSTALLED).all()
+
+
+def test_what_is_unsupported_is_remembered_for_its_shape_alone() -> None:
+    class NoMaskedDrops(Able):
+        @hookimpl
+        def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+            outcomes = super().install_offload(device, rules)
+            outcomes.status[rules.rows["cookie"] == 4] = Outcome.UNSUPPORTED
+            return outcomes
+
+    backend = NoMaskedDrops(Capabilities(32, masks=True))
+    device, _ = backends(only=backend)
+    device.probe()
+    for expected in ([1, 2, 3, 4], [1, 2, 3]):
+        assert device.install(every_shape()).status.tolist() == [Outcome.INSTALLED] * 3 + [Outcome.UNSUPPORTED]
+        assert backend.asked[-1] == expected
+    # Other bits that are open make another shape.
+    other = RuleBatch.of([Rule(FlowMatch.parse("198.18.0.0/16:4 > 198.18.10.1:*/tcp"), Drop(), 5)])
+    assert device.install(other).status.tolist() == [Outcome.INSTALLED]
+    device.forget_unsupported()
+    device.install(every_shape())
+    assert backend.asked[-1] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("able", "asked"), ABLE, ids=str)
+def test_flows_that_no_backend_takes_are_known(able: Capabilities | None, asked: list[int]) -> None:
+    device, _ = backends(only=Able(able))
+    device.probe()
+    state = DeviceState(device, InlineWorker(), TokenBucket(0, 1, lambda: 0.0))
+    flows = FlowBatch.empty(4)
+    flows.rows["key"], flows.rows["family"] = every_shape().rows["key"], 4
+    flows.rows["kind"] = [ReportKind.ORDERED, ReportKind.ORDERED, ReportKind.ORDERED_DROP, ReportKind.ORDERED_DROP]
+    assert state.unsupported(flows).tolist() == [port not in asked for port in (1, 2, 3, 4)]
+    flows.rows["kind"] = ReportKind.SHOWN
+    assert state.unsupported(flows).tolist() == [1 not in asked, 2 not in asked] * 2
+
+
 def test_the_null_backend_takes_and_lets_go() -> None:
     device, _ = backends(**{NULL_BACKEND: NullBackend()})
+    device.probe()
+    assert (device.install(every_shape()).status == Outcome.INSTALLED).all()
     assert device.install(rules(1, 2)).status.tolist() == [Outcome.INSTALLED] * 2
     assert device.remove(rules(1, 2), np.zeros(2, dtype=np.uint8)).gone.all()
 
