@@ -9,10 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import HostError
+from ..kernel import Map
 from .config import Config
+from .flows import FlowBatch
 from .health import Health
 from .locks import Locks
+from .mark_owners import MarkOwners, NoOwners
 from .marks import MarkAllocator, StrategyInfo
 from .metrics import MetricFamily
 from .network_function import NetworkFunction
@@ -22,6 +28,28 @@ from .state_file import StateFile
 Method = Callable[[Mapping[str, Any]], Any]
 """A method of the control socket: takes parameters and gives a JSON value, or an awaitable of one if it has to wait.
 A long list is a :class:`~nfcore.api.json_rows.JsonRows`. A method runs on the event loop and must not block."""
+
+
+@dataclass(frozen=True)
+class FlowFacts:
+    """What the engine knows of flows that a network function has ordered: a row per flow."""
+
+    known: NDArray[np.bool_]
+    """Whether the engine tracks the flow."""
+    in_hardware: NDArray[np.bool_]
+    reason: NDArray[np.uint8]
+    """:class:`~.reasons.Reason` why it has no rule; 0: none is known."""
+    counts: NDArray[np.uint64]
+    """Packets and bytes that the NIC has counted for all rules of the flow, shape (rows, 2)."""
+    idle: NDArray[np.float64]
+    """Seconds since the NIC's counter was seen to grow; infinite when it has not."""
+
+    @classmethod
+    def none(cls, length: int) -> FlowFacts:
+        """Know nothing of so many flows."""
+        zeros = np.zeros(length, dtype=np.bool_)
+        reasons, counts = np.zeros(length, dtype=np.uint8), np.zeros((length, 2), dtype=np.uint64)
+        return cls(zeros, zeros.copy(), reasons, counts, np.full(length, np.inf))
 
 
 @dataclass
@@ -38,6 +66,12 @@ class Services:
     """Sources of the core's own metrics; `collect` includes them."""
     health: Health = field(default_factory=Health)
     """Whether the daemon works: its event loop, its workers, its programs."""
+    flow_facts: Callable[[FlowBatch], FlowFacts] = field(default=lambda batch: FlowFacts.none(len(batch)))
+    """Gives what the engine knows of ordered flows; key, family, nf and ifindex of a row name the flow."""
+    read_counters: Callable[[], Callable[[], bool]] = field(default=lambda: lambda: True)
+    """Has the counters of all NICs read now; the result tells whether that has happened."""
+    claims_settled: Callable[[NetworkFunction], bool] = field(default=lambda nf: True)
+    """Whether no NIC marks packets for a later function of a chain that this one must see."""
     methods: dict[str, Method] = field(default_factory=dict)
     """Name → method of the control socket."""
     read_methods: set[str] = field(default_factory=set)
@@ -61,6 +95,17 @@ class Services:
         self.starters.append(start)
 
 
+@dataclass(frozen=True)
+class ChainBuild:
+    """What the program of a network function is built with, so that it can pass packets on (`bpf/lib/chain.h`).
+
+    Both are empty for the last function of a chain, and for the only one.
+    """
+
+    defines: Mapping[str, int] = field(default_factory=dict)
+    maps: Mapping[str, Map] = field(default_factory=dict)
+
+
 @dataclass
 class Context:
     """One run: its configuration, devices, marks and services."""
@@ -75,6 +120,9 @@ class Context:
     tracing: bool = False
     """True under `nfcore trace`: attach and pin nothing."""
     services: Services = field(default_factory=Services)
+    mark_owners: MarkOwners = field(default_factory=NoOwners)
+    chain_builds: Mapping[str, ChainBuild] = field(default_factory=dict)
+    """What each function is built with that has another one behind it; :meth:`chain_build` reads it."""
     locks: Locks = field(default_factory=Locks)
     """The locks of this run: only one process at a time may use an interface."""
     state_file: StateFile = field(default_factory=StateFile)
@@ -86,6 +134,17 @@ class Context:
         """Add a network function for the engine and give it a number, from 1."""
         nf.number = len(self.nfs) + 1
         self.nfs.append(nf)
+
+    def chain_build(self, nf_name: str) -> ChainBuild:
+        """Give the compiler flags and maps by which a network function passes packets on to the next of its chain."""
+        return self.chain_builds.get(nf_name, ChainBuild())
+
+    def earlier_functions(self, nf: NetworkFunction, ifindex: int) -> list[NetworkFunction]:
+        """Give the network functions that come before one in the chain of a device."""
+        names = {device.name for device in self.devices if device.ifindex == ifindex}
+        chain = next((each.chain for each in self.config.interfaces if each.name in names), [])
+        before = chain[: chain.index(nf.name)] if nf.name in chain else []
+        return [each for each in self.nfs if each.name in before]
 
     def devices_of(self, nf_name: str) -> list[Device]:
         """Give the devices whose chain names the network function."""

@@ -69,7 +69,7 @@ class Anything(IntFlag):
 class ReportKind(IntEnum):
     """What a report says about a flow.
 
-    The first three are those of a datapath. The last three are an application's orders, by way of the NF: an ordered
+    The first three are those of a datapath. The others are an application's orders, by way of the NF: an ordered
     flow may be masked, has no idle timeout, and gets its place on the NIC before reported ones.
     """
 
@@ -84,7 +84,9 @@ class ReportKind(IntEnum):
     ORDERED_DROP = 4
     """The NIC is to drop its packets."""
     WITHDRAWN = 5
-    """An order for it has ended: its rule is removed, and the flow is forgotten."""
+    """An order for it has ended: its rule is removed, and the flow is forgotten. Comes before the flow's next order."""
+    TARGET_GONE = 6
+    """The target of the row exists no more, and no order has it any more; the rest of the row has no meaning."""
 
 
 WHOLE_FLOW = f"V{FLOW_ROW.itemsize}"
@@ -119,8 +121,8 @@ class Wild:
     """Low bits of the source address."""
     dst: int = 0
     """Low bits of the destination address."""
-    anything: Anything = Anything(0)
-    """Ports, protocol."""
+    anything: int = 0
+    """:class:`Anything`."""
 
 
 EXACT = Wild()
@@ -146,10 +148,11 @@ class FlowMatch:
     def __str__(self) -> str:
         def end(address: Address, open_bits: int, port: int, flag: Anything) -> str:
             prefix = f"/{address.max_prefixlen - open_bits}" if open_bits else ""
-            number = "*" if flag in self.wild.anything else port
+            number = "*" if self.wild.anything & flag else port
             return f"[{address}{prefix}]:{number}" if address.version == 6 else f"{address}{prefix}:{number}"
 
-        proto = "*" if Anything.PROTO in self.wild.anything else PROTOCOL_NAMES.get(self.proto, str(self.proto))
+        any_proto = self.wild.anything & Anything.PROTO
+        proto = "*" if any_proto else PROTOCOL_NAMES.get(self.proto, str(self.proto))
         source = end(self.src, self.wild.src, self.sport, Anything.SPORT)
         return f"{source} > {end(self.dst, self.wild.dst, self.dport, Anything.DPORT)}/{proto}"
 
@@ -172,16 +175,16 @@ class FlowMatch:
         if ends[0].version != ends[1].version:
             raise ValueError(f"{text!r} mixes IPv4 and IPv6")
         flags = zip((sport, dport, proto), Anything, strict=True)
-        anything = Anything(sum(flag for part, flag in flags if part == "*"))
-        ports = [0 if port == "*" else int(port) for port in (sport, dport)]
-        if max(ports) > 0xFFFF:
+        anything = sum(flag for part, flag in flags if part == "*")
+        src_port, dst_port = (0 if port == "*" else int(port) for port in (sport, dport))
+        if max(src_port, dst_port) > 0xFFFF:
             raise ValueError(f"{text!r}: a port is a number from 0 to 65535")
         number = 0 if proto == "*" else PROTOCOL_NUMBERS[proto] if proto in PROTOCOL_NUMBERS else int(proto)
         if number > 0xFF:
             raise ValueError(f"{text!r}: a protocol is tcp, udp or a number from 0 to 255")
-        open_bits = [end.max_prefixlen - end.prefixlen for end in ends]
+        src_bits, dst_bits = (end.max_prefixlen - end.prefixlen for end in ends)
         addresses = [end.network_address for end in ends]
-        return cls(addresses[0], addresses[1], number, *ports, Wild(*open_bits, anything))
+        return cls(addresses[0], addresses[1], number, src_port, dst_port, Wild(src_bits, dst_bits, anything))
 
     @classmethod
     def from_key(cls, key: np.void, family: int) -> FlowMatch:
@@ -193,7 +196,7 @@ class FlowMatch:
             int(key["proto"]),
             int(key["sport"]),
             int(key["dport"]),
-            Wild(src, dst, Anything(anything)),
+            Wild(src, dst, anything),
         )
 
     def to_key(self) -> np.void:

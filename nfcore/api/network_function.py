@@ -10,17 +10,21 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .flows import FlowBatch
+from ..kernel import Program
+from .flows import FlowBatch, FlowMatch
 from .mark_pools import CpuPools
 from .rules import Device
 
 
 class NetworkFunction(Protocol):
-    """What the engine needs of an NF. :meth:`Context.register_nf` sets `number`."""
+    """What the engine needs of an NF. :meth:`Context.register_nf` sets `number`.
+
+    A class that names this one as its base inherits what most functions need nothing else of.
+    """
 
     name: str
     number: int
-    pools: CpuPools | None
+    pools: CpuPools | None = None
     """The pools of marks, when the strategy lets XDP take marks; else None."""
 
     def wake_fds(self) -> Sequence[int]:
@@ -47,11 +51,38 @@ class NetworkFunction(Protocol):
         Called at the start, after the targets are published, and only when the fingerprints of both runs are equal.
         """
 
-    def attach(self, device: Device) -> None:
-        """Attach the program to the device. HostError when that fails."""
+    program: Program
+    """The loaded program. The core attaches it: alone, or as one of a chain (`bpf/lib/chain.h`)."""
 
-    def detach(self, device: Device) -> None:
-        """Detach the program from the device, if it is still the NF's own."""
+    def attached(self, device: Device) -> None:
+        """Note that packets of the device reach the program from now on."""
+
+    orders: int = 0
+    """How many flows an application may order by way of the function at a time (:class:`~.flows.ReportKind`)."""
+
+    claim_changes: int = 0
+    """Grows whenever :meth:`claims` may give other answers than before."""
+
+    def claims(self, batch: FlowBatch) -> NDArray[np.bool_]:
+        """Say which flows the function has an opinion on, flows of functions that come later in a chain.
+
+        It must see their packets, so the later function gets no mark for them. Rows: key, family and ifindex are set.
+        """
+        return np.zeros(len(batch), dtype=bool)
+
+    def explain(self, match: FlowMatch) -> Explanation | None:
+        """Say what the function does with packets of a flow because of an order; None where there is no order."""
+        return None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a function does with packets of a flow, and the ordered flow (perhaps masked) that covers it."""
+
+    text: str
+    """Such as ``entry 'block-1': drop``, and why it is not to be in hardware, if that is so."""
+    ordered: FlowBatch
+    """The flow as it was ordered, one row per device with key, family, nf and ifindex; none when it was not ordered."""
 
 
 @dataclass(frozen=True)
@@ -68,3 +99,5 @@ class PacketTrace:
     real: str | None
     why: str = ""
     """As text, why it did not take the fast path or was not sent; not part of the JSON."""
+    passed_on: bool = False
+    """The function had no opinion, or let the packet go on: the next function of the chain gets `output`."""

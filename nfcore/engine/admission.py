@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..api.config import Network, OffloadTable
 from ..api.context import Context
-from ..api.flows import FlowBatch, pack_address
+from ..api.flows import FlowBatch, ReportKind, pack_address
 from ..api.hookspecs import hookimpl
 from ..api.marks import ranks_within
 from ..api.reasons import Reason
@@ -37,7 +37,10 @@ class Admission:
 
     @hookimpl
     def on_new_flow(self, batch: FlowBatch) -> NDArray[np.uint8] | None:
-        """Refuse flows that are excluded or too slow, or whose group has its share of the rules already."""
+        """Refuse flows that are excluded or too slow, or whose group has its share of the rules already.
+
+        Not flows that an application has ordered.
+        """
         reasons = np.zeros(len(batch), dtype=np.uint8)
         if self._table.min_rate:
             reasons[batch.rows["rate"] < self._table.min_rate] = Reason.TOO_SLOW
@@ -45,6 +48,7 @@ class Admission:
             reasons[_touches(batch, network)] = Reason.EXCLUDED
         if self._table.max_share < 1:
             self._share(batch, reasons)
+        reasons[batch.rows["kind"] != ReportKind.SHOWN] = Reason.ADMIT
         return reasons if reasons.any() else None
 
     def _share(self, batch: FlowBatch, reasons: NDArray[np.uint8]) -> None:

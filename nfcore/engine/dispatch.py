@@ -61,14 +61,30 @@ class Dispatch:
             Reason.BUDGET: device.budget.available(),
         }
         wanted = max(0, min(limits.values()))
-        slots = self._state.hottest_first(slots)
         if wanted < len(slots):
-            self._defer(slots[wanted:], min(limits, key=lambda reason: limits[reason]))
+            scarce = min(limits, key=lambda reason: limits[reason])
+            if scarce is not Reason.BUDGET:
+                self._make_way(device, int(np.count_nonzero(self._state.ordered(slots))) - wanted)
+            slots = self._state.hottest_first(slots) if wanted else slots
+            self._defer(slots[wanted:], scarce)
             slots = slots[:wanted]
+        else:
+            slots = self._state.hottest_first(slots)
         for begin in range(0, len(slots), JOB_RULES):
             if not self._submit(device, slots[begin : begin + JOB_RULES], now):
                 self._defer(slots[begin:], Reason.QUEUE_FULL)
                 break
+
+    def _make_way(self, device: DeviceState, wanted: int) -> None:
+        """Remove the coldest rules of reported flows, so that so many ordered flows find room."""
+        table = self._state.table
+        wanted -= table.count(FlowState.DRAINING)
+        if wanted <= 0:
+            return
+        installed = table.slots_in(FlowState.INSTALLED)
+        installed = installed[(table.flow["ifindex"][installed] == device.ifindex) & ~self._state.ordered(installed)]
+        coldest = np.argsort(table.rate[installed], kind="stable")[:wanted]
+        self._remover.end_rules(installed[coldest], Reason.REPLACED)
 
     def _defer(self, slots: NDArray[np.int64], reason: Reason) -> None:
         """Note what flows wait for. Each flow is counted once, when it begins to wait."""

@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..api.config import Config
-from ..api.context import Context
+from ..api.context import Context, FlowFacts
+from ..api.flows import FlowBatch, ReportKind
 from ..api.metrics import MetricFamily
+from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
 from ..api.rules import Capabilities, RuleBatch
 from ..devices.backends import BackendChain
@@ -34,15 +36,17 @@ from ..hooks.manager import PluginManager
 from ..logs import AUDIT
 from .admission import NAME as ADMISSION
 from .admission import Admission
+from .claims import Claims
 from .counters import EngineCounters
 from .dispatch import Dispatch
 from .event_kind import EventKind
 from .event_log import EventLog
-from .flow_state import FlowState
+from .flow_state import FlowState, Order
 from .flow_table import FlowTable
 from .intake import Intake
 from .mark_lifecycle import MarkLifecycle
 from .metrics import engine_metrics
+from .orders import Orders
 from .reconcile import Reconciler
 from .removal import Ended, Remover
 from .state import ACTIVE, EngineState
@@ -94,12 +98,19 @@ class Engine:
         self._size_table()
         self._remover = Remover(self.state)
         self._intake = Intake(self.state, self._remover)
+        self._orders = Orders(self.state, self._remover, self._intake)
+        self._claims = Claims(self.state, self._remover)
         self._dispatch = Dispatch(self.state, self._remover)
         self._reconciler = Reconciler(self.state, self._remover)
         self._next_upkeep = self._next_save = clock()
         self._saved_counts = "{}"
+        self._fingerprints: dict[int, bytes] = {}
+        """Of the functions that take orders: the last one of each."""
         if ADMISSION not in plugins.loaded():
             plugins.register(Admission(context, self._groups_held), ADMISSION)
+        services = context.services
+        services.flow_facts, services.read_counters = self._facts, self._read_counters
+        services.claims_settled = self._claims.settled
 
     @property
     def table(self) -> FlowTable:
@@ -113,7 +124,8 @@ class Engine:
 
     def _size_table(self) -> None:
         offload = self.context.config.offload
-        self.state.table.capacity = offload.max_rules + offload.waiting + offload.remembered
+        orders = sum(nf.orders for nf in self.context.nfs)
+        self.state.table.capacity = offload.max_rules + offload.waiting + offload.remembered + orders
 
     def _groups_held(self, nf_number: int) -> NDArray[np.uint32]:
         """Group of each flow of a network function that has a rule or waits for one."""
@@ -152,6 +164,7 @@ class Engine:
             note_meaning(self.context)
         if self.context.strategy is not None:
             self.state.marks.lease()
+        self._fingerprints = {nf.number: nf.fingerprint() for nf in self.context.nfs if nf.orders}
 
     def _recall_switch(self) -> None:
         """Keep offloading off when it was switched off in an earlier run."""
@@ -199,6 +212,7 @@ class Engine:
             log.warning("%s: rules of an earlier run cannot be taken over: %s", device.name, error)
             return None
         device.rule_counters = leftovers.rule_counters
+        self._orders.remember(leftovers.counts)
         self._record_leftovers(device, leftovers)
         return leftovers.removed if leftovers.cleared else None
 
@@ -253,12 +267,30 @@ class Engine:
             if len(batch):
                 taken += len(batch)
                 self.counters.totals["events"] += len(batch)
-                self._intake.take(nf, batch)
+                self._take(nf, batch)
+        self._claims.run()
         if taken:
             self.state.marks.lease()
         self._dispatch.run()
         self._intake.shed()
         return taken
+
+    def _take(self, nf: NetworkFunction, batch: FlowBatch) -> None:
+        """Take reports of flows and orders, which only some functions give."""
+        if nf.orders:
+            ordered = batch.rows["kind"] > ReportKind.MOVED
+            self._orders.take(nf, batch[ordered])
+            batch = batch[~ordered]
+            self._renew_meaning(nf)
+        if len(batch):
+            self._intake.take(nf, batch)
+
+    def _renew_meaning(self, nf: NetworkFunction) -> None:
+        """Tell the next run when an order has brought or ended targets: its marks may mean something else."""
+        fingerprint = nf.fingerprint()
+        if self._fingerprints.setdefault(nf.number, fingerprint) != fingerprint:
+            self._fingerprints[nf.number] = fingerprint
+            renew_meaning(self.context)
 
     def tick(self, changed: Collection[int] = ()) -> None:
         """Do what is due by the clock. changed: ifindexes of devices that may have been reset: their links changed."""
@@ -267,6 +299,7 @@ class Engine:
         self._remover.run()
         self._reconciler.run()
         self._intake.expire()
+        self._orders.run()
         if self.context.strategy is not None and now >= self._next_upkeep:
             self._next_upkeep = now + UPKEEP
             self.state.marks.retire_again()
@@ -291,6 +324,7 @@ class Engine:
         def done(found: dict[str, Capabilities] | Exception) -> None:
             device.probing = False
             device.renew()
+            self._orders.retry_soon()
             if isinstance(found, Exception):
                 log.warning("%s: cannot be probed again: %s", device.name, found)
                 self.state.events.note(EventKind.BACKEND, f"cannot be probed again: {found}", device.name)
@@ -307,6 +341,29 @@ class Engine:
             device.to_probe = False
         else:
             device.probing = False
+
+    # Questions of network functions
+
+    def _facts(self, batch: FlowBatch) -> FlowFacts:
+        """Give what is known of the rules of tracked flows."""
+        table = self.table
+        slots = self.table.find(batch)
+        known = slots >= 0
+        at = np.where(known, slots, 0)
+        held = known & np.isin(table.state[at], (FlowState.INSTALLED, FlowState.DRAINING))
+        counts = np.stack([table.packets[at] + table.past_packets[at], table.bytes[at] + table.past_bytes[at]], axis=1)
+        counts[~known] = 0
+        counted = held & (table.packets[at] > 0)
+        idle = np.where(counted, self.state.clock() - table.seen[at], np.inf)
+        return FlowFacts(known, held, np.where(known, table.reason[at], 0).astype(np.uint8), counts, idle)
+
+    def _read_counters(self) -> Callable[[], bool]:
+        """Have the counters of all devices read now. The result tells whether that has happened."""
+        now = self.state.clock()
+        devices = [device for device in self.state.devices.values() if device.accelerated]
+        for device in devices:
+            device.next_poll = now
+        return lambda: all(device.polled_at >= now for device in devices)
 
     # Commands of operators
 
@@ -329,8 +386,10 @@ class Engine:
         self.state.events.note(EventKind.SWITCH, "offloading is switched on")
         # A warning, as when it is switched off: who reads only warnings must not believe that it is still off.
         audit.warning("offloading is switched on: flows get rules as they are reported")
+        self._orders.retry_soon()
         refused = self.table.slots_in(FlowState.REFUSED)
         refused = refused[self.table.reason[refused] == Reason.SWITCHED_OFF]
+        refused = refused[self.table.order[refused] == Order.NONE]
         # So that XDP reports them again soon: the intervals between the reports of a flow have become long.
         self._remover.restore(self.table.batch(refused))
 

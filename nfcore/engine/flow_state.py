@@ -27,6 +27,17 @@ class FlowState(IntEnum):
         return self.name.lower()
 
 
+class Order(IntEnum):
+    """Whether an application has ordered a flow."""
+
+    NONE = 0
+    """A datapath has reported it."""
+    STANDS = 1
+    """It keeps its rule until the order is withdrawn, and gets one as soon as there is room."""
+    WITHDRAWN = 2
+    """Its rule is being removed; then the flow is forgotten."""
+
+
 LISTED_STATES = (FlowState.INSTALLED, FlowState.PENDING, FlowState.WAITING, FlowState.DRAINING, FlowState.REFUSED)
 """States that `nfcore flows` lists."""
 SORT_KEYS = {

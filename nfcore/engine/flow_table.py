@@ -24,6 +24,8 @@ COLUMNS = {
     "generation": np.dtype("<u2"),
     "reason": np.dtype("u1"),
     "attempts": np.dtype("u1"),
+    "order": np.dtype("u1"),
+    "drops": np.dtype("?"),
     "packets": np.dtype("<u8"),
     "bytes": np.dtype("<u8"),
     "past_packets": np.dtype("<u8"),
@@ -35,7 +37,10 @@ COLUMNS = {
 }
 """The table's columns and their types, by the name of their attribute."""
 
-_ZEROED = ("mark", "backend", "reason", "attempts", "packets", "bytes", "past_packets", "past_bytes", "rate", "due")
+_ZEROED = (
+    "mark", "backend", "reason", "attempts", "order", "drops",
+    "packets", "bytes", "past_packets", "past_bytes", "rate", "due",
+)  # fmt: skip
 
 
 class FlowTable:
@@ -60,6 +65,10 @@ class FlowTable:
     """:class:`~nfcore.api.reasons.Reason` why the flow has no rule, waits or is to end, or 0."""
     attempts: NDArray[np.uint8]
     """How often the installation of its rule has failed."""
+    order: NDArray[np.uint8]
+    """:class:`~.flow_state.Order`: whether an application has ordered the flow."""
+    drops: NDArray[np.bool_]
+    """Whether its rule drops its packets; such a flow has no mark."""
     packets: NDArray[np.uint64]
     """Counted by the NIC for the present rule."""
     bytes: NDArray[np.uint64]

@@ -11,7 +11,7 @@ from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
 from .event_kind import EventKind
 from .flow_index import first_appearances
-from .flow_state import FlowState
+from .flow_state import FlowState, Order
 from .removal import Remover
 from .state import ACTIVE, EngineState
 
@@ -40,8 +40,12 @@ class Intake:
             self._count_known(batch[~first])
             batch = batch[first]
         slots, batch = self._update_known(batch, now)
-        slots, batch = self._enter(slots, batch, now)
-        reasons = self._judge(batch)
+        slots, batch = self.enter(slots, batch, now)
+        self.admit(nf, slots, batch, now)
+
+    def admit(self, nf: NetworkFunction, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
+        """Judge tracked flows without a rule: those that may have one get marks and wait for it."""
+        reasons = self._judge(nf, batch)
         refused = reasons != 0
         self._state.marks.release_unused(batch.rows["mark"][refused])
         self._remover.refuse(slots[refused], reasons[refused])
@@ -104,8 +108,11 @@ class Intake:
             ended = np.unique(slots[which])
             self._remover.end_rules(ended[np.isin(table.state[ended], ACTIVE)], reason)
 
-    def _enter(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> tuple[NDArray[np.int64], FlowBatch]:
-        """Track the new flows of a batch. Returns all flows that are tracked: those without a place are left out."""
+    def enter(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> tuple[NDArray[np.int64], FlowBatch]:
+        """Track the new flows of a batch, slot -1, and renew the rows of those without a rule.
+
+        Returns all flows that are tracked: those without a place are left out.
+        """
         table = self._state.table
         fresh = np.flatnonzero(slots < 0)
         known = slots[slots >= 0]
@@ -131,13 +138,14 @@ class Intake:
         if table.room >= wanted:
             return
         refused = np.setdiff1d(table.slots_in(FlowState.REFUSED), keep)
+        refused = refused[table.order[refused] == Order.NONE]
         # More than needed, so that not every batch has to search for them.
         count = min(len(refused), max(wanted - table.room, self._state.offload.remembered // 8))
         if count:
             oldest = np.argpartition(table.seen[refused], count - 1)[:count]
             table.remove(refused[oldest])
 
-    def _judge(self, batch: FlowBatch) -> NDArray[np.uint8]:
+    def _judge(self, nf: NetworkFunction, batch: FlowBatch) -> NDArray[np.uint8]:
         """Give the reason why each flow gets no rule, 0 if it may get one. Every policy sees every flow."""
         state = self._state
         reasons = np.zeros(len(batch), dtype=np.uint8)
@@ -149,6 +157,8 @@ class Intake:
                 reasons[here] = Reason.NO_BACKEND
             else:
                 reasons[here & device.unsupported(batch)] = Reason.UNSUPPORTED
+                for earlier in state.context.earlier_functions(nf, ifindex):
+                    reasons[np.flatnonzero(here)[state.claimed(earlier, batch[here])]] = Reason.EARLIER
         if not state.switched_on:
             reasons[reasons == 0] = Reason.SWITCHED_OFF
         for plugin in state.plugins.implementing("on_new_flow"):
@@ -164,6 +174,10 @@ class Intake:
     def _mark(self, nf: NetworkFunction, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
         """Allocate and publish marks for flows, and let these wait for their rules."""
         state = self._state
+        table = state.table
+        drops = table.drops[slots]
+        self._wait(slots[drops], 0, now)
+        slots, batch = slots[~drops], batch[~drops]
         marks = state.marks.allocate(batch)
         if not (given := marks != 0).all():
             self._remover.refuse(slots[~given], Reason.NO_MARK)
@@ -174,7 +188,10 @@ class Intake:
         if not published.all():
             self._remover.refuse(slots[~published], reason)
             slots, marks = slots[published], marks[published]
-        table = state.table
+        self._wait(slots, marks, now)
+
+    def _wait(self, slots: NDArray[np.int64], marks: NDArray[np.uint32] | int, now: float) -> None:
+        table = self._state.table
         table.mark[slots], table.attempts[slots] = marks, 0
         table.reason[slots], table.due[slots] = Reason.ADMIT, 0.0
         table.move(slots, FlowState.WAITING, now)
@@ -186,7 +203,7 @@ class Intake:
             return
         waiting = table.slots_in(FlowState.WAITING)
         # Not those whose rules vanished: they deserved a rule, and there are at most `max_rules` of them.
-        waiting = waiting[table.reason[waiting] != Reason.VANISHED]
+        waiting = waiting[(table.reason[waiting] != Reason.VANISHED) & ~state.ordered(waiting)]
         surplus = len(waiting) - state.most_waiting
         if surplus <= 0:
             return
@@ -199,4 +216,5 @@ class Intake:
             return
         self._next_expiry = now + state.offload.idle_timeout / 16
         waiting = table.slots_in(FlowState.WAITING)
-        self._remover.refuse(waiting[now - table.seen[waiting] >= state.offload.idle_timeout], Reason.SHED)
+        silent = now - table.seen[waiting] >= state.offload.idle_timeout
+        self._remover.refuse(waiting[silent & ~state.ordered(waiting)], Reason.SHED)

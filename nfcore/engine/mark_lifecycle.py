@@ -62,6 +62,7 @@ class MarkLifecycle:
         """Let the NF write what the marks mean. Returns which it has written, and the reason why the others go back."""
         done, result = self._plugins.try_call(nf.name, "publish_marks", batch=batch, marks=marks)
         published = result if done else np.zeros(len(batch), dtype=bool)
+        self._context.mark_owners.give(nf.number, marks[published])
         self.retire(nf.number, marks[~published])
         if self.of_targets and not published.all():
             # The report of a flow may come after its target was removed: the mark of that target must be retired.
@@ -75,7 +76,7 @@ class MarkLifecycle:
         marks = self.allocate(targets)
         given = marks != 0
         if given.any():
-            self._plugins.try_call(nf.name, "publish_marks", batch=targets[given], marks=marks[given])
+            self.publish(nf, targets[given], marks[given])
 
     def retire(self, nf_number: int, marks: NDArray[np.uint32]) -> None:
         """Retire and release the marks of flows; marks of targets stay, for the other flows."""
@@ -128,6 +129,7 @@ class MarkLifecycle:
         nf = self._context.nfs[nf_number - 1]
         retired, _ = self._plugins.try_call(nf.name, "retire_marks", nf=nf_number, marks=marks)
         if retired:  # otherwise the mark may still have an entry, and must not be given to another flow
+            self._context.mark_owners.clear(marks)
             self._release(marks)
         return retired
 

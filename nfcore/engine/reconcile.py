@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..api.flows import FLOW_KEY
 from ..api.reasons import Reason
-from ..api.rules import RuleBatch, split_cookies
+from ..api.rules import Action, RuleBatch, split_cookies
 from ..devices.backends import Dump, Removal
 from ..devices.device_state import DeviceState
 from ..devices.rule_counters import counts_of
@@ -86,7 +86,7 @@ class Reconciler:
         held = held[~np.isin(table.reason[held], FORCED_ENDS)]
         # Packets that came up to `counter_lag` before the dump may be missing in it.
         silence = requested - table.seen[held] - self._state.offload.counter_lag
-        idle = silence >= self._idle_timeout(device)
+        idle = (silence >= self._idle_timeout(device)) & ~self._state.ordered(held)
         self._remover.end_rules(held[idle], Reason.IDLE)
         self._replace(device, held[~idle])
         device.polled_at = requested
@@ -101,6 +101,7 @@ class Reconciler:
         known[known] &= table.flow["ifindex"][slots[known]] == device.ifindex
         # Rules of an earlier run may have the same cookies, if the NIC could not be read when this run started.
         known[known] &= table.mark[slots[known]] == dump.rows["rule"]["mark"][known]
+        known[known] &= table.drops[slots[known]] == (dump.rows["rule"]["action"][known] == Action.DROP)
         known[known] &= (_keys(dump.rows)[known] == _keys(table.batch(slots[known]).rows)).all(axis=1)
         states, backend = table.state[slots[known]], table.backend[slots[known]]
         # Which backend takes the rule of a PENDING flow is not known yet.
@@ -191,9 +192,11 @@ class Reconciler:
         surplus = max(0, -state.places - table.count(FlowState.DRAINING))
         if not surplus and not self._is_crowded(device):
             return
-        installed = installed[np.argsort(table.rate[installed], kind="stable")]
+        installed = installed[np.lexsort((table.rate[installed], state.ordered(installed)))]
         self._remover.end_rules(installed[:surplus], Reason.REPLACED)
+        # Ordered flows keep their places, and those that wait for one get it by `Dispatch`.
         installed = installed[surplus:]
+        installed = installed[~state.ordered(installed)]
         if not self._is_crowded(device):
             return
         # Only rules whose rate is known: their backend has counters, and these have been read since the installation.
@@ -201,7 +204,7 @@ class Reconciler:
         counted = device.counted_at[table.backend[installed]]
         installed = installed[counted - table.since[installed] >= state.offload.counter_lag]
         waiting = table.slots_in(FlowState.WAITING)
-        waiting = waiting[table.flow["ifindex"][waiting] == device.ifindex]
+        waiting = waiting[(table.flow["ifindex"][waiting] == device.ifindex) & ~state.ordered(waiting)]
         # The hottest of them get the places of the rules that are being removed already.
         rates = np.sort(state.highest_rates(waiting))[::-1][table.count(FlowState.DRAINING) :]
         count = min(replaceable(table.rate[installed].astype(np.float64), rates), device.budget.available())

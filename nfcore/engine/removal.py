@@ -18,12 +18,12 @@ from ..api.reasons import Reason
 from ..devices.backends import Removal
 from ..devices.device_state import DeviceState
 from .event_kind import EventKind
-from .flow_state import FlowState
+from .flow_state import FlowState, Order
 from .state import ACTIVE, OCCUPYING, EngineState
 
-FORCED_ENDS = (Reason.TARGET_GONE, Reason.MOVED, Reason.SWITCHED_OFF)
+FORCED_ENDS = (Reason.TARGET_GONE, Reason.MOVED, Reason.SWITCHED_OFF, Reason.WITHDRAWN, Reason.EARLIER)
 """Reasons for which a removal is retried until the rule is gone. A PENDING rule is removed once it is installed."""
-NO_RESTORE = (Reason.TARGET_GONE, Reason.MOVED)
+NO_RESTORE = (Reason.TARGET_GONE, Reason.MOVED, Reason.WITHDRAWN)
 """Reasons for which the slow path must choose the flow's target again."""
 
 
@@ -72,7 +72,10 @@ class Remover:
         self._retire(slots, reason)
 
     def _retire(self, slots: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:
-        """Retire the marks of flows without a rule, and remember the flows with the reason."""
+        """Retire the marks of flows without a rule, and remember the flows with the reason.
+
+        Flows whose order is withdrawn are forgotten.
+        """
         if not len(slots):
             return
         state, table = self._state, self._state.table
@@ -83,7 +86,9 @@ class Remover:
         table.mark[slots] = 0
         table.attempts[slots] = 0
         table.reason[slots] = reason
-        table.move(slots, FlowState.REFUSED, state.clock())
+        withdrawn = table.order[slots] == Order.WITHDRAWN
+        table.remove(slots[withdrawn])
+        table.move(slots[~withdrawn], FlowState.REFUSED, state.clock())
 
     def restore(self, flows: FlowBatch) -> NDArray[np.bool_]:
         """Make the slow path send flows to the targets of their marks. Returns whether it does, per row."""
@@ -184,6 +189,15 @@ class Remover:
         ended = Ended(accelerated, int(np.count_nonzero(states == FlowState.WAITING)))
         self.end_rules(mine, Reason.TARGET_GONE)
         return ended
+
+    def still_on_nic(self, reason: Reason) -> bool:
+        """Whether rules that were ended for a reason may still be on a NIC."""
+        table = self._state.table
+        held = table.slots_in(*OCCUPYING)
+        held = held[table.reason[held] == reason]
+        if not len(held):
+            return False
+        return len(np.setdiff1d(held, np.concatenate([slots for _, slots in self._graces] or [held[:0]]))) > 0
 
     def end_forced(self, device: DeviceState) -> None:
         """Retry removals that failed and that are forced."""

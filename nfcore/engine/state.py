@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ..api.config import OffloadTable
 from ..api.context import Context
-from ..api.flows import WHOLE_FLOW
+from ..api.flows import WHOLE_FLOW, FlowBatch
+from ..api.network_function import NetworkFunction
 from ..api.rules import RULE_ROW, Action, RuleBatch, make_cookies
 from ..devices.device_state import DeviceState
 from ..devices.rule_counters import Counts
@@ -25,7 +26,7 @@ from ..hooks.manager import PluginManager
 from .counters import EngineCounters
 from .event_log import EventLog
 from .eviction import hottest, waiting_rates
-from .flow_state import FlowState
+from .flow_state import FlowState, Order
 from .flow_table import FlowTable
 from .mark_lifecycle import MarkLifecycle
 
@@ -71,13 +72,18 @@ class EngineState:
         return min(self.offload.waiting, max(FEW_WAITING, (self.context.marks.size - self.offload.max_rules) // 4))
 
     def rules(self, slots: NDArray[np.int64]) -> RuleBatch:
-        """Make the rules of tracked flows: each sets the flow's mark."""
+        """Make the rules of tracked flows: each sets the flow's mark, or drops."""
         rows = np.zeros(len(slots), dtype=RULE_ROW)
         flows = self.table.batch(slots).rows
         rows["key"], rows["family"] = flows["key"], flows["family"]
-        rows["action"], rows["mark"] = Action.SET_MARK, self.table.mark[slots]
+        rows["action"] = np.where(self.table.drops[slots], Action.DROP, Action.SET_MARK)
+        rows["mark"] = self.table.mark[slots]
         rows["cookie"] = make_cookies(slots, self.table.generation[slots])
         return RuleBatch(rows)
+
+    def claimed(self, nf: NetworkFunction, batch: FlowBatch) -> NDArray[np.bool_]:
+        """Which flows an earlier function of the chain must see."""
+        return nf.claims(batch) if len(batch) else np.zeros(0, dtype=bool)
 
     def flow_bytes(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
         """Copy tracked flows as plain bytes, for the event log: numpy copies these at once, not field by field."""
@@ -99,8 +105,16 @@ class EngineState:
         return waiting_rates(table.rate[waiting], packets, seen, self.offload.min_packets, self.clock())
 
     def hottest_first(self, waiting: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sort waiting flows, the hottest first."""
-        return waiting[hottest(self.highest_rates(waiting), self.table.flow["packets"][waiting], len(waiting))]
+        """Sort waiting flows: ordered ones in their order, then the others, the hottest first."""
+        ordered = self.ordered(waiting)
+        others = waiting[~ordered]
+        hottest_others = hottest(self.highest_rates(others), self.table.flow["packets"][others], len(others))
+        return np.concatenate([waiting[ordered], others[hottest_others]])
+
+    def ordered(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which flows have an order that stands."""
+        standing: NDArray[np.bool_] = self.table.order[slots] == Order.STANDS
+        return standing
 
     def count(self, device: DeviceState, slots: NDArray[np.int64], now: Counts) -> None:
         """Add what the rules of tracked flows have counted since the last time. now: the NIC's counters, (slots, 2)."""

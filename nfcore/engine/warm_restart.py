@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..api.context import Context
-from ..api.flows import ANY_CPU, FlowBatch
+from ..api.flows import ANY_CPU, FLOW_KEY, WHOLE_FLOW, FlowBatch, ReportKind
 from ..api.marks import MarkMeaning, first_of_each
 from ..api.network_function import NetworkFunction
 from ..api.rules import Action, RuleBatch, split_cookies
 from ..devices.backends import BackendChain, Dump
 from ..devices.rule_counters import RuleCounters, counts_of
-from .flow_state import FlowState
+from .flow_state import FlowState, Order
 from .flow_table import FlowTable
 
 FINGERPRINT = "fingerprint"
@@ -39,6 +39,8 @@ class Leftovers:
     """Whether all rules that were not adopted have been removed."""
     rule_counters: RuleCounters
     """What all of these rules have counted."""
+    counts: dict[bytes, tuple[int, int]]
+    """Packets and bytes of the removed rules, by :func:`names_of_rules`."""
 
 
 def same_meaning(context: Context) -> bool:
@@ -54,8 +56,10 @@ def note_meaning(context: Context) -> None:
 def renew_meaning(context: Context) -> None:
     """Renew the fingerprint after the targets have changed: the next run starts with the new ones."""
     now = _fingerprint(context)
+    if context.state_file.get_number(FINGERPRINT) == now:
+        return
     shared = context.strategy is not None and context.strategy.meaning is MarkMeaning.TARGET
-    if shared and context.state_file.get_number(FINGERPRINT) != now:
+    if shared:
         # The next run numbers the marks of its targets from the start: they would differ from those of now.
         context.state_file.remove(FINGERPRINT)
     else:
@@ -87,7 +91,7 @@ def take_over(backends: BackendChain, context: Context, table: FlowTable, *, tru
         good = own & _trackable(table, dump, slots)
     batch, recognised = _as_flows(backends, context, dump, good)
     good[np.flatnonzero(good)[~recognised]] = False
-    adopted = _adopt(table, batch[recognised], dump, good, now)
+    adopted = _adopt(table, context, batch[recognised], dump, good, now)
     stale = own & ~good
     removal = backends.remove(RuleBatch(np.ascontiguousarray(dump.rows["rule"][stale])), dump.backend[stale])
     rule_counters, counts = RuleCounters(len(backends.names)), counts_of(dump.rows)
@@ -98,13 +102,28 @@ def take_over(backends: BackendChain, context: Context, table: FlowTable, *, tru
     for which in (good, gone):
         rule_counters.count(dump.backend[which], np.zeros_like(counts[which]), counts[which])
     rule_counters.end(dump.backend[gone], counts[gone])
-    return Leftovers(adopted, int(np.count_nonzero(gone)), bool(removal.gone.all()), rule_counters)
+    lost = FlowBatch.empty(int(np.count_nonzero(gone)))
+    lost.rows["key"], lost.rows["family"] = dump.rows["rule"]["key"][gone], dump.rows["rule"]["family"][gone]
+    lost.rows["ifindex"] = backends.device.ifindex
+    last = dict(zip(names_of_rules(lost), map(tuple, counts[gone].tolist()), strict=True))
+    return Leftovers(adopted, len(lost), bool(removal.gone.all()), rule_counters, last)
+
+
+def names_of_rules(flows: FlowBatch) -> list[bytes]:
+    """Give what identifies the rule of each flow on all NICs: match, family and ifindex."""
+    keys = flows.rows["key"].tobytes()
+    return [
+        keys[row * FLOW_KEY.itemsize : (row + 1) * FLOW_KEY.itemsize] + bytes([family]) + ifindex.to_bytes(4)
+        for row, (family, ifindex) in enumerate(
+            zip(flows.rows["family"].tolist(), flows.rows["ifindex"].tolist(), strict=True)
+        )
+    ]
 
 
 def _trackable(table: FlowTable, dump: Dump, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which rows can be tracked: they set a mark, and no other row or flow has their slot."""
+    """Which rows can be tracked: no other row or flow has their slot."""
     good = first_of_each(slots)
-    good &= (slots < table.capacity) & (dump.rows["rule"]["action"] == Action.SET_MARK)
+    good &= slots < table.capacity
     inside = good & (slots < len(table.state))
     good[inside] &= table.state[slots[inside]] == FlowState.FREE
     return good
@@ -113,32 +132,47 @@ def _trackable(table: FlowTable, dump: Dump, slots: NDArray[np.int64]) -> NDArra
 def _as_flows(
     backends: BackendChain, context: Context, dump: Dump, good: NDArray[np.bool_]
 ) -> tuple[FlowBatch, NDArray[np.bool_]]:
-    """Give the good rows as flows of the device's network function, and which of them it recognises."""
+    """Give the good rows as flows of the device's network functions, and which of them a function recognises."""
     rules = dump.rows["rule"][good]
     batch = FlowBatch.empty(len(rules))
     batch.rows["key"], batch.rows["family"], batch.rows["mark"] = rules["key"], rules["family"], rules["mark"]
     batch.rows["ifindex"], batch.rows["cpu"] = backends.device.ifindex, ANY_CPU
-    nf = _function_of(backends, context)
-    if nf is None or not len(batch):
-        return batch, np.zeros(len(batch), dtype=bool)
-    batch.rows["nf"] = nf.number
-    recognised = nf.recognise(batch, rules["mark"])
-    if context.strategy is not None and context.strategy.meaning is MarkMeaning.FLOW:
-        recognised[recognised] = context.marks.claim(rules["mark"][recognised])
+    drops = rules["action"] == Action.DROP
+    batch.rows["kind"] = np.where(drops, ReportKind.ORDERED_DROP, ReportKind.ORDERED)
+    reported = ~drops & ~rules["key"]["wild"].any(axis=1)
+    recognised = np.zeros(len(batch), dtype=bool)
+    for nf in _functions_of(backends, context):
+        # Only a function that takes orders has masked rules and rules that drop.
+        rows = np.flatnonzero(~recognised & (reported | bool(nf.orders)))
+        if not len(rows):
+            continue
+        mine = batch[rows]
+        mine.rows["nf"] = nf.number
+        known = nf.recognise(mine, rules["mark"][rows])
+        if context.strategy is not None and context.strategy.meaning is MarkMeaning.FLOW:
+            marked = known & ~drops[rows]
+            known[marked] = context.marks.claim(rules["mark"][rows[marked]])
+        batch.rows.view(WHOLE_FLOW)[rows[known]] = mine.rows.view(WHOLE_FLOW)[known]
+        recognised[rows[known]] = True
+        context.mark_owners.give(nf.number, rules["mark"][rows[known & ~drops[rows]]])
     return batch, recognised
 
 
-def _function_of(backends: BackendChain, context: Context) -> NetworkFunction | None:
+def _functions_of(backends: BackendChain, context: Context) -> list[NetworkFunction]:
     ifindex = backends.device.ifindex
-    on_device = (nf for nf in context.nfs if ifindex in {device.ifindex for device in context.devices_of(nf.name)})
-    return next(on_device, None)
+    return [nf for nf in context.nfs if ifindex in {device.ifindex for device in context.devices_of(nf.name)}]
 
 
-def _adopt(table: FlowTable, batch: FlowBatch, dump: Dump, good: NDArray[np.bool_], now: float) -> NDArray[np.int64]:
+def _adopt(
+    table: FlowTable, context: Context, batch: FlowBatch, dump: Dump, good: NDArray[np.bool_], now: float
+) -> NDArray[np.int64]:
     """Track the flows of the good rows, with their rules installed. Returns their slots."""
     rows = dump.rows[good]
     _, slots, generations = split_cookies(rows["rule"]["cookie"])
     table.adopt(batch, slots, generations, FlowState.INSTALLED, now)
     table.mark[slots], table.backend[slots] = rows["rule"]["mark"], dump.backend[good]
     table.packets[slots], table.bytes[slots] = rows["packets"], rows["bytes"]
+    table.drops[slots] = rows["rule"]["action"] == Action.DROP
+    ordering = [nf.number for nf in context.nfs if nf.orders]
+    table.order[slots[np.isin(batch.rows["nf"], ordering)]] = Order.STANDS
     return slots

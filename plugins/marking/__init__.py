@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.api.context import Context
-from nfcore.api.flows import FlowBatch
+from nfcore.api.flows import FlowBatch, ReportKind
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.marks import MarkAllocator, MarkMeaning, StrategyInfo
 from nfcore.api.target_marks import Target, TargetMarks
@@ -25,15 +25,22 @@ DEST_ID = StrategyInfo("dest-id", MarkMeaning.TARGET, "one mark per target, shar
 
 
 class FlowId:
-    """Confirms the marks that XDP has taken. A mark that is not leased to a CPU becomes 0."""
+    """Confirms the marks that XDP has taken, and chooses those of ordered flows.
+
+    A mark that is not leased to a CPU becomes 0.
+    """
 
     def __init__(self, marks: MarkAllocator) -> None:
         self._marks = marks
 
     def allocate(self, batch: FlowBatch) -> NDArray[np.uint32]:
-        """Give the mark of each flow's report where it is leased, else 0."""
+        """Give the mark of each flow's report where it is leased, and a free one to each ordered flow; else 0."""
         taken = batch.rows["mark"]
-        return np.where(self._marks.confirm(taken), taken, 0).astype(np.uint32)
+        given = np.where(self._marks.confirm(taken), taken, 0).astype(np.uint32)
+        ordered = np.flatnonzero(batch.rows["kind"] == ReportKind.ORDERED)
+        chosen = self._marks.take(len(ordered))
+        given[ordered[: len(chosen)]] = chosen
+        return given
 
     def release(self, marks: NDArray[np.uint32]) -> None:
         """Put the marks into quarantine."""

@@ -21,6 +21,7 @@ from nfcore.api.flows import FlowBatch, FlowMatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.mark_pools import CpuPools
 from nfcore.api.marks import MarkAllocator, MarkState
+from nfcore.api.network_function import NetworkFunction
 from nfcore.api.reasons import Reason
 from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.api.state_file import StateFile
@@ -167,7 +168,7 @@ class Card:
         return rows
 
 
-class Balancer:
+class Balancer(NetworkFunction):
     """A network function that knows what each of its entries means, and when it may not."""
 
     name = "nf"

@@ -15,8 +15,9 @@ from nfcore.api.flows import FlowBatch, FlowMatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.mark_pools import CpuPools
 from nfcore.api.marks import MarkAllocator, MarkState
+from nfcore.api.network_function import NetworkFunction
 from nfcore.api.reasons import Reason, reason_word
-from nfcore.api.rules import INSTALLED_ROW, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.daemon.bootstrap import make_context
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
 from nfcore.devices.worker import InlineWorker, Job
@@ -32,7 +33,7 @@ IDLE, LAG, GRACE, QUARANTINE = 30.0, 2.0, 0.5, 5.0
 FOREIGN = Rule(FlowMatch.parse("198.18.1.2:1 > 198.18.10.1:80/tcp"), SetMark(9), 0x1234)
 
 
-class Nf:
+class Nf(NetworkFunction):
     """A network function whose reports are what a test put into `reports`."""
 
     name = "nf"
@@ -108,6 +109,10 @@ class Nic:
         self.tells_counts = False
         """Whether it says what a removed rule had counted to its end."""
         self._notes = notes
+
+    @hookimpl
+    def probe_offload(self, device: Device) -> Capabilities:
+        return Capabilities(mark_width=32, masks=True)
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
