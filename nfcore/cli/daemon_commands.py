@@ -180,6 +180,8 @@ def explain(
         print(json_text(answer))
         return
     print(f"{answer['flow']}: {'in hardware' if answer['in_hardware'] else 'not in hardware'}")
+    for function, text in answer["functions"].items():
+        print(f"  {function}: {printable(text)}")
     if answer["why"]:
         print(f"  {printable(answer['why'])}")
     for row in answer["found"]:

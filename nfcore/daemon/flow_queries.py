@@ -136,27 +136,36 @@ def _wanted(states: list[str] | None) -> list[FlowState]:
 
 
 def explain(state: EngineState, text: str) -> dict[str, Any]:
-    """Give all that is known of one flow, written as by :class:`FlowMatch`. ConfigError: the text is no flow."""
+    """Give all that is known of one flow, written as by :class:`FlowMatch`. ConfigError: the text is no flow.
+
+    That includes an order that covers the flow: it may be of a masked flow.
+    """
     try:
         match = FlowMatch.parse(text)
     except ValueError as error:
         raise ConfigError("explain", [Problem("", str(error))]) from None
-    slots = _slots_of(state, match)
+    functions = {nf.name: said for nf in state.context.nfs if (said := nf.explain(match)) is not None}
+    slots = _slots_of(state, match, [said.ordered for said in functions.values()])
     known = _Copy(state, np.array(slots, dtype=np.int64)).rows()
     rows = [row | {"why": _why(state, slot)} for row, slot in zip(known, slots, strict=True)]
-    why = "" if rows else _why_unknown(state)
-    return {"flow": str(match), "in_hardware": any(row["in_hardware"] for row in rows), "found": rows, "why": why}
+    return {
+        "flow": str(match),
+        "in_hardware": any(row["in_hardware"] for row in rows),
+        "functions": {name: said.text for name, said in functions.items()},
+        "found": rows,
+        "why": "" if rows or functions else _why_unknown(state),
+    }
 
 
-def _slots_of(state: EngineState, match: FlowMatch) -> list[int]:
-    """Slots of a 5-tuple, for all pairs of network function and device."""
+def _slots_of(state: EngineState, match: FlowMatch, ordered: list[FlowBatch]) -> list[int]:
+    """Slots of a 5-tuple, for all pairs of network function and device, and of the ordered flows that cover it."""
     pairs = [(nf.number, device.ifindex) for nf in state.context.nfs for device in state.context.devices]
     batch = FlowBatch.empty(len(pairs))
     batch.rows["key"], batch.rows["family"] = match.to_key(), match.family
     for row, (number, ifindex) in zip(batch.rows, pairs, strict=True):
         row["nf"], row["ifindex"] = number, ifindex
-    slots = state.table.find(batch)
-    return [int(slot) for slot in slots if slot >= 0]
+    slots = [state.table.find(each) for each in (*ordered, batch)]
+    return list(dict.fromkeys(int(slot) for found in slots for slot in found if slot >= 0))
 
 
 def rates_now(state: EngineState, slots: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -233,7 +242,8 @@ def _why(state: EngineState, slot: int) -> str:
     table = state.table
     now, reason = FlowState(int(table.state[slot])), int(table.reason[slot])
     if now is FlowState.INSTALLED:
-        return "the NIC marks its packets" if not reason else f"its rule is to be removed: {reason_sentence(reason)}"
+        works = "the NIC drops its packets" if table.drops[slot] else "the NIC marks its packets"
+        return works if not reason else f"its rule is to be removed: {reason_sentence(reason)}"
     if now is FlowState.PENDING:
         return "its rule is on its way to the NIC"
     if now is FlowState.DRAINING:

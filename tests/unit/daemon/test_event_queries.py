@@ -151,7 +151,7 @@ def test_the_managers_own_events(make: Callable[..., World]) -> None:
     ]
     assert told(world) == [("installed", 1001), ("ended", 1001)]
     assert notes(world, reasons=["switched_off"]) == [] and told(world, reasons=["switched_off"]) == [("ended", 1001)]
-    assert notes(world, interfaces=["eth1"]) == notes(world, match="changed")
+    assert notes(world, interfaces=["eth1"], kinds=["link"]) == notes(world, match="changed")
     assert told(world, interfaces=["eth2"]) == []
 
 
