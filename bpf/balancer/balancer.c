@@ -7,18 +7,26 @@
  *                                 └──────────────────────┴► VIP ──► LRU ──► ring
  *
  * Build-time choices: CARRIER_*, MARK_IS_FLOW | MARK_IS_TARGET, EVENTS_RINGBUF | EVENTS_PERF, MIN_PACKETS,
- * POOL_SLOTS, and FD_<map> for every map.
+ * POOL_SLOTS, CHAIN_NEXT, and FD_<map> for every map.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 
 #include "lib/carriers/carrier.h"
+#include "lib/chain.h"
 #include "lib/packet.h"
 #include "counters.h"
 #include "fast_path.h"
 #include "katran_abi.h"
 #include "real.h"
 #include "slow_path.h"
+
+/* Counts a frame by its verdict. What is no traffic of a VIP goes on to the next function of the chain. */
+static __always_inline int finish(struct xdp_md *ctx, int verdict, __u64 bytes)
+{
+	count_verdict(verdict, bytes);
+	return verdict == XDP_PASS ? chain_next(ctx, verdict) : verdict;
+}
 
 /* `family` is a constant in both calls: the compiler makes separate code for each. */
 static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_end, __u32 mark, int family)
@@ -29,7 +37,7 @@ static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_en
 	int verdict;
 
 	if (result == PARSE_OTHER)
-		return count_verdict(XDP_PASS, packet.frame_bytes);
+		return finish(ctx, XDP_PASS, packet.frame_bytes);
 	if (result == PARSE_MALFORMED) {
 		count(ACCEL_MALFORMED);
 		return count_verdict(XDP_DROP, packet.frame_bytes);
@@ -47,7 +55,7 @@ static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_en
 	}
 #endif
 	verdict = slow_path(ctx, &packet, mark, family);
-	return count_verdict(verdict, packet.frame_bytes);
+	return finish(ctx, verdict, packet.frame_bytes);
 }
 
 int balancer_ingress(struct xdp_md *ctx)
@@ -65,5 +73,5 @@ int balancer_ingress(struct xdp_md *ctx)
 		return balance(ctx, data, data_end, mark, AF_INET);
 	if (eth->h_proto == bpf_htons(ETH_P_IPV6))
 		return balance(ctx, data, data_end, mark, AF_INET6);
-	return count_verdict(XDP_PASS, data_end - data);
+	return finish(ctx, XDP_PASS, data_end - data);
 }

@@ -62,10 +62,10 @@ def _interface_name(value: object) -> str:
 
 def _socket_path(value: object) -> str:
     path = Path(value) if isinstance(value, str) and "\0" not in value else Path()
-    # The address of a unix socket holds 107 bytes. The daemon's state file is beside it and ends in .state.
+    # The address of a unix socket holds 107 bytes. The daemon's state file and its pins are beside it.
     fits = len(os.fsencode(path)) <= 107 and path.is_absolute() and path.name
-    if not fits or path.suffix == ".state":
-        raise ValueError("should be the absolute path of a socket, at most 107 bytes, not ending in .state")
+    if not fits or path.suffix in (".state", ".chain"):
+        raise ValueError("should be the absolute path of a socket, at most 107 bytes, not ending in .state or .chain")
     return str(value)
 
 
@@ -103,8 +103,8 @@ class InterfaceTable(ConfigTable):
     """`[[interfaces]]`: one device."""
 
     name: Annotated[str, BeforeValidator(_interface_name)]
-    chain: list[str] = Field(min_length=1, max_length=1)
-    """Network functions in the order in which they see a packet; this version runs one per interface."""
+    chain: list[str] = Field(min_length=1, max_length=8)
+    """Network functions in the order in which they see a packet."""
     offload: list[str] = Field(default=[NO_BACKEND], min_length=1)
     """Offload backends, best first; with `none` the remaining flows get no rule."""
     xdp_mode: Literal["native", "generic", "auto"] = "native"

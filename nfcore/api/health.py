@@ -25,10 +25,19 @@ class Attachment:
     """Whether it is still attached."""
     other: int | None = None
     """Id of the program that has replaced it."""
+    missing: tuple[str, ...] = ()
+    """Functions of the interface's chain whose program is not in the chain any more."""
+
+    @property
+    def works(self) -> bool:
+        """Whether packets reach every function of the interface."""
+        return self.there and not self.missing
 
     @property
     def message(self) -> str:
-        """The message for when it is not there."""
+        """The message for when it does not work."""
+        if self.there and self.missing:
+            return f"the chain has lost {', '.join(self.missing)}"
         message = "the program is no longer attached"
         return message if self.other is None else f"{message}: another, {self.other}, is in its place"
 
@@ -77,5 +86,5 @@ class Health:
             if (seconds := busy()) > WORKER_TIMEOUT:
                 yield f"{interface}: the NIC has not answered for {seconds:.0f} s"
         for interface, attachment in self.attached.items():
-            if not attachment.there:
+            if not attachment.works:
                 yield f"{interface}: {attachment.message}"

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from ..api.config import Config
 from ..control.client import daemon_answers
-from ..daemon.bootstrap import find_devices, make_context, state_path
+from ..daemon.attachment import detach_leftovers
+from ..daemon.bootstrap import CORE, find_devices, make_context, state_path
+from ..daemon.chain import remove_leftovers
 from ..errors import HostError
 from ..hooks.manager import PluginManager
 
@@ -27,11 +31,18 @@ def cleanup(config: Config, plugins: PluginManager) -> list[str]:
     with context.locks:
         for device in context.devices:
             context.locks.interface(device.name, device.ifindex)
+        # Programs first, so that no packet meets a function whose maps are gone.
+        steps: list[tuple[str, Callable[[], Iterable[str] | None]]] = [
+            (CORE, partial(detach_leftovers, context)),
+            (CORE, partial(remove_leftovers, config)),
+        ]
         for plugin in plugins.implementing("cleanup"):
+            steps.append((plugin, partial(plugins.call, plugin, "cleanup", context=context)))
+        for owner, step in steps:
             try:
-                lines += plugins.call(plugin, "cleanup", context=context) or ()
-            except Exception as error:  # noqa: BLE001 - the other plugins still clean up; all faults are reported
-                faults.append(f"{plugin}: {error}")
+                lines += step() or ()
+            except Exception as error:  # noqa: BLE001 - the others still clean up; all faults are reported
+                faults.append(f"{owner}: {error}")
     if faults:
         done = "".join(f"\nremoved before: {line}" for line in lines)
         raise HostError("cleanup is not complete: " + "; ".join(faults) + done)

@@ -46,6 +46,7 @@ def check_interfaces(reader: Reader, plugins: PluginManager) -> None:
         _check_names(reader, interface.get("chain"), f"{where}.chain", "network function", functions)
         _check_names(reader, interface.get("offload"), f"{where}.offload", "offload backend", [*backends, NO_BACKEND])
         _check_order(reader, interface.get("offload"), f"{where}.offload")
+    _check_chains(reader, interfaces)
 
 
 def _check_names(reader: Reader, names: object, where: str, kind: str, known: Sequence[str]) -> None:
@@ -55,6 +56,34 @@ def _check_names(reader: Reader, names: object, where: str, kind: str, known: Se
         if isinstance(name, str) and name not in known:
             message = f"{name!r} is no {kind} among nf.plugins" + suggest(name, known)
             reader.problems.append(Problem(f"{where}[{number}]", message))
+
+
+def _check_chains(reader: Reader, interfaces: Sequence[object]) -> None:
+    """Check that a chain names each function once, and that a function has the same successor on all interfaces.
+
+    The successor is a constant in the function's program, and there is one program.
+    """
+    successors: dict[str, tuple[object, str]] = {}
+    for number, interface in enumerate(interfaces):
+        chain = interface.get("chain") if isinstance(interface, dict) else None
+        chain = chain if isinstance(chain, list) else []
+        for position, name in enumerate(chain):
+            where = f"interfaces[{number}].chain[{position}]"
+            if not isinstance(name, str):
+                continue
+            if name in chain[:position]:
+                reader.problems.append(Problem(where, f"{name!r} is named twice"))
+                continue
+            following = chain[position + 1] if position + 1 < len(chain) else None
+            expected, there = successors.setdefault(name, (following, where))
+            if following != expected:
+                message = f"{_describe_place(name, following)}, but {_describe_place('it', expected)} in {there}: "
+                reader.problems.append(Problem(where, message + "what follows a function must be the same everywhere"))
+
+
+def _describe_place(name: str, following: object) -> str:
+    subject = name if name == "it" else repr(name)
+    return f"{subject} is the last function" if following is None else f"{subject} comes before {following!r}"
 
 
 def _check_order(reader: Reader, backends: object, where: str) -> None:

@@ -24,6 +24,7 @@ from ..engine.engine import Engine
 from ..errors import HostError, NfcoreError, describe_error
 from ..hooks.faults import Fault
 from ..hooks.manager import PluginManager
+from .attachment import refuse_occupied
 from .metrics import hook_metrics, process_metrics
 
 log = logging.getLogger(__name__)
@@ -99,11 +100,13 @@ def make_context(
 def set_up(context: Context, plugins: PluginManager, before_each: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Set all plugins up; at the end tear them all down, in reverse order.
 
-    Locks the devices first, except for tracing: HostError when another process has one.
+    Locks the devices first, except for tracing: HostError when another process has one, or it has another's program.
     """
     with ExitStack() as cleanup:
         for device in () if context.tracing else context.devices:
             context.locks.interface(device.name, device.ifindex)
+        if not context.tracing:
+            refuse_occupied(context.state_file, context.devices)
         for plugin in plugins.implementing("setup"):
             before_each()
             set_up_plugin(plugin, context, plugins, cleanup)

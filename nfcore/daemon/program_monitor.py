@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks whether nfcore's XDP programs are still attached: when a link changes, and every few seconds.
+"""Checks whether nfcore's XDP programs are attached, and chains whole: when a link changes, and every few seconds.
 
 A program that was detached is not attached again, and another program in its place stays: either may be intended. The
 daemon reports it as an error instead. The device's worker calls the kernel, because that call may wait for the kernel's
@@ -13,21 +13,33 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..api.health import Attachment, Health
+from ..api.rules import Device
 from ..devices.device_state import DeviceState
 from ..engine.event_kind import EventKind
 from ..engine.state import EngineState
 from ..errors import HostError
 from ..kernel import AttachedXdp, attached_xdp
 from ..kernel.xdp import foreign_program_advice
+from .chain import Chains
 
 log = logging.getLogger(__name__)
 PERIOD = 5.0
 """Seconds between two checks of a link without an announced change: not every way to attach is announced."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a check has found."""
+
+    attached: AttachedXdp | None
+    missing: tuple[str, ...]
+    """Functions that the device's chain has lost."""
+
+
 @dataclass
 class _Watched:
     device: DeviceState
+    chain: Device
     expected: AttachedXdp
     due: float
     """Time of the next check."""
@@ -37,15 +49,16 @@ class _Watched:
 class ProgramMonitor:
     """Checks the programs of devices, and writes the results to `health`. For the engine's thread."""
 
-    def __init__(self, state: EngineState, health: Health) -> None:
-        self._state, self._health = state, health
+    def __init__(self, state: EngineState, health: Health, chains: Chains) -> None:
+        self._state, self._health, self._chains = state, health, chains
         self._watched: dict[int, _Watched] = {}
 
-    def add(self, ifindex: int) -> None:
+    def add(self, device: Device) -> None:
         """Monitor the program that is attached to a device now. HostError when the kernel does not name it."""
-        device, attached = self._state.devices[ifindex], attached_xdp(ifindex)
+        attached = attached_xdp(device.ifindex)
         if attached is not None:
-            self._watched[ifindex] = _Watched(device, attached, self._state.clock() + PERIOD)
+            state, due = self._state.devices[device.ifindex], self._state.clock() + PERIOD
+            self._watched[device.ifindex] = _Watched(state, device, attached, due)
             self._health.attached[device.name] = Attachment(attached.id)
 
     def run(self, changed: Collection[int]) -> None:
@@ -58,33 +71,39 @@ class ProgramMonitor:
                 self._check(ifindex, watched, now + PERIOD)
 
     def _check(self, ifindex: int, watched: _Watched, next_check: float) -> None:
-        def done(found: AttachedXdp | Exception | None) -> None:
+        def look() -> _Found:
+            return _Found(attached_xdp(ifindex), tuple(self._chains.missing(watched.chain)))
+
+        def done(found: _Found | Exception) -> None:
             watched.checking = False
             self._take_result(watched, found)
 
         # Set first: `done` may be called before `submit` returns.
         watched.checking = True
-        if watched.device.worker.submit(lambda: attached_xdp(ifindex), done):
+        if watched.device.worker.submit(look, done):
             watched.due = next_check
         else:
             watched.checking = False
 
-    def _take_result(self, watched: _Watched, found: AttachedXdp | Exception | None) -> None:
+    def _take_result(self, watched: _Watched, found: _Found | Exception) -> None:
         """Note what is attached now, and report a change."""
         name, expected = watched.device.name, watched.expected
         before = self._health.attached[name]
-        other = None if found == expected or not isinstance(found, AttachedXdp) else found.id
-        now = Attachment(expected.id, there=found == expected, other=other)
+        attached, missing = (found.attached, found.missing) if isinstance(found, _Found) else (None, ())
+        other = None if attached in (expected, None) else attached.id
+        now = Attachment(expected.id, there=attached == expected, other=other, missing=missing)
         self._health.attached[name] = now
         # HostError: the interface is gone, which the daemon has reported already.
         if now == before or isinstance(found, HostError):
             return
-        message = "the program is attached again" if now.there else f"{now.message}; {_advice(now, name)}"
-        log.log(logging.WARNING if now.there else logging.ERROR, "%s: %s", name, message)
+        message = "the program is attached again" if now.works else f"{now.message}; {_advice(now, name)}"
+        log.log(logging.WARNING if now.works else logging.ERROR, "%s: %s", name, message)
         self._state.events.note(EventKind.LINK, message, name)
 
 
 def _advice(attachment: Attachment, name: str) -> str:
-    """What to do when nfcore's program is not attached any more."""
+    """What to do when nfcore's program is not attached any more, or its chain is not whole."""
+    if attachment.there:
+        return "no packet reaches it or what comes after it; to have it back restart nfcore"
     first = "" if attachment.other is None else f"{foreign_program_advice(name)}, and "
     return f"no packet reaches it; to have it back {first}restart nfcore"

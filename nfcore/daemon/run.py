@@ -27,7 +27,9 @@ from ..hooks.manager import PluginManager
 from ..hooks.watchdog import Watchdog
 from ..kernel.link_monitor import LinkMonitor
 from ..logs import AUDIT
+from .attachment import Attachments
 from .bootstrap import find_devices, make_context, make_engine, set_up
+from .chain import Chains
 from .control_methods import register_methods
 from .program_monitor import ProgramMonitor
 from .reload import reload
@@ -61,8 +63,9 @@ def run(config: Config, plugins: PluginManager, announce: Callable[[str], None])
             with (
                 context.locks,
                 Watchdog(plugins, config.nf.hook_patience) as watchdog,
+                Chains(context) as chains,
                 set_up(context, plugins, stop.check),
-                _running(context, plugins, results, stop) as daemon,
+                _running(context, plugins, results, stop, chains) as daemon,
             ):
                 register_methods(daemon.engine, plugins)
                 services = context.services
@@ -79,7 +82,9 @@ def run(config: Config, plugins: PluginManager, announce: Callable[[str], None])
 
 
 @contextmanager
-def _running(context: Context, plugins: PluginManager, results: Results, stop: StopSwitch) -> Iterator[_Daemon]:
+def _running(
+    context: Context, plugins: PluginManager, results: Results, stop: StopSwitch, chains: Chains
+) -> Iterator[_Daemon]:
     """Start the workers and the engine and attach the programs; at the end, undo all of this in reverse order."""
     workers = {device.ifindex: DeviceWorker(device.name, results.put, stop.check) for device in context.devices}
     engine = make_engine(context, plugins, workers)
@@ -87,15 +92,19 @@ def _running(context: Context, plugins: PluginManager, results: Results, stop: S
     health.workers = {device.name: workers[device.ifindex].busy_seconds for device in context.devices}
     with ExitStack() as cleanup, LinkMonitor(workers) as links:
         cleanup.callback(_stop_workers, engine, workers)
-        programs = ProgramMonitor(engine.state, health)
+        programs = ProgramMonitor(engine.state, health, chains)
         stop.check()
         engine.start()
-        for nf in context.nfs:
-            for device in context.devices_of(nf.name):
-                stop.check()
-                cleanup.callback(nf.detach, device)
-                nf.attach(device)
-                programs.add(device.ifindex)
+        chains.link()
+        attachments = Attachments.of(context)
+        for device in context.devices:
+            stop.check()
+            cleanup.callback(attachments.detach, device)
+            attachments.attach(device, chains.program(device))
+            for nf in chains.functions(device):
+                nf.attached(device)
+            programs.add(device)
+        chains.remove_earlier()
         yield _Daemon(engine, links, programs, results)
 
 

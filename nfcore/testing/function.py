@@ -9,19 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..api.flows import FlowBatch
-from ..api.mark_pools import CpuPools
+from ..api.network_function import NetworkFunction
 from ..api.rules import Device
+from ..kernel import Program
 
 
-class SampleFunction:
+class SampleFunction(NetworkFunction):
     """Targets of a balancer: VIPs from 198.18.10.1 on, each with reals; target = 16 × VIP + real."""
 
     REALS = 16
+    program: Program
+    """Never set: it has none."""
 
     def __init__(self, name: str, vips: int = 4, reals: int = 4) -> None:
         self.name = name
         self.number = 0
-        self.pools: CpuPools | None = None
         self._targets = [vip * self.REALS + real for vip in range(1, vips + 1) for real in range(1, reals + 1)]
 
     def wake_fds(self) -> Sequence[int]:
@@ -55,8 +57,5 @@ class SampleFunction:
         """Recognises no mark of an earlier run."""
         return np.zeros(len(batch), dtype=bool)
 
-    def attach(self, device: Device) -> None:
-        """Attaches nothing."""
-
-    def detach(self, device: Device) -> None:
-        """Detaches nothing."""
+    def attached(self, device: Device) -> None:
+        """Never called: it has no program to attach."""

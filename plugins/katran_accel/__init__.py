@@ -17,10 +17,11 @@ from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily
 from nfcore.api.network_function import PacketTrace
 
-from .attachment import NAME, remove_leftovers
 from .balancer import Balancer
-from .config import KatranTable, check_table, count_pairs
+from .config import NAME, KatranTable, check_table, count_pairs
 from .diagnosis import diagnose
+from .inventory import NUMBERING
+from .maps import remove_pins
 from .metrics import BalancerMetrics
 from .tracing import trace
 
@@ -94,9 +95,13 @@ class KatranAccelPlugin:
 
     @hookimpl
     def cleanup(self, context: Context) -> Iterable[str]:
-        """Detach the program of a killed daemon and remove its pins."""
+        """Remove the pins of a killed daemon."""
         table = _table(context.config)
-        return list(remove_leftovers(context, Path(table.pin_dir) if table.pin_dir else None))
+        if not table.pin_dir:
+            return ()
+        lines = [f"{NAME}: removed pin {pin}" for pin in remove_pins(Path(table.pin_dir))]
+        context.state_file.remove(NUMBERING)
+        return lines
 
     @hookimpl
     def benchmark(self) -> object:

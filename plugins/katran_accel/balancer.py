@@ -17,18 +17,27 @@ from nfcore.api.context import Context
 from nfcore.api.flows import FlowBatch
 from nfcore.api.mark_pools import CpuPools
 from nfcore.api.marks import MarkMeaning
+from nfcore.api.network_function import NetworkFunction
 from nfcore.api.rules import Device
 from nfcore.errors import ConfigError, Problem
-from nfcore.kernel import BPF_SOURCES, EventReader, PerfReader, Program, RingBufferReader, XdpMode, compile_program
+from nfcore.kernel import BPF_SOURCES, EventReader, PerfReader, Program, RingBufferReader, compile_program
 
 from . import layouts as lay
-from .attachment import NAME, NUMBERING, PROGRAM, Attachments
-from .config import KatranTable
+from .config import NAME, KatranTable
 from .connection_table import Connections, VipFinder
 from .gateway import gateway_mac
-from .inventory import Inventory, Numbering, NumbersExhaustedError
+from .inventory import NUMBERING, Inventory, Numbering, NumbersExhaustedError
 from .map_writer import Change, MapWriter
-from .maps import BalancerMaps, Sizes, forwarding_cpus, perf_pages, remove_pins, unpin_other_tables, wait_for_programs
+from .maps import (
+    PROGRAM,
+    BalancerMaps,
+    Sizes,
+    forwarding_cpus,
+    perf_pages,
+    remove_pins,
+    unpin_other_tables,
+    wait_for_programs,
+)
 from .mark_entries import MarkEntries
 
 NO_GATEWAY = "00:00:00:00:00:00"
@@ -37,7 +46,7 @@ NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir")
 """Keys of the table that are read only at the start."""
 
 
-class Balancer:
+class Balancer(NetworkFunction):
     """One data plane: its maps, its program and their configuration."""
 
     name = NAME
@@ -65,7 +74,6 @@ class Balancer:
         self.pools: CpuPools | None = None
         self.cpus = forwarding_cpus(table.forwarding_cpus)
         self.pin_dir = Path(table.pin_dir) if table.pin_dir else None
-        self._modes = {interface.name: XdpMode(interface.xdp_mode) for interface in config.interfaces}
         self._unpin_on_close: Path | None = None
         self._reader: EventReader | None = None
 
@@ -78,8 +86,6 @@ class Balancer:
         self._context, self._state = context, context.state_file
         if self.pin_dir is not None:
             context.locks.folder(self.pin_dir)
-        self._attachments = Attachments(context.state_file, self._modes, self.pin_dir)
-        self._attachments.refuse_occupied(() if context.tracing else context.devices_of(NAME))
         gateway = self._gateway(self.table)
         # Pins of an earlier run are kept. Those that this start creates are removed again when it fails.
         self._unpin_on_close = self.pin_dir if self.pin_dir is not None and not self.pin_dir.exists() else None
@@ -93,7 +99,7 @@ class Balancer:
         )
         self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
         self.connections = Connections(self.maps)
-        self.program = self._load(tracing=context.tracing)
+        self.program = self._load(context)
         self._open_marks()
         self._writer = MapWriter(self.maps, self.marks)
         resumed = self._resume_maps(note)
@@ -108,7 +114,6 @@ class Balancer:
         if hasattr(self, "_writer"):
             self._writer.close()
         if hasattr(self, "program"):
-            self._attachments.detach_all(self.program)
             self.program.close()
         if hasattr(self, "maps"):
             self.maps.close()
@@ -116,26 +121,26 @@ class Balancer:
             list(remove_pins(self._unpin_on_close))
             self._state.remove(NUMBERING)
 
-    def attach(self, device: Device) -> None:
-        """Attach the program to the device. It replaces the program of a killed run."""
-        self._attachments.attach(device, self.program)
+    def attached(self, device: Device) -> None:
+        """Pin the program, if the maps are pinned: from now on the pins are in use."""
         self._unpin_on_close = None
+        if self.pin_dir is not None:
+            (self.pin_dir / PROGRAM).unlink(missing_ok=True)
+            self.program.pin(self.pin_dir / PROGRAM)
 
-    def detach(self, device: Device) -> None:
-        """Detach the program from the device, if it is still the attached one."""
-        self._attachments.detach(device, self.program)
-
-    def _load(self, *, tracing: bool) -> Program:
+    def _load(self, context: Context) -> Program:
         defines: dict[str, int | str] = {
             "MIN_PACKETS": self.config.offload.min_packets,
             "POOL_SLOTS": lay.POOL_SLOTS,
             "EVENTS_RINGBUF" if self.config.offload.events == "ringbuf" else "EVENTS_PERF": 1,
         }
         carrier = None if self.meaning is None else Carrier(self.config.marking.carrier)
-        defines |= carrier_defines(carrier, tracing=tracing)
+        defines |= carrier_defines(carrier, tracing=context.tracing)
         if self.meaning is not None:
             defines["MARK_IS_FLOW" if self.meaning is MarkMeaning.FLOW else "MARK_IS_TARGET"] = 1
-        return compile_program(BPF_SOURCES / "balancer/balancer.c", PROGRAM, defines=defines, maps=self.maps.maps)
+        chain = context.chain_build(NAME)
+        defines, maps = {**defines, **chain.defines}, {**self.maps.maps, **chain.maps}
+        return compile_program(BPF_SOURCES / "balancer/balancer.c", PROGRAM, defines=defines, maps=maps)
 
     def _gateway(self, table: KatranTable) -> str:
         if table.gateway_mac != "auto":
@@ -232,6 +237,7 @@ class Balancer:
         self.numbering.let_rest_for(max(_rest_seconds(self.config), _rest_seconds(config)))
         self._apply(change)
         self.config, self.table = config, table
+        self.claim_changes += 1
         gone = np.union1d(np.setdiff1d(targets, self._targets), self._overlapped_targets(before))
         self._history += [f"-{target}" for target in gone.tolist()]
         self._history += [f"+{target}" for target in np.setdiff1d(self._targets, targets).tolist()]
@@ -328,6 +334,10 @@ class Balancer:
         batch.rows["nf"] = self.number
         batch.rows["target"] = self._targets
         return batch
+
+    def claims(self, batch: FlowBatch) -> NDArray[np.bool_]:
+        """Say which flows go to one of the VIPs."""
+        return self.finder.reach(batch)
 
     def groups(self, targets: NDArray[np.uint64]) -> NDArray[np.uint32]:
         """Give the VIP number of each target."""

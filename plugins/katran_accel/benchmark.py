@@ -32,9 +32,8 @@ from nfcore.errors import NfcoreError
 from nfcore.kernel import Program
 
 from . import layouts as lay
-from .attachment import NAME
 from .balancer import Balancer
-from .config import KatranTable
+from .config import NAME, KatranTable
 from .hashing import flow_hash
 from .maglev import Endpoint, build_ring
 from .maglev_kernel import KernelRings

@@ -17,6 +17,8 @@ from nfcore.errors import Problem
 
 from .layouts import MAX_PREFIX_VIPS, MAX_REALS, MAX_VIPS, VipFlag
 
+NAME = "katran_accel"
+"""Name of the plugin, of its table and of its network function."""
 FLAG_NAMES = {flag.name.lower(): flag for flag in VipFlag if flag.name}
 
 

@@ -14,7 +14,7 @@ from socket import IPPROTO_UDP
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import ANY_CPU, FLOW_KEY, FlowBatch, pack_address
+from nfcore.api.flows import ANY_CPU, FLOW_KEY, Anything, FlowBatch, pack_address
 from nfcore.errors import HostError
 from nfcore.kernel import Map
 
@@ -59,6 +59,28 @@ class VipFinder:
         owners: NDArray[np.int64] = found[inverse.reshape(-1)]
         return owners
 
+    def reach(self, batch: FlowBatch) -> NDArray[np.bool_]:
+        """Whether packets of each flow go to a VIP; of a masked flow, any of the packets that it may have."""
+        rows = batch.rows
+        reaching: NDArray[np.bool_] = self.owners(rows["key"]) != NO_VIP
+        masked = rows["key"]["wild"].any(axis=1)
+        if masked.any():
+            reaching[masked] = self._may_reach(rows[masked])
+        return reaching
+
+    def _may_reach(self, rows: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Whether masked flows and VIPs have a packet in common; rows of FLOW_ROW."""
+        keys = rows["key"]
+        words = np.ascontiguousarray(keys["dst"]).view(np.uint64).reshape(len(rows), 2)
+        fixed = np.stack([_fixed_bits(int(row["family"]), int(row["key"]["wild"][1])) for row in rows])
+        anything = keys["wild"][:, 2]
+        any_port, any_proto = (anything & Anything.DPORT) != 0, (anything & Anything.PROTO) != 0
+        reaching = np.zeros(len(rows), dtype=bool)
+        for _, port, proto, address, mask in self._patterns:
+            fits = (any_proto | (keys["proto"] == proto)) & (any_port | (keys["dport"] == port) | (port == 0))
+            reaching |= fits & (((words ^ address) & mask & fixed) == 0).all(axis=1)
+        return reaching
+
     def owners_of_entries(self, keys: NDArray[np.void]) -> NDArray[np.int64]:
         """Number of the VIP whose packets find each connection entry; :data:`NO_VIP` when no packet does."""
         owners = self.owners(keys)
@@ -98,6 +120,13 @@ def _pattern(vip: VipTable) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     if vip.is_prefix:
         mask = pack_address(vip.address.netmask)
     return pack_address(vip.address.network_address).view(np.uint64), mask.view(np.uint64)
+
+
+def _fixed_bits(family: int, open_bits: int) -> NDArray[np.uint64]:
+    """Mask of the address bits that a match fixes, as :func:`_pattern` has it."""
+    width = 32 if family == 4 else 128
+    value = (1 << width) - (1 << open_bits)
+    return np.frombuffer(value.to_bytes(width // 8, "big").ljust(16, b"\0"), dtype=np.uint64)
 
 
 class Connections:

@@ -10,9 +10,8 @@ from nfcore.api.findings import Finding, Status
 from nfcore.errors import NfcoreError
 from nfcore.kernel.ethtool import link_facts
 
-from .attachment import NAME
 from .balancer import Balancer
-from .config import KatranTable
+from .config import NAME, KatranTable
 from .gateway import gateway_mac
 
 IPV4_OUTER, IPV6_OUTER = 20, 40

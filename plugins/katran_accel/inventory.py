@@ -20,8 +20,11 @@ from nfcore.api.flows import Address, pack_address
 from nfcore.errors import NfcoreError
 
 from . import layouts as lay
-from .config import KatranTable, VipTable
+from .config import NAME, KatranTable, VipTable
 from .maglev import BuildRing, Endpoint, build_ring
+
+NUMBERING = f"{NAME}.numbering"
+"""State-file key: which VIP or real each number in the pinned maps stands for."""
 
 
 class NumbersExhaustedError(NfcoreError):

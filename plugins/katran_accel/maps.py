@@ -28,6 +28,8 @@ from nfcore.kernel import (
 
 from . import layouts as lay
 
+PROGRAM = "balancer_ingress"
+"""Name of the program and of its pin."""
 U32 = np.dtype("<u4")
 U64 = np.dtype("<u8")
 FALLBACK_ENTRIES = 1000
@@ -233,7 +235,7 @@ def perf_pages() -> int:
 
 def remove_pins(pin_dir: Path) -> Iterator[Path]:
     """Unpin the balancer's maps and program and remove the folder, with the file system mounted for it."""
-    names = {"balancer_ingress"}
+    names = {PROGRAM}
     for meaning in MarkMeaning:
         names |= map_specs(Sizes(vips=1, lru_entries=1, mark_width=1, meaning=meaning, events="ringbuf")).keys()
     for pin in sorted(pin_dir.iterdir()) if pin_dir.is_dir() else ():

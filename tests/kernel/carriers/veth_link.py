@@ -14,6 +14,7 @@ from pathlib import Path
 from nfcore.api.config import ConfigTable
 from nfcore.api.rules import Device
 from nfcore.config.loader import load_config
+from nfcore.daemon.attachment import Attachments
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
 from nfcore.devices.worker import InlineWorker
@@ -95,8 +96,12 @@ def open_link(
             engine.start()
             (balancer,) = context.nfs
             assert isinstance(balancer, Balancer)
-            balancer.attach(device)
-            yield Link(engine, balancer, sender, device, carry)
+            attachments = Attachments.of(context)
+            try:
+                attachments.attach(device, balancer.program)
+                yield Link(engine, balancer, sender, device, carry)
+            finally:
+                attachments.detach(device)
 
 
 def set_mark(sender: socket.socket, mark: int) -> None:

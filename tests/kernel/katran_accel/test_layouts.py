@@ -31,6 +31,8 @@ STRUCTS = {
     "hw_accel_event": lay.HW_ACCEL_EVENT,
     "mark_pool": lay.MARK_POOL,
 }
+NAMES_IN_C = {"wild": "pad"}
+"""Field → its name in C, where that is another one."""
 ABI_SIZES = {
     "flow_key": 40,
     "vip_definition": 20,
@@ -48,7 +50,8 @@ def assertions(structs: dict[str, np.dtype]) -> str:
     for name, dtype in structs.items():
         checks.append(f'_Static_assert(sizeof(struct {name})=={dtype.itemsize},\\"{name}\\");')
         for field, (_, offset, *_) in (dtype.fields or {}).items():
-            checks.append(f'_Static_assert(__builtin_offsetof(struct {name},{field})=={offset},\\"{name}.{field}\\");')
+            place = f"struct {name},{NAMES_IN_C.get(field, field)}"
+            checks.append(f'_Static_assert(__builtin_offsetof({place})=={offset},\\"{name}.{field}\\");')
     for counter in lay.AccelCounter:
         checks.append(f'_Static_assert(ACCEL_{counter.name}=={counter.value},\\"{counter.name}\\");')
     for slot in lay.StatsSlot:

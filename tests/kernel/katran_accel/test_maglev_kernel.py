@@ -26,9 +26,8 @@ from nfcore.config.loader import load_config
 from nfcore.errors import NfcoreError
 from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import CompileError, Map, MapFlags, compile_program
-from nfcore.plugins.katran_accel.attachment import NAME
 from nfcore.plugins.katran_accel.balancer import Balancer
-from nfcore.plugins.katran_accel.config import KatranTable
+from nfcore.plugins.katran_accel.config import NAME, KatranTable
 from nfcore.plugins.katran_accel.hashing import RING_SIZE
 from nfcore.plugins.katran_accel.layouts import MAX_REALS
 from nfcore.plugins.katran_accel.maglev import Endpoint, WeightedReals, build_ring

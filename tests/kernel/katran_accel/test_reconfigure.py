@@ -30,9 +30,8 @@ from nfcore.config.loader import load_config
 from nfcore.errors import ConfigError
 from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import TestRun
-from nfcore.plugins.katran_accel.attachment import NAME
 from nfcore.plugins.katran_accel.balancer import Balancer
-from nfcore.plugins.katran_accel.config import KatranTable
+from nfcore.plugins.katran_accel.config import NAME, KatranTable
 from nfcore.plugins.katran_accel.connection_table import VipFinder
 from nfcore.plugins.katran_accel.hashing import ring_slot
 from nfcore.plugins.katran_accel.layouts import AccelCounter, make_target
