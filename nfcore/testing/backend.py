@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from ..api.rules import Outcome, RuleBatch, SetMark
 from .driver import DUMP, INSTALL, PROBE, REMOVE, BackendDriver, other_protocols, statuses
 from .nic import NicUnderTest, Seen
 from .promises import names
-from .samples import sample_flow, sample_frame, sample_rules
+from .samples import MaskedSample, masked_samples, sample_flow, sample_frame, sample_rules
 
 _FCS = 4
 """Bytes of the frame check sequence, which some NICs count and others do not."""
@@ -57,7 +57,7 @@ class BackendConformance:
         size = found.table_size
         backend.expect(size is None or size > 0, f"table_size is {size}; should be None if it is not known", hook=PROBE)
         backend.expect(all(isinstance(note, str) for note in found.notes), f"notes are {found.notes!r}", hook=PROBE)
-        for ability in ("mark_width", "ipv6", "drop", "counters") if known is not None else ():
+        for ability in ("mark_width", "ipv6", "drop", "masks", "counters") if known is not None else ():
             value, correct = getattr(found, ability), getattr(known, ability)
             backend.expect(value == correct, f"{ability} is {value}, and should be {correct}", hook=PROBE)
 
@@ -116,18 +116,29 @@ class BackendConformance:
         """Rules of every family, protocol and action that the NIC is said to support are INSTALLED."""
         for family, protocol in backend.shapes():
             flows = [sample_flow(number, family, protocol) for number in (1, 2)]
-            if backend.largest_mark:
-                backend.install_all(sample_rules(flows[:1], 1))
+            masked = [sample.match for sample in masked_samples(family, protocol) if backend.capabilities.masks]
+            batches = [sample_rules([flows[0], *masked], 1)] if backend.largest_mark else []
             if backend.capabilities.drop:
-                backend.install_all(sample_rules(flows[1:], 0))
+                batches.append(sample_rules([flows[1], *masked], 0))
+            for batch in batches:
+                backend.install_all(batch)
+                # The table may be small.
+                backend.remove(batch)
 
     def test_dumps_give_back_the_rules(self, backend: BackendDriver) -> None:
         """A dump has every installed rule exactly once, with its match, action, mark and cookie."""
-        rules = backend.rules([sample_flow(7, *shape) for shape in backend.shapes()], first_mark=3)
-        if backend.capabilities.drop:
-            drops = sample_rules([sample_flow(8, *shape) for shape in backend.shapes()], 0)
-            rules = RuleBatch.of([*rules, *drops])
-        backend.install_all(rules)
+        for shape in backend.shapes():
+            flows = [sample_flow(7, *shape)]
+            if backend.capabilities.masks:
+                flows += [sample.match for sample in masked_samples(*shape)]
+            rules = backend.rules(flows, first_mark=3)
+            if backend.capabilities.drop:
+                rules = RuleBatch.of([*rules, *sample_rules([sample_flow(8, *shape)], 0)])
+            self._expect_dumped(backend, backend.install_all(rules))
+            backend.remove(rules)
+
+    @staticmethod
+    def _expect_dumped(backend: BackendDriver, rules: RuleBatch) -> None:
         found = backend.dump_by_cookie()
         for rule, row in zip(rules, rules.rows, strict=True):
             about = f"the rule for {rule.match} with cookie {rule.cookie:#x}"
@@ -208,8 +219,7 @@ class BackendConformance:
 
     def test_drops_keep_packets_away(self, backend: BackendDriver) -> None:
         """Packets of a flow with a drop rule do not arrive, and are counted; other packets arrive."""
-        if not backend.capabilities.drop:
-            backend.not_applicable("it cannot drop (Capabilities.drop)")
+        backend.needs_drop()
         flow, other = backend.flows(2, first=20)
         backend.needs("send")
         rules = backend.install_all(sample_rules([flow], 0))
@@ -223,6 +233,64 @@ class BackendConformance:
             backend.eventually(lambda: int(backend.counts(rules)[0, 0]) == 4)
             packets = int(backend.counts(rules)[0, 0])
             backend.expect(packets == 4, f"the rule counted {packets} of 4 dropped packets", hook=DUMP)
+
+    # Masked rules
+
+    def test_masked_rules_mark(self, backend: BackendDriver) -> None:
+        """A masked rule marks and counts all packets that it matches by prefix, port and protocol, and no others; rules
+        of several masks and exact rules work side by side. A removed one marks no more.
+        """
+        backend.needs_masks()
+        backend.needs_marks()
+        backend.needs("send")
+        for shape in backend.shapes():
+            samples, exact = masked_samples(*shape), sample_flow(3, *shape)
+            rules = backend.install_all(backend.rules([exact, *(sample.match for sample in samples)]))
+            first, *masked = rules
+            seen = backend.arrivals(exact)
+            wrong = f"a packet of {exact} should arrive with the mark of its rule, {first.action}; {_arrived(seen)}"
+            backend.expect(first.action == SetMark(next(iter(seen.marks), 0)), wrong)
+            for sample, rule in zip(samples, masked, strict=True):
+                assert isinstance(rule.action, SetMark)
+                self._expect_hits(backend, sample, Seen({rule.action.mark: 1}))
+            self._expect_counted(backend, RuleBatch(rules.rows[1:].copy()), samples)
+            backend.remove_all(rules)
+            for sample in samples:
+                hit = sample.hits[0]
+                stopped = backend.eventually(lambda hit=hit: dict(backend.arrivals(hit).marks) == {0: 1})  # type: ignore[misc]
+                backend.expect(stopped, f"packets that {sample.match} matched are still marked after its removal")
+
+    def test_masked_rules_drop(self, backend: BackendDriver) -> None:
+        """A masked rule that drops keeps away and counts all packets that it matches, and no others."""
+        backend.needs_masks()
+        backend.needs_drop()
+        backend.needs("send")
+        for shape in backend.shapes():
+            samples = masked_samples(*shape)
+            rules = backend.install_all(sample_rules([sample.match for sample in samples], 0))
+            for sample in samples:
+                self._expect_hits(backend, sample, Seen({}, 1))
+            self._expect_counted(backend, rules, samples)
+            backend.remove_all(rules)
+
+    @staticmethod
+    def _expect_hits(backend: BackendDriver, sample: MaskedSample, hit: Seen) -> None:
+        """Send the frames of a sample once: hits must arrive as `hit`, misses unmarked."""
+        for what, frames, right in (("matches", sample.hits, hit), ("does not match", sample.misses, Seen({0: 1}))):
+            for number, frame in enumerate(frames, start=1):
+                seen = backend.arrivals(frame)
+                came = Seen({mark: count for mark, count in seen.marks.items() if count}, seen.dropped)
+                wrong = f"packet {number} that {sample.match} {what} should be {_arrived(right)}; {_arrived(seen)}"
+                backend.expect(came == right, wrong)
+
+    @staticmethod
+    def _expect_counted(backend: BackendDriver, rules: RuleBatch, samples: Sequence[MaskedSample]) -> None:
+        if not backend.capabilities.counters:
+            return
+        sent = [len(sample.hits) for sample in samples]
+        backend.eventually(lambda: backend.counts(rules)[:, 0].tolist() == sent)
+        counted = backend.counts(rules)[:, 0].tolist()
+        backend.expect(counted == sent, f"masked rules counted {counted} packets; sent were {sent}", hook=DUMP)
 
     # Removal
 

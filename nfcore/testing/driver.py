@@ -79,6 +79,18 @@ class BackendDriver(PluginDriver):
         if not self.largest_mark:
             self.not_applicable(f"it sets no marks ({self.capabilities.describe()})")
 
+    def needs_masks(self) -> None:
+        """End the test if the NIC takes no masked rules."""
+        __tracebackhide__ = True
+        if not self.capabilities.masks:
+            self.not_applicable("it takes no masked rules (Capabilities.masks)")
+
+    def needs_drop(self) -> None:
+        """End the test if the NIC cannot drop."""
+        __tracebackhide__ = True
+        if not self.capabilities.drop:
+            self.not_applicable("it cannot drop (Capabilities.drop)")
+
     def needs_counters(self) -> None:
         """End the test if rules do not count."""
         __tracebackhide__ = True
@@ -111,10 +123,11 @@ class BackendDriver(PluginDriver):
         __tracebackhide__ = True
         return self.needs("send")(sample_frame(flow), count)  # type: ignore[no-any-return]
 
-    def arrivals(self, flow: FlowMatch, count: int = 1) -> Seen:
-        """Send frames of a flow and return how they arrived; end the test if that cannot be seen."""
+    def arrivals(self, sent: FlowMatch | bytes, count: int = 1) -> Seen:
+        """Send a frame, or one of a flow, and return how it arrived; end the test if that cannot be seen."""
         __tracebackhide__ = True
-        seen = self.send(flow, count)
+        frame = sent if isinstance(sent, bytes) else sample_frame(sent)
+        seen: Seen | None = self.needs("send")(frame, count)
         if seen is None:
             self._end_without("arrival", "it cannot be seen how frames arrive")
         return seen

@@ -6,15 +6,18 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..api.flows import PROTOCOL_NUMBERS, FlowMatch
+from ..api.flows import EXACT, PROTOCOL_NUMBERS, FlowMatch
 from ..api.rules import Drop, Rule, RuleBatch, SetMark, make_cookies
 
 BROADCAST, SENDER = b"\xff" * 6, bytes.fromhex("02005e000002")
 _ETHERTYPES = {4: 0x0800, 6: 0x86DD}
+_MORE_FRAGMENTS = 0x2000
 
 
 def sample_flow(number: int, family: int = 4, protocol: str | int = "tcp") -> FlowMatch:
@@ -43,21 +46,99 @@ def sample_rules(flows: Sequence[FlowMatch], marks: Sequence[int] | int, generat
 
 
 def _slot(flow: FlowMatch) -> int:
+    if flow.wild != EXACT:
+        return 1 << 31 | zlib.crc32(flow.to_key().tobytes() + bytes([flow.family])) >> 1
     return int(flow.src) & 0xFFFF | flow.proto << 16 | (flow.family == 6) << 24
 
 
-def sample_frame(flow: FlowMatch, payload: int = 32) -> bytes:
-    """One frame of a flow: no options, no fragment, right checksums; TCP has the flag ACK only."""
+@dataclass(frozen=True)
+class MaskedSample:
+    """A masked match, with frames that it matches and others that it does not match."""
+
+    match: FlowMatch
+    hits: Sequence[bytes]
+    misses: Sequence[bytes]
+
+
+def masked_samples(family: int, protocol: str) -> list[MaskedSample]:
+    """Masked matches of a family, and of a protocol (name) or any; no packet matches two of them.
+
+    Where ports are open, frames that have none are among the hits: fragments, and other IP protocols.
+    """
+    client, server = ("198.18.{}.{}", "198.19.{}.{}") if family == 4 else ("[2001:db8:{}::{}]", "[2001:db8:ff{}::{}]")
+    prefix = "0/24" if family == 4 else "/64]"
+    other = next(name for name in PROTOCOL_NUMBERS if name != protocol)
+    icmp = 1 if family == 4 else 58
+    anybody = "0.0.0.0/0" if family == 4 else "[::/0]"
+
+    def net(template: str, number: int) -> str:
+        return template.format(number, "").rstrip("]") + prefix
+
+    def frames(*flows: str) -> list[bytes]:
+        return [sample_frame(FlowMatch.parse(flow)) for flow in flows]
+
+    def fragment(flow: str) -> bytes:
+        return sample_frame(FlowMatch.parse(flow), fragment=True)
+
+    one, near, far = client.format(40, 1), client.format(41, 1), client.format(42, 5)
+    s1, s2, s3, s4 = (server.format(10, number) for number in (1, 2, 3, 4))
+    inner, outer = server.format(11, 9), server.format(12, 9)
+    return [
+        MaskedSample(
+            FlowMatch.parse(f"{net(client, 40)}:40000 > {s1}:80/{protocol}"),
+            frames(f"{one}:40000 > {s1}:80/{protocol}", f"{client.format(40, 99)}:40000 > {s1}:80/{protocol}"),
+            frames(
+                f"{far}:40000 > {s1}:80/{protocol}",
+                f"{one}:40001 > {s1}:80/{protocol}",
+                f"{one}:40000 > {s1}:81/{protocol}",
+                f"{one}:40000 > {s4}:80/{protocol}",
+                f"{one}:40000 > {s1}:80/{other}",
+            ),
+        ),
+        MaskedSample(
+            FlowMatch.parse(f"{anybody}:* > {s2}:80/{protocol}"),
+            frames(f"{one}:1 > {s2}:80/{protocol}", f"{far}:65535 > {s2}:80/{protocol}"),
+            frames(f"{one}:1 > {s2}:81/{protocol}", f"{one}:1 > {s4}:80/{protocol}", f"{one}:1 > {s2}:80/{other}"),
+        ),
+        MaskedSample(
+            FlowMatch.parse(f"{net(client, 41)}:* > {net(server, 11)}:*/*"),
+            [
+                *frames(*(f"{near}:7 > {inner}:8/{proto}" for proto in (protocol, other, icmp))),
+                fragment(f"{near}:7 > {inner}:8/{protocol}"),
+            ],
+            frames(f"{near}:7 > {outer}:8/{protocol}", f"{far}:7 > {inner}:8/{icmp}"),
+        ),
+        MaskedSample(
+            FlowMatch.parse(f"{far}:* > {s3}:*/{protocol}"),
+            [
+                *frames(f"{far}:1 > {s3}:2/{protocol}", f"{far}:2 > {s3}:1/{protocol}"),
+                fragment(f"{far}:1 > {s3}:2/{protocol}"),
+            ],
+            frames(f"{far}:1 > {s3}:2/{other}", f"{far}:1 > {s4}:2/{protocol}", f"{far}:1 > {s3}:2/{icmp}"),
+        ),
+    ]
+
+
+def sample_frame(flow: FlowMatch, payload: int = 32, *, fragment: bool = False) -> bytes:
+    """One frame of a flow: no options, right checksums; TCP has the flag ACK only.
+
+    fragment: the first fragment of a packet, with the ports.
+    """
     ends = flow.src.packed + flow.dst.packed
     segment = _segment(flow, payload)
     if flow.proto in PROTOCOL_NUMBERS.values():
         pseudo = ends + struct.pack("!IHBB", len(segment), 0, 0, flow.proto)
         offset = 16 if flow.proto == socket.IPPROTO_TCP else 6
         segment = segment[:offset] + struct.pack("!H", _checksum(pseudo + segment) or 0xFFFF) + segment[offset + 2 :]
+    proto = flow.proto
     if flow.family == 6:
-        header = struct.pack("!IHBB", 6 << 28, len(segment), flow.proto, 64) + ends
+        if fragment:
+            segment = struct.pack("!BBHI", proto, 0, 1, 7) + segment
+            proto = socket.IPPROTO_FRAGMENT
+        header = struct.pack("!IHBB", 6 << 28, len(segment), proto, 64) + ends
     else:
-        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, 64, flow.proto, 0) + ends
+        flags = _MORE_FRAGMENTS if fragment else 0
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 7 * fragment, flags, 64, proto, 0) + ends
         header = header[:10] + struct.pack("!H", _checksum(header)) + header[12:]
     ethernet = BROADCAST + SENDER + struct.pack("!H", _ETHERTYPES[flow.family])
     return (ethernet + header + segment).ljust(60, b"\0")

@@ -6,20 +6,21 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import PROTOCOL_NAMES
 from nfcore.api.rules import INSTALLED_ROW, Capabilities, Outcome, Outcomes, RuleBatch
 from nfcore.errors import HostError
 from nfcore.kernel import Map, MapSpec, pinned_entries
 
-from .layouts import MATCH, RULE, STATS_SPEC, NicCounter, rules_spec
+from .layouts import MATCH, RULE, SHAPES, SHAPES_SPEC, STATS_SPEC, NicCounter, rules_spec
+from .shapes import ShapeTable, can_match, shapes_of
 
 log = logging.getLogger(__name__)
-_RULES, _STATS = "softnic_rules", "softnic_stats"
+_RULES, _SHAPES, _STATS = "softnic_rules", "softnic_shapes", "softnic_stats"
 """Names of the pins."""
 _Pin = tuple[int, int]
 _BUCKETS = 1 << 20
@@ -27,6 +28,8 @@ _MULTIPLIERS = (np.arange(MATCH.itemsize // 4, dtype=np.uint64) * np.uint64(2) +
     0x9E37_79B9_7F4A_7C15
 )
 """An odd multiplier for each word of a match: multiplicative hashing by Knuth, with 2**64 / the golden ratio."""
+
+NO_MATCHES = np.zeros(0, dtype=MATCH)
 
 
 class SoftnicBackend:
@@ -36,9 +39,17 @@ class SoftnicBackend:
     meanwhile is opened again, and has none of nfcore's rules.
     """
 
-    def __init__(self, rules: Map | None, stats: Map | None, pin_dir: Path | None = None, where: str = "") -> None:
+    def __init__(
+        self,
+        rules: Map | None,
+        shapes: Map | None,
+        stats: Map | None,
+        pin_dir: Path | None = None,
+        where: str = "",
+    ) -> None:
         """Use open maps. With `pin_dir`, each batch looks for the maps that are pinned there."""
         self._rules = rules
+        self._shapes = None if shapes is None else ShapeTable(shapes)
         self._stats = stats
         self._pin_dir = pin_dir
         self._where = where
@@ -55,14 +66,14 @@ class SoftnicBackend:
     @classmethod
     def open(cls, pin_dir: Path, where: str) -> SoftnicBackend:
         """Open the NIC pinned in `pin_dir`. HostError when there is none; `where` is the TOML key that it names."""
-        backend = cls(None, None, pin_dir, where)
+        backend = cls(None, None, None, pin_dir, where)
         backend._reopen(pin_dir)
         return backend
 
     @classmethod
     def expect(cls, pin_dir: Path, where: str) -> SoftnicBackend:
         """Open the NIC pinned in `pin_dir`, now or with a later batch; :attr:`missing` says why it is not open."""
-        backend = cls(None, None, pin_dir, where)
+        backend = cls(None, None, None, pin_dir, where)
         try:
             backend._reopen(pin_dir)
         except HostError as error:
@@ -72,17 +83,17 @@ class SoftnicBackend:
     def close(self) -> None:
         """Close the NIC's maps; the NIC stays."""
         with self._lock:
-            for opened in (self._rules, self._stats):
+            for opened in (self._rules, self._shapes, self._stats):
                 if opened is not None:
                     opened.close()
-            self._rules = self._stats = None
+            self._rules = self._shapes = self._stats = None
 
     def capabilities(self) -> Capabilities:
-        """Give what the NIC can do: marks of 32 bits, drops, IPv6; nothing while there is no NIC."""
+        """Give what the NIC can do: marks of 32 bits, drops, IPv6, masks; nothing while there is no NIC."""
         rules = self._present()
         if rules is None:
             return Capabilities(mark_width=0, ipv6=False, drop=False, notes=(self._missing,))
-        return Capabilities(mark_width=32, table_size=rules.spec.max_entries)
+        return Capabilities(mark_width=32, masks=True, table_size=rules.spec.max_entries)
 
     @property
     def missing(self) -> str:
@@ -116,20 +127,24 @@ class SoftnicBackend:
             raise HostError(self._no_nic(pin_dir)) from None
         spec: MapSpec = rules_spec(pinned_entries(pin_dir / _RULES))
         rules = Map.open_pinned(pin_dir / _RULES, spec)
-        try:
+        with ExitStack() as undo:
+            undo.callback(rules.close)
+            shapes = undo.enter_context(Map.open_pinned(pin_dir / _SHAPES, SHAPES_SPEC))
             stats = Map.open_pinned(pin_dir / _STATS, STATS_SPEC)
-        except HostError:
-            rules.close()
-            raise
+            undo.pop_all()
         with self._lock:
             if self._stats is not None:
                 if self._stats.id != stats.id:
                     self._counted_before += _summed(self._stats)
                 self._stats.close()
-            if self._rules is not None:
-                self._rules.close()
-            self._rules, self._stats, self._pin, self._missing = rules, stats, pin, ""
+            for opened in (self._rules, self._shapes):
+                if opened is not None:
+                    opened.close()
+            self._rules, self._shapes, self._stats = rules, ShapeTable(shapes), stats
+            self._pin, self._missing = pin, ""
             self._may_exist[:] = True
+        if self._shapes.used:
+            self._shapes.recount(shapes_of(rules.lookup_all()[0]))
 
     def _no_nic(self, pin_dir: Path) -> str:
         return (
@@ -146,15 +161,12 @@ class SoftnicBackend:
         if table is None:
             return Outcomes.all(Outcome.FAILED, len(rules), self._missing)
         outcomes = Outcomes.all(Outcome.INSTALLED, len(rules))
-        supported = _supported(rules)
-        if not supported.all():
-            outcomes.status[~supported] = Outcome.UNSUPPORTED
-            outcomes.messages[int(np.argmin(supported))] = "softnic: only rules for TCP and UDP match anything"
-        rows = np.flatnonzero(supported)
-        keys, values = _matches(rules)[rows], np.zeros(len(rows), dtype=RULE)
+        keys = _matches(rules)
+        rows = self._possible(keys, outcomes)
+        keys, values = keys[rows], np.zeros(len(rows), dtype=RULE)
         for name in ("action", "mark", "cookie"):
             values[name] = rules.rows[name][rows]
-        self._keep_counts(table, keys, values)
+        new = self._keep_counts(table, keys, values)
         done = 0
         while done < len(rows):
             result = table.update_batch(keys[done:], values[done:])
@@ -168,10 +180,38 @@ class SoftnicBackend:
             if not full:
                 outcomes.messages[row] = f"softnic: {errno.errorcode.get(result.errno, result.errno)}"
             done += 1
+        self._count_shapes(added=keys[new & (outcomes.status[rows] == Outcome.INSTALLED)])
         return outcomes
 
-    def _keep_counts(self, table: Map, keys: NDArray[np.void], values: NDArray[np.void]) -> None:
-        """Copy the counters of rules that are in the table already, with the same match and cookie."""
+    def _possible(self, keys: NDArray[np.void], outcomes: Outcomes) -> NDArray[np.int64]:
+        """Enter the shapes of rules; numbers of the rules that the NIC can match. Others get an outcome."""
+        supported = can_match(keys)
+        if not supported.all():
+            outcomes.status[~supported] = Outcome.UNSUPPORTED
+            outcomes.messages[int(np.argmin(supported))] = (
+                "softnic: a rule matches TCP or UDP, or leaves both ports open"
+            )
+        rows = np.flatnonzero(supported)
+        masked = rows[_are_masked(keys)[rows]]
+        if len(masked) and self._shapes is not None:
+            entered = np.array(self._shapes.enter(shapes_of(keys[masked])))
+            # Not unsupported: another shape may make room.
+            refused = masked[~entered]
+            outcomes.status[refused] = Outcome.FAILED
+            if len(refused):
+                outcomes.messages[int(refused[0])] = (
+                    f"softnic: it has room for {SHAPES} different masks, and all are used"
+                )
+                rows = np.setdiff1d(rows, refused)
+        return rows
+
+    def _count_shapes(self, added: NDArray[np.void] = NO_MATCHES, removed: NDArray[np.void] = NO_MATCHES) -> None:
+        """Note which rules are new, and which are gone: the NIC forgets shapes without rules."""
+        if self._shapes is not None and (_are_masked(added).any() or _are_masked(removed).any()):
+            self._shapes.count(shapes_of(_distinct_masked(added)), shapes_of(_distinct_masked(removed)))
+
+    def _keep_counts(self, table: Map, keys: NDArray[np.void], values: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Copy the counters of rules that are in the table already, with the same match and cookie; which are not."""
         buckets = _buckets(keys)
         # Each look-up is a system call, and most rules are known to be new.
         known = np.flatnonzero(self._may_exist[buckets])
@@ -180,6 +220,9 @@ class SoftnicBackend:
         same = found & (existing["cookie"] == values["cookie"][known])
         for name in ("packets", "bytes", "last_used"):
             values[name][known[same]] = existing[name][same]
+        new = np.ones(len(keys), dtype=bool)
+        new[known[found]] = False
+        return new
 
     def remove(self, rules: RuleBatch) -> Outcomes:
         """Remove rules by match, and return their counters; ABSENT where there is none or one with another cookie."""
@@ -192,6 +235,7 @@ class SoftnicBackend:
         found, values = table.lookup_batch_keys(keys)
         same = found & (values["cookie"] == rules.rows["cookie"])
         table.delete_batch(keys[same])
+        self._count_shapes(removed=keys[same])
         outcomes.status[same] = Outcome.REMOVED
         outcomes.counted[same, 0], outcomes.counted[same, 1] = values["packets"][same], values["bytes"][same]
         return outcomes
@@ -204,6 +248,8 @@ class SoftnicBackend:
         keys, values = table.lookup_all()
         self._may_exist[:] = False
         self._may_exist[_buckets(keys)] = True
+        if self._shapes is not None and self._shapes.used:
+            self._shapes.recount(shapes_of(keys))
         rows = np.zeros(len(keys), dtype=INSTALLED_ROW)
         rule = rows["rule"]
         rule["key"], rule["family"] = keys["flow"], keys["family"]
@@ -242,10 +288,15 @@ def _buckets(keys: NDArray[np.void]) -> NDArray[np.uint64]:
     return hashes
 
 
-def _supported(rules: RuleBatch) -> NDArray[np.bool_]:
-    """Whether each rule can match: the program passes frames other than TCP and UDP without a look-up."""
-    supported: NDArray[np.bool_] = np.isin(rules.rows["key"]["proto"], tuple(PROTOCOL_NAMES))
-    return supported & np.isin(rules.rows["family"], (4, 6))
+def _are_masked(keys: NDArray[np.void]) -> NDArray[np.bool_]:
+    masked: NDArray[np.bool_] = np.bitwise_or.reduce(keys["flow"]["wild"], axis=1) != 0
+    return masked
+
+
+def _distinct_masked(keys: NDArray[np.void]) -> NDArray[np.void]:
+    """The masked ones of some matches, each once."""
+    masked = keys[_are_masked(keys)]
+    return masked[list({key.tobytes(): number for number, key in enumerate(masked)}.values())]
 
 
 def _matches(rules: RuleBatch) -> NDArray[np.void]:

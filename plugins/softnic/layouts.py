@@ -14,6 +14,11 @@ MATCH = np.dtype([("flow", FLOW_KEY), ("family", "<u4")])
 RULE = np.dtype(
     [("action", "<u4"), ("mark", "<u4"), ("cookie", "<u8"), ("packets", "<u8"), ("bytes", "<u8"), ("last_used", "<u8")]
 )
+SHAPES = 64
+"""How many shapes of masked rules the NIC can have: each is a look-up for every frame without an exact rule."""
+SHAPE = np.dtype([("mask", FLOW_KEY), ("family", "<u4")])
+"""Rules that leave the same open: a mask of the bits that count, with the `wild` of their keys. family 0: unused."""
+SHAPE_TABLE = np.dtype([("count", "<u4"), ("shapes", SHAPE, (SHAPES,))])
 
 
 class NicCounter(IntEnum):
@@ -38,5 +43,6 @@ def rules_spec(size: int) -> MapSpec:
     return MapSpec("softnic_rules", MapType.HASH, MATCH, RULE, size)
 
 
+SHAPES_SPEC = MapSpec("softnic_shapes", MapType.ARRAY, np.dtype("<u4"), SHAPE_TABLE, 1)
 STATS_SPEC = MapSpec("softnic_stats", MapType.PERCPU_ARRAY, np.dtype("<u4"), np.dtype("<u8"), len(NicCounter))
 LINKS_SPEC = MapSpec("softnic_links", MapType.DEVMAP, np.dtype("<u4"), np.dtype("<u4"), len(Link))

@@ -25,10 +25,10 @@ from nfcore.kernel import (
     remove_bpffs,
 )
 
-from .layouts import LINKS_SPEC, STATS_SPEC, Link, rules_spec
+from .layouts import LINKS_SPEC, SHAPES_SPEC, STATS_SPEC, Link, rules_spec
 
 PROGRAMS = {"wire": "softnic_wire", "port": "softnic_port"}
-PINS = ("softnic_rules", "softnic_stats", "softnic_links", *PROGRAMS.values())
+PINS = ("softnic_rules", "softnic_shapes", "softnic_stats", "softnic_links", *PROGRAMS.values())
 
 
 def create_nic(wire: str, port: str, pin_dir: Path, table_size: int) -> None:
@@ -44,7 +44,7 @@ def create_nic(wire: str, port: str, pin_dir: Path, table_size: int) -> None:
     with ExitStack() as undo:
         undo.callback(lambda: list(_remove_pins(pin_dir)))
         with ExitStack() as opened:
-            specs = (rules_spec(table_size), STATS_SPEC, LINKS_SPEC)
+            specs = (rules_spec(table_size), SHAPES_SPEC, STATS_SPEC, LINKS_SPEC)
             maps = {spec.name: opened.enter_context(Map.create(spec)) for spec in specs}
             maps["softnic_links"].update(Link.TO_PORT, ends["port"])
             maps["softnic_links"].update(Link.TO_WIRE, ends["wire"])

@@ -14,7 +14,7 @@ from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, set_up_plugin
 from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import Map, Program, XdpAction, ensure_bpffs
-from nfcore.plugins.softnic.layouts import LINKS_SPEC, STATS_SPEC, NicCounter, rules_spec
+from nfcore.plugins.softnic.layouts import LINKS_SPEC, SHAPES_SPEC, STATS_SPEC, NicCounter, rules_spec
 from nfcore.plugins.softnic.nic import load_program
 from nfcore.testing import Seen
 
@@ -53,6 +53,8 @@ class Pins:
         self.size = size
         with Map.create(rules_spec(size)) as table:
             table.pin(self.folder / "softnic_rules")
+        with Map.create(SHAPES_SPEC) as shapes:
+            shapes.pin(self.folder / "softnic_shapes")
         self.stats = Map.create(STATS_SPEC)
         self.stats.pin(self.folder / "softnic_stats")
 
@@ -61,7 +63,7 @@ class Pins:
         self.stats.update(int(counter), packets)
 
     def remove(self) -> None:
-        for pin in ("softnic_rules", "softnic_stats"):
+        for pin in ("softnic_rules", "softnic_shapes", "softnic_stats"):
             (self.folder / pin).unlink(missing_ok=True)
         if self.stats is not None:
             self.stats.close()
@@ -72,9 +74,8 @@ class Pins:
 def wire_of(pins: Pins) -> Iterator[Callable[[bytes, int], Seen]]:
     """The NIC's program over the pinned table: puts frames on the wire, by test runs."""
     with ExitStack() as opened:
-        maps = {
-            spec.name: Map.open_pinned(pins.folder / spec.name, spec) for spec in (rules_spec(pins.size), STATS_SPEC)
-        }
+        specs = (rules_spec(pins.size), SHAPES_SPEC, STATS_SPEC)
+        maps = {spec.name: Map.open_pinned(pins.folder / spec.name, spec) for spec in specs}
         maps["softnic_links"] = Map.create(LINKS_SPEC)
         for each in maps.values():
             opened.enter_context(each)

@@ -23,7 +23,7 @@ from nfcore.api.rules import Drop, Outcome, Rule, RuleBatch, SetMark
 from nfcore.errors import ConfigError, HostError
 from nfcore.kernel import Map, Program, remove_bpffs
 from nfcore.plugins.softnic.backend import SoftnicBackend
-from nfcore.plugins.softnic.layouts import LINKS_SPEC, STATS_SPEC, NicCounter, rules_spec
+from nfcore.plugins.softnic.layouts import LINKS_SPEC, SHAPES_SPEC, STATS_SPEC, NicCounter, rules_spec
 from nfcore.plugins.softnic.nic import load_program
 
 from .pins import TABLE, Pins, plugin_of
@@ -33,11 +33,11 @@ MAC = {"src": "02:00:5e:00:00:02", "dst": "02:00:5e:00:00:01"}
 
 @pytest.fixture(scope="module")
 def nic() -> Iterator[tuple[SoftnicBackend, Program]]:
-    maps = {spec.name: Map.create(spec) for spec in (rules_spec(TABLE), STATS_SPEC, LINKS_SPEC)}
+    maps = {spec.name: Map.create(spec) for spec in (rules_spec(TABLE), SHAPES_SPEC, STATS_SPEC, LINKS_SPEC)}
     maps["softnic_links"].update(0, 1)  # towards the loopback interface: a test run redirects nothing
     maps["softnic_links"].update(1, 1)
     with load_program("softnic_wire", maps) as program:
-        yield SoftnicBackend(maps["softnic_rules"], maps["softnic_stats"]), program
+        yield SoftnicBackend(maps["softnic_rules"], maps["softnic_shapes"], maps["softnic_stats"]), program
     for opened in maps.values():
         opened.close()
 

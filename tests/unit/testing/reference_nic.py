@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import struct
 import threading
 from collections.abc import Callable
@@ -12,14 +13,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import PROTOCOL_NAMES, FlowMatch
+from nfcore.api.flows import EXACT, PROTOCOL_NAMES, Anything, FlowMatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.testing import NicUnderTest, Seen
 from tests.unit.engine.world import FOREIGN, Nic
 
 DEVICE = Device("eth1", 4, ("reference",))
-SIZE = 16
+SIZE = 32
+_PORTS = Anything.SPORT | Anything.DPORT
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Hardware:
 class ReferenceNic(Nic):
     """A backend that keeps every promise. Each step is a method, so that a wrong backend can replace one."""
 
-    TAKES = Capabilities(mark_width=16, table_size=SIZE)
+    TAKES = Capabilities(mark_width=16, masks=True, table_size=SIZE)
 
     def __init__(self, hardware: Hardware) -> None:
         super().__init__("reference", [], hardware.size)
@@ -90,7 +92,8 @@ class ReferenceNic(Nic):
 
     def knows(self, rule: Rule) -> bool:
         wide = isinstance(rule.action, SetMark) and rule.action.mark >> self.TAKES.mark_width
-        return rule.match.proto in PROTOCOL_NAMES and not wide
+        open_ports = rule.match.wild.anything & _PORTS == _PORTS
+        return (rule.match.proto in PROTOCOL_NAMES or open_ports) and not wide
 
     def keep(self, rule: Rule) -> None:
         self.rules[rule.cookie] = rule
@@ -113,13 +116,27 @@ class ReferenceNic(Nic):
 
     def receive(self, frame: bytes) -> int | None:
         """Receive a frame and return its mark, 0 without a rule; None: dropped."""
-        flow = flow_of(frame)
-        rule = next((each for each in self.rules.values() if each.match == flow), None)
-        if rule is None:
+        flow, has_ports = flow_of(frame)
+        fitting = [each for each in self.rules.values() if self.fits(each.match, flow, has_ports)]
+        if not fitting:
             return 0
+        rule = next((each for each in fitting if each.match.wild == EXACT), fitting[0])
         self.hits[rule.cookie] += 1
         self.hardware.octets[rule.cookie] += len(frame)
         return rule.action.mark if isinstance(rule.action, SetMark) else None
+
+    def fits(self, match: FlowMatch, flow: FlowMatch, has_ports: bool) -> bool:
+        """Whether a rule with this match is for a packet of `flow`."""
+        ends = (
+            (match.src, flow.src, match.wild.src, match.sport, flow.sport, Anything.SPORT),
+            (match.dst, flow.dst, match.wild.dst, match.dport, flow.dport, Anything.DPORT),
+        )
+        for mine, its, bits, port, its_port, flag in ends:
+            if mine.version != its.version or int(mine) >> bits != int(its) >> bits:
+                return False
+            if not flag & match.wild.anything and (not has_ports or port != its_port):
+                return False
+        return bool(Anything.PROTO & match.wild.anything) or match.proto == flow.proto
 
     def send(self, frame: bytes, count: int) -> Seen:
         with self.hardware.lock:
@@ -157,11 +174,15 @@ def under_test(kind: type[ReferenceNic] = ReferenceNic) -> NicUnderTest:
     return nic
 
 
-def flow_of(frame: bytes) -> FlowMatch:
-    """The 5-tuple of a frame without options."""
+def flow_of(frame: bytes) -> tuple[FlowMatch, bool]:
+    """The 5-tuple of a frame without options, and whether the NIC knows its ports."""
     (ethertype,) = struct.unpack_from("!H", frame, 12)
     six = ethertype == 0x86DD
     at, length = (22, 16) if six else (26, 4)
     ends = [ipaddress.ip_address(frame[at + length * end : at + length * (end + 1)]) for end in (0, 1)]
     sport, dport = struct.unpack_from("!HH", frame, at + 2 * length)
-    return FlowMatch(*ends, frame[20 if six else 23], sport, dport)
+    proto = frame[20 if six else 23]
+    fragment = proto == socket.IPPROTO_FRAGMENT if six else frame[20] & 0x3F or frame[21]
+    if six and fragment:
+        proto = frame[54]
+    return FlowMatch(ends[0], ends[1], proto, sport, dport), proto in PROTOCOL_NAMES and not fragment

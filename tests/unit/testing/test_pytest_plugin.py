@@ -20,14 +20,16 @@ from scapy.layers.l2 import Ether
 
 from nfcore import testing
 from nfcore.api.config import ConfigTable, Section
+from nfcore.api.flows import FlowMatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import Device, Drop, SetMark
 from nfcore.errors import ConfigError
 from nfcore.testing import BackendConformance, StrategyConformance, context_for, sample_flow, sample_frame, sample_rules
 from nfcore.testing.promises import promises_of
 from nfcore.testing.results import is_excused
+from nfcore.testing.samples import masked_samples
 
-from .reference_nic import flow_of
+from .reference_nic import Hardware, ReferenceNic, flow_of
 from .suite_runs import reports_of
 
 pytest_plugins = ["pytester"]
@@ -138,11 +140,16 @@ def test_a_suite_without_its_fixture_says_which(pytester: pytest.Pytester) -> No
 SHAPES = st.tuples(st.sampled_from([4, 6]), st.sampled_from(["tcp", "udp"]))
 
 
-@given(st.integers(0, 0xFFFF), SHAPES, st.integers(0, 1400))
-def test_frames_are_whole_and_right(number: int, shape: tuple[int, str], payload: int) -> None:
+@given(st.integers(0, 0xFFFF), SHAPES, st.integers(0, 1400), st.booleans())
+def test_frames_are_whole_and_right(number: int, shape: tuple[int, str], payload: int, fragment: bool) -> None:
     flow = sample_flow(number, *shape)
-    frame = sample_frame(flow, payload)
-    assert flow_of(frame) == flow
+    frame = sample_frame(flow, payload, fragment=fragment)
+    read, has_ports = flow_of(frame)
+    assert has_ports is not fragment
+    if fragment:
+        assert (read.src, read.dst, read.proto) == (flow.src, flow.dst, flow.proto)
+        return
+    assert read == flow
     layers = Ether(frame)
     (network,) = (layers[layer] for layer in (IP, IPv6) if layers.haslayer(layer))
     again = network.copy()
@@ -151,6 +158,20 @@ def test_frames_are_whole_and_right(number: int, shape: tuple[int, str], payload
             del layer.chksum
     length = len(bytes(again))
     assert bytes(again) == frame[14 : 14 + length]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_masked_samples_have_the_frames_that_they_say(family: int, protocol: str) -> None:
+    fits = ReferenceNic(Hardware()).fits
+    samples = masked_samples(family, protocol)
+    for sample in samples:
+        assert FlowMatch.parse(str(sample.match)) == sample.match
+        for frame in sample.hits:
+            assert [each.match for each in samples if fits(each.match, *flow_of(frame))] == [sample.match]
+        for frame in sample.misses:
+            assert not any(fits(each.match, *flow_of(frame)) for each in samples)
+    assert len({rule.cookie for rule in sample_rules([sample.match for sample in samples], 1)}) == len(samples)
 
 
 def test_every_sample_rule_has_a_cookie_of_its_own() -> None:

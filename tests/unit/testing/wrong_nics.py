@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.flows import EXACT, PROTOCOL_NAMES, FlowMatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import Capabilities, Device, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from tests.unit.engine.world import FOREIGN
 
-from .reference_nic import ReferenceNic
+from .reference_nic import ReferenceNic, flow_of
 
 _Class = type[ReferenceNic]
 WRONG: dict[str, tuple[_Class, str, set[str]]] = {}
@@ -136,13 +137,13 @@ class DumpsOtherPorts(ReferenceNic):
         return rows
 
 
-@breaks("packets-are-marked", "the-widest-mark-arrives")
+@breaks("packets-are-marked", "the-widest-mark-arrives", "masked-rules-mark")
 class SaysInstalledAndMarksNothing(ReferenceNic):
     def receive(self, frame: bytes) -> int | None:
         return 0 if super().receive(frame) is not None else None
 
 
-@breaks("other-packets-are-not-marked", "drops-keep-packets-away")
+@breaks("other-packets-are-not-marked", "drops-keep-packets-away", "masked-rules-mark", "masked-rules-drop")
 class IgnoresTheSourcePort(ReferenceNic):
     def receive(self, frame: bytes) -> int | None:
         heads = [frame[:34] + rule.match.sport.to_bytes(2, "big") + frame[36:] for rule in self.rules.values()]
@@ -151,7 +152,13 @@ class IgnoresTheSourcePort(ReferenceNic):
         )
 
 
-@breaks("packets-are-counted", "removal-counts-to-the-end", "rules-outlive-their-process")
+@breaks(
+    "packets-are-counted",
+    "removal-counts-to-the-end",
+    "rules-outlive-their-process",
+    "masked-rules-mark",
+    "masked-rules-drop",
+)
 class CountsEveryOtherPacket(ReferenceNic):
     def counted(self, rule: Rule) -> tuple[int, int]:
         packets, size = super().counted(rule)
@@ -185,13 +192,66 @@ class CountsBackwards(ReferenceNic):
         return rows
 
 
-@breaks("drops-keep-packets-away")
+@breaks("drops-keep-packets-away", "masked-rules-drop")
 class DropsNothing(ReferenceNic):
     def receive(self, frame: bytes) -> int | None:
         return super().receive(frame) or 0
 
 
-@breaks("removed-rules-are-gone", "removal-is-idempotent", "a-full-table-says-full", "teardown-leaves-nothing")
+@breaks("masked-rules-mark", "masked-rules-drop")
+class TakesMasksForExactMatches(ReferenceNic):
+    def fits(self, match: FlowMatch, flow: FlowMatch, has_ports: bool) -> bool:
+        return match == flow
+
+
+@breaks("masked-rules-mark", "masked-rules-drop")
+class MatchesPrefixesByBytes(ReferenceNic):
+    """A prefix of 24 bits is one of 16."""
+
+    def fits(self, match: FlowMatch, flow: FlowMatch, has_ports: bool) -> bool:
+        wider = replace(match, wild=replace(match.wild, src=match.wild.src and match.wild.src + 8))
+        return super().fits(wider, flow, has_ports)
+
+
+@breaks("masked-rules-mark", "masked-rules-drop")
+class KnowsNoFragments(ReferenceNic):
+    def fits(self, match: FlowMatch, flow: FlowMatch, has_ports: bool) -> bool:
+        return (has_ports or flow.proto not in PROTOCOL_NAMES) and super().fits(match, flow, has_ports)
+
+
+@breaks("masked-rules-drop")
+class MarksWhatAMaskedRuleDrops(ReferenceNic):
+    def receive(self, frame: bytes) -> int | None:
+        flow, has_ports = flow_of(frame)
+        masked = any(self.fits(each.match, flow, has_ports) for each in self.rules.values() if each.match.wild != EXACT)
+        mark = super().receive(frame)
+        return 0 if mark is None and masked else mark
+
+
+@breaks("dumps-give-back-the-rules")
+class DumpsWithoutMasks(ReferenceNic):
+    @hookimpl
+    def dump_offload(self, device: Device) -> NDArray[np.void]:
+        rows = super().dump_offload(device)
+        rows["rule"]["key"]["wild"] = 0
+        return rows
+
+
+@breaks("rules-are-accepted")
+class SaysMasksAndTakesNone(ReferenceNic):
+    def take(self, rule: Rule) -> Outcome:
+        return super().take(rule) if rule.match.wild == EXACT else Outcome.UNSUPPORTED
+
+
+@breaks(
+    "removed-rules-are-gone",
+    "removal-is-idempotent",
+    "a-full-table-says-full",
+    "teardown-leaves-nothing",
+    "dumps-give-back-the-rules",
+    "masked-rules-mark",
+    "masked-rules-drop",
+)
 class SaysRemovedAndKeeps(ReferenceNic):
     def let_go(self, rule: Rule) -> Outcome:
         return Outcome.REMOVED if rule.cookie in self.rules else Outcome.ABSENT
