@@ -174,7 +174,12 @@ class EntryError(ConfigError):
         if len(problems) > MOST_PROBLEMS:
             shown.append(Problem("", f"and {len(problems) - MOST_PROBLEMS:,} more"))
         super().__init__(source, shown)
+        self.found = tuple(problems)
         self.details = {"problems": [each.as_json() for each in problems[:MOST_PROBLEMS]]}
+
+    def within(self, source: str) -> EntryError:
+        """Give the same problems, of the file `source`."""
+        return EntryError(source, self.found)
 
 
 @dataclass(frozen=True)
@@ -270,6 +275,14 @@ def check_tables(raw: Sequence[object], place: str) -> Iterator[EntryProblem]:
         yield EntryProblem(path, problem.message, problem.entry, index, problem.key)
 
 
+def convert_raw(raw: Sequence[object], place: str) -> Entries | None:
+    """Convert the TOML's entries, which are right, each for itself. None: they are not."""
+    try:
+        return convert(_TABLES.validate_python(raw), place)
+    except (ValidationError, EntryError):
+        return None
+
+
 def convert(specs: Sequence[EntryTable], place: str, first: int = 0) -> Entries:
     """Convert entries whose keys are right, each for itself. EntryError: all problems."""
     work = _Conversion(specs, place, first)
@@ -279,20 +292,31 @@ def convert(specs: Sequence[EntryTable], place: str, first: int = 0) -> Entries:
     return work.entries()
 
 
-def check_machine(entries: Entries, place: str, interfaces: Collection[str], cpus: Collection[int]) -> None:
-    """EntryError: an entry names an interface or CPU that is not there."""
+def read_target(keys: Mapping[str, Any], entry: str) -> Target:
+    """Read what :meth:`Target.parameters` gave, for `entry`. ValueError: the keys are no target."""
+    return _make_target(EntryTable.model_validate({"name": entry, **keys}))
+
+
+def check_machine(
+    entries: Entries,
+    place: str,
+    interfaces: Collection[str],
+    cpus: Collection[int],
+    which: NDArray[np.int64] | None = None,
+) -> None:
+    """EntryError: an entry, of those at the indices `which`, names an interface or CPU that is not there."""
     problems = []
     for number, target in enumerate(entries.actions):
-        message = ""
         if target.action == "redirect" and target.interface not in interfaces:
-            key = "interface"
-            known = ", ".join(sorted(interfaces))
+            key, known = "interface", ", ".join(sorted(interfaces))
             message = f"there is no interface {target.interface!r:.40} in this network namespace (there are: {known})"
         elif target.action == "cpu" and target.cpu not in cpus:
             key, message = "cpu", f"CPU {target.cpu} is not online; there are {_ranges(cpus)}"
-        if message:
-            for index in _where(entries.action == number):
-                problems.append(EntryProblem.at(place, index, entries.names[index], key, message))
+        else:
+            continue
+        users = _where(entries.action == number)
+        for index in users if which is None else sorted(set(users) & set(which.tolist())):
+            problems.append(EntryProblem.at(place, index, entries.names[index], key, message))
     if problems:
         raise EntryError("flow", problems)
 

@@ -257,7 +257,7 @@ class Table:
         others_yield: entries of applications that cannot be there together with one of these are removed; else they
         are problems. EntryError: all problems.
         """
-        same = self._unchanged(entries)
+        same = self.unchanged(entries)
         fresh = np.flatnonzero(same < 0)
         is_gone = self.used & (self.owners == Owner.TOML)
         is_gone[same[same >= 0]] = False
@@ -331,7 +331,7 @@ class Table:
                 slots.append(slot)
         return np.array(sorted(set(slots)), dtype=np.int64), problems
 
-    def _unchanged(self, entries: Entries) -> Indices:
+    def unchanged(self, entries: Entries) -> Indices:
         """Give for each of the TOML's entries the slot in which it is already, just as it is, or -1."""
         slots = np.array([self._names.get(name, -1) for name in entries.names], dtype=np.int64)
         old, new = _pick(self.rows, np.maximum(slots, 0)), entries.rows
