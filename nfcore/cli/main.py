@@ -234,9 +234,12 @@ def trace(
 ) -> None:
     """Show where packets go, and why, without attaching anything.
 
-    Loads the configured program with fresh maps and runs the frames through it in order, on one CPU. The first packet
-    of a flow that is no SYN, FIN or RST reports it, and the flow gets a mark as in the daemon, but no rule: give
+    Loads the configured programs with fresh maps and runs the frames through them in order, on one CPU. The first
+    packet of a flow that is no SYN, FIN or RST reports it, and the flow gets a mark as in the daemon, but no rule: give
     mark=N to see what a marked packet does. dest-id marks count from 1 in the order of the TOML's VIPs and reals.
+
+    With a chain of network functions there is a line for each function that sees the packet; the last one decides. A
+    packet with a mark begins at the function that owns the mark, as in the daemon.
 
     Examples:
 
@@ -245,7 +248,7 @@ def trace(
       nfcore trace examples/demo.toml --file frames.txt --json
     """
     from ..daemon.bootstrap import require_root
-    from .trace import parse_line, read_frames
+    from .trace import parse_line, read_frames, trace_table
     from .trace import trace as run_trace
 
     loaded, plugins = _load(config, overrides)
@@ -258,13 +261,7 @@ def trace(
     if as_json:
         print(json_text({"packets": [packet.as_json() for packet in traced]}))
         return
-    table = TextTable("#", "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out", "why")
-    for number, (sent, packet) in enumerate(zip(packets, traced, strict=True), 1):
-        result = packet.trace
-        values = (result.vip, result.real, sent.mark or None, packet.mark_allocated)
-        cells = ["–" if value is None else str(value) for value in values]
-        table.add_row(str(number), result.verdict, result.path, *cells, str(len(result.output)), result.why)
-    show(table)
+    show(trace_table(packets, traced))
 
 
 @app.command()

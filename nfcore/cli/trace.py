@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`nfcore trace`: runs given frames through the configured program, one after the other, without attaching anything.
+"""`nfcore trace`: runs given frames through the configured programs, one after the other, without attaching anything.
 
 The hooks run as in the daemon, but the backend keeps no rule, and the first packet of a flow that XDP may report (no
 SYN, FIN or RST) reports it.
@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..api.config import Config
+import numpy as np
+
+from ..api.config import Config, InterfaceTable
 from ..api.context import Context
 from ..api.network_function import PacketTrace
 from ..api.rules import Device
 from ..daemon.bootstrap import make_context, make_engine, set_up
+from ..daemon.chain import MarkOwnerTable
 from ..devices.null_backend import NULL_BACKEND, NullBackend
 from ..devices.worker import InlineWorker
 from ..engine.flow_state import FlowState
 from ..errors import ConfigError, HostError, Problem
 from ..hooks.manager import PluginManager
+from .tables import TextTable
 
 LOOPBACK = 1
 """ifindex that the kernel gives to a packet of a test run."""
@@ -42,17 +46,41 @@ class TraceInput:
 
 
 @dataclass(frozen=True)
-class TracedPacket:
-    """What the program did with one frame, and the mark that its flow got because of it."""
+class Step:
+    """What one network function did with a frame."""
 
+    function: str
     trace: PacketTrace
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the function decided, and how it came to that."""
+        row = asdict(self.trace)
+        del row["why"], row["passed_on"]
+        return row | {"output": self.trace.output.hex()}
+
+
+@dataclass(frozen=True)
+class TracedPacket:
+    """What became of one frame, and the mark that its flow got because of it."""
+
+    steps: tuple[Step, ...]
+    """The functions that saw it, in their order; the last one decided. At least one."""
     mark_allocated: int | None
+    in_chain: bool = False
+    """Whether there are several functions."""
+
+    @property
+    def trace(self) -> PacketTrace:
+        """What the function did that decided."""
+        return self.steps[-1].trace
 
     def as_json(self) -> dict[str, Any]:
         """Return the documented JSON object."""
-        row = asdict(self.trace)
-        del row["why"]
-        return row | {"output": self.trace.output.hex(), "mark_allocated": self.mark_allocated}
+        row = self.steps[-1].as_json() | {"mark_allocated": self.mark_allocated}
+        if not self.in_chain:
+            return row
+        passed = [{"function": step.function, **step.as_json()} for step in self.steps]
+        return row | {"function": self.steps[-1].function, "steps": passed}
 
 
 def parse_line(text: str, where: str) -> TraceInput:
@@ -109,19 +137,20 @@ def _cpu_for(context: Context, allowed: set[int]) -> int:
 
 
 def trace(config: Config, plugins: PluginManager, packets: Iterable[TraceInput]) -> list[TracedPacket]:
-    """Run the packets in order on one CPU, with fresh maps. HostError: there is not exactly one network function."""
-    functions = [name for interface in config.interfaces for name in interface.chain]
-    functions = list(dict.fromkeys(functions)) or plugins.implementing("trace_packet")
-    if len(functions) != 1:
-        found = ", ".join(functions) or "none"
-        raise HostError(f"{config.source}: trace needs exactly one network function; found: {found}")
+    """Run the packets in order on one CPU, with fresh maps. HostError: there is not exactly one chain."""
+    chain = _the_chain(config, plugins)
     # Limits of rates and shares make no sense for single frames: every flow may get a mark.
     unlimited = {"min_packets": 1, "min_rate": 0.0, "inserts_per_second": 0.0, "max_share": 1.0}
-    offload = config.offload.model_copy(update=unlimited)
-    config = replace(config, offload=offload)
-    plugins.register(NullBackend(), NULL_BACKEND)
     device = Device("trace", LOOPBACK, (NULL_BACKEND,))
+    config = replace(
+        config,
+        offload=config.offload.model_copy(update=unlimited),
+        interfaces=[InterfaceTable(name=device.name, chain=chain, offload=[NULL_BACKEND])],
+    )
+    plugins.register(NullBackend(), NULL_BACKEND)
     context = make_context(config, plugins, [device], tracing=True)
+    owners = MarkOwnerTable(np.zeros(1 << config.marking.width, np.uint32), chain, context)
+    context.mark_owners = owners
     allowed = os.sched_getaffinity(0)
     try:
         with set_up(context, plugins):
@@ -131,11 +160,64 @@ def trace(config: Config, plugins: PluginManager, packets: Iterable[TraceInput])
             traced = []
             for packet in packets:
                 before = set(engine.table.slots_in(FlowState.INSTALLED).tolist())
-                result = plugins.call(functions[0], "trace_packet", nf=1, frame=packet.frame, mark=packet.mark)
+                first = owners.owner(packet.mark) or chain[0]
+                steps = tuple(_walk(context, plugins, chain[chain.index(first) :], packet))
                 engine.poll()
                 added = set(engine.table.slots_in(FlowState.INSTALLED).tolist()) - before
                 marks = [int(engine.table.mark[slot]) for slot in added]
-                traced.append(TracedPacket(result, marks[0] if marks else None))
+                traced.append(TracedPacket(steps, marks[0] if marks else None, len(chain) > 1))
             return traced
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def _the_chain(config: Config, plugins: PluginManager) -> list[str]:
+    """The functions to trace. Without an interface, the only function that can be traced. HostError: it is not one."""
+    chains = list(dict.fromkeys(tuple(interface.chain) for interface in config.interfaces))
+    chains = chains or [(name,) for name in plugins.implementing("trace_packet")]
+    if len(chains) == 1:
+        return list(chains[0])
+    if not chains:
+        raise HostError(f"{config.source}: trace needs a network function; found: none")
+    found = "; ".join(" → ".join(chain) for chain in chains)
+    raise HostError(f"{config.source}: trace needs exactly one chain of network functions; found: {found}")
+
+
+def _walk(context: Context, plugins: PluginManager, functions: Iterable[str], packet: TraceInput) -> Iterator[Step]:
+    """Run a packet through functions until one of them does not pass it on.
+
+    Programs of a trace do not call each other: so each step can be seen.
+    """
+    numbers = {nf.name: nf.number for nf in context.nfs}
+    frame = packet.frame
+    for name in functions:
+        result: PacketTrace | None = None
+        if name in numbers and name in plugins.implementing("trace_packet"):
+            result = plugins.call(name, "trace_packet", nf=numbers[name], frame=frame, mark=packet.mark)
+        if result is None:
+            raise HostError(f"network function {name!r} cannot be traced: its plugin answers no hook trace_packet")
+        yield Step(name, result)
+        if not result.passed_on:
+            return
+        frame = result.output
+
+
+def trace_table(packets: Iterable[TraceInput], traced: Iterable[TracedPacket]) -> TextTable:
+    """Write what became of the packets: a line each, with a chain a line for each function that saw the packet."""
+    rows = [
+        (number if step is packet.steps[0] else None, sent, packet, step)
+        for number, (sent, packet) in enumerate(zip(packets, traced, strict=True), 1)
+        for step in packet.steps
+    ]
+    in_chain = any(packet.in_chain for _, _, packet, _ in rows)
+    function = ("function",) if in_chain else ()
+    table = TextTable("#", *function, "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out", "why")
+    for number, sent, packet, step in rows:
+        result, decided = step.trace, step is packet.steps[-1]
+        allocated = packet.mark_allocated if decided else None
+        cells = ["–" if each is None else str(each) for each in (result.vip, result.real, sent.mark or None, allocated)]
+        name = (step.function,) if in_chain else ()
+        verdict = result.verdict if decided else "passed on"
+        row = (*name, verdict, result.path, *cells, str(len(result.output)), result.why)
+        table.add_row("" if number is None else str(number), *row)
+    return table

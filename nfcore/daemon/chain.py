@@ -67,7 +67,7 @@ class MarkOwnerTable:
     def give(self, nf: int, marks: NDArray[np.uint32]) -> None:
         """Let the network function with this number own the marks."""
         name = self._context.nfs[nf - 1].name
-        self._write(marks, 1 + self._functions.index(name))
+        self._write(marks, 1 + self._functions.index(name) if name in self._functions else 0)
 
     def clear(self, marks: NDArray[np.uint32]) -> None:
         """Let nobody own the marks."""
@@ -132,13 +132,15 @@ class Chains(Closing):
         return [registered[name] for name in chain]
 
     def link(self) -> None:
-        """Let the functions call each other, and pin the map by which they do. HostError."""
+        """Let the functions call each other, and pin the map by which they do, unless this is a trace. HostError."""
         if not self._maps:
             return
         programs = self._maps["chain_programs"]
         for device in self._context.devices:
             for nf in self.functions(device):
                 programs.update(self._functions.index(nf.name), nf.program)
+        if self._context.tracing:
+            return
         ensure_bpffs(self._folder)
         self._pin = self._folder / f"{PIN}_{programs.id}"
         programs.pin(self._pin)
@@ -157,7 +159,13 @@ class Chains(Closing):
         """Compile the dispatcher of a chain with these slots."""
         config = self._context.config
         carrier = Carrier(config.marking.carrier) if self._context.strategy else None
-        return compile_dispatcher(self._maps, slots, carrier)
+        defines: dict[str, int | str] = {
+            "CHAIN_FIRST": slots[0],
+            "CHAIN_FUNCTIONS": max(slots) + 1,
+            "CHAIN_MEMBERS": f"{sum(1 << slot for slot in slots):#x}ULL",
+        }
+        defines |= carrier_defines(carrier, tracing=self._context.tracing)
+        return compile_program(BPF_SOURCES / "chain/dispatch.c", DISPATCHER, defines=defines, maps=self._maps)
 
     def missing(self, device: Device) -> list[str]:
         """Name the functions of a device's chain whose program is not in its slot any more."""
@@ -190,17 +198,6 @@ class Chains(Closing):
 
     def __enter__(self) -> Self:
         return self
-
-
-def compile_dispatcher(maps: dict[str, Map], slots: Sequence[int], carrier: Carrier | None) -> Program:
-    """Compile the program in front of a chain: `maps` by name, the slots of its functions in their order. HostError."""
-    defines: dict[str, int | str] = {
-        "CHAIN_FIRST": slots[0],
-        "CHAIN_FUNCTIONS": max(slots) + 1,
-        "CHAIN_MEMBERS": f"{sum(1 << slot for slot in slots):#x}ULL",
-    }
-    defines |= carrier_defines(carrier)
-    return compile_program(BPF_SOURCES / "chain/dispatch.c", DISPATCHER, defines=defines, maps=maps)
 
 
 def remove_leftovers(config: Config) -> Iterator[str]:

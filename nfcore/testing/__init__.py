@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import BackendConformance
+    from .neighbour import Neighbour
     from .nic import NicUnderTest, Seen
     from .plugin_context import context_for
     from .promises import BrokenPromise, NotApplicable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BackendConformance": "backend",
+    "Neighbour": "neighbour",
     "NicUnderTest": "nic",
     "Seen": "nic",
     "BrokenPromise": "promises",
@@ -37,6 +39,7 @@ _REQUIRED = ("pytest", "hypothesis")
 __all__ = [
     "BackendConformance",
     "BrokenPromise",
+    "Neighbour",
     "NicUnderTest",
     "NotApplicable",
     "Seen",

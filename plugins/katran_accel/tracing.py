@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.api.network_function import PacketTrace
+from nfcore.kernel import XdpAction
 
 from . import layouts as lay
 from .balancer import Balancer
@@ -43,6 +44,7 @@ def trace(balancer: Balancer, frame: bytes, mark: int) -> PacketTrace:
         vip=None if vip is None else balancer.inventory.vips[vip].name,
         real=None if real is None else balancer.inventory.real_name(real),
         why=next((reason for counter, reason in REASONS.items() if accel[counter]), ""),
+        passed_on=run.verdict is XdpAction.PASS,
     )
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from nfcore.api.flows import FlowMatch
+from nfcore.api.flows import FlowBatch, FlowMatch
 from nfcore.api.rules import Device
 from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
+from nfcore.daemon.chain import Chains
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
 from nfcore.devices.worker import InlineWorker
 from nfcore.engine.flow_state import FlowState
 from nfcore.errors import ConfigError
 from nfcore.hooks.manager import PluginManager
-from nfcore.testing import sample_flow, sample_frame
+from nfcore.testing import Neighbour, sample_flow, sample_frame
 
 from nfcore_my_name.meter import NAME, Meter
 
@@ -33,23 +35,32 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loading a BPF program
 
 
 class World:
-    """The plugin, set up from the example, and an engine whose NIC accepts every rule."""
+    """The plugin, set up from the example, and an engine whose NIC accepts every rule.
 
-    def __init__(self, stack: ExitStack, *overrides: str) -> None:
+    `chain`: the functions of the interface; those beside the meter only count packets.
+    """
+
+    def __init__(self, stack: ExitStack, *overrides: str, chain: Sequence[str] = (NAME,)) -> None:
         self.plugins = PluginManager()
         config = load_config(EXAMPLE, self.plugins, overrides)
+        config = replace(config, interfaces=[config.interfaces[0].model_copy(update={"chain": list(chain)})])
         self.plugins.register(NullBackend(), NULL_BACKEND)
-        context = make_context(config, self.plugins, [Device("eth1", LOOPBACK, (NULL_BACKEND,))], tracing=True)
+        self.neighbours = {name: Neighbour(name) for name in chain if name != NAME}
+        for name, neighbour in self.neighbours.items():
+            self.plugins.register(neighbour, name)
+        device = Device("eth1", LOOPBACK, (NULL_BACKEND,))
+        context = make_context(config, self.plugins, [device], tracing=True)
+        chains = stack.enter_context(Chains(context))
         stack.enter_context(set_up(context, self.plugins))
         self.engine = make_engine(context, self.plugins, {LOOPBACK: InlineWorker()})
         self.engine.start()
-        (function,) = context.nfs
-        assert isinstance(function, Meter)
-        self.meter = function
+        chains.link()
+        self.program = chains.program(device)
+        self.meter = next(function for function in context.nfs if isinstance(function, Meter))
 
     def send(self, flow: FlowMatch, count: int = 1, mark: int = 0) -> None:
         for _ in range(count):
-            run = self.meter.program.test_run(sample_frame(flow), metadata=struct.pack("=I", mark) if mark else b"")
+            run = self.program.test_run(sample_frame(flow), metadata=struct.pack("=I", mark) if mark else b"")
             assert run.verdict.name == "XDP_PASS"
 
     def counted(self) -> list[list[int]]:
@@ -112,6 +123,31 @@ def test_a_retired_mark_means_nothing(world: World) -> None:
     world.plugins.call(NAME, "retire_marks", nf=world.meter.number, marks=marks)
     world.send(HTTP, mark=int(marks[0]))
     assert world.counted() == [[0, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("chain", [(NAME, "after"), ("before", NAME, "after"), ("before", NAME)])
+def test_it_is_one_of_a_chain(chain: tuple[str, ...]) -> None:
+    """Without a mark each function sees the packet; a mark of the meter leads straight to it, and then on."""
+    with ExitStack() as stack:
+        world = World(stack, chain=chain)
+        world.send(HTTP, MIN_PACKETS)
+        assert {name: each.seen for name, each in world.neighbours.items()} == dict.fromkeys(
+            world.neighbours, MIN_PACKETS
+        )
+        world.engine.poll()
+        (slot,) = world.engine.table.slots_in(FlowState.INSTALLED)
+        world.send(HTTP, 3, mark=int(world.engine.table.mark[slot]))
+        assert world.counted() == [[3, MIN_PACKETS], [0, 0]]
+        expected = {"before": MIN_PACKETS, "after": MIN_PACKETS + 3}
+        for name, neighbour in world.neighbours.items():
+            assert neighbour.seen == expected[name]
+
+
+def test_a_flow_that_it_must_see_is_claimed(world: World) -> None:
+    flows = FlowBatch.empty(2)
+    flows.rows["key"][0] = HTTP.to_key()
+    flows.rows["key"][1] = FlowMatch(HTTP.src, HTTP.dst, HTTP.proto, HTTP.sport, 81).to_key()
+    assert world.meter.claims(flows).tolist() == [True, False]
 
 
 def test_marks_of_flows_are_refused() -> None:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Counts the packets to some ports and lets every packet pass.
+ * Counts the packets to some ports and passes every packet on: to the next function of the chain, or to the kernel.
  *
  *   packet ──► mark ──► meter_marks: is it the port of the packet? count the packet        (fast path)
  *                └─ no mark, or a wrong one ──► meter_ports: is it one of the ports? count the packet,
@@ -12,6 +12,7 @@
 #include <linux/bpf.h>
 
 #include "lib/carriers/carrier.h"
+#include "lib/chain.h"
 #include "lib/map_handle.h"
 #include "lib/packet.h"
 
@@ -101,7 +102,7 @@ int meter_ingress(struct xdp_md *ctx)
 	__u32 port, *slot;
 
 	if (read_flow(&packet, &flow.family, data, data_end) != PARSE_OK)
-		return XDP_PASS;
+		return chain_next(ctx, XDP_PASS);
 	port = bpf_ntohs(packet.flow.dport);
 	/* A mark is a hint, so check it: it may be stale or foreign. */
 	entry = bpf_map_lookup_elem(MAP(meter_marks), &mark);
@@ -109,15 +110,15 @@ int meter_ingress(struct xdp_md *ctx)
 		count = bpf_map_lookup_elem(MAP(meter_counts), &entry->slot);
 		if (count)
 			count->fast += 1;
-		return XDP_PASS;
+		return chain_next(ctx, XDP_PASS);
 	}
 	slot = bpf_map_lookup_elem(MAP(meter_ports), &port);
 	if (!slot)
-		return XDP_PASS;
+		return chain_next(ctx, XDP_PASS);
 	count = bpf_map_lookup_elem(MAP(meter_counts), slot);
 	if (count)
 		count->slow += 1;
 	flow.key = packet.flow;
 	count_flow(ctx, &flow);
-	return XDP_PASS;
+	return chain_next(ctx, XDP_PASS);
 }

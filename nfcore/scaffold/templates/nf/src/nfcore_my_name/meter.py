@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from socket import if_nameindex
 
 import numpy as np
 from nfcore.api.carriers import Carrier, carrier_defines
 from nfcore.api.context import Context
-from nfcore.api.flows import FLOW_KEY, FlowBatch
-from nfcore.api.mark_pools import CpuPools
+from nfcore.api.flows import FLOW_KEY, Anything, FlowBatch
+from nfcore.api.network_function import NetworkFunction
 from nfcore.api.rules import Device
-from nfcore.kernel import Map, MapSpec, MapType, RingBufferReader, XdpMode, attach_xdp, compile_program, detach_xdp
+from nfcore.kernel import Map, MapSpec, MapType, RingBufferReader, compile_program
 from numpy.typing import NDArray
 
 NAME = "my_name"
@@ -30,19 +29,15 @@ EVENT = np.dtype([("flow", FLOW), ("ifindex", "<u4"), ("packets", "<u4"), ("cpu"
 EVENT_BYTES = 1 << 18
 
 
-class Meter:
-    """Implements `nfcore.api.network_function.NetworkFunction`."""
+class Meter(NetworkFunction):
+    """The network function, as the engine uses it."""
 
     name = NAME
     number = 0
-    pools: CpuPools | None = None
-    """None: user space chooses the marks, as with dest-id."""
 
     def __init__(self, context: Context, ports: Sequence[int], flows: int) -> None:
         """Create the maps and load the program. HostError says what is missing."""
         self.ports = np.array(ports, dtype=np.uint64)
-        self._state = context.state_file
-        self._modes = {interface.name: XdpMode(interface.xdp_mode) for interface in context.config.interfaces}
         marks = 1 << context.config.marking.width if context.strategy else 1
         specs = [
             MapSpec("meter_ports", MapType.HASH, U32, U32, len(ports)),
@@ -57,12 +52,15 @@ class Meter:
             self.maps["meter_ports"].update_batch(self.ports.astype(np.uint32), slots)
             self._reader = opened.enter_context(RingBufferReader(self.maps["meter_events"], EVENT))
             carrier = Carrier(context.config.marking.carrier) if context.strategy else None
+            chain = context.chain_build(NAME)
             defines = {
                 "MIN_PACKETS": context.config.offload.min_packets,
                 **carrier_defines(carrier, tracing=context.tracing),
+                **chain.defines,
             }
             source = Path(__file__).with_name("meter.c")
-            program = compile_program(source, "meter_ingress", defines=defines, maps=self.maps)
+            maps = {**self.maps, **chain.maps}
+            program = compile_program(source, "meter_ingress", defines=defines, maps=maps)
             self.program = opened.enter_context(program)
             self._opened = opened.pop_all()
 
@@ -70,19 +68,8 @@ class Meter:
         """Close program and maps."""
         self._opened.close()
 
-    # The program on an interface
-
-    def attach(self, device: Device) -> None:
-        """Attach the program to the device, in place of one that a killed run left there."""
-        previous = self._state.get_number(program_key(device))
-        attach_xdp(device.ifindex, self.program, mode=self._modes[device.name], replace=previous)
-        self._state.set(program_key(device), self.program.id)
-
-    def detach(self, device: Device) -> None:
-        """Detach the program from the device, if both are still there."""
-        gone = device.ifindex not in {index for index, _ in if_nameindex()}
-        if gone or detach_xdp(device.ifindex, expected=self.program.id):
-            self._state.remove(program_key(device))
+    def attached(self, device: Device) -> None:
+        """Do nothing: from now on packets of the device reach the program, which needs nothing more."""
 
     # Flows
 
@@ -99,6 +86,13 @@ class Meter:
             batch.rows[field] = events[field]
         batch.rows["nf"], batch.rows["target"] = self.number, events["flow"]["key"]["dport"]
         return batch
+
+    def claims(self, batch: FlowBatch) -> NDArray[np.bool_]:
+        """Claim flows to the ports: a mark for a later function of the chain would hide their packets from this one."""
+        keys = batch.rows["key"]
+        any_port = (keys["wild"][:, 2] & Anything.DPORT) != 0
+        claimed: NDArray[np.bool_] = np.isin(keys["dport"], self.ports) | any_port
+        return claimed
 
     def restore(self, batch: FlowBatch) -> None:
         """Forget the flows, so that they are reported again. This slow path needs no other state of a flow."""
@@ -153,8 +147,3 @@ class Meter:
         """Give packets by port, shape (ports, 2): on the fast path, on the slow path."""
         counts = self.maps["meter_counts"].read_array()
         return np.stack([counts["fast"].sum(axis=1), counts["slow"].sum(axis=1)], axis=1)
-
-
-def program_key(device: Device) -> str:
-    """Give the name in the state file under which a run keeps the id of the program that it attached."""
-    return f"{NAME}.program.{device.ifindex}"

@@ -16,11 +16,10 @@ from nfcore.api.marks import MarkMeaning
 from nfcore.api.metrics import MetricFamily, MetricKind
 from nfcore.api.network_function import PacketTrace
 from nfcore.errors import ConfigError, Problem
-from nfcore.kernel import detach_xdp
 from numpy.typing import NDArray
 from pydantic import Field
 
-from .meter import NAME, Meter, program_key
+from .meter import NAME, Meter
 
 
 class MyNameTable(ConfigTable):
@@ -112,18 +111,8 @@ class MyNamePlugin:
         before = meter.counted().sum(axis=0)
         run = meter.program.test_run(frame, metadata=struct.pack("=I", mark) if mark else b"")
         fast, slow = (meter.counted().sum(axis=0) - before).tolist()
-        return PacketTrace(run.verdict.name, run.output, "fast" if fast else "slow" if slow else "none", None, None)
-
-    @hookimpl
-    def cleanup(self, context: Context) -> Iterable[str]:
-        """Detach the programs that a killed run left; give a line for each."""
-        lines = []
-        for device in context.devices_of(NAME):
-            program = context.state_file.get_number(program_key(device))
-            if program is not None and detach_xdp(device.ifindex, expected=program):
-                lines.append(f"{NAME}: detached program {program} from {device.name}")
-            context.state_file.remove(program_key(device))
-        return lines
+        path = "fast" if fast else "slow" if slow else "none"
+        return PacketTrace(run.verdict.name, run.output, path, None, None, passed_on=True)
 
     @property
     def _meter(self) -> Meter:
