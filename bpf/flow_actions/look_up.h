@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* From a packet's key to its entry: an exact one wins, else that masked one which has the highest precedence. */
+#pragma once
+
+#include <linux/types.h>
+
+#include "lib/map_handle.h"
+#include "filter.h"
+#include "key.h"
+
+/* Value of the maps of entries. */
+struct flow_entry {
+	__u32 slot; /* of its counters */
+	__u32 target; /* never 0 */
+	__u32 precedence; /* of masked entries: the number of fixed bits, then the priority */
+	__u32 pad;
+};
+
+/* What a packet has been found to be for. target 0: for nothing. */
+struct hit {
+	__u32 target;
+	__u32 slot;
+};
+
+static __always_inline struct flow_entry *find_entry(const struct match_key *key, int family)
+{
+	return bpf_map_lookup_elem(family == AF_INET ? MAP(flow_entries_v4) : MAP(flow_entries_v6), key->words);
+}
+
+static __always_inline void look_up_masked(struct hit *hit, const struct filter *filter, const struct match_key *key,
+					   int family)
+{
+	__u64 left = candidate_shapes(filter, key, family);
+	__u32 best = 0;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < MOST_SHAPES && left; i++) {
+		__u64 lowest = left & -left;
+		struct match_key masked;
+		struct flow_entry *entry;
+
+		left ^= lowest;
+		mask_key(&masked, filter, key, lowest * BIT_TO_SHAPE >> 58, family);
+		if (!may_have(filter, &masked, family))
+			continue;
+		entry = find_entry(&masked, family);
+		if (entry && (!hit->target || entry->precedence > best)) {
+			best = entry->precedence;
+			hit->target = entry->target;
+			hit->slot = entry->slot;
+		}
+	}
+}
+
+static __always_inline void look_up(struct hit *hit, const struct match_key *key, int family)
+{
+	struct filter *filter = find_filter(family);
+	struct flow_entry *entry;
+
+	if (!filter)
+		return;
+	if (may_have(filter, key, family)) {
+		entry = find_entry(key, family);
+		if (entry) {
+			hit->target = entry->target;
+			hit->slot = entry->slot;
+			return;
+		}
+	}
+	look_up_masked(hit, filter, key, family);
+}

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The maps of the data plane: entries, the filter in front of them, targets, marks, counters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nfcore.api.marks import MarkMeaning
+from nfcore.errors import HostError
+from nfcore.kernel import Map, MapFlags, MapSpec, MapType, ensure_bpffs, possible_cpus, remove_bpffs
+
+from . import layouts as lay
+
+FILTER_BITS_PER_ENTRY = 16
+"""One packet in a hundred is looked up in vain when all entries are in use."""
+FEWEST_FILTER_BITS = 1 << 14
+COUNTS = "flow_counts"
+"""The map that is pinned, since counters outlive the daemon as their entries do. All others are new at a start."""
+
+_U32, _I64 = np.dtype("<u4"), np.dtype("<i8")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the maps, as far as the configuration decides them."""
+
+    entries: int
+    """Of each family; and how many slots there are for counters."""
+    targets: int
+    mark_width: int
+    links: int = 256
+    """Interfaces of redirects."""
+
+    @property
+    def filter_log2(self) -> int:
+        """Binary logarithm of the number of bits of a filter."""
+        return (max(self.entries * FILTER_BITS_PER_ENTRY, FEWEST_FILTER_BITS) - 1).bit_length()
+
+
+def map_specs(sizes: Sizes, meaning: MarkMeaning | None) -> dict[str, MapSpec]:
+    """Specify every map of the program; that of marks only when marks are used."""
+    array, per_cpu, shared = MapType.ARRAY, MapType.PERCPU_ARRAY, MapFlags.MMAPABLE
+    specs = [
+        MapSpec("flow_targets", array, _U32, lay.TARGET, sizes.targets + 1, shared),
+        MapSpec("flow_police", array, _U32, _I64, sizes.targets + 1, shared),
+        MapSpec(COUNTS, array, _U32, lay.FLOW_COUNT, possible_cpus() * sizes.entries, shared),
+        MapSpec("flow_totals", per_cpu, _U32, lay.FLOW_TOTALS, 1),
+        MapSpec("flow_links", MapType.DEVMAP, _U32, _U32, sizes.links),
+        MapSpec("flow_cpus", MapType.CPUMAP, _U32, _U32, possible_cpus()),
+    ]
+    for family in (4, 6):
+        key, element = lay.MATCH_KEY[family], lay.filter_layout(sizes.filter_log2)
+        # Elements are allocated as entries come: the default size would take 22 MB at once.
+        specs.append(
+            MapSpec(f"flow_entries_v{family}", MapType.HASH, key, lay.FLOW_ENTRY, sizes.entries, MapFlags.NO_PREALLOC)
+        )
+        specs.append(MapSpec(f"flow_filter_v{family}", array, _U32, element, 1, shared))
+    if meaning is not None:
+        value = lay.FLOW_MARK if meaning is MarkMeaning.FLOW else _U32
+        specs.append(MapSpec("flow_marks", array, _U32, value, 1 << sizes.mark_width, shared))
+    return {spec.name: spec for spec in specs}
+
+
+def open_maps(sizes: Sizes, meaning: MarkMeaning | None, pin_dir: Path | None) -> dict[str, Map]:
+    """Create the maps; with `pin_dir` the counters of an earlier run go on. HostError when those have another size."""
+    opened: dict[str, Map] = {}
+    try:
+        for name, spec in map_specs(sizes, meaning).items():
+            opened[name] = _open_pinned(spec, pin_dir) if pin_dir and name == COUNTS else Map.create(spec)
+    except BaseException:
+        for each in opened.values():
+            each.close()
+        raise
+    return opened
+
+
+def _open_pinned(spec: MapSpec, pin_dir: Path) -> Map:
+    ensure_bpffs(pin_dir)
+    pin = pin_dir / spec.name
+    if pin.exists():
+        try:
+            return Map.open_pinned(pin, spec)
+        except HostError as error:
+            advice = "the pin is of another configuration: run nfcore cleanup CONFIG, or set another pin_dir"
+            raise HostError(f"{error}; {advice}") from None
+    created = Map.create(spec)
+    try:
+        created.pin(pin)
+    except BaseException:
+        created.close()
+        raise
+    return created
+
+
+def remove_pins(pin_dir: Path) -> Iterator[Path]:
+    """Unpin the counters and remove the folder, with the file system mounted for it. Yields what was there."""
+    pin = pin_dir / COUNTS
+    if pin.exists():
+        pin.unlink()
+        yield pin
+    remove_bpffs(pin_dir)
