@@ -7,9 +7,10 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from ..api.carriers import Carrier, examine_carrier
 from ..api.config import Config
@@ -17,6 +18,7 @@ from ..api.findings import Finding, Status
 from ..api.rules import Capabilities, Device
 from ..control.client import daemon_answers, request
 from ..daemon.bootstrap import find_devices, make_context, set_up_plugin
+from ..daemon.chain import try_dispatcher
 from ..errors import HostError, NfcoreError, UnsupportedError
 from ..hooks.manager import PluginManager
 from ..hooks.results import ResultError, check_result
@@ -55,6 +57,7 @@ def examine_machine() -> Iterator[Finding]:
 def examine(config: Config, plugins: PluginManager) -> Iterator[Finding]:
     """Check daemon, interfaces, backends and network functions of a configuration."""
     finding, programs = _examine_daemon(Path(config.nf.socket))
+    running = {interface: program["id"] for interface, program in programs.items()}
     yield finding
     try:
         devices = find_devices(config)
@@ -67,7 +70,9 @@ def examine(config: Config, plugins: PluginManager) -> Iterator[Finding]:
     carrier = Carrier(config.marking.carrier)
     offloads = any(device.backends for device in devices)
     for device, interface in zip(devices, config.interfaces, strict=True):
-        yield from _examine_link(device, XdpMode(interface.xdp_mode), programs.get(device.name))
+        yield from _examine_link(device, XdpMode(interface.xdp_mode), running.get(device.name))
+        if len(interface.chain) > 1:
+            yield _examine_chain(config, device, interface.chain, programs.get(device.name, {}).get("missing", ()))
         yield from _examine_backends(config, plugins, device)
         if offloads and (carrier_finding := examine_carrier(carrier, device)):
             yield carrier_finding
@@ -76,8 +81,8 @@ def examine(config: Config, plugins: PluginManager) -> Iterator[Finding]:
         yield from findings or ()
 
 
-def _examine_daemon(socket: Path) -> tuple[Finding, Mapping[str, int]]:
-    """Request a running daemon's health; with it, interface → ID of the program that it has attached there."""
+def _examine_daemon(socket: Path) -> tuple[Finding, Mapping[str, Mapping[str, Any]]]:
+    """Request a running daemon's health; with it, interface → what it tells of the program that is attached there."""
     if not daemon_answers(socket):
         return Finding("daemon", OK, "not running", "nfcore run"), {}
     try:
@@ -86,7 +91,7 @@ def _examine_daemon(socket: Path) -> tuple[Finding, Mapping[str, int]]:
         return Finding("daemon", FAULT, f"runs, but does not report its health: {error}", "look at its log"), {}
     troubles = "; ".join(health["troubles"])
     finding = Finding("daemon", FAULT if troubles else OK, f"running: {troubles}" if troubles else "running")
-    return finding, {interface: program["id"] for interface, program in health["programs"].items()}
+    return finding, health["programs"]
 
 
 def _examine_link(device: Device, mode: XdpMode, own_program: int | None) -> Iterator[Finding]:
@@ -104,6 +109,20 @@ def _examine_link(device: Device, mode: XdpMode, own_program: int | None) -> Ite
         yield Finding(f"{name}: MTU", WARNING, f"{facts.mtu}: full-sized packets do not arrive", advice)
     yield _examine_xdp(device, mode, own_program)
     yield from _examine_features(name, facts)
+
+
+def _examine_chain(config: Config, device: Device, chain: Sequence[str], missing: Sequence[str]) -> Finding:
+    """Check that the program in front of several functions loads, and that a running daemon's chain is whole."""
+    what, order = f"{device.name}: chain", " → ".join(chain)
+    if missing:
+        lost = f"{order}, but {', '.join(missing)} is missing: packets end there, in the kernel's stack"
+        return Finding(what, FAULT, lost, "restart nfcore")
+    carrier = Carrier(config.marking.carrier) if device.backends else None
+    try:
+        size = try_dispatcher(chain, carrier)
+    except NfcoreError as error:
+        return Finding(what, FAULT, str(error))
+    return Finding(what, OK, f"{order}; the program in front of them loads, {size:,} bytes")
 
 
 def _examine_features(name: str, facts: LinkFacts) -> Iterator[Finding]:

@@ -14,7 +14,8 @@ daemon goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -95,13 +96,8 @@ class Chains(Closing):
         self._pin: Path | None = None
         if all(len(interface.chain) == 1 for interface in config.interfaces):
             return
-        marks = 1 << config.marking.width
-        specs = (
-            MapSpec("chain_programs", MapType.PROG_ARRAY, _U32, _U32, len(self._functions)),
-            MapSpec("chain_owners", MapType.ARRAY, _U32, _U32, marks, MapFlags.MMAPABLE),
-        )
         try:
-            for spec in specs:
+            for spec in _map_specs(len(self._functions), config.marking.width):
                 self._maps[spec.name] = Map.create(spec)
             owners = self._maps["chain_owners"].mmap()
         except BaseException:
@@ -157,15 +153,8 @@ class Chains(Closing):
 
     def _compile(self, slots: Sequence[int]) -> Program:
         """Compile the dispatcher of a chain with these slots."""
-        config = self._context.config
-        carrier = Carrier(config.marking.carrier) if self._context.strategy else None
-        defines: dict[str, int | str] = {
-            "CHAIN_FIRST": slots[0],
-            "CHAIN_FUNCTIONS": max(slots) + 1,
-            "CHAIN_MEMBERS": f"{sum(1 << slot for slot in slots):#x}ULL",
-        }
-        defines |= carrier_defines(carrier, tracing=self._context.tracing)
-        return compile_program(BPF_SOURCES / "chain/dispatch.c", DISPATCHER, defines=defines, maps=self._maps)
+        carrier = Carrier(self._context.config.marking.carrier) if self._context.strategy else None
+        return _compile_dispatcher(self._maps, slots, carrier, tracing=self._context.tracing)
 
     def missing(self, device: Device) -> list[str]:
         """Name the functions of a device's chain whose program is not in its slot any more."""
@@ -198,6 +187,34 @@ class Chains(Closing):
 
     def __enter__(self) -> Self:
         return self
+
+
+def try_dispatcher(chain: Sequence[str], carrier: Carrier | None) -> int:
+    """Load the program in front of a chain of so many functions, for a moment; give its size in bytes. HostError."""
+    with ExitStack() as opened:
+        maps = {spec.name: opened.enter_context(Map.create(spec)) for spec in _map_specs(len(chain), 1)}
+        return opened.enter_context(_compile_dispatcher(maps, range(len(chain)), carrier)).jited_size
+
+
+def _map_specs(functions: int, mark_width: int) -> tuple[MapSpec, MapSpec]:
+    """The maps of so many functions, and of marks with so many bits."""
+    return (
+        MapSpec("chain_programs", MapType.PROG_ARRAY, _U32, _U32, functions),
+        MapSpec("chain_owners", MapType.ARRAY, _U32, _U32, 1 << mark_width, MapFlags.MMAPABLE),
+    )
+
+
+def _compile_dispatcher(
+    maps: Mapping[str, Map], slots: Sequence[int], carrier: Carrier | None, *, tracing: bool = False
+) -> Program:
+    """Compile the program in front of the functions with these slots. HostError."""
+    defines: dict[str, int | str] = {
+        "CHAIN_FIRST": slots[0],
+        "CHAIN_FUNCTIONS": max(slots) + 1,
+        "CHAIN_MEMBERS": f"{sum(1 << slot for slot in slots):#x}ULL",
+    }
+    defines |= carrier_defines(carrier, tracing=tracing)
+    return compile_program(BPF_SOURCES / "chain/dispatch.c", DISPATCHER, defines=defines, maps=maps)
 
 
 def remove_leftovers(config: Config) -> Iterator[str]:
