@@ -7,8 +7,9 @@ nothing else calls ``sys.exit``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 def describe_error(error: BaseException) -> str:
@@ -23,6 +24,8 @@ class NfcoreError(Exception):
     """Base of the errors that a user sees without a traceback."""
 
     exit_status = 1
+    details: Mapping[str, Any] = {}
+    """What a program may want to know beside the text, as JSON values; the socket hands it on."""
 
 
 @dataclass(frozen=True)

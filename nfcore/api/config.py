@@ -93,6 +93,8 @@ class NfTable(ConfigTable):
     """The control socket, by which commands such as `nfcore stats` reach the daemon."""
     socket_group: Annotated[str, BeforeValidator(_group_name)] = ""
     """Group whose members may use the read-only methods of the socket; empty: only root may use any."""
+    order_group: Annotated[str, BeforeValidator(_group_name)] = ""
+    """Group whose members may also give orders for flows (`nfcore flow`); empty: only root may."""
     hook_patience: Annotated[Duration, Field(ge=1.0, le=3600.0)] = "5s"  # type: ignore[assignment]
     """How long a plugin's hook may block the event loop before it is interrupted."""
     events_kept: int = Field(default=65_536, ge=1_000, le=16_000_000)

@@ -76,19 +76,24 @@ class Services:
     """Name → method of the control socket."""
     read_methods: set[str] = field(default_factory=set)
     """Names of the methods that change nothing; members of `[nf] socket_group` may use them."""
+    order_methods: set[str] = field(default_factory=set)
+    """Names of the methods that give orders for flows; members of `[nf] order_group` may use them."""
     starters: list[Callable[[], None]] = field(default_factory=list)
     """Functions to call once the daemon is ready."""
 
-    def register_method(self, name: str, method: Method, *, reads: bool = False) -> None:
-        """Add a method to the control socket. reads: it changes nothing, so that users without root may call it.
+    def register_method(self, name: str, method: Method, *, reads: bool = False, orders: bool = False) -> None:
+        """Add a method to the control socket. HostError when the socket has a method of this name.
 
-        HostError when the socket has a method of this name.
+        reads: it changes nothing, so that users without root may call it: members of `[nf] socket_group`. orders: it
+        gives orders for flows, which is for members of `[nf] order_group`. Without either: for root alone.
         """
         if name in self.methods:
             raise HostError(f"two plugins have the method {name!r} of the daemon's socket: leave one of them out")
         self.methods[name] = method
         if reads:
             self.read_methods.add(name)
+        if orders:
+            self.order_methods.add(name)
 
     def when_running(self, start: Callable[[], None]) -> None:
         """Have `start` called on the event loop's thread once the daemon is ready; without a daemon, never."""

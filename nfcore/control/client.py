@@ -10,14 +10,23 @@ from typing import Any, Self
 
 from ..errors import HostError
 
+NOT_ALLOWED = "not_allowed"
+"""`code` of a response: the user may not call the method."""
+
 
 class RefusedError(HostError):
-    """The daemon's response is an error, possibly with an exit status for the command."""
+    """The daemon's response is an error, possibly with an exit status for the command, and details for programs."""
 
-    def __init__(self, message: str, exit_status: object) -> None:
+    def __init__(self, message: str, exit_status: object, details: object = None) -> None:
         super().__init__(message)
         if isinstance(exit_status, int):
             self.exit_status = exit_status
+        if isinstance(details, dict):
+            self.details = details
+
+
+class NotAllowedError(HostError):
+    """The user may not open the socket, or not call the method."""
 
 
 class NoDaemonError(HostError):
@@ -55,7 +64,7 @@ class Client:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise self._describe(error) from None
+            raise describe_failure(error, path) from None
         self._lines = self._socket.makefile("rb")
 
     def __enter__(self) -> Self:
@@ -70,32 +79,42 @@ class Client:
         self._socket.close()
 
     def request(self, method: str, **parameters: Any) -> Any:
-        """Send a request and give its result. RefusedError: the daemon's error; EndedError: the daemon has ended."""
+        """Send a request and give its result.
+
+        RefusedError: the daemon's error; NotAllowedError: the user may not call this; EndedError: the daemon has ended.
+        """
         line = json.dumps({"method": method, "params": parameters}).encode() + b"\n"
         try:
             self._socket.sendall(line)
-            line = self._lines.readline()
-            response = json.loads(line) if line.endswith(b"\n") else None
+            return read_response(self._lines.readline(), self._path)
         except (OSError, ValueError) as error:
-            raise self._describe(error) from None
-        if response is None:
-            raise EndedError(f"the daemon at {self._path} gave no answer: it has ended")
-        if not isinstance(response, dict) or not response.keys() & {"error", "result"}:
-            raise HostError(f"the process that listens at {self._path} is no nfcore daemon")
-        if "error" in response:
-            raise RefusedError(str(response["error"]), response.get("exit_status"))
-        return response["result"]
+            raise describe_failure(error, self._path) from None
 
-    def _describe(self, error: Exception) -> HostError:
-        """Make an error for the user from a failure of the connection."""
-        match error:
-            case PermissionError():
-                return HostError(
-                    f"the daemon's socket {self._path} is for its own user: use sudo, or let a group in by "
-                    "[nf] socket_group"
-                )
-            case FileNotFoundError() | ConnectionRefusedError():
-                return NoDaemonError(f"no daemon answers at {self._path}; start one: nfcore run CONFIG")
-            case ConnectionError():
-                return EndedError(f"the daemon at {self._path} gave no answer: it has ended")
-        return HostError(f"the daemon at {self._path} gave no answer: {error}")
+
+def read_response(line: bytes, path: Path) -> Any:
+    """Give the result in the response of the daemon at the socket `path`. Raises its error; ValueError: no JSON."""
+    response = json.loads(line) if line.endswith(b"\n") else None
+    if response is None:
+        raise EndedError(f"the daemon at {path} gave no answer: it has ended")
+    if not isinstance(response, dict) or not response.keys() & {"error", "result"}:
+        raise HostError(f"the process that listens at {path} is no nfcore daemon")
+    if "error" not in response:
+        return response["result"]
+    if response.get("code") == NOT_ALLOWED:
+        raise NotAllowedError(str(response["error"]))
+    raise RefusedError(str(response["error"]), response.get("exit_status"), response.get("details"))
+
+
+def describe_failure(error: Exception, path: Path) -> HostError:
+    """Make an error for the user from a failure of the connection to the socket `path`."""
+    match error:
+        case PermissionError():
+            return NotAllowedError(
+                f"the daemon's socket {path} is for its own user: use sudo, or let a group in by "
+                "[nf] socket_group or order_group"
+            )
+        case FileNotFoundError() | ConnectionRefusedError():
+            return NoDaemonError(f"no daemon answers at {path}; start one: nfcore run CONFIG")
+        case ConnectionError():
+            return EndedError(f"the daemon at {path} gave no answer: it has ended")
+    return HostError(f"the daemon at {path} gave no answer: {error}")

@@ -2,9 +2,10 @@
 """The server of the daemon's Unix socket. A request is one JSON object on a line, and so is its response.
 
 Request ``{"method": "stats", "params": {}}``; response ``{"result": …}`` or ``{"error": "…", "exit_status": 2}``.
-The socket belongs to the daemon's user (mode 0600), or also to a group (0660). Members of the group may only call
-methods that read; the kernel names the user of each client. Long responses are written in slices, one per turn of the
-event loop.
+The socket belongs to the daemon's user (mode 0600), or also to a group (0660): `socket_group`, else `order_group`.
+Members of `socket_group` may only call methods that read, those of `order_group` also methods that give orders for
+flows. The kernel names the user and the groups of each client. Long responses are written in slices, one per turn of
+the event loop.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import inspect
 import json
 import logging
 import os
+import pwd
 import socket
 import struct
 import time
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +33,13 @@ from ..api.context import Method
 from ..api.json_rows import encode
 from ..api.metrics import MetricFamily, counter, gauge
 from ..errors import HostError, NfcoreError
-from .client import daemon_answers
+from .client import NOT_ALLOWED, daemon_answers
 
 log = logging.getLogger(__name__)
 LINE_LIMIT = 1 << 17
 """Longest request, in bytes. A response may have any length."""
 MOST_CLIENTS = 64
-"""Clients that are connected at a time: so many that may call all methods, and so many that may only read."""
+"""Clients that are connected at a time: so many of each kind of :class:`Rights`."""
 SILENCE = 10.0
 """Seconds in which a client must send its first request."""
 IDLE = 5.0
@@ -48,6 +52,18 @@ WRITE_SIZE = 1 << 16
 """Characters written at a time, about."""
 _PEER = struct.Struct("=iII")
 """``struct ucred``: process, user, group."""
+_SO_PEERGROUPS = 59
+
+
+class Rights(Enum):
+    """What a client may do; the value is the label of its metric."""
+
+    ALL = "order"
+    """Root, and the daemon's own user: call all methods."""
+    FLOWS = "flows"
+    """`[nf] order_group`: give orders for flows, and read."""
+    READ = "ask"
+    """`[nf] socket_group`: read."""
 
 
 @dataclass(eq=False)
@@ -57,13 +73,9 @@ class _Client:
     writer: asyncio.StreamWriter
     process: int
     user: int
+    rights: Rights
     idle_since: float | None
     """Time of its last response or of its connection, by the loop's clock; None while a request is being handled."""
-
-    @property
-    def may_change(self) -> bool:
-        """Whether it may call all methods: it is root's, or of the daemon's own user."""
-        return self.user in (0, os.geteuid())
 
     def __str__(self) -> str:
         return f"a client of the socket (process {self.process}, user {self.user})"
@@ -72,19 +84,32 @@ class _Client:
 class ControlServer:
     """Serves a Unix socket until it is closed.
 
-    Clients that may call all methods have places of their own: those that may only read cannot take them.
+    Clients of each kind of rights have places of their own: those that may only read cannot take those of others.
     """
 
     def __init__(
-        self, path: Path, methods: Mapping[str, Method], read_methods: Collection[str] = (), group: str = ""
+        self,
+        path: Path,
+        methods: Mapping[str, Method],
+        read_methods: Collection[str] = (),
+        group: str = "",
+        order_methods: Collection[str] = (),
+        order_group: str = "",
     ) -> None:
-        """Serve `methods`. Members of `group` may call those of them that are named in `read_methods`."""
+        """Serve `methods`.
+
+        Members of `group` may call those of them that are named in `read_methods`, members of `order_group` also those
+        in `order_methods`. With both groups, the socket belongs to `group`: who is to give orders must be in it, too.
+        """
         self.dropped: Counter[str] = Counter({"full": 0, "idle": 0, "silent": 0, "slow": 0, "failed": 0})
         """Reason → connections that were refused or ended for it."""
         self._path = path
         self._methods = methods
         self._read_methods = read_methods
         self._group = group
+        self._order_methods = order_methods
+        self._order_group = order_group
+        self._order_gid = -1
         self._clients: set[_Client] = set()
         self._refused = 0
         """Clients that are connected only to get the error that there is no place."""
@@ -96,6 +121,10 @@ class ControlServer:
         """Listen. HostError: another daemon listens there, or the path cannot be used."""
         refuse_second(self._path)
         group = group_number(self._group) if self._group else None
+        if self._order_group:
+            self._order_gid = group_number(self._order_group, "nf.order_group")
+            group = self._order_gid if group is None else group
+            warn_of_outsiders(self._group, self._order_group)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.is_socket():  # left by a daemon that was killed; any other file stays
@@ -121,8 +150,8 @@ class ControlServer:
     def collect(self) -> Iterator[MetricFamily]:
         """Give the metrics: how many clients are connected, and how many were refused or disconnected."""
         clients = gauge("nfcore_control_clients", "Clients of the daemon's socket.", "connections", "may")
-        for label, may_change in (("order", True), ("ask", False)):
-            clients.add(sum(client.may_change is may_change for client in self._clients), may=label)
+        for rights in Rights:
+            clients.add(sum(client.rights is rights for client in self._clients), may=rights.value)
         dropped = counter(
             "nfcore_control_dropped_total", "Clients of the socket that were not served.", "connections", "reason"
         )
@@ -133,8 +162,8 @@ class ControlServer:
     # Connections
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        process, user = _peer(writer)
-        client = _Client(writer, process, user, asyncio.get_running_loop().time())
+        process, user, groups = _peer(writer)
+        client = _Client(writer, process, user, self._rights(user, groups), asyncio.get_running_loop().time())
         try:
             with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                 if self._make_room(client):
@@ -146,9 +175,14 @@ class ControlServer:
             self._clients.discard(client)
             writer.close()
 
+    def _rights(self, user: int, groups: Collection[int]) -> Rights:
+        if user in (0, os.geteuid()):
+            return Rights.ALL
+        return Rights.FLOWS if self._order_gid in groups else Rights.READ
+
     def _make_room(self, client: _Client) -> bool:
         """Whether there is a place for one more. If need be, the client of its kind that is idle longest gives way."""
-        same_kind = [other for other in self._clients if other.may_change == client.may_change]
+        same_kind = [other for other in self._clients if other.rights is client.rights]
         if len(same_kind) < MOST_CLIENTS:
             return True
         now = asyncio.get_running_loop().time()
@@ -190,7 +224,7 @@ class ControlServer:
             return
         while line:
             client.idle_since = None
-            await self._respond(client, await self._call(line, may_change=client.may_change))
+            await self._respond(client, await self._call(line, client.rights))
             client.idle_since = asyncio.get_running_loop().time()
             line = await self._read_line(reader)
 
@@ -228,10 +262,10 @@ class ControlServer:
                 return
         client.writer.write(b"\n")
 
-    async def _call(self, line: bytes, *, may_change: bool) -> dict[str, Any]:
+    async def _call(self, line: bytes, rights: Rights) -> dict[str, Any]:
         """Call the method of a request. Returns the response."""
         try:
-            request = json.loads(line)
+            request = json.loads(line, parse_constant=_no_number)
             name, parameters = request["method"], request.get("params", {})
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return {"error": 'not a request; should be like {"method": "stats", "params": {}}'}
@@ -239,8 +273,8 @@ class ControlServer:
         if method is None:
             return {"error": f"no method {name!r} here; there are: {', '.join(sorted(self._methods))}"}
         reads = name in self._read_methods
-        if not (reads or may_change):
-            return {"error": f"{name} changes the daemon, which only root may do: use sudo"}
+        if not (reads or rights is Rights.ALL or (rights is Rights.FLOWS and name in self._order_methods)):
+            return {"error": self._why_not_allowed(name), "code": NOT_ALLOWED}
         try:
             if reads:
                 async with self._turn:
@@ -250,11 +284,25 @@ class ControlServer:
                 result = method(parameters)
             return {"result": await result if inspect.isawaitable(result) else result}
         except NfcoreError as error:
-            return {"error": str(error), "exit_status": error.exit_status}
+            details = {"details": dict(error.details)} if error.details else {}
+            return {"error": str(error), "exit_status": error.exit_status, **details}
         except Exception as error:
             log.warning("control method %s failed: %s", name, error)
             log.debug("traceback", exc_info=error)
             return {"error": f"{name}: {error}"}
+
+    def _why_not_allowed(self, name: str) -> str:
+        if name not in self._order_methods:
+            return f"{name} changes the daemon, which only root may do: use sudo"
+        if not self._order_group:
+            return (
+                f"{name} gives orders for flows, which only root may do: use sudo, or let a group by [nf] order_group"
+            )
+        return f"{name} gives orders for flows, which only root and members of group {self._order_group} may do"
+
+
+def _no_number(text: str) -> object:
+    raise ValueError(f"{text} is no JSON")
 
 
 def _slice(pieces: Iterator[str]) -> str:
@@ -268,19 +316,39 @@ def _slice(pieces: Iterator[str]) -> str:
     return "".join(taken)
 
 
-def _peer(writer: asyncio.StreamWriter) -> tuple[int, int]:
-    """Process and user of the client, as the kernel noted them when it connected."""
+def _peer(writer: asyncio.StreamWriter) -> tuple[int, int, set[int]]:
+    """Process, user and groups of the client, as the kernel noted them when it connected."""
     peer = writer.get_extra_info("socket")
-    process, user, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    return process, user
+    process, user, group = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    others = array("I")
+    with contextlib.suppress(OSError):  # it has more than 256 groups, which Python cannot read
+        others.frombytes(peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024))
+    return process, user, {group, *others}
 
 
-def group_number(name: str) -> int:
-    """Find a group. HostError: there is none of this name."""
+def group_number(name: str, key: str = "nf.socket_group") -> int:
+    """Find a group; `key` has its name. HostError: there is none of this name."""
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise HostError(f"nf.socket_group: there is no group {name!r} on this machine: groupadd {name}") from None
+        raise HostError(f"{key}: there is no group {name!r} on this machine: groupadd {name}") from None
+
+
+def warn_of_outsiders(group: str, order_group: str) -> None:
+    """Log the members of `order_group` who cannot open the socket, because it belongs to `group`."""
+    if not group or not order_group or group == order_group:
+        return
+    number = group_number(group)
+    outside = []
+    for name in grp.getgrnam(order_group).gr_mem:
+        with contextlib.suppress(KeyError):
+            if number not in os.getgrouplist(name, pwd.getpwnam(name).pw_gid):
+                outside.append(name)
+    if outside:
+        users = ", ".join(outside)
+        log.warning(
+            "nf.order_group: %s cannot open the socket, which belongs to group %s: add them to it", users, group
+        )
 
 
 def refuse_second(path: Path) -> None:

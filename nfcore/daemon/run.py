@@ -58,6 +58,8 @@ def run(config: Config, plugins: PluginManager, announce: Callable[[str], None])
     require_carrier(Carrier(config.marking.carrier), context.devices)
     if group:
         group_number(group)
+    if config.nf.order_group:
+        group_number(config.nf.order_group, "nf.order_group")
     with StopSwitch() as stop:
         try:
             with (
@@ -69,7 +71,8 @@ def run(config: Config, plugins: PluginManager, announce: Callable[[str], None])
             ):
                 register_methods(daemon.engine, plugins)
                 services = context.services
-                server = ControlServer(socket, services.methods, services.read_methods, group)
+                rights = (services.read_methods, group, services.order_methods, config.nf.order_group)
+                server = ControlServer(socket, services.methods, *rights)
                 services.metric_sources.append(server.collect)
                 with watchdog.guarding():
                     asyncio.run(daemon.serve(server, stop, lambda: announce(_describe(context))))

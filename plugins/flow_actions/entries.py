@@ -353,6 +353,12 @@ def masks_of(families: NDArray[Any], wild: NDArray[np.uint8]) -> NDArray[np.void
     return masks
 
 
+def fixed_bits(family: int, is_open: NDArray[Any]) -> NDArray[np.uint8]:
+    """Give for numbers of open low bits the masks of the others, as the 16 bytes of a key's address."""
+    masks: NDArray[np.uint8] = _ADDRESS_MASKS[int(family == 6), is_open]
+    return masks
+
+
 def _address_masks() -> NDArray[np.uint8]:
     """Masks by family (0: IPv4, 1: IPv6) and number of open low bits, as the 16 bytes of a key's address."""
     masks = np.zeros((2, 129, 16), dtype=np.uint8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way by which entries change: planned, written to the journal, made in the data plane, then in the table.
+"""The one way by which entries change: planned, written to the journal, then made in data plane and table.
 
 A change is made as a whole or not at all. When the data plane refuses it, the journal forgets it.
 """
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class Apply(Protocol):
-    """Makes a change in the data plane, on the event loop, at once."""
+    """Makes a change in the data plane and commits it to the table, on the event loop, at once."""
 
     def __call__(self, change: Change) -> None:
-        """Make the change. HostError: it cannot be made, and nothing of it is in effect."""
+        """Make the change. HostError: it cannot be made; nothing of it is in effect, and it is not committed."""
 
 
 class Orders:
@@ -50,14 +50,12 @@ class Orders:
             log.error("%d entries of the run before do not fit any more: %s", len(left_out), _some(left_out))
         if not change.is_empty:
             self._apply(change)
-            table.commit(change)
         change = self._plan_toml(toml, others_yield=True, check=check)
         yielding = [name for name in change.removed_names if self._is_of_application(name)]
         if yielding:
             log.warning("entries of applications give way to the TOML's: %s", _some(yielding))
         if not change.is_empty:
             self._apply(change)
-            table.commit(change)
         table.note_toml([entry.name for entry in toml])
         self._journal.compact(table)
 
@@ -103,7 +101,6 @@ class Orders:
         except BaseException:
             self._journal.take_back()
             raise
-        self.table.commit(change)
         self._journal.compact_when_due(self.table)
 
     def _plan_toml(self, toml: Sequence[EntryTable], *, others_yield: bool = False, check: bool = True) -> Change:
