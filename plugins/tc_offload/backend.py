@@ -26,7 +26,7 @@ from .netlink import NetlinkError, Replies, TcSocket
 from .probe import Probe, probe_device
 from .qdisc import ensure_qdisc, remove_qdisc
 from .rule_index import WHOLE_RULE, RuleIndex, matches_of
-from .shapes import EGRESS, INGRESS, Place, Shape, shapes_of
+from .shapes import EGRESS, INGRESS, Kind, Place, Shape, kinds_of, shapes_of
 from .tcmsg.cls_flower import IN_HW, SKIP_SW
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,10 @@ class TcBackend:
         self.probed = Probe(hardware=False, refusal=f"{settings.filter_on}: not probed yet")
         self._index = RuleIndex()
         self._reader = FilterReader()
-        self._refused: set[tuple[int, int]] = set()
-        """Pairs of shape and action that the device does not take."""
+        self._lacking: set[tuple[Shape, Action]] = set()
+        """Shapes and actions that the probe found the device not to take."""
+        self._refused: set[int] = set()
+        """Numbers of further kinds of rules that it has refused."""
         self._has_feature = False
         """The device took rules while its feature hw-tc-offload was on."""
         self._off = False
@@ -130,7 +132,8 @@ class TcBackend:
         if found.refusal != self.probed.refusal:
             self._reported.clear()
         self.probed = found
-        self._refused = {(shape, action) for shape in Shape for action in Action if self._lacks(shape, action)}
+        self._lacking = {(shape, action) for shape in Shape for action in Action if self._lacks(shape, action)}
+        self._refused.clear()
         if found.refusal and self.owns_qdisc and remove_qdisc(self._socket, self.place.ifindex):
             self.owns_qdisc = False
         if found.hardware and not found.refusal:
@@ -195,7 +198,7 @@ class TcBackend:
         name = self.settings.filter_on
         good = batch.shapes >= 0
         if not good.all():
-            reason = "a rule for another protocol than TCP and UDP, or without a mark, is not offloaded"
+            reason = "a rule with ports of another protocol than TCP and UDP, or without a mark, is not offloaded"
             self._report_once(batch.outcomes, int(np.argmin(good)), f"{name}: {reason}")
         # Checked here: the driver's refusal would be taken for one of the whole shape.
         wide = good & (batch.rows["mark"].astype(np.uint64) >> np.uint64(self.probed.mark_width) > 0)
@@ -203,8 +206,10 @@ class TcBackend:
             reason = f"a mark wider than {self.probed.mark_width} bits is not offloaded"
             self._report_once(batch.outcomes, int(np.argmax(wide)), f"{name}: {reason}")
         good &= ~wide
-        for shape, action in self._refused:
+        for shape, action in self._lacking:
             good &= (batch.shapes != shape) | (batch.rows["action"] != action)
+        if self._refused:
+            good &= ~np.isin(kinds_of(batch.rows, batch.shapes), list(self._refused))
         return np.flatnonzero(good)
 
     def _install(self, batch: _Batch, which: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -237,11 +242,12 @@ class TcBackend:
         """Send rules; positions in `which` of those that failed, and of those whose acknowledgement was lost."""
         failed: dict[int, NetlinkError] = {}
         unanswered: list[int] = []
-        kinds = batch.shapes[which] * 256 + batch.rows["action"][which]
+        rows = batch.rows.take(which)
+        kinds = kinds_of(rows, batch.shapes[which])
         for kind in np.unique(kinds).tolist():
             positions = np.flatnonzero(kinds == kind)
-            made = template(self.place, Shape(kind // 256), Action(kind % 256), self.probed.hardware)
-            replies = self._execute(made.fill(batch.rows.take(which[positions]), handles[positions]))
+            made = template(self.place, Kind.of(kind), self.probed.hardware)
+            replies = self._execute(made.fill(rows.take(positions), handles[positions]))
             failed |= {int(positions[number]): error for number, error in replies.errors.items()}
             unanswered += [int(positions[number]) for number in replies.unanswered - replies.errors.keys()]
         return failed, unanswered
@@ -278,39 +284,42 @@ class TcBackend:
         """Turn refusals into outcomes; positions in `which` of those that a dump and a second try may mend."""
         retry: list[int] = []
         qdisc_restored = any(error.number == errno.EINVAL for error in failed.values()) and self._restore_qdisc()
-        outcomes: dict[tuple[int, str, int, int], Outcome | None] = {}
+        outcomes: dict[tuple[int, str, int], Outcome | None] = {}
+        kinds = kinds_of(batch.rows, batch.shapes)
         for position, error in failed.items():
             number = int(which[position])
-            shape, action = Shape(batch.shapes[number]), Action(batch.rows["action"][number])
-            key = (error.number, error.text, int(shape), int(action))
+            key = (error.number, error.text, int(kinds[number]))
             new = key not in outcomes
             if new:
                 mended = qdisc_restored and error.number == errno.EINVAL
-                outcomes[key] = None if mended else self._outcome_of(error, shape, action)
+                outcomes[key] = None if mended else self._outcome_of(error, key[2])
                 self.counts["refused"] += 1
             outcome = outcomes[key]
             batch.outcomes.status[number] = outcome or Outcome.FAILED
             if outcome is None:
                 retry.append(position)
-            what = f"{self.settings.filter_on}: {shape} rules to {action.name.lower().replace('_', ' ')}"
+            what = f"{self.settings.filter_on}: {Kind.of(key[2])}"
             if outcome is Outcome.UNSUPPORTED:
                 self._report_once(batch.outcomes, number, f"{what} are not offloaded: {error}")
             elif new and not qdisc_restored:
                 batch.outcomes.messages[number] = f"{what}: {error}"
         return retry
 
-    def _outcome_of(self, error: NetlinkError, shape: Shape, action: Action) -> Outcome | None:
-        """Outcome that a refusal stands for; None: the index differs from the device, so dump and try again."""
+    def _outcome_of(self, error: NetlinkError, kind: int) -> Outcome | None:
+        """Outcome that a refusal of a kind of rules (its number) stands for.
+
+        None: the index differs from the device, so dump and try again.
+        """
         if error.number == errno.ENOSPC:
             return Outcome.FULL
         if error.number in (errno.EEXIST, errno.ENOENT):
             return None
         if error.number == errno.EOPNOTSUPP or (error.number == errno.EINVAL and error.text):
-            if self._has_foreign_filters(shape):
+            if self._has_foreign_filters(Kind.of(kind).shape):
                 return Outcome.FAILED
             if self._offload_is_off():
                 return Outcome.UNSUPPORTED  # for now; it does not concern this shape alone
-            self._refused.add((shape, action))
+            self._refused.add(kind)
             return Outcome.UNSUPPORTED
         return Outcome.FAILED
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.flows import Anything
 from nfcore.api.rules import INSTALLED_ROW, Action
 
 from .messages import HANDLE, INFO, attributes, payloads
@@ -26,6 +27,17 @@ from .tcmsg.cls_flower import ETH_P_IP, ETH_P_IPV6, FilterMessage
 
 TICK = 10_000_000
 """Nanoseconds in a clock_t (1/USER_HZ), the unit of an action's times."""
+_KEY = "TCA_FLOWER_KEY_"
+_KEYS = {
+    f"{_KEY}{key}{mask}"
+    for key in (
+        "ETH_TYPE",
+        "IP_PROTO",
+        *(f"{kind}_{end}" for kind in ("IPV4", "IPV6", "TCP", "UDP") for end in ("SRC", "DST")),
+    )
+    for mask in ("", "_MASK")
+}
+"""Attributes of what nfcore's rules match."""
 
 
 @dataclass
@@ -42,7 +54,8 @@ class Filters:
     ours: NDArray[np.bool_]
     """The action has a cookie of nfcore."""
     complete: NDArray[np.bool_]
-    """The message has match and action, and nfcore makes such rules; a terse dump has neither."""
+    """The message has match and action, and nfcore makes such rules; a terse dump has neither. Where it is false, the
+    rule in `installed` means nothing."""
     driver_counted: NDArray[np.bool_]
     """The driver gave counters for this dump; always false in a terse dump."""
 
@@ -190,26 +203,71 @@ def _decode_counters(layout: Layout, rows: NDArray[np.uint8], installed: NDArray
 
 
 def _decode_rule(layout: Layout, rows: NDArray[np.uint8], out: Filters) -> None:
+    """Decode match and action. A filter that matches anything else than a rule can say is not complete."""
     rule, at = out.installed["rule"], layout.at
-    transport = next(
-        (p for p in ("TCP", "UDP") if f"TCA_FLOWER_KEY_{p}_SRC" in at and f"TCA_FLOWER_KEY_{p}_DST" in at), ""
-    )
-    if not transport or "TCA_FLOWER_KEY_ETH_TYPE" not in at or "TCA_FLOWER_KEY_IP_PROTO" not in at:
+    if f"{_KEY}ETH_TYPE" not in at or "TCA_FLOWER_INDEV" in at or any(_is_other_key(name) for name in at):
         return
-    ethertype = _column(rows, at["TCA_FLOWER_KEY_ETH_TYPE"][0], ">u2")
+    ethertype = _column(rows, at[f"{_KEY}ETH_TYPE"][0], ">u2")
     rule["family"] = np.select([ethertype == ETH_P_IP, ethertype == ETH_P_IPV6], [4, 6], 0)
-    family = 4 if "TCA_FLOWER_KEY_IPV4_SRC" in at else 6
-    for field, end in (("src", "SRC"), ("dst", "DST")):
-        offset, width = at.get(f"TCA_FLOWER_KEY_IPV{family}_{end}", (0, 0))
-        rule["key"][field][:, :width] = rows[:, offset : offset + width]
-    rule["key"]["proto"] = rows[:, at["TCA_FLOWER_KEY_IP_PROTO"][0]]
-    rule["key"]["sport"] = _column(rows, at[f"TCA_FLOWER_KEY_{transport}_SRC"][0], ">u2")
-    rule["key"]["dport"] = _column(rows, at[f"TCA_FLOWER_KEY_{transport}_DST"][0], ">u2")
+    known = rule["family"] != 0
+    for number, end in enumerate(("SRC", "DST")):
+        known &= _decode_address(layout, rows, rule, number, end) & _decode_port(layout, rows, rule, end)
+    if f"{_KEY}IP_PROTO" in at:
+        rule["key"]["proto"] = rows[:, at[f"{_KEY}IP_PROTO"][0]]
+    else:
+        rule["key"]["wild"][:, 2] |= np.uint8(Anything.PROTO)
     if "TCA_SKBEDIT_MARK" in at:
         rule["action"], rule["mark"] = Action.SET_MARK, _column(rows, at["TCA_SKBEDIT_MARK"][0], "<u4")
     elif "TCA_GACT_PARMS" in at:
         rule["action"] = Action.DROP
-    out.complete[:] = (rule["family"] != 0) & (rule["action"] != 0)
+    out.complete[:] = known & (rule["action"] != 0)
+
+
+def _is_other_key(attribute: str) -> bool:
+    return attribute.startswith(_KEY) and attribute not in _KEYS
+
+
+def _decode_address(
+    layout: Layout, rows: NDArray[np.uint8], rule: NDArray[np.void], number: int, end: str
+) -> NDArray[np.bool_]:
+    """Decode one address and how many of its bits are open; whether its mask is a prefix."""
+    field = end.lower()
+    for family, width in ((4, 4), (6, 16)):
+        name = f"{_KEY}IPV{family}_{end}"
+        if name in layout.at:
+            offset, _ = layout.at[name]
+            rule["key"][field][:, :width] = rows[:, offset : offset + width]
+            same_family: NDArray[np.bool_] = rule["family"] == family
+            if f"{name}_MASK" not in layout.at:
+                return same_family
+            offset, _ = layout.at[f"{name}_MASK"]
+            is_prefix, rule["key"]["wild"][:, number] = _open_bits(rows[:, offset : offset + width])
+            return same_family & is_prefix
+    rule["key"]["wild"][:, number] = np.where(rule["family"] == 4, 32, 128)
+    return np.ones(len(rows), dtype=bool)
+
+
+def _open_bits(masks: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Whether each mask is that of a prefix, and how many of its bits are 0."""
+    if (masks == 0xFF).all():
+        return np.ones(len(masks), dtype=bool), np.zeros(len(masks), dtype=np.int64)
+    bits = np.unpackbits(masks, axis=1)
+    is_prefix: NDArray[np.bool_] = np.logical_and.reduce(bits[:, :-1] >= bits[:, 1:], axis=1)
+    return is_prefix, bits.shape[1] - bits.sum(axis=1, dtype=np.int64)
+
+
+def _decode_port(layout: Layout, rows: NDArray[np.uint8], rule: NDArray[np.void], end: str) -> NDArray[np.bool_]:
+    """Decode one port, or that it is open; whether it has no mask."""
+    field, flag = ("sport", Anything.SPORT) if end == "SRC" else ("dport", Anything.DPORT)
+    name = next((each for each in (f"{_KEY}TCP_{end}", f"{_KEY}UDP_{end}") if each in layout.at), "")
+    if not name:
+        rule["key"]["wild"][:, 2] |= np.uint8(flag)
+        return np.ones(len(rows), dtype=bool)
+    rule["key"][field] = _column(rows, layout.at[name][0], ">u2")
+    if f"{name}_MASK" not in layout.at:
+        return np.ones(len(rows), dtype=bool)
+    whole: NDArray[np.bool_] = _column(rows, layout.at[f"{name}_MASK"][0], "<u2") == 0xFFFF
+    return whole
 
 
 def _column(rows: NDArray[np.uint8], at: int, dtype: str) -> NDArray[Any]:

@@ -8,12 +8,13 @@ come from the encoded template, so this module knows attributes by name only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.flows import Anything
 from nfcore.api.rules import Action
 
 from .netlink import (
@@ -26,7 +27,7 @@ from .netlink import (
     RTM_GETTFILTER,
     RTM_NEWTFILTER,
 )
-from .shapes import Place, Shape, action_cookie
+from .shapes import Kind, Place, Shape, action_cookie
 from .tcmsg.cls_flower import FilterMessage, get_parameters, register
 
 register()
@@ -85,42 +86,57 @@ def attributes(message: Any) -> Iterator[tuple[str, int, int]]:
 
 
 class Template:
-    """Makes the messages that add rules of one shape and action."""
+    """Makes the messages that add rules of one kind."""
 
-    def __init__(self, place: Place, shape: Shape, action: Action, *, skip_sw: bool) -> None:
-        src, dst = _PLACEHOLDERS[shape.family]
+    def __init__(self, place: Place, kind: Kind, *, skip_sw: bool) -> None:
         act: dict[str, Any] = {"kind": "gact", "action": "drop"}
-        if action is Action.SET_MARK:
+        if kind.action is Action.SET_MARK:
             act = {"kind": "skbedit", "mark": 1}
-        rule = {"src_ip": src, "dst_ip": dst, "src_port": 1, "dst_port": 2, "skip_sw": skip_sw}
-        message = encode_rule(place, shape, {**rule, "action": {**act, "cookie": action_cookie(0)}})
+        rule = {**_placeholders(kind), "skip_sw": skip_sw, "action": {**act, "cookie": action_cookie(0)}}
+        message = encode_rule(place, kind.shape, rule)
         self._bytes = np.frombuffer(bytes(message.data), dtype=np.uint8)
         self._columns = {name: offset for name, (offset, _) in payloads(message).items()}
-        self._shape = shape
-        self._action = action
+        self._kind = kind
 
     def fill(self, rows: NDArray[np.void], handles: NDArray[np.uint32]) -> NDArray[np.uint8]:
-        """Return the messages, shape (rules, length), for rows of `nfcore.api.rules.RULE_ROW` of this shape."""
+        """Return the messages, shape (rules, length), for rows of `nfcore.api.rules.RULE_ROW` of this kind."""
         out: NDArray[np.uint8] = np.empty((len(rows), len(self._bytes)), dtype=np.uint8)
         out[:] = self._bytes
-        family, protocol = self._shape.family, self._shape.protocol.upper()
-        width = 16 if family == 6 else 4
+        family, ports = self._kind.shape.family, self._kind.port_keys
+        width = self._kind.shape.address_bits // 8
         _put(out, HANDLE, handles.astype("<u4"))
         for field, end in (("src", "SRC"), ("dst", "DST")):
-            at = self._columns[f"TCA_FLOWER_KEY_IPV{family}_{end}"]
-            out[:, at : at + width] = rows["key"][field][:, :width]
+            at = self._columns.get(f"TCA_FLOWER_KEY_IPV{family}_{end}")
+            if at is not None:
+                out[:, at : at + width] = rows["key"][field][:, :width]
         for field, end in (("sport", "SRC"), ("dport", "DST")):
-            _put(out, self._columns[f"TCA_FLOWER_KEY_{protocol}_{end}"], rows["key"][field])
+            at = self._columns.get(f"TCA_FLOWER_KEY_{ports}_{end}")
+            if at is not None:
+                _put(out, at, rows["key"][field])
         _put(out, self._columns["TCA_ACT_COOKIE"] + 8, rows["cookie"])
-        if self._action is Action.SET_MARK:
+        if self._kind.action is Action.SET_MARK:
             _put(out, self._columns["TCA_SKBEDIT_MARK"], rows["mark"])
         return out
 
 
-@cache
-def template(place: Place, shape: Shape, action: Action, skip_sw: bool) -> Template:
+def _placeholders(kind: Kind) -> dict[str, Any]:
+    """Return what rules of a kind match, as `get_parameters` takes it; what is open is left out."""
+    rule: dict[str, Any] = {"ip_proto": kind.protocol}
+    bits = kind.shape.address_bits
+    src, dst = _PLACEHOLDERS[kind.shape.family]
+    for key, address, open_bits in (("src_ip", src, kind.wild.src), ("dst_ip", dst, kind.wild.dst)):
+        if open_bits < bits:
+            rule[key] = f"{address}/{bits - open_bits}"
+    for key, port, flag in (("src_port", 1, Anything.SPORT), ("dst_port", 2, Anything.DPORT)):
+        if not kind.wild.anything & flag:
+            rule[key] = port
+    return rule
+
+
+@lru_cache(maxsize=1024)
+def template(place: Place, kind: Kind, skip_sw: bool) -> Template:
     """Return the template; it is made at the first call."""
-    return Template(place, shape, action, skip_sw=skip_sw)
+    return Template(place, kind, skip_sw=skip_sw)
 
 
 def delete_messages(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probes what a device can do: adds a rule of each shape and action, and removes it again.
 
+Masked rules are taken if those with a prefix, with one port alone, and of any protocol are, for IPv4 and for IPv6.
+
 The rules match addresses that are reserved for documentation (RFC 5737, RFC 3849) and use prios of their own after
 those of real rules, so that no traffic matches them.
 """
@@ -26,6 +28,16 @@ _NOT_THE_DEVICE = (errno.EPERM, errno.EACCES, errno.ENODEV)
 _PRIO_OFFSET = 8
 _WIDTHS = (32, 24, 16, 8)
 _ENDS = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
+_OPEN = {"src_ip": None, "src_port": None}
+_MASKS: dict[int, tuple[Mapping[str, Any], ...]] = {
+    family: (
+        {"ip_proto": "tcp", "src_ip": prefix},
+        {"ip_proto": "udp", **_OPEN},
+        {**_OPEN, "src_ip": prefix, "dst_port": None},
+    )
+    for family, prefix in ((4, "192.0.2.0/28"), (6, "2001:db8::/64"))
+}
+"""What masked rules of each kind match, where it differs from an exact one."""
 _MARK = {"kind": "skbedit", "mark": 1}
 _DROP = {"kind": "gact", "action": "drop"}
 
@@ -38,7 +50,7 @@ class Probe:
     """Rules go to hardware only (skip_sw)."""
     mark_width: int = 0
     refused: dict[str, NetlinkError] = field(default_factory=dict)
-    """What it does not do → the kernel's refusal: `IPv6 TCP`, `drop`, `nofrag`, `indev`, `pedit`, …"""
+    """What it does not do → the kernel's refusal: `IPv6 TCP`, `IPv4 masked`, `drop`, `nofrag`, `indev`, `pedit`, …"""
     refusal: str = ""
     """Why it takes no rules at all, one sentence; empty if it does."""
     full: bool = False
@@ -53,7 +65,9 @@ class Probe:
         where = "rules in hardware alone (skip_sw)" if self.hardware else "rules in software"
         refused = tuple(f"{what}: no: {error}" for what, error in self.refused.items())
         ipv6 = not any(str(shape) in self.refused for shape in (Shape.TCP6, Shape.UDP6))
-        return Capabilities(self.mark_width, ipv6, "drop" not in self.refused, notes=(where, *refused))
+        shapes = (Shape.MASKED4, Shape.MASKED6) if ipv6 else (Shape.MASKED4,)
+        masks = not any(str(shape) in self.refused for shape in shapes)
+        return Capabilities(self.mark_width, ipv6, "drop" not in self.refused, masks, notes=(where, *refused))
 
 
 def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -> Probe:
@@ -82,6 +96,12 @@ def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -
         error = attempt(shape, **rule)
         if error is not None and error.number != errno.ENOSPC:
             found.refused[what] = error
+    for shape in (Shape.MASKED4, Shape.MASKED6):
+        for rule in _MASKS[shape.family]:
+            error = attempt(shape, **rule, action=_MARK)
+            if error is not None and error.number != errno.ENOSPC:
+                found.refused[str(shape)] = error
+                break
     return found
 
 

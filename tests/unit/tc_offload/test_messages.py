@@ -4,65 +4,80 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.api.flows import FlowMatch
-from nfcore.api.rules import Action, Drop, Rule, RuleBatch, SetMark
-from nfcore.plugins.tc_offload.filters import FilterReader
+from nfcore.api.flows import EXACT, Anything, FlowMatch, Wild
+from nfcore.api.rules import Drop, Rule, RuleBatch, SetMark
+from nfcore.plugins.tc_offload.filters import FilterReader, Filters
 from nfcore.plugins.tc_offload.messages import delete_messages, encode_dump, encode_rule, payloads, template
 from nfcore.plugins.tc_offload.netlink import RTM_NEWTFILTER, NetlinkError, Run, TcSocket, _read_error, _runs
 from nfcore.plugins.tc_offload.rule_index import RuleIndex, matches_of
-from nfcore.plugins.tc_offload.shapes import INGRESS, Place, Shape, action_cookie, shapes_of
+from nfcore.plugins.tc_offload.shapes import INGRESS, Kind, Place, Shape, action_cookie, kinds_of, shapes_of
 from nfcore.plugins.tc_offload.tcmsg.cls_flower import FilterMessage
 
 PLACE = Place(3, INGRESS, 6000)
 NOWHERE = Place(0x7FFF_FFFF, INGRESS, 6000)
 PORT = st.integers(0, 0xFFFF)
-MATCH = (
-    st.integers(4, 6)
-    .filter(lambda v: v != 5)
-    .flatmap(
-        lambda v: st.builds(
-            FlowMatch,
-            st.ip_addresses(v=v),
-            st.ip_addresses(v=v),
-            st.sampled_from([6, 17]),
-            PORT,
-            PORT,  # type: ignore[arg-type]
-        )
-    )
-)
+
+
+@st.composite
+def matches(draw: st.DrawFn) -> FlowMatch:
+    """Any match that a rule can have: exact, or with prefixes, open ports, an open protocol."""
+    version = draw(st.sampled_from([4, 6]))
+    bits = 32 if version == 4 else 128
+    anything = draw(st.sampled_from([0, 0, 1, 2, 3, 7]))
+    proto = 0 if anything == 7 else draw(st.integers(0, 255) if anything == 3 else st.sampled_from([6, 17]))
+    opened = [draw(st.one_of(st.just(0), st.integers(0, bits))) for _ in range(2)]
+    ends = [draw(st.integers(0, 2**bits - 1)) >> open_bits << open_bits for open_bits in opened]
+    kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+    ports = [0 if anything & flag else draw(PORT) for flag in (Anything.SPORT, Anything.DPORT)]
+    return FlowMatch(kind(ends[0]), kind(ends[1]), proto, ports[0], ports[1], Wild(opened[0], opened[1], anything))
+
+
+MATCH = matches()
 ACTION = st.one_of(st.builds(SetMark, st.integers(1, 2**32 - 1)), st.just(Drop()))
 RULES = st.lists(st.builds(Rule, MATCH, ACTION, st.integers(0, 2**64 - 1)), min_size=1, max_size=12)
 HANDLES = st.integers(1, 2**31 - 1)
 
 
+def shape_of(match: FlowMatch) -> Shape:
+    if match.wild != EXACT:
+        return Shape.MASKED6 if match.family == 6 else Shape.MASKED4
+    return Shape(2 * (match.family == 6) + (match.proto == 17))
+
+
 def by_pyroute2(rule: Rule, handle: int, *, skip_sw: bool) -> bytes:
-    match = rule.match
-    shape = Shape(2 * (match.family == 6) + (match.proto == 17))
+    match, bits = rule.match, rule.match.src.max_prefixlen
     mark = isinstance(rule.action, SetMark)
     action = {"kind": "skbedit", "mark": rule.action.mark} if mark else {"kind": "gact", "action": "drop"}  # type: ignore[union-attr]
     said = {
-        "src_ip": str(match.src),
-        "dst_ip": str(match.dst),
-        "src_port": match.sport,
-        "dst_port": match.dport,
+        "ip_proto": None if match.wild.anything & Anything.PROTO else match.proto,
+        "src_ip": None if match.wild.src == bits else f"{match.src}/{bits - match.wild.src}",
+        "dst_ip": None if match.wild.dst == bits else f"{match.dst}/{bits - match.wild.dst}",
+        "src_port": None if match.wild.anything & Anything.SPORT else match.sport,
+        "dst_port": None if match.wild.anything & Anything.DPORT else match.dport,
         "skip_sw": skip_sw,
         "action": {**action, "cookie": action_cookie(rule.cookie)},
     }
-    return bytes(encode_rule(PLACE, shape, said, handle).data)
+    return bytes(encode_rule(PLACE, shape_of(match), said, handle).data)
 
 
 @given(RULES, HANDLES, st.booleans())
 def test_columns_are_byte_for_byte_what_pyroute2_encodes(rules: list[Rule], handle: int, skip_sw: bool) -> None:
     for rule in rules:
         rows = RuleBatch.of([rule, rule]).rows
-        made = template(PLACE, Shape(shapes_of(rows)[0]), Action(rows["action"][0]), skip_sw)
+        shapes = shapes_of(rows)
+        assert shapes.tolist() == [shape_of(rule.match)] * 2
+        made = template(PLACE, Kind.of(int(kinds_of(rows, shapes)[0])), skip_sw)
         filled = made.fill(rows, np.array([handle, handle], dtype=np.uint32))
         assert filled.shape[0] == 2
         assert filled[0].tobytes() == filled[1].tobytes() == by_pyroute2(rule, handle, skip_sw=skip_sw)
@@ -79,6 +94,61 @@ def test_messages_are_read_back_in_columns(rules: list[Rule]) -> None:
     assert found.complete.all()
     assert (found.flags == 2).all()
     assert list(RuleBatch(found.installed["rule"].take(order))) == rules
+
+
+# What the kernel adds: the mask of whole fields. It leaves out fields of which nothing is matched.
+WHOLE = [
+    {"src_ip": "198.18.1.2", "dst_ip": "198.18.10.1", "src_port": (1, 0xFFFF), "dst_port": (80, 0xFFFF)},
+    {"src_ip": "198.18.1.0/24", "dst_port": (80, 0xFFFF)},
+]
+# Filters with nfcore's cookie that no rule of nfcore can be.
+NO_RULES = [
+    {"src_port": (1, 0xFF00)},
+    {"dst_port": (80, 0)},
+    {"ip_flags": "nofrag"},
+    {"indev": "eth7"},
+    {"src_mac": "02:00:00:00:00:01"},
+    {"eth_type": 0x0806},
+    {"action": {"kind": "skbedit", "queue": 3}},
+]
+
+
+def read_one(said: Mapping[str, Any]) -> Filters:
+    drop = {"kind": "gact", "action": "drop", "cookie": action_cookie(5)}
+    given = {"ip_proto": "tcp", "src_ip": "198.18.1.0/24", "action": drop, **said}
+    message = bytes(encode_rule(PLACE, Shape.MASKED4, given, 1).data)
+    found = FilterReader().read(_runs(np.frombuffer(message, dtype=np.uint8)))
+    assert len(found) == 1
+    return found
+
+
+def test_masks_of_whole_fields_are_none() -> None:
+    exact, masked = (read_one(said) for said in WHOLE)
+    (rule,) = RuleBatch(exact.installed["rule"])
+    assert str(rule.match) == "198.18.1.2:1 > 198.18.10.1:80/tcp"
+    (rule,) = RuleBatch(masked.installed["rule"])
+    assert str(rule.match) == "198.18.1.0/24:* > 0.0.0.0/0:80/tcp"
+    assert exact.complete.all() and masked.complete.all()
+
+
+@pytest.mark.parametrize("said", NO_RULES, ids=str)
+def test_a_filter_that_no_rule_can_be_is_not_read_as_one(said: Mapping[str, Any]) -> None:
+    found = read_one({**said, "action": {**said["action"], "cookie": action_cookie(5)}} if "action" in said else said)
+    assert (found.ours.tolist(), found.complete.tolist()) == ([True], [False])
+
+
+@given(st.integers(0, 0xFFFF_FFFF))
+def test_a_mask_is_a_prefix_or_no_rules(bits: int) -> None:
+    raw = bytearray(
+        by_pyroute2(Rule(FlowMatch.parse("198.18.0.0/16:* > 198.18.10.1:80/tcp"), Drop(), 5), 1, skip_sw=True)
+    )
+    at, _ = payloads(_decoded(bytes(raw)))["TCA_FLOWER_KEY_IPV4_SRC_MASK"]
+    raw[at : at + 4] = bits.to_bytes(4, "big")
+    found = FilterReader().read(_runs(np.frombuffer(bytes(raw), dtype=np.uint8)))
+    is_prefix = "01" not in f"{bits:032b}"
+    assert found.complete.tolist() == [is_prefix]
+    if is_prefix:
+        assert found.installed["rule"]["key"]["wild"].tolist() == [[32 - bits.bit_count(), 0, Anything.SPORT]]
 
 
 def test_a_driver_that_gave_counters_is_told_from_one_that_did_not() -> None:
@@ -237,8 +307,15 @@ def test_shapes() -> None:
         Rule(FlowMatch.parse("[2001:db8::1]:1 > [2001:db8::2]:80/udp"), SetMark(1), 1),
         Rule(FlowMatch.parse("198.18.1.2:1 > 198.18.10.1:80/132"), Drop(), 1),
         Rule(FlowMatch.parse("198.18.1.2:1 > 198.18.10.1:80/udp"), SetMark(0), 1),
+        Rule(FlowMatch.parse("198.18.1.0/24:* > 198.18.10.1:80/udp"), Drop(), 1),
+        Rule(FlowMatch.parse("[2001:db8::1]:* > [2001:db8::2]:*/132"), SetMark(1), 1),
+        Rule(FlowMatch.parse("198.18.1.0/24:* > 198.18.10.1:80/132"), Drop(), 1),
+        Rule(FlowMatch.parse("198.18.1.0/24:* > 198.18.10.1:80/*"), Drop(), 1),
+        Rule(replace(FlowMatch.parse("198.18.1.0/24:1 > 198.18.10.1:80/tcp"), wild=Wild(0, 33)), Drop(), 1),
+        Rule(replace(FlowMatch.parse("198.18.1.0/24:1 > 198.18.10.1:80/tcp"), wild=Wild(0, 0, 8)), Drop(), 1),
     ]
-    assert shapes_of(RuleBatch.of(rules).rows).tolist() == [Shape.TCP4, Shape.UDP6, -1, -1]
+    expected = [Shape.TCP4, Shape.UDP6, -1, -1, Shape.MASKED4, Shape.MASKED6, -1, -1, -1, -1]
+    assert shapes_of(RuleBatch.of(rules).rows).tolist() == expected
 
 
 @pytest.mark.parametrize("shape", list(Shape))

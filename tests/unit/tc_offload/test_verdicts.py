@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from nfcore.api.flows import FlowMatch
-from nfcore.api.rules import Action, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
+from nfcore.api.rules import Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.plugins.tc_offload.backend import Settings, TcBackend, _Batch
 from nfcore.plugins.tc_offload.netlink import NetlinkError
 from nfcore.plugins.tc_offload.probe import Probe
 from nfcore.plugins.tc_offload.rule_index import matches_of
-from nfcore.plugins.tc_offload.shapes import Shape, shapes_of
+from nfcore.plugins.tc_offload.shapes import Shape, kinds_of, shapes_of
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ def backend() -> Iterator[TcBackend]:
     ],
 )
 def test_verdicts(backend: TcBackend, number: int, text: str, outcome: Outcome | None) -> None:
-    assert backend._outcome_of(NetlinkError(number, text), Shape.TCP4, Action.SET_MARK) is outcome
+    rows = RuleBatch.of([Rule(FlowMatch.parse("198.18.1.2:1 > 198.18.10.1:80/tcp"), SetMark(1), 1)]).rows
+    assert backend._outcome_of(NetlinkError(number, text), int(kinds_of(rows, shapes_of(rows))[0])) is outcome
 
 
 def test_what_is_unsupported_is_not_tried_again_and_said_once(backend: TcBackend) -> None:
@@ -60,6 +61,34 @@ def test_what_is_unsupported_is_not_tried_again_and_said_once(backend: TcBackend
     again = backend.install(rules)
     assert again.status.tolist() == [Outcome.UNSUPPORTED] * 3
     assert not again.messages
+
+
+def test_a_refusal_of_one_mask_is_none_of_another(backend: TcBackend) -> None:
+    texts = [
+        "198.18.1.0/24:* > 198.18.10.1:80/tcp",
+        "198.18.1.0/24:* > 198.18.10.2:80/tcp",
+        "198.18.0.0/16:* > 198.18.10.3:80/tcp",
+    ]
+    rules = RuleBatch.of([Rule(FlowMatch.parse(text), Drop(), number) for number, text in enumerate(texts)])
+    batch = _batch(rules)
+    assert not backend._set_refusals(batch, np.arange(1), {0: NetlinkError(errno.EOPNOTSUPP, "No such mask")})
+    said = "lo: IPv4 masked rules to drop are not offloaded: No such mask: Operation not supported (EOPNOTSUPP)"
+    assert batch.outcomes.messages == {0: said}
+    assert backend._supported(_batch(rules)).tolist() == [2]
+    marks = RuleBatch.of([Rule(FlowMatch.parse(text), SetMark(1), number) for number, text in enumerate(texts)])
+    assert backend._supported(_batch(marks)).tolist() == [0, 1, 2]
+
+
+def test_a_device_without_masks_takes_exact_rules(backend: TcBackend) -> None:
+    found = Probe(
+        hardware=True, mark_width=16, refused={str(Shape.MASKED4): NetlinkError(errno.EOPNOTSUPP, "No masks")}
+    )
+    backend._apply_probe(found)
+    assert not backend.capabilities().masks
+    assert backend.capabilities().drop
+    texts = ["198.18.1.0/24:* > 198.18.10.1:80/tcp", "198.18.1.2:1 > 198.18.10.1:80/tcp"]
+    rules = RuleBatch.of([Rule(FlowMatch.parse(text), SetMark(1), 1) for text in texts])
+    assert backend._supported(_batch(rules)).tolist() == [1]
 
 
 def test_a_full_table_and_a_failure_are_told_apart_rule_by_rule(backend: TcBackend) -> None:
