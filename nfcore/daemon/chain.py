@@ -97,7 +97,7 @@ class Chains(Closing):
         if all(len(interface.chain) == 1 for interface in config.interfaces):
             return
         try:
-            for spec in _map_specs(len(self._functions), config.marking.width):
+            for spec in map_specs(len(self._functions), config.marking.width):
                 self._maps[spec.name] = Map.create(spec)
             owners = self._maps["chain_owners"].mmap()
         except BaseException:
@@ -154,7 +154,7 @@ class Chains(Closing):
     def _compile(self, slots: Sequence[int]) -> Program:
         """Compile the dispatcher of a chain with these slots."""
         carrier = Carrier(self._context.config.marking.carrier) if self._context.strategy else None
-        return _compile_dispatcher(self._maps, slots, carrier, tracing=self._context.tracing)
+        return compile_dispatcher(self._maps, slots, carrier, tracing=self._context.tracing)
 
     def missing(self, device: Device) -> list[str]:
         """Name the functions of a device's chain whose program is not in its slot any more."""
@@ -192,11 +192,11 @@ class Chains(Closing):
 def try_dispatcher(chain: Sequence[str], carrier: Carrier | None) -> int:
     """Load the program in front of a chain of so many functions, for a moment; give its size in bytes. HostError."""
     with ExitStack() as opened:
-        maps = {spec.name: opened.enter_context(Map.create(spec)) for spec in _map_specs(len(chain), 1)}
-        return opened.enter_context(_compile_dispatcher(maps, range(len(chain)), carrier)).jited_size
+        maps = {spec.name: opened.enter_context(Map.create(spec)) for spec in map_specs(len(chain), 1)}
+        return opened.enter_context(compile_dispatcher(maps, range(len(chain)), carrier)).jited_size
 
 
-def _map_specs(functions: int, mark_width: int) -> tuple[MapSpec, MapSpec]:
+def map_specs(functions: int, mark_width: int) -> tuple[MapSpec, MapSpec]:
     """The maps of so many functions, and of marks with so many bits."""
     return (
         MapSpec("chain_programs", MapType.PROG_ARRAY, _U32, _U32, functions),
@@ -204,7 +204,7 @@ def _map_specs(functions: int, mark_width: int) -> tuple[MapSpec, MapSpec]:
     )
 
 
-def _compile_dispatcher(
+def compile_dispatcher(
     maps: Mapping[str, Map], slots: Sequence[int], carrier: Carrier | None, *, tracing: bool = False
 ) -> Program:
     """Compile the program in front of the functions with these slots. HostError."""
