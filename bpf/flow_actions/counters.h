@@ -15,7 +15,7 @@
 struct flow_count {
 	__u64 packets;
 	__u64 bytes; /* of frames */
-	__u64 last_seen; /* ns, CLOCK_MONOTONIC, of the last timer tick; 0: never */
+	__u64 last_seen; /* in timer ticks, see clock.c; 0: never */
 };
 
 enum flow_action {
@@ -71,5 +71,5 @@ static __always_inline void count_packet(__u32 slot, __u64 bytes)
 		return;
 	count->packets += 1;
 	count->bytes += bytes;
-	count->last_seen = bpf_ktime_get_coarse_ns();
+	count->last_seen = bpf_jiffies64();
 }

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from .maps import COUNTS, Sizes, open_maps
 
 PROGRAM = "flow_actions_ingress"
 SOURCE = BPF_SOURCES / "flow_actions" / "flow_actions.c"
+CLOCK_SOURCE = SOURCE.with_name("clock.c")
+_MONOTONIC_COARSE = 6
+"""CLOCK_MONOTONIC_COARSE of linux/time.h, which Python does not name. Its resolution is a timer tick."""
 FULL_BUCKET = -(1 << 62)
 """Clock of a rate limit that has not been used yet."""
 CPU_QUEUE = 2048
@@ -49,6 +53,21 @@ class Totals:
     """Packets, by :class:`.layouts.Path` and :class:`.layouts.Action`."""
     others: NDArray[np.uint64]
     """By :class:`.layouts.Other`."""
+
+
+class _Clock:
+    """Gives the time of timer ticks, by which the datapath notes when it has seen an entry's last packet."""
+
+    def __init__(self, program: Program, ticks: NDArray[np.uint64]) -> None:
+        self._program, self._ticks = program, ticks
+        self._tick_ns = round(time.clock_getres(_MONOTONIC_COARSE) * 1e9)
+
+    def to_ns(self, ticks: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Give the nanoseconds of the monotonic clock, exact to a tick; 0 stays 0."""
+        self._program.test_run(bytes(64))
+        now = time.monotonic_ns()
+        ages = (self._ticks[0] - ticks).astype(np.int64) * self._tick_ns
+        return np.where(ticks == 0, 0, np.maximum(now - ages, 1)).astype(np.uint64)
 
 
 class _Family:
@@ -155,11 +174,18 @@ class DataPlane(Closing):
     """The loaded program and its maps. A context manager."""
 
     def __init__(
-        self, program: Program, maps: dict[str, Map], sizes: Sizes, meaning: MarkMeaning | None, owned: ExitStack
+        self,
+        program: Program,
+        clock: Program,
+        maps: dict[str, Map],
+        sizes: Sizes,
+        meaning: MarkMeaning | None,
+        owned: ExitStack,
     ) -> None:
         """Take over what :meth:`open` has opened."""
         self.program, self.maps, self.sizes, self.meaning = program, maps, sizes, meaning
         self._owned = owned
+        self._clock = _Clock(clock, maps["flow_clock"].mmap())
         self._families = [_Family(family, maps, sizes) for family in (4, 6)]
         self._targets, self._police = maps["flow_targets"].mmap(), maps["flow_police"].mmap()
         self._counts = maps[COUNTS].mmap().reshape(-1, sizes.entries)
@@ -189,7 +215,10 @@ class DataPlane(Closing):
                 flags["MARK_IS_FLOW" if meaning is MarkMeaning.FLOW else "MARK_IS_TARGET"] = 1
             program = compile_program(SOURCE, PROGRAM, defines=flags, maps={**maps, **chain_maps})
             stack.callback(program.close)
-            return cls(program, maps, sizes, meaning, stack.pop_all())
+            ticks = {"flow_clock": maps["flow_clock"]}
+            clock = compile_program(CLOCK_SOURCE, "flow_clock", defines={}, maps=ticks)
+            stack.callback(clock.close)
+            return cls(program, clock, maps, sizes, meaning, stack.pop_all())
 
     def close(self) -> None:
         """Close program and maps. Idempotent."""
@@ -311,7 +340,7 @@ class DataPlane(Closing):
         cells = self._counts[:, slots]
         rows = np.zeros(len(slots), dtype=lay.FLOW_COUNT)
         rows["packets"], rows["bytes"] = cells["packets"].sum(axis=0), cells["bytes"].sum(axis=0)
-        rows["last_seen"] = cells["last_seen"].max(axis=0)
+        rows["last_seen"] = self._clock.to_ns(cells["last_seen"].max(axis=0))
         return rows
 
     def reset(self, slots: NDArray[np.uint32]) -> None:

@@ -21,7 +21,7 @@ FEWEST_FILTER_BITS = 1 << 14
 COUNTS = "flow_counts"
 """The map that is pinned, since counters outlive the daemon as their entries do. All others are new at a start."""
 
-_U32, _I64 = np.dtype("<u4"), np.dtype("<i8")
+_U32, _U64, _I64 = np.dtype("<u4"), np.dtype("<u8"), np.dtype("<i8")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def map_specs(sizes: Sizes, meaning: MarkMeaning | None) -> dict[str, MapSpec]:
         MapSpec("flow_police", array, _U32, _I64, sizes.targets + 1, shared),
         MapSpec(COUNTS, array, _U32, lay.FLOW_COUNT, possible_cpus() * sizes.entries, shared),
         MapSpec("flow_totals", per_cpu, _U32, lay.FLOW_TOTALS, 1),
+        MapSpec("flow_clock", array, _U32, _U64, 1, shared),
         MapSpec("flow_links", MapType.DEVMAP, _U32, _U32, sizes.links),
         MapSpec("flow_cpus", MapType.CPUMAP, _U32, _U32, possible_cpus()),
     ]
