@@ -74,6 +74,7 @@ ROOMS = {
     "devices": {"hooks", "api", *GROUND},
     "engine": {"devices", "hooks", "api", *GROUND},
     "control": {"api", *GROUND},
+    "client": {"control", *GROUND},
     "daemon": {"control", "engine", "devices", "config", "hooks", "api", "kernel", *GROUND},
     "scaffold": GROUND,
     "testing": {"daemon", "hooks", "api", "kernel", *GROUND},
@@ -82,7 +83,7 @@ ROOMS = {
     | {"kernel", *GROUND},
 }
 FOR_PLUGINS = {"api", "kernel", "errors", "text"}
-FOR_THEIR_COMMANDS = {"control.client", "cli.options", "cli.tables"}
+FOR_THEIR_COMMANDS = {"client", "control.client", "cli.options", "cli.tables"}
 FOR_THEIR_BENCHMARK = {"bench"}
 
 
