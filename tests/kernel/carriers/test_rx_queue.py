@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -44,13 +44,13 @@ OTHER_VIP, UNUSED = 4, 7
 """Marks, with dest-id: targets are numbered in the configuration's order, from 1."""
 
 
-def link(tmp_path: Path, strategy: str) -> AbstractContextManager[Link]:
+def link(tmp_path: Path, strategy: str, before: Sequence[str] = ()) -> AbstractContextManager[Link]:
     path = tmp_path / "nf.toml"
     marking = MARKING.format(strategy)
     # With few marks none may lie in stock for a CPU that no frame comes to.
     katran = f"forwarding_cpus = [{own_cpu()}]"
     path.write_text(balancer_toml(path.parent, FOUR_TARGETS, marking, OFFLOAD, katran))
-    return open_link(path, choose_queue(HERE, QUEUES), HERE, HERE, queues=QUEUES)
+    return open_link(path, choose_queue(HERE, QUEUES), HERE, HERE, queues=QUEUES, before=before)
 
 
 @pytest.fixture
@@ -119,3 +119,12 @@ def test_a_traced_packet_carries_its_mark_in_metadata(tmp_path: Path) -> None:
         assert world.send(FRAME).verdict.name == "XDP_TX"
         world.send(FRAME, mark=1)
         assert (world.count(AccelCounter.SLOW), world.count(AccelCounter.FAST)) == (1, 1)
+
+
+@pytest.mark.usefixtures("namespace")
+def test_in_a_chain_the_queue_leads_straight_to_the_owner_of_its_mark(tmp_path: Path) -> None:
+    with link(tmp_path, "dest-id", ["one"]) as here:
+        plain = [here.exchange(FRAME) for _ in range(2)]
+        assert here.engine.poll() == 1
+        assert here.exchange(FRAME, int(here.engine.table.mark[0])) in plain
+        assert (here.count(AccelCounter.FAST), here.neighbours["one"].seen) == (1, 2)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from nfcore.api.rules import Device
 from nfcore.config.loader import load_config
 from nfcore.daemon.attachment import Attachments
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
+from nfcore.daemon.chain import Chains
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
 from nfcore.devices.worker import InlineWorker
 from nfcore.engine.engine import Engine
@@ -24,6 +25,7 @@ from nfcore.kernel import BPF_SOURCES, XdpMode, attach_xdp, compile_program, int
 from nfcore.plugins.katran_accel.balancer import Balancer
 from nfcore.plugins.katran_accel.layouts import AccelCounter
 from nfcore.plugins.katran_accel.metrics import accel_counters
+from nfcore.testing import Neighbour
 from tests.kernel.network import enter, ip
 
 PASS = BPF_SOURCES / "pass.c"
@@ -40,6 +42,8 @@ class Link:
     network: socket.socket
     device: Device
     carry: Carry
+    neighbours: dict[str, Neighbour]
+    """By name: the functions that stand before the balancer."""
 
     def exchange(self, frame: bytes, mark: int = 0) -> bytes:
         """Send the frame with a mark; what the balancer sends back."""
@@ -64,14 +68,20 @@ def open_link(
     queues: int = 1,
     backend: object = None,
     table: Mapping[str, ConfigTable] | None = None,
+    before: Sequence[str] = (),
 ) -> Iterator[Link]:
     """Open a link from namespace `network` to `here`, with so many queues each way, and a TOML's balancer on it.
 
-    `backend` is its offload backend, the null one unless it is given; `table` has its tables by plugin name.
+    `backend` is its offload backend, the null one unless it is given; `table` has its tables by plugin name. `before`
+    names functions of the chain that only count packets.
     """
     plugins = PluginManager()
     config = load_config(toml, plugins, [f"nf.socket={toml.with_name('nf.sock')}"])
-    config = replace(config, sections={**config.sections, **(table or {})})
+    interfaces = [each.model_copy(update={"chain": [*before, *each.chain]}) for each in config.interfaces]
+    config = replace(config, sections={**config.sections, **(table or {})}, interfaces=interfaces)
+    neighbours = {each: Neighbour(each) for each in before}
+    for each, neighbour in neighbours.items():
+        plugins.register(neighbour, each)
     name = next(iter(table)) if table else NULL_BACKEND
     plugins.register(backend or NullBackend(), name)
     size = ["numrxqueues", str(queues), "numtxqueues", str(queues)]
@@ -91,15 +101,15 @@ def open_link(
     with enter(here), sender:
         device = Device("eth1", interface_index("eth1"), (name,))
         context = make_context(config, plugins, [device])
-        with context.locks, set_up(context, plugins):
+        with context.locks, Chains(context) as chains, set_up(context, plugins):
             engine = make_engine(context, plugins, {device.ifindex: InlineWorker()})
             engine.start()
-            (balancer,) = context.nfs
-            assert isinstance(balancer, Balancer)
+            balancer = next(nf for nf in context.nfs if isinstance(nf, Balancer))
+            chains.link()
             attachments = Attachments.of(context)
             try:
-                attachments.attach(device, balancer.program)
-                yield Link(engine, balancer, sender, device, carry)
+                attachments.attach(device, chains.program(device))
+                yield Link(engine, balancer, sender, device, carry, neighbours)
             finally:
                 attachments.detach(device)
 

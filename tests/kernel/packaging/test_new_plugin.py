@@ -125,7 +125,7 @@ def test_the_network_function_sees_real_packets(skeleton: Path, environment: Pat
     daemon.kill()
     daemon.wait()
     done = run(environment / "nfcore", "cleanup", str(config), cwd=site.folder)
-    assert (done.returncode, "acme_nf: detached program" in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, "nfcore: detached program" in done.stdout) == (0, True), done.stderr
     assert site.program() is None
 
 

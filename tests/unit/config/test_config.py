@@ -22,6 +22,7 @@ from nfcore.config.reader import read_toml, write_toml
 from nfcore.errors import ConfigError, Problem
 from nfcore.hooks import discovery
 from nfcore.hooks.manager import PluginManager
+from nfcore.testing import Neighbour
 from tests.paths import ROOT
 
 DEMO = ROOT / "examples/demo.toml"
@@ -122,6 +123,47 @@ def test_an_interface_is_named_once(tmp_path: Path) -> None:
     twice = '[[interfaces]]\nname = "eth1"\nchain = ["katran_accel"]\n\n'
     found = mistakes(tmp_path, GOOD.replace("[marking]", f"{twice}[marking]"))
     assert found == {"interfaces[1].name": "'eth1' is already interfaces[0]"}
+
+
+CHAINS: list[tuple[list[list[str]], dict[str, str]]] = [
+    ([["a", "b", "c"], ["b", "c"], ["c"]], {}),
+    ([["a", "c"], ["b", "c"]], {}),
+    ([["a", "b", "a"]], {"interfaces[0].chain[2]": "'a' is named twice"}),
+    (
+        [["a", "b"], ["a"]],
+        {"interfaces[1].chain[0]": "'a' is the last function, but it comes before 'b' in interfaces[0].chain[0]: what"},
+    ),
+    (
+        [["a"], ["c"], ["b", "a", "c"]],
+        {"interfaces[2].chain[1]": "'a' comes before 'c', but it is the last function in interfaces[0].chain[0]: what"},
+    ),
+    (
+        [["a", "b", "c"], ["a", "c"]],
+        {"interfaces[1].chain[0]": "'a' comes before 'c', but it comes before 'b' in interfaces[0].chain[0]: what"},
+    ),
+    ([["a", "d"]], {"interfaces[0].chain[1]": "'d' is no network function among nf.plugins"}),
+    ([["a"] * 9], {"interfaces[0].chain": "at most 8 items", "interfaces[0].chain[1]": "'a' is named twice"}),
+]
+
+
+@pytest.mark.parametrize(("chains", "problems"), CHAINS)
+def test_chains(tmp_path: Path, chains: list[list[str]], problems: dict[str, str]) -> None:
+    plugins = PluginManager()
+    for name in "abc":
+        plugins.register(Neighbour(name), name)
+    tables = [f'[[interfaces]]\nname = "eth{number}"\nchain = {chain}\n' for number, chain in enumerate(chains)]
+    head, _, tail = GOOD.partition("[[interfaces]]")
+    path = tmp_path / "chains.toml"
+    path.write_text("\n".join([head, *tables, tail[tail.index("[marking]") :]]))
+    if not problems:
+        assert [list(interface.chain) for interface in load_config(path, plugins).interfaces] == chains
+        return
+    with pytest.raises(ConfigError) as refused:
+        load_config(path, plugins)
+    found = {problem.path: problem.message for problem in refused.value.problems}
+    for where, message in problems.items():
+        assert message in found[where]
+    assert found.keys() == problems.keys() or len(chains[0]) == 9
 
 
 PLUGINS = [
