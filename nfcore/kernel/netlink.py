@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rtnetlink messages that XDP needs, with the kernel's reason when it refuses.
+"""The netlink messages that XDP needs, with the kernel's reason when it refuses.
 
-Layouts and numbers: ``include/uapi/linux/{netlink,rtnetlink,if_link}.h``; native byte order. A request
+Layouts and numbers: ``include/uapi/linux/{netlink,rtnetlink,if_link,genetlink,netdev}.h``; native byte order. A request
 goes to the network namespace of the calling thread.
 """
 
@@ -25,6 +25,13 @@ _ATTRIBUTE = struct.Struct("=HH")
 _NESTED = 0x8000
 _ERROR_CAPPED, _ERROR_ATTRIBUTES = 0x100, 0x200
 _ERROR_MESSAGE = 1
+_ROUTE, _GENERIC = 0, 16
+"""Protocols of netlink sockets."""
+_COMMAND = struct.Struct("=BBxx")
+"""``struct genlmsghdr``: command, version."""
+_CTRL, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2
+_GET_DEVICE, _DEVICE_IFINDEX, _DEVICE_XDP_FEATURES, _XMIT = 1, 1, 3, 4
+"""Of the generic family ``netdev``; _XMIT: ``NETDEV_XDP_ACT_NDO_XMIT``."""
 _SOL_NETLINK, _EXT_ACK, _CAP_ACK = 270, 11, 10
 
 
@@ -60,7 +67,31 @@ def link_request(message: int, ifindex: int, *payload: bytes) -> dict[int, bytes
     # RTM_GETLINK has an answer; an acknowledgement after it would stay unread.
     flags = _REQUEST | (_ACK if message == RTM_SETLINK else 0)
     body = _LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0) + b"".join(payload)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as channel:
+    return dict(attributes(_exchange(_ROUTE, message, flags, body)[_LINK.size :]))
+
+
+def accepts_redirects(ifindex: int) -> bool | None:
+    """Whether XDP programs of other interfaces may send frames to this one; None when the kernel does not know.
+
+    Linux tells since 6.3. A veth accepts them while its peer has an XDP program or GRO.
+    """
+    try:
+        found = dict(attributes(_generic(_CTRL, _GET_FAMILY, attribute(_FAMILY_NAME, b"netdev\0"))))
+        (family,) = struct.unpack("=H", found[_FAMILY_ID])
+        device = dict(attributes(_generic(family, _GET_DEVICE, attribute(_DEVICE_IFINDEX, struct.pack("=I", ifindex)))))
+        (features,) = struct.unpack("=Q", device[_DEVICE_XDP_FEATURES])
+    except (NetlinkError, KeyError):
+        return None
+    return bool(features & _XMIT)
+
+
+def _generic(family: int, command: int, payload: bytes) -> bytes:
+    return _exchange(_GENERIC, family, _REQUEST, _COMMAND.pack(command, 1) + payload)[_COMMAND.size :]
+
+
+def _exchange(protocol: int, message: int, flags: int, body: bytes) -> bytes:
+    """Send a message; return the answer without its header, nothing for an acknowledgement. Raises NetlinkError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as channel:
         channel.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
         channel.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         channel.bind((0, 0))
@@ -70,8 +101,8 @@ def link_request(message: int, ifindex: int, *payload: bytes) -> dict[int, bytes
     content = answer[_HEADER.size : length]
     if kind == _ERROR:
         _raise_refusal(content, answer_flags)
-        return {}
-    return dict(attributes(content[_LINK.size :]))
+        return b""
+    return content
 
 
 def _raise_refusal(content: bytes, flags: int) -> None:

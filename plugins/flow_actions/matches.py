@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds entries by their match, and the entry that a packet belongs to, as the datapath does."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.api.flows import FLOW_KEY
+
+from .entries import masks_of
+
+Slots = NDArray[np.int64]
+
+
+class Shape(NamedTuple):
+    """What the entries of a group leave open."""
+
+    family: int
+    wild: bytes
+
+
+class Matches:
+    """Slots of entries by match. `rows`: entries by slot, of type ENTRY."""
+
+    def __init__(self, rows: NDArray[np.void]) -> None:
+        self._rows = rows
+        self._shapes: dict[Shape, dict[bytes, int]] = {}
+
+    def add(self, rows: NDArray[np.void]) -> None:
+        """Add entries; one with a match that is there takes its place."""
+        for (shape, key), slot in zip(match_names(rows), rows["slot"].tolist(), strict=True):
+            self._shapes.setdefault(shape, {})[key] = slot
+
+    def remove(self, rows: NDArray[np.void]) -> None:
+        """Remove entries, where they are still the ones with their match."""
+        for (shape, key), slot in zip(match_names(rows), rows["slot"].tolist(), strict=True):
+            group = self._shapes.get(shape, {})
+            if group.get(key) == slot:
+                del group[key]
+                if not group:
+                    del self._shapes[shape]
+
+    def find(self, keys: NDArray[np.void], families: NDArray[np.uint32]) -> Slots:
+        """Give the slot of the entry with each match, -1 where there is none."""
+        names = _names(keys, families)
+        return np.array([self._shapes.get(shape, {}).get(key, -1) for shape, key in names], dtype=np.int64)
+
+    def covered(self, keys: NDArray[np.void], families: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Say for each 5-tuple whether an entry matches its packets."""
+        found = np.zeros(len(keys), dtype=np.bool_)
+        for shape, group in self._shapes.items():
+            rows = np.flatnonzero((families == shape.family) & ~found)
+            found[rows] = [name in group for name in _masked(keys[rows], shape)]
+        return found
+
+    def winner(self, key: np.void, family: int) -> int | None:
+        """Give the slot of the entry that the datapath chooses for packets with a 5-tuple, None where none matches."""
+        keys = np.array([key], dtype=FLOW_KEY)
+        found = [
+            group[name]
+            for shape, group in self._shapes.items()
+            if shape.family == family and (name := _masked(keys, shape)[0]) in group
+        ]
+        if not found:
+            return None
+        exact = [slot for slot in found if not self._rows["key"]["wild"][slot].any()]
+        return exact[0] if exact else max(found, key=lambda slot: int(self._rows["precedence"][slot]))
+
+
+def match_names(rows: NDArray[np.void]) -> list[tuple[Shape, bytes]]:
+    """Give for each entry what is different for entries with different matches."""
+    return _names(rows["key"], rows["family"])
+
+
+def _names(keys: NDArray[np.void], families: NDArray[np.uint32]) -> list[tuple[Shape, bytes]]:
+    raw, size = keys.tobytes(), FLOW_KEY.itemsize
+    names = [raw[begin : begin + size] for begin in range(0, len(raw), size)]
+    return [(Shape(family, name[-3:]), name) for family, name in zip(families.tolist(), names, strict=True)]
+
+
+def _masked(keys: NDArray[np.void], shape: Shape) -> list[bytes]:
+    """The 5-tuples as entries of a shape would have them."""
+    wild = np.frombuffer(shape.wild, dtype=np.uint8)
+    mask = masks_of(np.array([shape.family]), wild[None])
+    raw = np.frombuffer(keys.tobytes(), dtype=np.uint8).reshape(len(keys), FLOW_KEY.itemsize)
+    masked = raw & np.frombuffer(mask.tobytes(), dtype=np.uint8)
+    masked[:, -len(wild) :] = wild
+    return [row.tobytes() for row in masked]
