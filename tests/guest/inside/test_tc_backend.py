@@ -378,6 +378,7 @@ def test_a_device_without_offload_says_so_once_and_keeps_no_rule(shell: Shell, v
 def test_what_software_can_do_is_found_by_trying(shell: Shell, backend: TcBackend) -> None:
     capabilities = backend.capabilities()
     assert (capabilities.mark_width, capabilities.ipv6, capabilities.drop) == (32, True, True)
+    assert capabilities.masks
     assert capabilities.notes == ("rules in software",)
     assert not shown(shell, "veth0")
 

@@ -106,7 +106,7 @@ class TestInSoftware(BackendConformance):
             yield NicUnderTest(
                 site.set_up(),
                 site.device,
-                Capabilities(mark_width=32),
+                Capabilities(mark_width=32, masks=True),
                 send=listener.send,
                 restart=site.set_up,
                 foreign=site.foreign,
@@ -119,11 +119,11 @@ class TestInSoftware(BackendConformance):
 class OnSimnic(BackendConformance):
     """Hardware; a subclass sets what it can do."""
 
-    BITS, IPV6 = 32, 1
+    BITS, IPV6, MASKS = 32, 1, 1
 
     @pytest.fixture
     def nic(self, simnic: SimNic, tmp_path: Path) -> Iterator[NicUnderTest]:
-        simnic.set(table_size=256, mark_bits=self.BITS, ipv6=self.IPV6)
+        simnic.set(table_size=256, mark_bits=self.BITS, ipv6=self.IPV6, masks=self.MASKS)
         with ExitStack() as leaving:
             marks = leaving.enter_context(new_marks())
             program = leaving.enter_context(count_marks(marks, leaving.enter_context(new_target()), "DROP"))
@@ -148,7 +148,7 @@ class OnSimnic(BackendConformance):
             yield NicUnderTest(
                 site.set_up(),
                 site.device,
-                Capabilities(mark_width=self.BITS, ipv6=bool(self.IPV6)),
+                Capabilities(mark_width=self.BITS, ipv6=bool(self.IPV6), masks=bool(self.MASKS)),
                 send=send,
                 restart=site.set_up,
                 table_size=256,
@@ -158,10 +158,10 @@ class OnSimnic(BackendConformance):
 
 
 class TestInHardware(OnSimnic):
-    """Marks of 32 bits, IPv6."""
+    """Marks of 32 bits, IPv6, masks."""
 
 
 class TestInNarrowHardware(OnSimnic):
-    """Marks of 16 bits, no IPv6."""
+    """Marks of 16 bits, no IPv6, no masks."""
 
-    BITS, IPV6 = 16, 0
+    BITS, IPV6, MASKS = 16, 0, 0

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* From tc's flower to the table: exact 5-tuples with the actions mark, drop and pass; words for all else. */
+/* From tc's flower to the table: 5-tuples, perhaps masked, with the actions mark, drop and pass; words for all else. */
 #include <linux/module.h>
 #include <linux/string.h>
 #include <net/pkt_cls.h>
 
 #include "simnic.h"
 
-#define KEYS_NEEDED                                                                                                    \
-	(BIT_ULL(FLOW_DISSECTOR_KEY_CONTROL) | BIT_ULL(FLOW_DISSECTOR_KEY_BASIC) | BIT_ULL(FLOW_DISSECTOR_KEY_PORTS))
+#define KEYS_NEEDED (BIT_ULL(FLOW_DISSECTOR_KEY_CONTROL) | BIT_ULL(FLOW_DISSECTOR_KEY_BASIC))
+#define KEY_OF_PORTS BIT_ULL(FLOW_DISSECTOR_KEY_PORTS)
 /* Flower's addresses are a union, so that a match on either family uses both keys: the ethertype tells which it is. */
 #define KEYS_OF_ADDRESSES (BIT_ULL(FLOW_DISSECTOR_KEY_IPV4_ADDRS) | BIT_ULL(FLOW_DISSECTOR_KEY_IPV6_ADDRS))
 
@@ -19,6 +19,10 @@ static bool ipv6 = true;
 module_param(ipv6, bool, 0644);
 MODULE_PARM_DESC(ipv6, "whether rules for IPv6 are taken");
 
+static bool masks = true;
+module_param(masks, bool, 0644);
+MODULE_PARM_DESC(masks, "whether rules may leave out bits and fields");
+
 static LIST_HEAD(blocks);
 
 static int refuse(struct netlink_ext_ack *extack, const char *words)
@@ -27,53 +31,66 @@ static int refuse(struct netlink_ext_ack *extack, const char *words)
 	return -EOPNOTSUPP;
 }
 
-/* A mask that leaves out a bit is one that this NIC lacks. */
-static bool is_exact(const void *mask, size_t size)
-{
-	return !memchr_inv(mask, 0xff, size);
-}
-
-static bool read_ipv4(const struct flow_rule *rule, struct flow_key *key)
+/* The address keys are there only if one of their bits is matched. */
+static void read_ipv4(const struct flow_rule *rule, struct flow_key *key, struct flow_key *mask)
 {
 	struct flow_match_ipv4_addrs match;
 
+	if (!flow_rule_match_key(rule, FLOW_DISSECTOR_KEY_IPV4_ADDRS))
+		return;
 	flow_rule_match_ipv4_addrs(rule, &match);
-	key->family = 4;
-	key->src[0] = match.key->src;
-	key->dst[0] = match.key->dst;
-	return is_exact(match.mask, sizeof(*match.mask));
+	mask->src[0] = match.mask->src;
+	mask->dst[0] = match.mask->dst;
+	key->src[0] = match.key->src & match.mask->src;
+	key->dst[0] = match.key->dst & match.mask->dst;
 }
 
-static bool read_ipv6(const struct flow_rule *rule, struct flow_key *key)
+static void read_ipv6(const struct flow_rule *rule, struct flow_key *key, struct flow_key *mask)
 {
 	struct flow_match_ipv6_addrs match;
 
+	if (!flow_rule_match_key(rule, FLOW_DISSECTOR_KEY_IPV6_ADDRS))
+		return;
 	flow_rule_match_ipv6_addrs(rule, &match);
-	key->family = 6;
-	memcpy(key->src, &match.key->src, sizeof(key->src));
-	memcpy(key->dst, &match.key->dst, sizeof(key->dst));
-	return is_exact(match.mask, sizeof(*match.mask));
+	for (int i = 0; i < 4; i++) {
+		mask->src[i] = match.mask->src.s6_addr32[i];
+		mask->dst[i] = match.mask->dst.s6_addr32[i];
+		key->src[i] = match.key->src.s6_addr32[i] & mask->src[i];
+		key->dst[i] = match.key->dst.s6_addr32[i] & mask->dst[i];
+	}
 }
 
-static bool read_ports(const struct flow_rule *rule, struct flow_key *key)
+static void read_ports(const struct flow_rule *rule, struct flow_key *key, struct flow_key *mask)
 {
 	struct flow_match_ports match;
 
+	if (!flow_rule_match_key(rule, FLOW_DISSECTOR_KEY_PORTS))
+		return;
 	flow_rule_match_ports(rule, &match);
-	key->sport = match.key->src;
-	key->dport = match.key->dst;
-	return is_exact(match.mask, sizeof(*match.mask));
+	mask->sport = match.mask->src;
+	mask->dport = match.mask->dst;
+	key->sport = match.key->src & match.mask->src;
+	key->dport = match.key->dst & match.mask->dst;
 }
 
-static int read_key(struct flow_rule *rule, struct flow_key *key, struct netlink_ext_ack *extack)
+/* Whether all that frames are looked up by counts. */
+static bool is_exact(const struct flow_key *mask, u16 family)
+{
+	struct flow_key whole = { .family = ~0, .proto = ~0, .sport = ~0, .dport = ~0 };
+	size_t length = family == 4 ? 4 : 16;
+
+	memset(whole.src, 0xff, length);
+	memset(whole.dst, 0xff, length);
+	return !memcmp(mask, &whole, sizeof(whole));
+}
+
+static int read_key(struct flow_rule *rule, struct flow_key *key, struct flow_key *mask, struct netlink_ext_ack *extack)
 {
 	u64 keys = rule->match.dissector->used_keys;
 	struct flow_match_basic basic;
-	bool exact;
 
-	if ((keys & KEYS_NEEDED) != KEYS_NEEDED || (keys & KEYS_OF_ADDRESSES) != KEYS_OF_ADDRESSES ||
-	    keys & ~(KEYS_NEEDED | KEYS_OF_ADDRESSES))
-		return refuse(extack, "a rule must match addresses and ports, and nothing else");
+	if ((keys & KEYS_NEEDED) != KEYS_NEEDED || keys & ~(KEYS_NEEDED | KEYS_OF_ADDRESSES | KEY_OF_PORTS))
+		return refuse(extack, "only addresses, ports and the protocol are matched");
 	if (flow_rule_match_has_control_flags(rule, extack))
 		return -EOPNOTSUPP;
 	flow_rule_match_basic(rule, &basic);
@@ -81,11 +98,20 @@ static int read_key(struct flow_rule *rule, struct flow_key *key, struct netlink
 		return refuse(extack, "only IPv4 and IPv6 are matched");
 	if (basic.key->n_proto == htons(ETH_P_IPV6) && !READ_ONCE(ipv6))
 		return refuse(extack, "IPv6 is not matched");
-	if (basic.key->ip_proto != IPPROTO_TCP && basic.key->ip_proto != IPPROTO_UDP)
-		return refuse(extack, "only TCP and UDP are matched");
-	key->proto = basic.key->ip_proto;
-	exact = basic.key->n_proto == htons(ETH_P_IP) ? read_ipv4(rule, key) : read_ipv6(rule, key);
-	if (!exact || !read_ports(rule, key))
+	key->family = basic.key->n_proto == htons(ETH_P_IP) ? 4 : 6;
+	mask->family = ~0;
+	if (basic.mask->ip_proto) {
+		key->proto = basic.key->ip_proto;
+		mask->proto = ~0;
+	}
+	if (key->family == 4)
+		read_ipv4(rule, key, mask);
+	else
+		read_ipv6(rule, key, mask);
+	read_ports(rule, key, mask);
+	if ((mask->sport || mask->dport) && key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP)
+		return refuse(extack, "only ports of TCP and UDP are matched");
+	if (!READ_ONCE(masks) && !is_exact(mask, key->family))
 		return refuse(extack, "addresses and ports are matched as a whole, without masks");
 	return 0;
 }
@@ -120,6 +146,7 @@ static int add_rule(struct nic *nic, struct flow_cls_offload *asked)
 {
 	struct flow_rule *rule = flow_cls_offload_flow_rule(asked);
 	struct netlink_ext_ack *extack = asked->common.extack;
+	struct flow_key mask = {};
 	struct entry *entry;
 	int error;
 
@@ -128,11 +155,11 @@ static int add_rule(struct nic *nic, struct flow_cls_offload *asked)
 		return -ENOMEM;
 	entry->cookie = asked->cookie;
 	entry->last_used = jiffies;
-	error = read_key(rule, &entry->key, extack);
+	error = read_key(rule, &entry->key, &mask, extack);
 	if (!error)
 		error = read_actions(rule, entry, extack);
 	if (!error)
-		error = table_add(&nic->table, entry, extack);
+		error = table_add(&nic->table, entry, is_exact(&mask, entry->key.family) ? NULL : &mask, extack);
 	if (error)
 		kfree(entry);
 	return error;

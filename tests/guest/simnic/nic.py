@@ -18,7 +18,7 @@ from nfcore.testing import sample_frame
 from .build import module_path
 
 _MODULE = Path("/sys/module/simnic")
-_DEFAULTS = {"table_size": 65536, "mark_bits": 32, "ipv6": 1}
+_DEFAULTS = {"table_size": 65536, "mark_bits": 32, "ipv6": 1, "masks": 1}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SimNic:
         return socket.if_nametoindex(self.name)
 
     def set(self, **parameters: int) -> None:
-        """Set parameters of the module: table_size, mark_bits, ipv6."""
+        """Set parameters of the module: table_size, mark_bits, ipv6, masks."""
         for name, value in parameters.items():
             (_MODULE / "parameters" / name).write_text(str(value), encoding="ascii")
 

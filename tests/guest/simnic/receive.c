@@ -12,10 +12,12 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <net/ip.h>
+#include <net/ipv6.h>
 
 #include "simnic.h"
 
 #define MAX_ARRIVED 4096
+#define MAX_EXTENSIONS 4
 #define MAX_FRAME ((int)SKB_WITH_OVERHEAD(PAGE_SIZE - XDP_PACKET_HEADROOM))
 
 struct ports {
@@ -37,31 +39,50 @@ netdev_tx_t arrive(struct nic *nic, struct sk_buff *frame)
 	return NETDEV_TX_OK;
 }
 
-/* Where IPv4's ports begin; NULL for what has none. */
+/* Reads addresses and protocol; where the ports begin, NULL for a fragment and what is no IPv4. */
 static const struct ports *parse_ipv4(const void *at, const void *end, struct flow_key *key)
 {
 	const struct iphdr *header = at;
 
-	if (at + sizeof(*header) > end || header->ihl < 5 || ip_is_fragment(header))
+	if (at + sizeof(*header) > end || header->ihl < 5)
 		return NULL;
 	key->family = 4;
 	key->proto = header->protocol;
 	key->src[0] = header->saddr;
 	key->dst[0] = header->daddr;
-	return at + header->ihl * 4;
+	return ip_is_fragment(header) ? NULL : at + header->ihl * 4;
 }
 
+static bool is_extension(u8 header)
+{
+	return header == NEXTHDR_HOP || header == NEXTHDR_ROUTING || header == NEXTHDR_DEST ||
+	       header == NEXTHDR_FRAGMENT;
+}
+
+/* Reads addresses, and the protocol behind extension headers; where the ports begin, NULL as above. */
 static const struct ports *parse_ipv6(const void *at, const void *end, struct flow_key *key)
 {
 	const struct ipv6hdr *header = at;
+	const struct ipv6_opt_hdr *extension;
+	u8 next;
 
 	if (at + sizeof(*header) > end)
 		return NULL;
 	key->family = 6;
-	key->proto = header->nexthdr;
 	memcpy(key->src, &header->saddr, sizeof(key->src));
 	memcpy(key->dst, &header->daddr, sizeof(key->dst));
-	return at + sizeof(*header);
+	next = header->nexthdr;
+	at += sizeof(*header);
+	for (int i = 0; i < MAX_EXTENSIONS && is_extension(next) && at + sizeof(*extension) <= end; i++) {
+		extension = at;
+		key->proto = extension->nexthdr;
+		if (next == NEXTHDR_FRAGMENT)
+			return NULL;
+		next = extension->nexthdr;
+		at += ipv6_optlen(extension);
+	}
+	key->proto = next;
+	return at;
 }
 
 /* The rule for a frame, if there is one. */
@@ -70,6 +91,7 @@ static struct entry *classify(struct nic *nic, const void *frame, const void *en
 	const struct ethhdr *ethernet = frame;
 	const struct ports *ports = NULL;
 	struct flow_key key = {};
+	bool has_ports;
 
 	if (frame + sizeof(*ethernet) > end)
 		return NULL;
@@ -77,11 +99,14 @@ static struct entry *classify(struct nic *nic, const void *frame, const void *en
 		ports = parse_ipv4(frame + sizeof(*ethernet), end, &key);
 	else if (ethernet->h_proto == htons(ETH_P_IPV6))
 		ports = parse_ipv6(frame + sizeof(*ethernet), end, &key);
-	if (!ports || (const void *)(ports + 1) > end || (key.proto != IPPROTO_TCP && key.proto != IPPROTO_UDP))
+	if (!key.family)
 		return NULL;
-	key.sport = ports->source;
-	key.dport = ports->dest;
-	return table_by_key(&nic->table, &key);
+	has_ports = ports && (const void *)(ports + 1) <= end && (key.proto == IPPROTO_TCP || key.proto == IPPROTO_UDP);
+	if (has_ports) {
+		key.sport = ports->source;
+		key.dport = ports->dest;
+	}
+	return table_by_key(&nic->table, &key, has_ports);
 }
 
 static void count(struct entry *entry, u32 length)

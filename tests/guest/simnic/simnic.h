@@ -4,7 +4,7 @@
  *
  *	device.c	the two network devices: the NIC, and its wire
  *	flower.c	what the kernel asks of the table, translated or refused
- *	table.c		the table: exact 5-tuples, found by key or by cookie
+ *	table.c		the table: exact 5-tuples and masked ones, found by key or by cookie
  *	receive.c	a frame from the wire: classified, marked, shown to XDP
  */
 #pragma once
@@ -16,8 +16,9 @@
 #include <net/flow_offload.h>
 #include <net/xdp.h>
 
-/* Compared and hashed as bytes: no padding, unused words are 0. All in network byte order but the first two. */
+/* Compared and hashed as bytes: no padding, unused words are 0. All in network byte order but the first three. */
 struct flow_key {
+	u32 shape; /* 0: exact; else the number of the rule's shape */
 	u16 family; /* 4 or 6 */
 	u16 proto;
 	__be16 sport;
@@ -26,10 +27,20 @@ struct flow_key {
 	__be32 dst[4];
 };
 
+/* Rules with the same mask: one look-up for all of them. */
+struct shape {
+	struct list_head node;
+	struct flow_key mask; /* bits of the key that count */
+	u32 number;
+	unsigned int rules;
+	struct rcu_head rcu;
+};
+
 struct entry {
 	struct rhash_head by_key;
 	struct rhash_head by_cookie;
 	struct flow_key key;
+	struct shape *shape; /* NULL: exact */
 	unsigned long cookie; /* of the filter, given by the kernel */
 	u32 mark; /* 0: none */
 	bool drop;
@@ -45,6 +56,8 @@ struct entry {
 struct table {
 	struct rhashtable by_key;
 	struct rhashtable by_cookie;
+	struct list_head shapes;
+	u32 last_shape;
 	unsigned int count;
 };
 
@@ -65,11 +78,11 @@ struct nic {
 
 int table_init(struct table *table);
 void table_destroy(struct table *table);
-int table_add(struct table *table, struct entry *entry, struct netlink_ext_ack *extack);
+int table_add(struct table *table, struct entry *entry, const struct flow_key *mask, struct netlink_ext_ack *extack);
 int table_remove(struct table *table, unsigned long cookie);
 void table_flush(struct table *table);
 struct entry *table_by_cookie(struct table *table, unsigned long cookie);
-struct entry *table_by_key(struct table *table, const struct flow_key *key);
+struct entry *table_by_key(struct table *table, const struct flow_key *key, bool has_ports);
 
 int flower_setup(struct nic *nic, struct flow_block_offload *block);
 
