@@ -134,14 +134,24 @@ def flows(parameters: Mapping[str, Any]) -> Call[list[dict[str, Any]]]:
 
 def _parts(entries: Sequence[Mapping[str, Any]], delete: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Cut a change into parts that fit into a request. What is deleted comes with the first ones."""
-    part: dict[str, list[Any]] = {"add": [], "delete": []}
+    part: dict[str, Sequence[Any]] = {"add": [], "delete": []}
     size = 0
     for key, items in (("delete", delete), ("add", entries)):
-        for item in items:
-            length = len(json.dumps(item)) + 2
+        for chunk, length in _chunks(items):
             if size + length > LINE_LIMIT and size:
                 yield part
                 part, size = {"add": [], "delete": []}, 0
-            part[key].append(item)
+            part[key] = [*part[key], *chunk]
             size += length
     yield part
+
+
+def _chunks(items: Sequence[Any], most: int = 400) -> Iterator[tuple[Sequence[Any], int]]:
+    """Cut a list into pieces that fit into a request, each with its length as JSON."""
+    for at in range(0, len(items), most):
+        chunk = items[at : at + most]
+        length = len(json.dumps(chunk))
+        if length <= LINE_LIMIT or len(chunk) == 1:
+            yield chunk, length
+        else:
+            yield from _chunks(chunk, (len(chunk) + 1) // 2)

@@ -47,12 +47,16 @@ class Flow:
 
     def to_json(self) -> dict[str, Any]:
         """Give the entry as the socket takes it: without what is not given."""
-        found = {name: getattr(self, name) for name in _NAMES}
-        return {name: value for name, value in found.items() if value is not None and value != _DEFAULTS.get(name)}
+        given = vars(self) if type(self) is Flow else {name: getattr(self, name) for name in _NAMES}
+        found = {name: value for name, value in given.items() if value is not None}
+        if not found["priority"]:
+            del found["priority"]
+        if found["offload"] is True:
+            del found["offload"]
+        return found
 
 
 _NAMES = tuple(each.name for each in fields(Flow))
-_DEFAULTS = {"priority": 0, "offload": True}
 
 
 @dataclass(frozen=True)

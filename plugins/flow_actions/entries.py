@@ -321,26 +321,50 @@ def check_machine(
         raise EntryError("flow", problems)
 
 
-def describe(row: np.void, target: Target) -> dict[str, Any]:
-    """Give the keys of an entry that its row and its target hold."""
-    found: dict[str, Any] = {}
-    family, key = int(row["family"]), row["key"]
-    open_bits, flags = key["wild"][:2].tolist(), Anything(int(key["wild"][2]))
-    for end, is_open in zip(("src", "dst"), open_bits, strict=True):
-        if is_open < BITS[family]:
-            address = unpack_address(key[end], family)
-            found[end] = f"{address}/{BITS[family] - is_open}" if is_open else str(address)
-    for name, flag in (("sport", Anything.SPORT), ("dport", Anything.DPORT)):
-        if flag not in flags:
-            found[name] = int(key[name])
-    if Anything.PROTO not in flags:
-        found["proto"] = _proto_text(int(key["proto"]))
-    if not found.keys() & {"src", "dst"}:
-        found["family"] = family
-    found |= target.parameters()
-    if priority := int(row["precedence"]) & 0xFFFF:
-        found["priority"] = priority
-    return found
+def describe(rows: NDArray[np.void], targets: Mapping[int, Target]) -> Iterator[dict[str, Any]]:
+    """Give the keys of entries that their rows and targets hold."""
+    keys = rows["key"]
+    parameters = {number: target.parameters() for number, target in targets.items()}
+    ends = (
+        _texts(keys["src"], keys["wild"][:, 0], rows["family"]),
+        _texts(keys["dst"], keys["wild"][:, 1], rows["family"]),
+    )
+    numbers = (keys["sport"], keys["dport"], keys["proto"], keys["wild"][:, 2], rows["family"], rows["precedence"])
+    columns = zip(*ends, *(column.tolist() for column in numbers), rows["target"].tolist(), strict=True)
+    for src, dst, sport, dport, proto, anything, family, precedence, target in columns:
+        found: dict[str, Any] = {}
+        if src:
+            found["src"] = src
+        if dst:
+            found["dst"] = dst
+        if not anything & _SPORT:
+            found["sport"] = sport
+        if not anything & _DPORT:
+            found["dport"] = dport
+        if not anything & _PROTO:
+            found["proto"] = _proto_text(proto)
+        if not (src or dst):
+            found["family"] = family
+        found |= parameters[target]
+        if priority := precedence & 0xFFFF:
+            found["priority"] = priority
+        yield found
+
+
+_SPORT, _DPORT, _PROTO = (int(flag) for flag in Anything)
+
+
+def _texts(addresses: NDArray[np.uint8], is_open: NDArray[np.uint8], families: NDArray[np.uint32]) -> Iterator[str]:
+    """Write addresses and prefixes, nothing where any address will do."""
+    packed = addresses.tobytes()
+    for index, (low, family) in enumerate(zip(is_open.tolist(), families.tolist(), strict=True)):
+        bits = BITS[family]
+        if low == bits:
+            yield ""
+            continue
+        kind = socket.AF_INET if family == 4 else socket.AF_INET6
+        text = socket.inet_ntop(kind, packed[16 * index : 16 * index + bits // 8])
+        yield f"{text}/{bits - low}" if low else text
 
 
 def masks_of(families: NDArray[Any], wild: NDArray[np.uint8]) -> NDArray[np.void]:

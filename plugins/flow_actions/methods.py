@@ -191,10 +191,10 @@ class FlowMethods:
         idle, in_hardware, why = facts.idle.tolist(), facts.in_hardware.tolist(), list(facts.why)
 
         def make() -> Iterator[dict[str, Any]]:
-            for index, row in enumerate(rows):
+            for index, keys in enumerate(describe(rows, targets)):
                 yield {
                     "name": names[index],
-                    **describe(row, targets[int(row["target"])]),
+                    **keys,
                     "offload": offload[index],
                     "owner": Owner(owners[index]).name.lower(),
                     "expires_seconds": max(lives[index], 0.0) if math.isfinite(lives[index]) else None,
