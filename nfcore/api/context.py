@@ -40,7 +40,7 @@ class FlowFacts:
     reason: NDArray[np.uint8]
     """:class:`~.reasons.Reason` why it has no rule; 0: none is known."""
     counts: NDArray[np.uint64]
-    """Packets and bytes that the NIC has counted for all rules of the flow, shape (rows, 2)."""
+    """Packets and bytes that the NIC has counted for the flow's present rule, shape (rows, 2)."""
     idle: NDArray[np.float64]
     """Seconds since the NIC's counter was seen to grow; infinite when it has not."""
 

@@ -54,7 +54,8 @@ FLOW_ROW = np.dtype(
 key: the 5-tuple. nf: number of the network function. ifindex: device on which the flow arrives. family: 4 or 6 (the
 keys of ``c612:a01::`` and 198.18.10.1 are equal). cpu: the CPU that reported the flow. kind: :class:`ReportKind`.
 target: what the NF does with the flow, opaque to all others. mark: the mark that XDP took for the flow, or 0. rate:
-packets a second between the last two reports, 0 until there are two. packets: its packets when it was reported.
+packets a second between the last two reports, 0 until there are two. packets: its packets when it was reported; of an
+order, a number by which the function knows the order again.
 """
 
 

@@ -70,6 +70,12 @@ class NetworkFunction(Protocol):
         """
         return np.zeros(len(batch), dtype=bool)
 
+    def rules_ended(self, batch: FlowBatch, counts: NDArray[np.uint64]) -> None:
+        """Keep what rules of ordered flows have counted that are gone from the NIC; counts: packets, bytes per row.
+
+        `packets` of a row is that of the order; 0 for a rule of an earlier run.
+        """
+
     def explain(self, match: FlowMatch) -> Explanation | None:
         """Say what the function does with packets of a flow because of an order; None where there is no order."""
         return None

@@ -212,7 +212,6 @@ class Engine:
             log.warning("%s: rules of an earlier run cannot be taken over: %s", device.name, error)
             return None
         device.rule_counters = leftovers.rule_counters
-        self._orders.remember(leftovers.counts)
         self._record_leftovers(device, leftovers)
         return leftovers.removed if leftovers.cleared else None
 
@@ -351,7 +350,7 @@ class Engine:
         known = slots >= 0
         at = np.where(known, slots, 0)
         held = known & np.isin(table.state[at], (FlowState.INSTALLED, FlowState.DRAINING))
-        counts = np.stack([table.packets[at] + table.past_packets[at], table.bytes[at] + table.past_bytes[at]], axis=1)
+        counts = table.counts(at)
         counts[~known] = 0
         counted = held & (table.packets[at] > 0)
         idle = np.where(counted, self.state.clock() - table.seen[at], np.inf)

@@ -22,7 +22,6 @@ from .flow_state import FlowState, Order
 from .intake import Intake
 from .removal import Remover
 from .state import EngineState
-from .warm_restart import names_of_rules
 
 RETRY = 1.0
 """Seconds between two searches for refused orders that may be tried again."""
@@ -39,13 +38,7 @@ class Orders:
         self._intake = intake
         self._later: dict[bytes, bytes] = {}
         """Orders of flows whose rule of an earlier order is still being removed: identity → row, as bytes."""
-        self._counted: dict[bytes, tuple[int, int]] = {}
-        """Packets and bytes of rules of an earlier run, removed at the start, by `names_of_rules`."""
         self._next_retry = 0.0
-
-    def remember(self, counts: dict[bytes, tuple[int, int]]) -> None:
-        """Let flows that are ordered again go on from what their rules of an earlier run have counted."""
-        self._counted |= counts
 
     def take(self, nf: NetworkFunction, batch: FlowBatch) -> None:
         """Take one batch: withdrawn orders first, then new ones, then targets that are gone."""
@@ -103,16 +96,7 @@ class Orders:
         slots, batch = self._intake.enter(slots[~held], batch[~held], now)
         table.order[slots] = Order.STANDS
         table.drops[slots] = batch.rows["kind"] == ReportKind.ORDERED_DROP
-        if self._counted:
-            self._resume_counts(slots, batch)
         self._intake.admit(nf, slots, batch, now)
-
-    def _resume_counts(self, slots: NDArray[np.int64], batch: FlowBatch) -> None:
-        table = self._state.table
-        for slot, name in zip(slots.tolist(), names_of_rules(batch), strict=True):
-            packets, bytes_ = self._counted.pop(name, (0, 0))
-            table.past_packets[slot] += packets
-            table.past_bytes[slot] += bytes_
 
     def _take_later(self) -> None:
         batch = FlowBatch(np.frombuffer(bytearray().join(self._later.values()), dtype=FLOW_ROW))

@@ -123,5 +123,9 @@ class EngineState:
 
     def end_counters(self, device: DeviceState, slots: NDArray[np.int64]) -> None:
         """Keep what rules have counted that are gone now."""
-        device.rule_counters.end(self.table.backend[slots], self.table.counts(slots))
+        counts = self.table.counts(slots)
+        device.rule_counters.end(self.table.backend[slots], counts)
+        for nf in self.context.nfs:
+            if nf.orders and (mine := self.table.flow["nf"][slots] == nf.number).any():
+                nf.rules_ended(self.table.batch(slots[mine]), counts[mine])
         self.table.end_counters(slots)

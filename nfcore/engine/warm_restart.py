@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..api.context import Context
-from ..api.flows import ANY_CPU, FLOW_KEY, WHOLE_FLOW, FlowBatch, ReportKind
+from ..api.flows import ANY_CPU, WHOLE_FLOW, FlowBatch, ReportKind
 from ..api.marks import MarkMeaning, first_of_each
 from ..api.network_function import NetworkFunction
 from ..api.rules import Action, RuleBatch, split_cookies
@@ -39,8 +39,6 @@ class Leftovers:
     """Whether all rules that were not adopted have been removed."""
     rule_counters: RuleCounters
     """What all of these rules have counted."""
-    counts: dict[bytes, tuple[int, int]]
-    """Packets and bytes of the removed rules, by :func:`names_of_rules`."""
 
 
 def same_meaning(context: Context) -> bool:
@@ -102,22 +100,10 @@ def take_over(backends: BackendChain, context: Context, table: FlowTable, *, tru
     for which in (good, gone):
         rule_counters.count(dump.backend[which], np.zeros_like(counts[which]), counts[which])
     rule_counters.end(dump.backend[gone], counts[gone])
-    lost = FlowBatch.empty(int(np.count_nonzero(gone)))
-    lost.rows["key"], lost.rows["family"] = dump.rows["rule"]["key"][gone], dump.rows["rule"]["family"][gone]
-    lost.rows["ifindex"] = backends.device.ifindex
-    last = dict(zip(names_of_rules(lost), map(tuple, counts[gone].tolist()), strict=True))
-    return Leftovers(adopted, len(lost), bool(removal.gone.all()), rule_counters, last)
-
-
-def names_of_rules(flows: FlowBatch) -> list[bytes]:
-    """Give what identifies the rule of each flow on all NICs: match, family and ifindex."""
-    keys = flows.rows["key"].tobytes()
-    return [
-        keys[row * FLOW_KEY.itemsize : (row + 1) * FLOW_KEY.itemsize] + bytes([family]) + ifindex.to_bytes(4)
-        for row, (family, ifindex) in enumerate(
-            zip(flows.rows["family"].tolist(), flows.rows["ifindex"].tolist(), strict=True)
-        )
-    ]
+    for nf in _functions_of(backends, context):
+        if nf.orders:
+            nf.rules_ended(_flows_of(backends, nf, dump.rows["rule"][gone]), counts[gone])
+    return Leftovers(adopted, int(np.count_nonzero(gone)), bool(removal.gone.all()), rule_counters)
 
 
 def _trackable(table: FlowTable, dump: Dump, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -134,11 +120,8 @@ def _as_flows(
 ) -> tuple[FlowBatch, NDArray[np.bool_]]:
     """Give the good rows as flows of the device's network functions, and which of them a function recognises."""
     rules = dump.rows["rule"][good]
-    batch = FlowBatch.empty(len(rules))
-    batch.rows["key"], batch.rows["family"], batch.rows["mark"] = rules["key"], rules["family"], rules["mark"]
-    batch.rows["ifindex"], batch.rows["cpu"] = backends.device.ifindex, ANY_CPU
+    batch = _flows_of(backends, None, rules)
     drops = rules["action"] == Action.DROP
-    batch.rows["kind"] = np.where(drops, ReportKind.ORDERED_DROP, ReportKind.ORDERED)
     reported = ~drops & ~rules["key"]["wild"].any(axis=1)
     recognised = np.zeros(len(batch), dtype=bool)
     for nf in _functions_of(backends, context):
@@ -156,6 +139,17 @@ def _as_flows(
         recognised[rows[known]] = True
         context.mark_owners.give(nf.number, rules["mark"][rows[known & ~drops[rows]]])
     return batch, recognised
+
+
+def _flows_of(backends: BackendChain, nf: NetworkFunction | None, rules: NDArray[np.void]) -> FlowBatch:
+    """Give the flows of rules of an earlier run, as orders."""
+    batch = FlowBatch.empty(len(rules))
+    batch.rows["key"], batch.rows["family"], batch.rows["mark"] = rules["key"], rules["family"], rules["mark"]
+    batch.rows["ifindex"], batch.rows["cpu"] = backends.device.ifindex, ANY_CPU
+    batch.rows["nf"] = nf.number if nf is not None else 0
+    drops = rules["action"] == Action.DROP
+    batch.rows["kind"] = np.where(drops, ReportKind.ORDERED_DROP, ReportKind.ORDERED)
+    return batch
 
 
 def _functions_of(backends: BackendChain, context: Context) -> list[NetworkFunction]:
