@@ -6,7 +6,7 @@
 
 struct bench_state {
 	__u64 random; /* never 0 */
-	__u32 flows; /* at random: how many flows, numbered from 0 */
+	__u32 flows; /* at random: how many flows, from `flow` on */
 	__u32 flow; /* in turn: that of the next packet */
 	__u32 packets; /* in turn: packets per flow */
 	__u32 left; /* in turn: remaining packets of the flow */
@@ -22,7 +22,7 @@ static __always_inline __u32 pick_flow(struct bench_state *state)
 	x ^= x >> 7;
 	x ^= x << 17;
 	state->random = x;
-	return (x & 0xffffffff) * state->flows >> 32;
+	return state->flow + ((x & 0xffffffff) * state->flows >> 32);
 }
 #else
 static __always_inline __u32 pick_flow(struct bench_state *state)

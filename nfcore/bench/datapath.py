@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import NfcoreError
 from ..kernel import Program, XdpAction
-from .packet_source import FlowSource, SameFrame
+from .packet_source import FixedFlows, FlowSource, SameFrame
 from .processes import ShowProgress
 from .traffic import Family, unwrap
 
@@ -36,6 +36,7 @@ class PacketCounters:
 
     packets: int = 0
     sent: int = 0
+    """Packets that ended as all should: of a balancer, those that were sent."""
     fast: int = 0
     """Packets on the fast path."""
     lookups: int = 0
@@ -55,7 +56,7 @@ class Subject:
 
     row: str
     """Name in the result, such as ``dest-id``."""
-    source: FlowSource | SameFrame
+    source: FlowSource | FixedFlows | SameFrame
     program: Program
     floor: str | None
     """Row of an earlier subject whose program gets the same kind of packets and does only what cannot be avoided; None
@@ -72,6 +73,8 @@ class Subject:
     """Whether every packet's flow must be in the connection table."""
     several_cores: bool = False
     """Whether to measure it on several cores at once, too; its source must pick flows at random."""
+    verdict: XdpAction = XdpAction.TX
+    """Of every packet."""
 
 
 @dataclass
@@ -149,8 +152,9 @@ def prove(subject: Subject, flows: int, samples: int = SAMPLES) -> None:
     numbers, destinations = [], []
     for _ in range(samples):
         run = subject.source.run(1)
-        if run.verdict is not XdpAction.TX:
-            raise BenchError(f"{_name(subject, flows)}: a packet ended as {run.verdict}, all should as XDP_TX")
+        if run.verdict is not subject.verdict:
+            message = f"a packet ended as {run.verdict}, all should as {subject.verdict}"
+            raise BenchError(f"{_name(subject, flows)}: {message}")
         if subject.reals is not None:
             decoded = unwrap(run.output, subject.source.family)
             if decoded is None:
@@ -193,7 +197,7 @@ def _check_counters(subject: Subject, series: Series) -> None:
         return
     seen, name = series.counters, _name(subject, series.flows)
     if seen.sent != seen.packets:
-        raise BenchError(f"{name}: {seen.sent} of {seen.packets} packets were sent, all should be")
+        raise BenchError(f"{name}: {seen.sent} of {seen.packets} packets ended as {subject.verdict}, all should")
     if seen.fast != (seen.packets if subject.fast else 0):
         expected = "all" if subject.fast else "none"
         raise BenchError(f"{name}: {seen.fast} of {seen.packets} packets took the fast path, {expected} should")

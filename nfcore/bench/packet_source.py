@@ -46,16 +46,25 @@ class FlowSource(Closing):
 
     `services` are :data:`.traffic.SERVICE` rows. With `marks`, packets of flow n carry the mark 1 + n mod `marks` in
     their metadata; with 0 they have no metadata. With `in_turn` one flow is sent after the other; otherwise each packet
-    is of a random flow. HostError when the kernel refuses.
+    is of a random flow. `scattered`: sources as :func:`.traffic.flow_keys` has them. HostError when the kernel refuses.
     """
 
     def __init__(
-        self, services: NDArray[np.void], family: Family, *, marks: int = 0, in_turn: bool = False, tcp_flags: int = ACK
+        self,
+        services: NDArray[np.void],
+        family: Family,
+        *,
+        marks: int = 0,
+        in_turn: bool = False,
+        tcp_flags: int = ACK,
+        scattered: bool = False,
+        beyond: int = 0,
     ) -> None:
+        """`beyond`: the packets are of so many flows behind those that :meth:`set_flow_count` tells."""
         self.services = services
         self.family: Family = family
         self.in_turn = in_turn
-        self._marks, self._tcp_flags = marks, tcp_flags
+        self._marks, self._tcp_flags, self._scattered, self._beyond = marks, tcp_flags, scattered, beyond
         self._frame = first_frame(family, tcp_flags)
         defines: dict[str, int | str] = {"FRAME_BYTES": FRAME_BYTES[family], "SERVICES": f"{len(services)}u"}
         if family == 6:
@@ -64,6 +73,8 @@ class FlowSource(Closing):
             defines["MARKS"] = f"{marks}u"
         if not in_turn:
             defines["PICK_AT_RANDOM"] = 1
+        if scattered:
+            defines["SCATTERED"] = 1
         with ExitStack() as stack:
             self._maps = {spec.name: stack.enter_context(Map.create(spec)) for spec in _specs(len(services))}
             self._maps["bench_services"].write_array(0, services)
@@ -76,7 +87,13 @@ class FlowSource(Closing):
     def twin(self) -> FlowSource:
         """Make another source of the same packets, for another CPU; each source has its own state."""
         return FlowSource(
-            self.services, self.family, marks=self._marks, in_turn=self.in_turn, tcp_flags=self._tcp_flags
+            self.services,
+            self.family,
+            marks=self._marks,
+            in_turn=self.in_turn,
+            tcp_flags=self._tcp_flags,
+            scattered=self._scattered,
+            beyond=self._beyond,
         )
 
     def close(self) -> None:
@@ -88,9 +105,9 @@ class FlowSource(Closing):
         self._maps["bench_target"].update(0, program)
 
     def set_flow_count(self, flows: int) -> None:
-        """Pick among flows 0 … `flows` - 1 from now on. For a source without `in_turn`."""
-        _check(flows)
-        self._state["flows"] = flows
+        """Pick among flows 0 … `flows` - 1 from now on, or among those `beyond`. For a source without `in_turn`."""
+        _check(flows + self._beyond)
+        self._state["flow"], self._state["flows"] = (flows, self._beyond) if self._beyond else (0, flows)
 
     def begin(self, first: int, packets: int = 1) -> None:
         """Continue with flow `first`, `packets` packets of each flow. For a source with `in_turn`."""
@@ -110,6 +127,28 @@ class FlowSource(Closing):
         _check(first + flows)
         self.begin(first, packets)
         return self.run(flows * packets)
+
+
+class FixedFlows:
+    """Packets of another source, always of as many flows: what is measured with several numbers is something else."""
+
+    in_turn = False
+
+    def __init__(self, source: FlowSource, flows: int) -> None:
+        self.family: Family = source.family
+        self._source, self._flows = source, flows
+
+    def send_to(self, program: Program) -> None:
+        """As :meth:`FlowSource.send_to`."""
+        self._source.send_to(program)
+
+    def set_flow_count(self, flows: int) -> None:
+        """Set the own number."""
+        self._source.set_flow_count(self._flows)
+
+    def run(self, packets: int) -> TestRun:
+        """As :meth:`FlowSource.run`."""
+        return self._source.run(packets)
 
 
 def _check(flows: int) -> None:

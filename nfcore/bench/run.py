@@ -45,9 +45,12 @@ def workloads() -> dict[str, Workload]:
 
 
 def choose_workload(nf: str | None) -> tuple[str, Workload]:
-    """Return the network function `nf`, or the first one installed. HostError lists those that can be measured."""
+    """Return the network function `nf`, or the first one installed of which everything can be measured.
+
+    HostError lists those that can be measured.
+    """
     found = workloads()
-    name = nf or next(iter(found), "")
+    name = nf or min(found, key=lambda name: not found[name].reports_flows, default="")
     if name not in found:
         known = ", ".join(found) or "none"
         raise HostError(f"no network function {name!r} is installed that can be measured; installed are: {known}")
@@ -73,13 +76,15 @@ class Bench:
         self._workload = workload
         self._sizes = sizes
         self._show_progress = show_progress
+        self._behind = workloads().get(workload.chained_with) if workload.chained_with else None
         self.results = Results(describe_machine(), sizes.name, nf, notes=[*NOTES, *workload.notes])
 
     def steps(self, parts: Sequence[str]) -> list[tuple[str, Callable[[ShowProgress], None]]]:
         """Return the steps of the given parts with their names, in order."""
+        own: tuple[str, Callable[[ShowProgress], None]] = ("results of its own", self._plugin_results)
         control = [
             ("engine", self._control(measure_engine)),
-            ("results of its own", self._plugin_results),
+            own,
             ("first marks", self._control(measure_first_marks)),
             ("starts", self._control(measure_starts)),
             ("scrapes", self._control(measure_scraping)),
@@ -91,13 +96,18 @@ class Bench:
             "control": control,
             "rules": [("", self._rules)],
         }
+        if not self._workload.reports_flows:
+            # Without reported flows there is nothing to count in the others.
+            steps |= {"live": [], "control": [own], "rules": []}
         return [(f"{part}, {name}".removesuffix(", "), step) for part in parts for name, step in steps[part]]
 
     def run(self, parts: Sequence[str], next_step: Callable[[str, int, int], None]) -> Results:
         """Run the parts. `next_step` gets the name of a step, its number from 0, and the number of steps."""
         begin = time.monotonic()
         self._series: list[Series] = []
-        self._workload.prepare(self._sizes.families)
+        for each in (self._workload, self._behind):
+            if each is not None:
+                each.prepare(self._sizes.families)
         steps = self.steps(parts)
         for number, (name, step) in enumerate(steps):
             next_step(name, number, len(steps))
@@ -129,7 +139,7 @@ class Bench:
         ]
 
     def _datapath(self, show_progress: ShowProgress) -> None:
-        self._series += in_process(partial(measure_datapath, self._workload, self._sizes), show_progress)
+        self._series += in_process(partial(measure_datapath, self._workload, self._sizes, self._behind), show_progress)
 
     def _cores(self, family: Family, show_progress: ShowProgress) -> None:
         if len(os.sched_getaffinity(0)) < 2:
@@ -162,7 +172,9 @@ class Bench:
         self.results.skipped += skipped
 
 
-def measure_datapath(workload: Workload, sizes: Sizes, show_progress: ShowProgress) -> list[Series]:
+def measure_datapath(
+    workload: Workload, sizes: Sizes, behind: Workload | None, show_progress: ShowProgress
+) -> list[Series]:
     """Measure one family after the other in this process, pinned to one CPU."""
     allowed = os.sched_getaffinity(0)
     cpu = max(allowed)
@@ -172,7 +184,7 @@ def measure_datapath(workload: Workload, sizes: Sizes, show_progress: ShowProgre
         for family in sizes.families:
             fast_flows = sizes.fast_flows
             for flows in workload.setups(sizes.flows):
-                with workload.subjects(BenchRequest(family, (cpu,), flows, fast_flows)) as subjects:
+                with workload.subjects(BenchRequest(family, (cpu,), flows, fast_flows, behind)) as subjects:
                     measured += measure(subjects, sizes.rounds, show_progress)
                 # These programs need no table of flows, so one setup is enough.
                 fast_flows = ()

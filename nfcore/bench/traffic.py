@@ -2,7 +2,8 @@
 """Numbered flows, as bpf/bench/numbered_flow.h makes them, and their frames. Pure.
 
 Flow n is TCP, from source address n mod 65,536 (of 198.19.0.0/16 or 2001:db8:19::/112) and port 1024 + n div 65,536,
-to service n mod (number of services).
+to service n mod (number of services). Scattered flows have 131,072 sources (of 198.18.0.0/15 or
+2001:db8:19::/111), and those of neighbouring numbers are far apart.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ SYN, ACK = 0x02, 0x10
 FRAME_BYTES: dict[Family, int] = {4: 60, 6: 74}
 """The shortest frames possible: 60 bytes are Ethernet's minimum, 74 are the headers."""
 
+SCATTERED_SOURCES, SCATTERED_STEP = 131_072, 81_007
 _SOURCE_V4 = ipaddress.ip_address("198.19.0.0")
+_SCATTERED_V4 = ipaddress.ip_address("198.18.0.0")
 _SOURCE_V6 = ipaddress.ip_address("2001:db8:19::")
 _ETHERNET = bytes.fromhex("02005e000001 02005e000002")
 _ETHERTYPE: dict[Family, int] = {4: 0x0800, 6: 0x86DD}
@@ -44,17 +47,22 @@ def make_services(endpoints: Iterable[tuple[Address, int]]) -> NDArray[np.void]:
     return np.array(rows, dtype=SERVICE)
 
 
-def flow_keys(flows: NDArray[Any], services: NDArray[np.void], family: Family) -> NDArray[np.void]:
+def flow_keys(
+    flows: NDArray[Any], services: NDArray[np.void], family: Family, *, scattered: bool = False
+) -> NDArray[np.void]:
     """Return the :data:`nfcore.api.flows.FLOW_KEY` of each flow number; `flows` has one dimension."""
     numbers = np.asarray(flows, dtype=np.uint32)
     keys = np.zeros(len(numbers), dtype=FLOW_KEY)
-    keys["src"] = pack_address(_SOURCE_V4 if family == 4 else _SOURCE_V6)
-    last = 2 if family == 4 else 14
-    source = numbers % SOURCES
-    keys["src"][:, last], keys["src"][:, last + 1] = source >> 8, source & 0xFF
+    first = _SOURCE_V6 if family == 6 else _SCATTERED_V4 if scattered else _SOURCE_V4
+    keys["src"] = pack_address(first)
+    last = 4 if family == 4 else 16
+    count, step = (SCATTERED_SOURCES, SCATTERED_STEP) if scattered else (SOURCES, 1)
+    source = numbers.astype(np.uint64) * np.uint64(step) % np.uint64(count)
+    for place, shift in ((last - 1, 0), (last - 2, 8), (last - 3, 16)):
+        keys["src"][:, place] |= (source >> np.uint64(shift) & np.uint64(0xFF)).astype(np.uint8)
     target = services[numbers % len(services)]
     keys["dst"], keys["dport"] = target["addr"], target["port"]
-    keys["sport"], keys["proto"] = FIRST_PORT + numbers // SOURCES, IPPROTO_TCP
+    keys["sport"], keys["proto"] = FIRST_PORT + numbers // count, IPPROTO_TCP
     return keys
 
 

@@ -34,6 +34,8 @@ class BenchRequest:
     """Numbers of flows to measure."""
     fast_flows: tuple[int, ...]
     """The same for programs that need no table of flows."""
+    behind: Workload | None = None
+    """What :attr:`Workload.chained_with` names."""
 
 
 class Workload(Protocol):
@@ -42,6 +44,14 @@ class Workload(Protocol):
     @property
     def notes(self) -> Sequence[str]:
         """What a reader of the results has to know."""
+
+    @property
+    def reports_flows(self) -> bool:
+        """Whether its program reports new flows by itself: only then engine, first marks and live are measured."""
+
+    @property
+    def chained_with(self) -> str:
+        """Name of the function whose packets are also measured in a chain behind this one; empty: of none."""
 
     def prepare(self, families: Sequence[Family]) -> None:
         """Compute what all child processes need, before they are forked."""

@@ -300,6 +300,8 @@ class KatranWorkload:
     """The balancer as :class:`nfcore.bench.Workload`."""
 
     notes = NOTES
+    reports_flows = True
+    chained_with = ""
 
     def prepare(self, families: Sequence[Family]) -> None:
         """Build the rings once, for all processes."""
