@@ -166,6 +166,13 @@ class FlowActionsPlugin:
 
         app.add_typer(commands, name="flow")
 
+    @hookimpl
+    def benchmark(self) -> object:
+        """Measure the program with up to 100,000 entries, in chains, and beside xdp-filter."""
+        from .benchmark import FlowActionsWorkload  # noqa: PLC0415 - a daemon has no use for it
+
+        return FlowActionsWorkload()
+
     @property
     def _running(self) -> FlowActions:
         assert self._function is not None, "the core calls setup() before any other hook of a network function"
