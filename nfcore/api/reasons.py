@@ -73,7 +73,7 @@ _SENTENCES = {
     Reason.QUEUE_FULL: "the queue of the device's worker is full",
     Reason.NO_BACKEND: "its interface has no offload backend that takes rules",
     Reason.NIC_FULL: "the NIC's table is full of flows that are at least as hot",
-    Reason.UNSUPPORTED: "the NIC does not support rules of this family and protocol",
+    Reason.UNSUPPORTED: "the NIC does not support such rules: family, protocol, masks or drop",
     Reason.FAILED: "the backend failed to install its rule",
     Reason.HOOK_FAILED: "a plugin failed to judge it",
     Reason.TOO_SLOW: "it has not reached [offload] min_rate packets a second",

@@ -125,6 +125,11 @@ class SoftnicBackend:
             pin = _identity(pin_dir)
         except OSError:
             raise HostError(self._no_nic(pin_dir)) from None
+        if not (pin_dir / _SHAPES).exists():
+            raise HostError(
+                f"{self._where}: the softnic in {pin_dir} has no map {_SHAPES}: it is of an earlier version; "
+                f"create it again: nfcore softnic remove --pin {pin_dir}, then nfcore softnic create"
+            )
         spec: MapSpec = rules_spec(pinned_entries(pin_dir / _RULES))
         rules = Map.open_pinned(pin_dir / _RULES, spec)
         with ExitStack() as undo:

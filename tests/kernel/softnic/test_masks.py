@@ -26,6 +26,7 @@ from scapy.packet import Packet, Raw
 
 from nfcore.api.flows import Anything, FlowMatch, Wild
 from nfcore.api.rules import Drop, Outcome, Rule, RuleBatch, SetMark
+from nfcore.errors import HostError
 from nfcore.kernel import Map, Program, remove_bpffs
 from nfcore.plugins.softnic.backend import SoftnicBackend
 from nfcore.plugins.softnic.layouts import LINKS_SPEC, SHAPES, SHAPES_SPEC, STATS_SPEC, rules_spec
@@ -202,6 +203,17 @@ def test_the_next_process_finds_masked_rules_and_their_shapes(tmp_path: Path) ->
         second.remove(RuleBatch.of(rules[1:]))
         assert shapes_in_use({"softnic_shapes": shapes}) == 0
     second.close()
+    pins.remove()
+    remove_bpffs(pins.folder)
+
+
+def test_a_nic_without_masks_is_to_be_made_again(tmp_path: Path) -> None:
+    pins = Pins(tmp_path / "nic")
+    pins.make()
+    (pins.folder / "softnic_shapes").unlink()
+    message = r"softnic\.pins\.eth1: the softnic in .* has no map softnic_shapes.*nfcore softnic remove --pin"
+    with pytest.raises(HostError, match=message):
+        SoftnicBackend.open(pins.folder, "softnic.pins.eth1")
     pins.remove()
     remove_bpffs(pins.folder)
 

@@ -157,7 +157,12 @@ def test_a_dump_of_something_else_is_left_out(answer: object) -> None:
 
 
 EXACT, MASKED = "198.18.1.2:{port} > 198.18.10.1:80/tcp", "198.18.1.0/24:{port} > 198.18.10.1:*/tcp"
-SHAPES = [(EXACT, SetMark(1)), (MASKED, SetMark(1)), (EXACT, Drop()), (MASKED, Drop())]
+SHAPES: list[tuple[str, SetMark | Drop]] = [
+    (EXACT, SetMark(1)),
+    (MASKED, SetMark(1)),
+    (EXACT, Drop()),
+    (MASKED, Drop()),
+]
 
 
 def every_shape() -> RuleBatch:
