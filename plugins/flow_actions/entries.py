@@ -415,9 +415,8 @@ class _Ends:
                     packed[index], family[index] = socket.inet_pton(socket.AF_INET, address) + _REST_OF_IPV4, 4
                 fixed[index] = _prefix_length(length, BITS[family[index]]) if slash else BITS[family[index]]
             except (OSError, ValueError):
-                self.wrong[index] = (
-                    f"is {text!r:.60}; should be an IPv4 or IPv6 address, or a prefix as '198.18.1.0/24'"
-                )
+                packed[index], family[index] = _NOWHERE, 0
+                self.wrong[index] = f"is {text!r:.60}; {_WANTED}"
         self.packed = np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(-1, 16)
         self.family = np.array(family, dtype=np.int64)
         self.fixed = np.array(fixed, dtype=np.int64)

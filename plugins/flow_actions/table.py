@@ -374,11 +374,13 @@ class Table:
             return _nothing(), clashes
         slots = self._choose_slots(len(add), gone) if kept is None else kept.slots
         numbers, new_targets, clashes = self._choose_targets(add, kept)
+        if clashes:
+            return _nothing(), clashes
         added = add.rows.copy()
         added["slot"], added["target"] = slots, numbers
         beaten_by, delta, more = self._overlaps(added, gone, is_gone)
-        if clashes or more:
-            return _nothing(), [*clashes, *more]
+        if more:
+            return _nothing(), more
         was, offloadable, withdrawn = self._may_offload(delta, is_gone)
         fresh = np.flatnonzero(add.offload & (beaten_by == 0))
         change = Change(
@@ -425,7 +427,8 @@ class Table:
         room = self.capacity - len(self._names) + len(gone)
         if len(add) > room:
             text = f"is one too many: {self.capacity:,} entries fit ([flow_actions] entries)"
-            yield _Clash(room, -1, "", f"{text}, and {len(self._names):,} are there")
+            for index in range(room, len(add)):
+                yield _Clash(index, -1, "", f"{text}, and {len(self._names):,} are there")
 
     def _choose_slots(self, wanted: int, gone: Indices) -> Indices:
         """Choose free slots: those that are free for longest, then fresh ones, then those of entries that go."""
@@ -439,6 +442,7 @@ class Table:
         numbers = np.zeros(len(add.actions), dtype=np.int64)
         new: dict[int, Target] = {}
         fresh = chain(self._free_numbers, range(self._fresh_number, self.most_targets + 1))
+        clashes: list[_Clash] = []
         needed = np.unique(add.action, return_index=True)
         for which, index in zip(*(each.tolist() for each in needed), strict=True):
             target = add.actions[which]
@@ -448,10 +452,13 @@ class Table:
                 if not number:
                     resting = f", and {len(self._resting):,} others are just ending" if self._resting else ""
                     text = f"needs an action of its own, but {self.most_targets:,} different ones fit"
-                    return numbers, {}, [_Clash(index, -1, "action", f"{text} ([flow_actions] targets){resting}")]
+                    users = np.flatnonzero(add.action == which).tolist()
+                    text = f"{text} ([flow_actions] targets){resting}"
+                    clashes += [_Clash(user, -1, "action", text) for user in users]
+                    continue
                 new[number] = target
             numbers[which] = number
-        return numbers[add.action], new, []
+        return numbers[add.action], new, clashes
 
     def _gone_targets(self, gone: Indices, added: Indices) -> list[int]:
         left = Counter(self.rows["target"][gone].tolist())
