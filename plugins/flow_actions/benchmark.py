@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ipaddress
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from nfcore.api.carriers import Carrier, carrier_defines
 from nfcore.api.context import ChainBuild
-from nfcore.api.flows import FLOW_KEY, Anything, pack_address
+from nfcore.api.flows import FLOW_KEY, Anything, FlowMatch, pack_address
 from nfcore.api.marks import MarkMeaning
 from nfcore.api.network_function import NetworkFunction
 from nfcore.bench.baselines import Floors
@@ -26,15 +27,19 @@ from nfcore.bench.chain import FIRST, SECOND, ChainOfTwo
 from nfcore.bench.datapath import PacketCounters, Row, Subject
 from nfcore.bench.packet_source import FixedFlows, FlowSource, SameFrame
 from nfcore.bench.results import CoreRow, Figure, Gain, Target
+from nfcore.bench.sender import Sender
 from nfcore.bench.sizes import Sizes as BenchSizes
-from nfcore.bench.traffic import SCATTERED_SOURCES, Family, flow_keys, make_services
+from nfcore.bench.testbed import NETWORK, open_testbed
+from nfcore.bench.traffic import SCATTERED_SOURCES, Family, flow_keys, make_frames, make_services
 from nfcore.bench.workload import BenchRequest, Workload
 from nfcore.bench.xdp_filter import XdpFilter, find_object
+from nfcore.client import Flow, FlowClient
 from nfcore.errors import HostError
 from nfcore.kernel import Program, XdpAction
 
 from . import layouts as lay
 from .data_plane import DataPlane
+from .function import NAME
 from .maps import Sizes
 
 ENTRIES = (10, 100, 1_000, 100_000)
@@ -302,9 +307,10 @@ class FlowActionsWorkload:
         return nf.program
 
     def own_results(self, sizes: BenchSizes) -> Iterator[tuple[Figure, Target | None]]:
-        """Time changes of the data plane, with the other entries there."""
+        """Time changes: of the data plane alone, then from a client to a daemon through which packets flow."""
         count = MANY if max(sizes.flows) >= MANY else FEW
-        yield from _changes(count, 100 * sizes.repeats)
+        yield from _changes_of_data_plane(count, 100 * sizes.repeats)
+        yield from _changes_of_daemon(count, 100 * sizes.repeats)
 
     def judge(self, rows: Sequence[Row]) -> list[Target]:
         """Compare the rows with their targets. Rows that were not measured have none."""
@@ -315,7 +321,7 @@ class FlowActionsWorkload:
         return []
 
 
-def _changes(count: int, changes: int) -> Iterator[tuple[Figure, Target | None]]:
+def _changes_of_data_plane(count: int, changes: int) -> Iterator[tuple[Figure, Target | None]]:
     """Time how long `count` entries take at once, and one more beside them, in the data plane alone."""
     keys = flow_keys(np.arange(count + 1), make_services([(_service_address(4), _PORT)]), 4, scattered=True)
     entries = entries_for(keys, 4)
@@ -323,16 +329,60 @@ def _changes(count: int, changes: int) -> Iterator[tuple[Figure, Target | None]]
     with open_data_plane(entries[:0]) as plane:
         seconds = _seconds(lambda: plane.add(entries[:-1]))
         yield Figure(f"{count:,} entries into the data plane", round(seconds, 3), "s", "at once"), None
-        times = []
-        for _ in range(changes):
-            times += [_seconds(lambda: plane.add(one)), _seconds(lambda: plane.remove(one))]
-        note = f"one entry in or out, beside {count:,}"
-        yield Figure("changes of the data plane", round(len(times) / sum(times)), "1/s", note), None
-        value = round(float(np.percentile(times, 99)) * 1e3, 3)
-        yield Figure("a change of the data plane, p99", value, "ms", note), None
-        begin = time.perf_counter()
-        plane.remove(entries[:-1])
-        yield Figure(f"{count:,} entries out of it", round(time.perf_counter() - begin, 3), "s", "at once"), None
+        times = [_seconds(partial(change, one)) for _ in range(changes) for change in (plane.add, plane.remove)]
+        yield from _rates("of the data plane", times, f"one entry in or out, beside {count:,}", None)
+        seconds = _seconds(lambda: plane.remove(entries[:-1]))
+        yield Figure(f"{count:,} entries out of it", round(seconds, 3), "s", "at once"), None
+
+
+def _changes_of_daemon(count: int, changes: int) -> Iterator[tuple[Figure, Target | None]]:
+    """The same through the socket of a daemon without a NIC, by the client; then packets flow while entries change."""
+    services = make_services([(_service_address(4), _PORT)])
+    matches = (FlowMatch.from_key(key, 4) for key in flow_keys(np.arange(count + 1), services, 4, scattered=True))
+    flows = [
+        Flow(f"flow-{number}", str(match.src), str(match.dst), match.sport, match.dport, "tcp")
+        for number, match in enumerate(matches)
+    ]
+    one, times = flows.pop(), []
+    with (
+        open_testbed() as testbed,
+        testbed.daemon(testbed.config(NAME, "", backend="none")),
+        FlowClient(testbed.socket, timeout=60.0) as client,
+    ):
+        name = f"{count:,} entries into a daemon"
+        seconds = round(_seconds(lambda: client.add(*flows)), 3)
+        yield Figure(name, seconds, "s", "by the client, no NIC"), Target(name, seconds, LOAD_TARGET, "s")
+        with packets_flowing():
+            for _ in range(changes):
+                times += [_seconds(lambda: client.add(one)), _seconds(lambda: client.delete(one.name))]
+        note = f"one entry in or out, beside {count:,}, while packets flow"
+        yield from _rates("of a daemon", times, note, CHANGE_TARGET)
+
+
+@contextmanager
+def packets_flowing() -> Iterator[None]:
+    """Send packets through the testbed all the time during a block."""
+    frames = make_frames(np.arange(256), make_services([(_service_address(4), _PORT)]), 4)
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.is_set():
+            sender.send_for(0.05)
+
+    with Sender(NETWORK, frames) as sender:
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _rates(of: str, times: Sequence[float], note: str, limit: float | None) -> Iterator[tuple[Figure, Target | None]]:
+    yield Figure(f"changes {of}", round(len(times) / sum(times)), "1/s", note), None
+    name, value = f"a change {of}, p99", round(float(np.percentile(times, 99)) * 1e3, 3)
+    yield Figure(name, value, "ms", note), None if limit is None else Target(name, value, limit, "ms")
 
 
 def _seconds(work: Callable[[], object]) -> float:
