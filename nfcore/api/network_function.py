@@ -75,6 +75,7 @@ class NetworkFunction(Protocol):
 
         `packets` of a row is that of the order; 0 for a rule of an earlier run.
         """
+        return
 
     def explain(self, match: FlowMatch) -> Explanation | None:
         """Say what the function does with packets of a flow because of an order; None where there is no order."""

@@ -32,7 +32,7 @@ from nfcore.kernel import BPF_SOURCES, BatchResult, Closing, Map, Program, compi
 
 from . import layouts as lay
 from .filters import Batch, Filter
-from .maps import COUNTS, Sizes, open_maps
+from .maps import COUNTS, ENDED, Sizes, open_maps
 
 PROGRAM = "flow_actions_ingress"
 SOURCE = BPF_SOURCES / "flow_actions" / "flow_actions.c"
@@ -189,6 +189,8 @@ class DataPlane(Closing):
         self._families = [_Family(family, maps, sizes) for family in (4, 6)]
         self._targets, self._police = maps["flow_targets"].mmap(), maps["flow_police"].mmap()
         self._counts = maps[COUNTS].mmap().reshape(-1, sizes.entries)
+        self.ended = maps[ENDED].mmap()
+        """:data:`.layouts.RULE_COUNT` by slot: what rules have counted that are gone. The program does not know it."""
         """By CPU and slot."""
         self._marks = None if meaning is None else maps["flow_marks"].mmap()
 
@@ -346,6 +348,7 @@ class DataPlane(Closing):
     def reset(self, slots: NDArray[np.uint32]) -> None:
         """Let the counters of these slots begin at 0; no entry should have them."""
         self._counts[:, slots] = np.zeros((), dtype=lay.FLOW_COUNT)
+        self.ended[slots] = np.zeros((), dtype=lay.RULE_COUNT)
 
     def totals(self) -> Totals:
         """Give the counters of the program."""

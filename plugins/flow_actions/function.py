@@ -80,6 +80,9 @@ class FlowActions(NetworkFunction):
         self._resting: set[int] = set()
         """Targets that no entry has, but perhaps a mark."""
         self._digest = b""
+        self._serials: NDArray[np.uint64] = np.zeros(table.capacity, dtype=np.uint64)
+        """Slot → how many entries were added before this one, and one: by it the entry of an ended rule is known."""
+        self._added = 0
 
     def close(self) -> None:
         """Close the data plane."""
@@ -99,6 +102,8 @@ class FlowActions(NetworkFunction):
         self.table.commit(change)
         self.matches.remove(change.removed)
         self.matches.add(change.added)
+        self._serials[change.added["slot"]] = np.arange(self._added + 1, self._added + 1 + len(change.added))
+        self._added += len(change.added)
         self._resting |= set(change.gone_targets)
         if change.new_targets or change.gone_targets:
             text = repr((self._digest, list(change.new_targets.items()), list(change.gone_targets)))
@@ -142,6 +147,7 @@ class FlowActions(NetworkFunction):
         rows = batch.rows
         repeated = np.repeat(entries, count)
         rows["key"], rows["family"], rows["target"] = repeated["key"], repeated["family"], repeated["target"]
+        rows["packets"] = self._serials[repeated["slot"]]
         rows["kind"] = kinds if isinstance(kinds, ReportKind) else np.repeat(kinds, count)
         rows["ifindex"], rows["nf"], rows["cpu"] = np.tile(self._ifindexes, len(entries)), self.number, ANY_CPU
         return batch
@@ -267,6 +273,15 @@ class FlowActions(NetworkFunction):
         if target is not None:
             self._marks_of[target] -= 1
 
+    def rules_ended(self, batch: FlowBatch, counts: NDArray[np.uint64]) -> None:
+        """Add what rules have counted that are gone to their entries, if these are still there."""
+        slots = self.matches.find(batch.rows["key"], batch.rows["family"])
+        serials = batch.rows["packets"]
+        known = (slots >= 0) & ((serials == 0) | (serials == self._serials[np.maximum(slots, 0)]))
+        ended = self.data_plane.ended
+        np.add.at(ended["packets"], slots[known], counts[known, 0])
+        np.add.at(ended["bytes"], slots[known], counts[known, 1])
+
     # Questions
 
     def explain(self, match: FlowMatch) -> Explanation | None:
@@ -301,6 +316,8 @@ class FlowActions(NetworkFunction):
         flows = self.context.services.flow_facts(self._flows(rows, ReportKind.ORDERED))
         shape = (len(slots), len(self._ifindexes))
         hardware = flows.counts.reshape(*shape, 2).sum(axis=1, dtype=np.uint64)
+        hardware[:, 0] += self.data_plane.ended["packets"][slots]
+        hardware[:, 1] += self.data_plane.ended["bytes"][slots]
         now = time.monotonic_ns()
         seen = looked_up["last_seen"].astype(np.float64)
         idle = np.where(seen > 0, np.maximum(now - seen, 0) / 1e9, np.inf)

@@ -38,6 +38,7 @@ FLOW_ENTRY = np.dtype([("slot", "<u4"), ("target", "<u4"), ("precedence", "<u4")
 FLOW_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8"), ("last_seen", "<u8")])
 """last_seen: in the map, timer ticks; in what the data plane gives, nanoseconds of the monotonic clock."""
 MASKED_WORD = np.dtype([("value", "<u8"), ("mask", "<u8")])
+RULE_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 FLOW_PATTERN = np.dtype([("words", MASKED_WORD, (KEY_WORDS[6],))])
 """What packets must match, word by word as in a key: see :func:`match_patterns`."""
 TARGET = np.dtype(

@@ -18,8 +18,9 @@ from . import layouts as lay
 FILTER_BITS_PER_ENTRY = 16
 """One packet in a hundred is looked up in vain when all entries are in use."""
 FEWEST_FILTER_BITS = 1 << 14
-COUNTS = "flow_counts"
-"""The map that is pinned, since counters outlive the daemon as their entries do. All others are new at a start."""
+COUNTS, ENDED = "flow_counts", "flow_ended"
+"""The maps that are pinned, since counters outlive the daemon as their entries do. All others are new at a start. ENDED
+is user space's alone: what rules have counted that are gone from the NIC."""
 
 _U32, _U64, _I64 = np.dtype("<u4"), np.dtype("<u8"), np.dtype("<i8")
 
@@ -48,6 +49,7 @@ def map_specs(sizes: Sizes, meaning: MarkMeaning | None) -> dict[str, MapSpec]:
         MapSpec("flow_targets", array, _U32, lay.TARGET, sizes.targets + 1, shared),
         MapSpec("flow_police", array, _U32, _I64, sizes.targets + 1, shared),
         MapSpec(COUNTS, array, _U32, lay.FLOW_COUNT, possible_cpus() * sizes.entries, shared),
+        MapSpec(ENDED, array, _U32, lay.RULE_COUNT, sizes.entries, shared),
         MapSpec("flow_totals", per_cpu, _U32, lay.FLOW_TOTALS, 1),
         MapSpec("flow_clock", array, _U32, _U64, 1, shared),
         MapSpec("flow_links", MapType.DEVMAP, _U32, _U32, sizes.links),
@@ -71,7 +73,8 @@ def open_maps(sizes: Sizes, meaning: MarkMeaning | None, pin_dir: Path | None) -
     opened: dict[str, Map] = {}
     try:
         for name, spec in map_specs(sizes, meaning).items():
-            opened[name] = _open_pinned(spec, pin_dir) if pin_dir and name == COUNTS else Map.create(spec)
+            pinned = pin_dir if name in (COUNTS, ENDED) else None
+            opened[name] = Map.create(spec) if pinned is None else _open_pinned(spec, pinned)
     except BaseException:
         for each in opened.values():
             each.close()
@@ -99,8 +102,8 @@ def _open_pinned(spec: MapSpec, pin_dir: Path) -> Map:
 
 def remove_pins(pin_dir: Path) -> Iterator[Path]:
     """Unpin the counters and remove the folder, with the file system mounted for it. Yields what was there."""
-    pin = pin_dir / COUNTS
-    if pin.exists():
-        pin.unlink()
-        yield pin
+    for pin in (pin_dir / COUNTS, pin_dir / ENDED):
+        if pin.exists():
+            pin.unlink()
+            yield pin
     remove_bpffs(pin_dir)
