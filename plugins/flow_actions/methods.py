@@ -161,9 +161,9 @@ class FlowMethods:
         """Find the slots of entries that a filter lets through."""
         table = self._orders.table
         owners = {each.name.lower(): each for each in Owner}
-        if owner is not None and owner not in owners:
+        if owner is not None and not (isinstance(owner, str) and owner in owners):
             raise ConfigError("flow.list", [Problem("owner", f"is {owner!r:.80}; should be {' or '.join(owners)}")])
-        if action is not None and action not in PARAMETERS:
+        if action is not None and not (isinstance(action, str) and action in PARAMETERS):
             raise ConfigError("flow.list", [Problem("action", f"is {action!r:.80}; known: {', '.join(PARAMETERS)}")])
         if not isinstance(match, str | None):
             raise ConfigError("flow.list", [Problem("match", f"is {match!r:.80}; should be a text")])

@@ -8,6 +8,8 @@ import re
 import pytest
 
 from nfcore.api.config import ConfigTable, InterfaceTable, MarkingTable, NfTable, OffloadTable
+from nfcore.plugins.flow_actions.config import FlowActionsTable
+from nfcore.plugins.flow_actions.entries import EntryTable
 from nfcore.plugins.katran_accel.config import KatranTable, VipTable
 from nfcore.plugins.softnic import SoftnicTable
 from nfcore.plugins.stats.config import StatsTable
@@ -22,6 +24,8 @@ TABLES = {
     "`[offload]`": OffloadTable,
     "`[katran_accel]`": KatranTable,
     "`[[katran_accel.vips]]`": VipTable,
+    "`[flow_actions]`": FlowActionsTable,
+    "`[[flow_actions.flows]]`": EntryTable,
     "`[tc_offload]`": TcOffloadTable,
     "`[tc_offload.devices.NAME]`": DeviceTable,
     "`[softnic]`": SoftnicTable,
@@ -52,4 +56,4 @@ def test_the_guide_has_the_defaults(heading: str) -> None:
             assert default == "none", key
         else:
             plain = default.strip("`").strip('"')
-            assert plain == str(field.default).replace("'", '"').replace("False", "false"), key
+            assert plain == str(field.default).replace("'", '"').replace("False", "false").replace("True", "true"), key
