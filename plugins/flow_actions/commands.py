@@ -258,7 +258,7 @@ def _read_lines(file: Path) -> tuple[list[Mapping[str, Any]], list[int]]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ConfigError(_source(file), [Problem(f"line {number}", f"is not JSON: {error}")]) from None
         if not isinstance(entry, dict):
@@ -267,6 +267,10 @@ def _read_lines(file: Path) -> tuple[list[Mapping[str, Any]], list[int]]:
         entries.append(entry)
         lines.append(number)
     return entries, lines
+
+
+def _refuse_constant(text: str) -> object:
+    raise ValueError(f"it has {text}")
 
 
 def _by_line(error: FlowError, source: str, lines: list[int]) -> Exception:

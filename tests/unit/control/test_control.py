@@ -24,7 +24,7 @@ import pytest
 
 from nfcore.api.json_rows import JsonRows
 from nfcore.control import server as module
-from nfcore.control.client import Client, EndedError, daemon_answers, request
+from nfcore.control.client import Client, EndedError, RefusedError, daemon_answers, request
 from nfcore.control.server import LINE_LIMIT, MOST_CLIENTS, ControlServer
 from nfcore.errors import HostError
 
@@ -64,8 +64,8 @@ NOBODY = 65534
 
 
 @contextmanager
-def daemon(path: Path, group: str = "") -> Iterator[ControlServer]:
-    """Serve METHODS from an event loop of its own."""
+def daemon(path: Path, group: str = "", order_group: str = "") -> Iterator[ControlServer]:
+    """Serve METHODS from an event loop of its own: `echo` reads, `later` gives orders."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -73,7 +73,7 @@ def daemon(path: Path, group: str = "") -> Iterator[ControlServer]:
     def wait(what: Any) -> None:
         asyncio.run_coroutine_threadsafe(what, loop).result(timeout=10)
 
-    server = ControlServer(path, METHODS, {"echo"}, group)
+    server = ControlServer(path, METHODS, {"echo"}, group, {"later"}, order_group)
     try:
         wait(server.open())
         yield server
@@ -151,7 +151,19 @@ def test_an_answer_that_is_no_json(served: Path) -> None:
         request(served, "odd")
 
 
-BAD = [b"{", b"stats", b"[]", b"1", b"null", b"{}", b'{"method": ["echo"]}', b'{"method": {}}', b"\xff", b"[" * 100_000]
+BAD = [
+    b"{",
+    b'{"method": "echo", "params": {"a": NaN}}',
+    b"stats",
+    b"[]",
+    b"1",
+    b"null",
+    b"{}",
+    b'{"method": ["echo"]}',
+    b'{"method": {}}',
+    b"\xff",
+    b"[" * 100_000,
+]
 
 
 @pytest.mark.parametrize("line", BAD, ids=[repr(line[:12]) for line in BAD])
@@ -341,6 +353,66 @@ def test_a_group_may_ask_and_not_order(unprivileged: Callable[..., str]) -> None
         assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o660, NOBODY)
         assert unprivileged(request, path, "echo") == "{}"
         assert "odd changes the daemon, which only root may do: use sudo" in unprivileged(request, path, "odd")
+
+
+def ask_as(path: Path, method: str, *groups: int) -> str:
+    """Ask as user nobody who is in these groups: the result, or the error."""
+    script = (
+        "import sys; from pathlib import Path; from nfcore.control.client import request\n"
+        "try: print(request(Path(sys.argv[1]), sys.argv[2]))\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    command = [sys.executable, "-c", script, str(path), method]
+    done = subprocess.run(
+        command, user=NOBODY, group=groups[0], extra_groups=groups[1:], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_a_group_for_orders() -> None:
+    orders, readers, other = (grp.getgrnam(name) for name in ("games", "users", "nogroup"))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "orders.sock"
+        with daemon(path, order_group=orders.gr_name):
+            assert path.stat().st_gid == orders.gr_gid
+            for groups in ((orders.gr_gid,), (other.gr_gid, orders.gr_gid)):
+                assert ask_as(path, "later", *groups) == "later"
+                assert ask_as(path, "echo", *groups) == "{}"
+                assert "NotAllowedError odd changes the daemon, which only root" in ask_as(path, "odd", *groups)
+            assert "NotAllowedError the daemon's socket" in ask_as(path, "echo", other.gr_gid)
+        with daemon(path, readers.gr_name, orders.gr_name):
+            assert path.stat().st_gid == readers.gr_gid
+            both = ask_as(path, "later", other.gr_gid, readers.gr_gid, orders.gr_gid)
+            assert both == "later"
+            assert ask_as(path, "echo", readers.gr_gid) == "{}"
+            refused = "NotAllowedError later gives orders for flows, which only root and members of group games may do"
+            assert ask_as(path, "later", readers.gr_gid) == refused
+            assert "NotAllowedError the daemon's socket" in ask_as(path, "later", orders.gr_gid)
+        with daemon(path, readers.gr_name):
+            assert "or let a group by [nf] order_group" in ask_as(path, "later", readers.gr_gid)
+
+
+def test_errors_tell_programs_details(path: Path) -> None:
+    def wrong(parameters: Mapping[str, Any]) -> Any:
+        error = HostError("not so")
+        error.details = {"problems": [{"entry": "a"}]}
+        raise error
+
+    with daemon(path):
+        METHODS["detailed"] = wrong
+        try:
+            with pytest.raises(RefusedError, match="not so") as caught:
+                request(path, "detailed")
+        finally:
+            del METHODS["detailed"]
+    assert caught.value.details == {"problems": [{"entry": "a"}]}
+
+
+def test_a_group_for_orders_that_does_not_exist(path: Path) -> None:
+    with pytest.raises(HostError, match=r"nf\.order_group: there is no group 'nobodies-1'"):
+        asyncio.run(ControlServer(path, {}, (), "", (), "nobodies-1").open())
 
 
 def test_a_group_that_does_not_exist(path: Path) -> None:
