@@ -201,8 +201,7 @@ def _lines(row: dict[str, Any]) -> list[str]:
     """Describe one flow, one fact per line."""
     target = " → ".join(str(row[key]) for key in ("vip", "real") if row.get(key))
     lines = [row["why"], f"{row['state']} for {row['since_seconds']:,.1f} s on {row['interface']}"]
-    if target:
-        lines.append(f"{row['nf']}: {target}")
+    lines.append(f"{row['nf']}: {target}" if target else f"network function {row['nf']}")
     if row["mark"]:
         lines.append(f"mark {row['mark']}" + (f", set by {row['backend']}" if row["backend"] else ""))
     if row["in_hardware"]:

@@ -117,3 +117,11 @@ def test_the_machine_alone_can_be_examined() -> None:
     told = {finding["what"]: finding["status"] for finding in json.loads(run.stdout)["findings"]}
     assert {"kernel", "privileges", "headers", "bcc"} <= told.keys()
     assert (run.returncode == 0) == ("fault" not in told.values())
+
+
+def test_a_chain_is_told_and_its_dispatcher_tried(config: Path) -> None:
+    text = config.read_text().replace('chain = ["katran_accel"]', 'chain = ["flow_actions", "katran_accel"]')
+    config.write_text(text.replace("plugins = [", 'plugins = ["flow_actions", '))
+    status, told = findings(config)
+    assert (status, told["eth1: chain"][0]) == (0, "ok"), told
+    assert "flow_actions → katran_accel; the program in front of them loads" in told["eth1: chain"][1]
