@@ -3,24 +3,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from nfcore.control.client import request
-from nfcore.errors import NfcoreError
 from nfcore.kernel import online_cpus
 
 from .chaos_proof import Absence, Ring, prove_chaos
-from .events import Event, UnseenError
+from .events import Step, UnseenError
 from .hardware import Hardware, Paths
 from .proof import Prediction, Summary
 from .scenario import FIRST_RULES, NIC_RULES, Scenario
 from .stage import Stage
-from .traffic import TIMEOUT, Traffic, retransmitted
+from .traffic import Traffic, retransmitted
 from .view import View
 
 KEPT, LIFE, RATE = 64, 24, 400
@@ -35,16 +32,6 @@ CABLE_OUT = 0.3
 """Seconds. TCP retransmits after 0.2 s at the earliest, a SYN after 1 s, and a request may take 5 s."""
 RANDOM_UP_TO = 1.0
 """Seconds; a random moment is within them."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One event to perform; `act` waits until its effect is seen and returns a description of it."""
-
-    name: str
-    what: str
-    claim: str
-    act: Callable[[], str]
 
 
 class Chaos:
@@ -69,15 +56,14 @@ class Chaos:
         # On one CPU: a veth would spread the packets of one flow over CPUs, which a NIC does not.
         self.lab.steer(online_cpus()[-1])
         client = self.stage.client("--kept", str(KEPT), "--life", str(LIFE), "--rate", str(RATE))
-        began = time.monotonic()
         self.traffic = Traffic(self.stage, self._view, client, self._requests)
         with Hardware(self.stage.pins) as self.hardware:
             first = self.hardware.paths()
             for step in self._steps():
-                self._perform(step, began)
-            self._wait_for_requests()
+                self.traffic.perform(step)
+            self.traffic.wait_for_requests()
             paths = self.hardware.paths() - first
-        seconds = time.monotonic() - began
+        seconds = self.traffic.seconds
         records = self.traffic.end()
         return prove_chaos(
             records,
@@ -143,22 +129,6 @@ class Chaos:
             self._kill_off,
         )
         yield Step("offload_on", "nfcore offload on", "when offloading is on again, rules return", self._switch_on)
-
-    def _perform(self, step: Step, start: float) -> None:
-        began = time.monotonic()
-        self.traffic.show_action(step.what)
-        try:
-            passed, detail = True, step.act()
-        except (UnseenError, NfcoreError) as error:
-            self.stage.check()  # ends the demo if the daemon has ended by itself
-            passed, detail = False, str(error)
-        times = (round(began - start, 1), round(time.monotonic() - began, 2))
-        self.traffic.add_event(Event(step.name, step.what, step.claim, *times, passed, detail))
-
-    def _wait_for_requests(self) -> None:
-        # Not an error here: the proof shows what was lost.
-        with contextlib.suppress(UnseenError):
-            self.traffic.wait_until(lambda: self.traffic.progress.asked >= self._requests, "requests", 10 * TIMEOUT)
 
     # A full table
 

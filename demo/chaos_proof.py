@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from .events import Event
-from .proof import Check, Prediction, Summary, address_kept, none_lost, summarise
+from .proof import Check, Prediction, Summary, address_kept, as_check, none_lost, summarise
 
 
 @dataclass
@@ -48,7 +48,7 @@ def prove_chaos(
         _right_ring(records, rings),
         *(_never_absent(records, absence) for absence in absences),
         address_kept(records),
-        *(Check(event.claim, event.passed, f"{event.what}: {event.detail}") for event in events),
+        *(as_check(event) for event in events),
     ]
     return summarise(
         records, checks, strategy=strategy, paths=paths, retransmitted=retransmitted, seconds=seconds, events=events

@@ -20,6 +20,8 @@ from rich.console import Console
 from nfcore.errors import HostError, NfcoreError
 
 from .chaos import Chaos
+from .flows import CONFIG as FLOWS_CONFIG
+from .flows import Flows
 from .host_state import SCRATCH, HostState
 from .lab import VIP4, VIP6, Lab
 from .objects import KernelObjects
@@ -30,7 +32,7 @@ from .stage import CONFIG, Stage, nfcore
 from .stop import StoppedError, StopSwitch
 from .view import View, make_view, print_summary
 
-REQUESTS, CHAOS_REQUESTS = 12_000, 6_000
+REQUESTS, CHAOS_REQUESTS, FLOWS_REQUESTS = 12_000, 6_000, 2_000
 
 
 class Strategy(StrEnum):
@@ -45,12 +47,13 @@ def hints(stage: Stage) -> str:
     lab = stage.lab
     inside = "nsenter --net=/run/netns/" + lab.prefix
     command = nfcore()[0]
+    entries = f"\n  {command} flow list -c {stage.config}" if stage.config == FLOWS_CONFIG else ""
     return f"""
 The lab stays up until Ctrl-C. In another terminal, as root:
 
   {inside}client curl http://{VIP4}/            # the answer has the real, your address and port
   {inside}client curl -g 'http://[{VIP6}]/'
-  {command} stats {stage.config}
+  {command} stats {stage.config}{entries}
   {inside}gw tcpdump -ni net0                   # to the balancer and, encapsulated, back
   {inside}real1 tcpdump -ni eth0                # at a real, after decapsulation
   bpftool map list                              # {stage.pins} holds the emulated NIC's
@@ -64,6 +67,7 @@ class Options:
     strategy: str | None
     requests: int | None
     chaos: bool
+    flows: bool
     keep: bool
     picture: Path | None = None
     """SVG file for the output of `nfcore top` during the run."""
@@ -80,7 +84,7 @@ def perform(console: Console, view: View, stop: StopSwitch, options: Options) ->
         if scenario:
             stage = Stage(lab, stop, config=scenario.path, strategy=options.strategy, rules=NIC_RULES)
         else:
-            stage = Stage(lab, stop, strategy=options.strategy)
+            stage = Stage(lab, stop, config=FLOWS_CONFIG if options.flows else CONFIG, strategy=options.strategy)
         view.print_line("building the lab: client, gateway, emulated NIC, balancer, three reals")
         exits.enter_context(lab)
         view.print_line(f"starting the reals and nfcore run {stage.config.name} (strategy {stage.strategy})")
@@ -88,6 +92,8 @@ def perform(console: Console, view: View, stop: StopSwitch, options: Options) ->
         with view:
             if scenario:
                 summary = Chaos(stage, view, scenario, options.requests or CHAOS_REQUESTS).run()
+            elif options.flows:
+                summary = Flows(stage, view, options.requests or FLOWS_REQUESTS).run()
             else:
                 summary = Run(stage, view, options.requests or REQUESTS, options.picture).traffic()
         objects = KernelObjects.of(lab)
@@ -111,14 +117,19 @@ def main(
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Disturb the balancer during the run: full tables, kills, lost rules, …")
     ] = False,
+    flows: Annotated[
+        bool, typer.Option("--flows", help="Some clients flood: an application has the NIC drop their packets.")
+    ] = False,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the output of nfcore top during the run as SVG; not with --chaos."),
+        typer.Option(metavar="FILE", help="Draw the output of nfcore top as SVG; not with --chaos or --flows."),
     ] = None,
     requests: Annotated[
         int | None,
         typer.Option(
-            min=8, max=1_000_000, help=f"HTTP requests, at least (default {REQUESTS:,}; chaos {CHAOS_REQUESTS:,})."
+            min=8,
+            max=1_000_000,
+            help=f"HTTP requests, at least (default {REQUESTS:,}; chaos {CHAOS_REQUESTS:,}; flows {FLOWS_REQUESTS:,}).",
         ),
     ] = None,
 ) -> None:
@@ -132,9 +143,10 @@ def main(
     try:
         if os.geteuid() != 0:
             raise HostError("the demo needs root (network namespaces, XDP): run sudo ./demo.sh")
-        if chaos and picture:
-            raise HostError("--picture and --chaos do not go together: leave one of them out")
-        summary = perform(console, view, stop, Options(strategy, requests, chaos, keep, picture))
+        given = [name for name, is_given in (("picture", picture), ("chaos", chaos), ("flows", flows)) if is_given]
+        if len(given) > 1:
+            raise HostError(f"--{' and --'.join(given)} do not go together: use one of them")
+        summary = perform(console, view, stop, Options(strategy, requests, chaos, flows, keep, picture))
         if as_json:
             print(json.dumps(summary.as_json()))
         if summary.left_behind:

@@ -14,6 +14,7 @@ from nfcore.control.client import request
 @dataclass(frozen=True)
 class DaemonCounters:
     """One reading. `fast` and `slow` are packets, `real_packets` is by address, `refill` is in seconds.
+    `dropped` are those that the NIC dropped.
 
     `flows` have a rule, `waiting` wait for one; `adopted` and `vanished` are rules since the daemon started.
     """
@@ -28,6 +29,7 @@ class DaemonCounters:
     adopted: int = 0
     vanished: int = 0
     refill: float = 0.0
+    dropped: int = 0
     real_packets: Mapping[str, int] = field(default_factory=dict)
 
     def share_since(self, earlier: DaemonCounters) -> float | None:
@@ -64,5 +66,6 @@ def read_counters(socket: Path) -> DaemonCounters:
         adopted=total("nfcore_adopted_total"),
         vanished=total("nfcore_vanished_total"),
         refill=sum(value for _, value in matching("nfcore_refill_seconds")),
+        dropped=total("nfcore_softnic_packets_total", kind="dropped"),
         real_packets=real_packets,
     )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An event of the chaos: what was done to the load balancer, and what was seen."""
+"""A step of a run: what is done while requests flow; and an event: what was done, and what was seen."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -22,6 +23,16 @@ class Event:
     def line(self) -> str:
         """The event as a line of a log."""
         return f"{self.at:5.1f} s  {'PASS' if self.passed else 'FAIL'}  {self.what}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One event to perform; `act` waits until its effect is seen and returns a description of it."""
+
+    name: str
+    what: str
+    claim: str
+    act: Callable[[], str]
 
 
 class UnseenError(Exception):

@@ -199,6 +199,15 @@ class Lab:
         ]
         self._ip("gw", batch)
 
+    def add_clients(self, addresses: Iterable[str]) -> None:
+        """Give the client's interface more addresses, of its networks."""
+        addresses = list(addresses)
+        # Of a length without a route: the networks are on the interface already.
+        lines = [f"address add {each}/{'128 nodad' if ':' in each else 32} dev eth0" for each in addresses]
+        self._ip("client", lines)
+        mac = self.end("client", "eth0").mac
+        self._ip("gw", [f"neighbour add {address} lladdr {mac} nud permanent dev client" for address in addresses])
+
     def steer(self, cpu: int) -> None:
         """Process all packets of the client on one CPU, from the gateway on, as with a NIC of one queue.
 

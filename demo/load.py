@@ -71,10 +71,12 @@ class Record:
 class Connection:
     """One TCP connection to a VIP and its record. After the first failure it sends no more requests."""
 
-    def __init__(self, vip: str, port: int, kind: str, deadline: float) -> None:
+    def __init__(self, vip: str, port: int, kind: str, deadline: float, source: str | None = None) -> None:
         self.record = Record(6 if ":" in vip else 4, kind, vip)
         self.deadline = deadline
-        self._http = http.client.HTTPConnection(vip, port, timeout=deadline)
+        self._http = http.client.HTTPConnection(
+            vip, port, timeout=deadline, source_address=(source, 0) if source else None
+        )
         # Otherwise http.client would open another connection after a close, which is a retry.
         self._http.auto_open = 0
         self._opened = False
@@ -186,8 +188,17 @@ class ChurnLane:
 class Load:
     """All connections and the threads that drive them."""
 
-    def __init__(self, vips: Sequence[str], port: int, deadline: float, threads: int, rate: float) -> None:
+    def __init__(
+        self,
+        vips: Sequence[str],
+        port: int,
+        deadline: float,
+        threads: int,
+        rate: float,
+        sources: Sequence[str] = (),
+    ) -> None:
         self.vips = vips
+        self._sources = {vip: [source for source in sources if (":" in source) == (":" in vip)] for vip in vips}
         self.port = port
         self.deadline = deadline
         self.threads = threads
@@ -259,7 +270,10 @@ class Load:
             connection.ask(body)
 
     def _connection(self, number: int, kind: str) -> Connection:
-        return Connection(self.vips[number % len(self.vips)], self.port, kind, self.deadline)
+        turn, place = divmod(number, len(self.vips))
+        sources = self._sources[self.vips[place]]
+        source = sources[turn % len(sources)] if sources else None
+        return Connection(self.vips[place], self.port, kind, self.deadline, source)
 
     def _lanes(self, turns: Iterable[tuple[Connection, bytes | None]]) -> list[list[tuple[Connection, bytes | None]]]:
         lane_of = {id(connection): number % self.threads for number, connection in enumerate(self.kept)}
@@ -325,9 +339,10 @@ def main(
     deadline: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 5.0,
     threads: Annotated[int, typer.Option(help="Threads that send requests at once.")] = 4,
     rate: Annotated[float, typer.Option(help="Requests per second at most, over all threads.")] = 2000.0,
+    source: Annotated[list[str] | None, typer.Option(help="Own address; repeated: one after the other.")] = None,
 ) -> None:
     """Make requests by commands on standard input."""
-    load = Load(vips, port, deadline, threads, rate)
+    load = Load(vips, port, deadline, threads, rate, source or ())
     commands: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read_commands, args=(commands,), daemon=True).start()
     actions: dict[str, Callable[[], None]] = {

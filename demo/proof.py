@@ -97,7 +97,7 @@ def prove(
 ) -> Summary:
     """Check the client's records (`demo.load.Record` as mappings); `counters` are before and after the main phase."""
     before, after = counters
-    checks = [none_lost(records), _right_real(records, prediction), address_kept(records), _fast_enough(before, after)]
+    checks = [none_lost(records), right_real(records, prediction), address_kept(records), _fast_enough(before, after)]
     return summarise(
         records,
         checks,
@@ -150,7 +150,8 @@ def none_lost(records: Sequence[Mapping[str, Any]]) -> Check:
     return Check("every request was answered in time", sent == answered > 0, detail)
 
 
-def _right_real(records: Sequence[Mapping[str, Any]], prediction: Prediction) -> Check:
+def right_real(records: Sequence[Mapping[str, Any]], prediction: Prediction) -> Check:
+    """Check for each connection that the computed real answered, and no other."""
     wrong = []
     for record in records:
         if record["port"] is None:
@@ -173,6 +174,11 @@ def address_kept(records: Sequence[Mapping[str, Any]]) -> Check:
     if wrong:
         detail = f"{wrong:,} answers name another address, port or body length"
     return Check("packets reached the real unchanged", wrong == 0, detail)
+
+
+def as_check(event: Event) -> Check:
+    """Return an event as a claim."""
+    return Check(event.claim, event.passed, f"{event.what}: {event.detail}")
 
 
 def _fast_enough(before: DaemonCounters, after: DaemonCounters) -> Check:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The traffic of the chaos: it flows while events happen, and is counted, shown and waited for."""
+"""Traffic that flows while steps are performed, and is counted, shown and waited for."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from nfcore.errors import NfcoreError
+
 from .counters import DaemonCounters, read_counters
-from .events import Event, UnseenError
+from .events import Event, Step, UnseenError
 from .lab import Lab
 from .stage import Client, Stage
 from .view import Progress, View
@@ -25,20 +28,46 @@ TIMEOUT = 30.0
 class Traffic:
     """A churn of connections (`demo.load`), which begins at once, and its progress."""
 
-    def __init__(self, stage: Stage, view: View, client: Client, total: int) -> None:
+    def __init__(self, stage: Stage, view: View, client: Client, total: int, phase: str = "churn") -> None:
+        """`phase`: what the run is called in `view.PHASES`."""
         self.stage = stage
         self.daemon_answers = True
         """Whether a daemon runs, so that its counters can be read."""
-        self.progress = Progress("churn", total=total)
+        self.progress = Progress(phase, total=total)
         self._view = view
         self._client = client
         self._read_at = 0.0
+        self._began = time.monotonic()
         self._client.send("churn")
 
     @property
     def counters(self) -> DaemonCounters:
         """The last reading of the daemon's counters."""
         return self.progress.counters
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the traffic began."""
+        return time.monotonic() - self._began
+
+    def perform(self, step: Step) -> None:
+        """Perform a step, and show its event."""
+        at = self.seconds
+        self._show(action=step.what)
+        try:
+            passed, detail = True, step.act()
+        except (UnseenError, NfcoreError) as error:
+            self.stage.check()  # ends the demo if the daemon has ended by itself
+            passed, detail = False, str(error)
+        times = (round(at, 1), round(self.seconds - at, 2))
+        event = Event(step.name, step.what, step.claim, *times, passed, detail)
+        self._show(action="", events=(*self.progress.events, event))
+
+    def wait_for_requests(self) -> None:
+        """Let the traffic flow until all requests are sent."""
+        # Not an error here: the proof shows what was lost.
+        with contextlib.suppress(UnseenError):
+            self.wait_until(lambda: self.progress.asked >= self.progress.total, "requests", 10 * TIMEOUT)
 
     def end(self) -> list[dict[str, Any]]:
         """End the churn; returns the records of all connections."""
@@ -72,11 +101,12 @@ class Traffic:
 
     def read(self) -> DaemonCounters:
         """Read the daemon's counters now."""
-        self._read_at = time.monotonic()
-        counters = read_counters(self.stage.socket)
-        share = counters.share_since(self.progress.counters)
+        last, self._read_at = self._read_at, time.monotonic()
+        counters, before = read_counters(self.stage.socket), self.progress.counters
+        share = counters.share_since(before)
         recent = self.progress.recent_share if share is None else share
-        self._show(counters=counters, recent_share=recent)
+        rate = (counters.fast + counters.slow - before.fast - before.slow) / (self._read_at - last)
+        self._show(counters=counters, recent_share=recent, balanced_rate=rate)
         return counters
 
     def reset_share(self) -> None:
@@ -103,14 +133,6 @@ class Traffic:
         self.poll()  # takes the events of earlier answers, which must not count
         target = self.progress.answered + count
         self.wait_until(lambda: self.progress.answered >= target, f"{count} more requests answered")
-
-    def show_action(self, action: str) -> None:
-        """Show what is being done to the load balancer."""
-        self._show(action=action)
-
-    def add_event(self, event: Event) -> None:
-        """Show an event that is over."""
-        self._show(action="", events=(*self.progress.events, event))
 
     def _show(self, **values: Any) -> None:
         self.progress = replace(self.progress, **values)

@@ -28,6 +28,7 @@ PHASES = {
     "main": "kept-alive connections",
     "close": "checking",
     "churn": "chaos",
+    "flows": "actions for flows",
 }
 EVENTS_SHOWN = 8
 
@@ -36,7 +37,8 @@ EVENTS_SHOWN = 8
 class Progress:
     """State of the traffic: requests sent (`asked`) of `total`, failed connections, answers per real, counters.
 
-    `action` is what is being done to the load balancer; `events` are over.
+    `action` is what is being done meanwhile; `events` are over. `balanced_rate`: packets a second that reach the
+    balancer.
     """
 
     phase: str
@@ -47,6 +49,7 @@ class Progress:
     reals: Mapping[str, int] = field(default_factory=dict)
     counters: DaemonCounters = field(default_factory=DaemonCounters)
     recent_share: float | None = None
+    balanced_rate: float = 0.0
     action: str = ""
     events: tuple[Event, ...] = ()
 
@@ -77,6 +80,7 @@ class View(AbstractContextManager["View"]):
             f"{PHASES[progress.phase]}: {progress.answered} of {progress.total} requests, "
             f"{progress.failed} connections failed; {split or 'no answers yet'}; flows {counters.flows}, "
             f"marks {counters.marks}, fast path {_percent(progress.recent_share)}"
+            + (_flood_text(progress) if progress.phase == "flows" else "")
             + (f" – {progress.action}" if progress.action else "")
         )
 
@@ -129,6 +133,9 @@ def draw(progress: Progress) -> Panel:
     )
     counts.add_row("answered", f"{progress.answered:,}", "marks in use", f"{counters.marks:,}")
     counts.add_row("failed connections", failed, "fast path, now", fast)
+    if progress.phase == "flows":
+        rate, dropped = f"{progress.balanced_rate:,.0f} / s", f"{counters.dropped:,}"
+        counts.add_row("packets at the balancer", rate, "dropped by the NIC", dropped)
 
     split = Table.grid(padding=(0, 3))
     answers = sum(progress.reals.values())
@@ -174,6 +181,12 @@ def print_summary(console: Console, summary: Summary) -> None:
         style="dim",
         highlight=False,
         markup=False,
+    )
+
+
+def _flood_text(progress: Progress) -> str:
+    return (
+        f"; {progress.balanced_rate:,.0f} packets/s at the balancer, {progress.counters.dropped:,} dropped by the NIC"
     )
 
 
