@@ -34,8 +34,9 @@ class Claims:
                 self._next_look = began + SHARE * (self._state.clock() - began)
 
     def settled(self, nf: NetworkFunction) -> bool:
-        """Whether no NIC marks packets for a later function that `nf` must see."""
-        return nf.claim_changes == self._seen.get(nf.number, 0) and not self._remover.still_on_nic(Reason.EARLIER)
+        """Whether no NIC does what changes of `nf` have ended: marks for a later function, withdrawn orders."""
+        looked = nf.claim_changes == self._seen.get(nf.number, 0)
+        return looked and not any(map(self._remover.still_on_nic, (Reason.EARLIER, Reason.WITHDRAWN)))
 
     def _look(self, nf: NetworkFunction) -> None:
         state, table = self._state, self._state.table
