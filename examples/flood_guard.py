@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Drops the sources that flood, for ten minutes, and gives the packets of preferred clients another DSCP.
 
@@ -26,6 +25,8 @@ def wanted(daemon: FlowClient, limit: int, ttl: str, prefer: Sequence[str], dscp
         yield Flow(f"prefer {client}", src=client, action="set_dscp", dscp=dscp, ttl=ttl)
     rates: Counter[str] = Counter()
     for flow in daemon.flows(states=["installed"], sort="rate", limit=10_000):
+        if flow["nf"] == "flow_actions":
+            continue  # somebody has said what is to be done with it
         source = flow["flow"].split(" > ")[0].rpartition(":")[0].strip("[]")
         rates[source] += round(flow["rate"])
     for source, rate in rates.most_common():
