@@ -227,13 +227,16 @@ class ControlServer:
             await self._respond(client, await self._call(line, client.rights))
             client.idle_since = asyncio.get_running_loop().time()
             line = await self._read_line(reader)
+        if line is None:
+            await self._respond(client, {"error": f"a request has at most {LINE_LIMIT:,} bytes"})
 
     @staticmethod
-    async def _read_line(reader: asyncio.StreamReader) -> bytes:
+    async def _read_line(reader: asyncio.StreamReader) -> bytes | None:
+        """Read a request; empty at the end of the connection, None when it is too long."""
         try:
             return await reader.readline()
-        except ValueError:  # longer than LINE_LIMIT
-            return b""
+        except ValueError:
+            return None
 
     async def _respond(self, client: _Client, response: Mapping[str, Any]) -> None:
         """Write a response, a slice per turn. A slice is made only when the client has read most of the one before."""

@@ -184,6 +184,11 @@ def test_a_question_that_never_ends(served: Path) -> None:
     assert request(served, "echo") == {}
 
 
+def test_a_question_that_is_a_little_too_long(served: Path) -> None:
+    assert raw(served, b"x" * (LINE_LIMIT + 1)) == [{"error": "a request has at most 131,072 bytes"}]
+    assert request(served, "echo") == {}
+
+
 def test_a_client_that_goes_away(served: Path) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(served))
