@@ -48,7 +48,7 @@ class FlowActionsPlugin:
         self._function: FlowActions | None = None
         self._orders: Orders | None = None
         self._new_pins: Path | None = None
-        """Folder of pins that this start has created: they go again when it fails."""
+        """Folder of pins that this start has created: they are removed when it fails."""
 
     @hookimpl
     def config_section(self) -> Section:
@@ -71,14 +71,10 @@ class FlowActionsPlugin:
         self._orders.start(table.flows, check=not context.tracing)
         FlowMethods(self._orders, function.facts, function.settle).register(context.services)
         if not context.tracing:
-            context.services.when_running(self._begin_to_look_around)
-
-    def _begin_to_look_around(self) -> None:
-        """From now on, notice interfaces that come and go, and lifetimes that end."""
-        self._new_pins = None
-        self._look_around()
+            context.services.when_running(self._look_around)
 
     def _look_around(self) -> None:
+        """Notice interfaces that come and go, and lifetimes that end, again and again."""
         if self._function is None or self._orders is None:
             return
         for change in self._function.targets_in_use.follow_links():
@@ -108,11 +104,13 @@ class FlowActionsPlugin:
         """Close journal, program and maps. Pinned counters and the journal stay for the next run."""
         if self._orders is not None:
             self._orders.close()
+        unused = self._new_pins
         if self._function is not None:
+            unused = None if self._function.is_attached else unused
             self._function.close()
         self._orders = self._function = None
-        if self._new_pins is not None:
-            list(remove_pins(self._new_pins))
+        if unused is not None:
+            list(remove_pins(unused))
 
     @hookimpl
     def publish_marks(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:

@@ -71,6 +71,7 @@ class FlowActions(NetworkFunction):
         self._ifindexes = [device.ifindex for device in context.devices_of(NAME) if device.backends]
         self.orders = table.capacity * len(self._ifindexes)
         self.claim_changes = 0
+        self.is_attached = False
         self._queue: deque[FlowBatch] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._target_of: dict[int, int] = {}
@@ -236,7 +237,8 @@ class FlowActions(NetworkFunction):
         return known
 
     def attached(self, device: Device) -> None:
-        """Need nothing to be done."""
+        """Note that what is pinned has a user from now on."""
+        self.is_attached = True
 
     def claims(self, batch: FlowBatch) -> NDArray[np.bool_]:
         """Claim flows that an entry matches."""
