@@ -178,6 +178,8 @@ class BackendChain:
             refused |= shapes.masked
         if not can.drop:
             refused |= shapes.drops
+        if not can.mark_width:
+            refused |= ~shapes.drops
         if known := self._refused.get(backend):
             refused |= np.isin(shapes.numbers, list(known))
         return refused

@@ -175,7 +175,7 @@ class Engine:
             self.state.events.note(EventKind.SWITCH, message)
 
     def _probe(self, device: DeviceState) -> None:
-        """Log what the NIC can do; leave out backends that cannot set marks. ConfigError: the marks are too wide."""
+        """Log what the NIC can do; leave out backends that are of no use. ConfigError: the marks are too wide."""
         found: dict[str, Capabilities] = device.worker.call(device.backends.probe)
         width = self.context.config.marking.width
         for backend, capabilities in found.items():
@@ -184,18 +184,26 @@ class Engine:
                 message = f"is {width}; {backend} on {device.name} transports {capabilities.mark_width} bits: "
                 message += f"set it to {capabilities.mark_width} or less"
                 raise ConfigError(self.context.config.source, [Problem("marking.width", message)])
-        useless = [backend for backend, capabilities in found.items() if capabilities.mark_width == 0]
-        if useless:
-            device.backends.leave_out(useless)
-            names = ", ".join(useless)
-            log.warning("%s: %s cannot set marks here: going on without", device.name, names)
-            self.state.events.note(EventKind.BACKEND, f"{names} left out: cannot set marks here", device.name)
+        self._leave_out_useless(device, found)
         device.without_counters = [
             number for number, name in enumerate(device.backends.names) if name in found and not found[name].counters
         ]
         device.table_sizes = {
             name: size for name, capabilities in found.items() if (size := capabilities.table_size) is not None
         }
+
+    def _leave_out_useless(self, device: DeviceState, found: Mapping[str, Capabilities]) -> None:
+        """Leave out backends that cannot set marks. One that can drop is of use where flows are ordered."""
+        unmarking = [backend for backend, capabilities in found.items() if not capabilities.mark_width]
+        ordering = any(nf.orders for nf in self.context.nfs)
+        useless = [backend for backend in unmarking if not (ordering and found[backend].drop)]
+        for backend in unmarking:
+            going_on = "going on without" if backend in useless else "it gets only rules that drop"
+            log.warning("%s: %s cannot set marks here: %s", device.name, backend, going_on)
+        if useless:
+            device.backends.leave_out(useless)
+            message = f"{', '.join(useless)} left out: cannot set marks here"
+            self.state.events.note(EventKind.BACKEND, message, device.name)
 
     def _publish_targets(self) -> None:
         if self.state.marks.of_targets:

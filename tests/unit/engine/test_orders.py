@@ -14,7 +14,7 @@ from nfcore.api.config import InterfaceTable
 from nfcore.api.flows import FlowBatch, FlowMatch, ReportKind
 from nfcore.api.marks import MarkState
 from nfcore.api.reasons import Reason
-from nfcore.api.rules import Drop, SetMark
+from nfcore.api.rules import Capabilities, Drop, SetMark
 from nfcore.engine.flow_state import FlowState
 
 from .world import GRACE, IDLE, LAG, QUARANTINE, Nf, Waiting, World
@@ -295,3 +295,15 @@ def test_the_function_keeps_what_rules_have_counted_that_are_gone(make: Callable
     world.hit(1002, 2)
     world.start()
     assert (world.held(), ended[1:]) == ([], [(0, 2)])
+
+
+def test_a_nic_that_only_drops_gets_the_drops(make: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make("dest-id")
+    monkeypatch.setattr(world.nic, "capabilities", Capabilities(mark_width=0))
+    world.nf.orders = 10
+    world.start()
+    order(world, 1001)
+    order(world, 1002, kind=ReportKind.ORDERED_DROP)
+    world.report(1003)
+    assert world.held() == [1002]
+    assert (world.why(1001), world.why(1003)) == (Reason.UNSUPPORTED, Reason.UNSUPPORTED)

@@ -102,6 +102,7 @@ class Nic:
         self.name, self.size, self.refuses = name, size, refuses
         self.rules: dict[int, Rule] = {}
         self.hits: dict[int, int] = {}
+        self.capabilities = Capabilities(mark_width=32, masks=True)
         self.stuck = False
         self.broken = ""
         self.silent = False
@@ -112,7 +113,7 @@ class Nic:
 
     @hookimpl
     def probe_offload(self, device: Device) -> Capabilities:
-        return Capabilities(mark_width=32, masks=True)
+        return self.capabilities
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
