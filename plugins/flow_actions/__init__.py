@@ -67,9 +67,12 @@ class FlowActionsPlugin:
         self._function = function = FlowActions(context, Table(table.entries, table.targets), data_plane)
         context.register_nf(function)
         journal = Journal(journal_path(context.config.nf.socket) if pin_dir is not None else None)
+        if pin_dir is None and not context.tracing:
+            # So that entries of long ago do not come back when `pin_dir` is set again.
+            Journal(journal_path(context.config.nf.socket)).forget()
         self._orders = Orders(function.table, journal, function.apply)
         self._orders.start(table.flows, check=not context.tracing)
-        FlowMethods(self._orders, function.facts, function.settle).register(context.services)
+        FlowMethods(self._orders, function.facts, function.settle, function.refresh).register(context.services)
         if not context.tracing:
             context.services.when_running(self._look_around)
 

@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 SETTLE_STEP, SETTLE_PATIENCE = 0.0005, 2.0
 """Seconds between two looks whether the NICs have followed a change, and after which the change goes on without."""
 
+FRESH = 0.2
+"""Seconds for which counters that were read count as fresh: who asks all the time must not keep the NICs busy."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -72,6 +75,7 @@ class FlowActions(NetworkFunction):
         self.orders = table.capacity * len(self._ifindexes)
         self.claim_changes = 0
         self.is_attached = False
+        self._fresh_until = 0.0
         self._queue: deque[FlowBatch] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._target_of: dict[int, int] = {}
@@ -161,6 +165,17 @@ class FlowActions(NetworkFunction):
             if loop.time() > end:
                 log.warning("%s: the NIC has not followed a change within %.0f s", NAME, SETTLE_PATIENCE)
                 return
+            await asyncio.sleep(SETTLE_STEP)
+
+    async def refresh(self) -> None:
+        """Have the counters of the NICs read, unless that has just been done, and wait until it is done."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._fresh_until:
+            return
+        self._fresh_until = loop.time() + FRESH
+        is_done = self.context.services.read_counters()
+        end = loop.time() + SETTLE_PATIENCE
+        while not is_done() and loop.time() < end:
             await asyncio.sleep(SETTLE_STEP)
 
     def _release_rested(self) -> None:

@@ -88,12 +88,17 @@ class FlowMethods:
         orders: Orders,
         facts: Callable[[Indices], Facts],
         settle: Callable[[], Awaitable[None]] | None = None,
+        refresh: Callable[[], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`settle` waits until the NICs have followed the changes so far; a change is answered after it."""
+        """`settle` waits until the NICs have followed the changes so far; a change is answered after it.
+
+        `refresh` waits until the NICs' counters have been read, `facts` is asked after it.
+        """
         self._orders = orders
         self._facts = facts
         self._settle = settle
+        self._refresh = refresh
         self._clock = clock
         self._batches: dict[str, _Batch] = {}
 
@@ -129,13 +134,14 @@ class FlowMethods:
             "actions": {action: sorted(keys) for action, keys in PARAMETERS.items()},
         }
 
-    def list(self, parameters: Mapping[str, Any]) -> Any:
+    async def list(self, parameters: Mapping[str, Any]) -> Any:
         """Give a page of the entries, by slot."""
         match, action, owner, after, limit = _take(
             "flow.list", parameters, "match", "action", "owner", "after", "limit"
         )
         after = _number("flow.list", "after", after, -1, -1, 1 << 32)
         limit = _number("flow.list", "limit", limit, PAGE, 1, LONGEST_PAGE)
+        await self._refreshed()
         found = self._matching(match, action, owner)
         page = found[np.searchsorted(found, after, side="right") :][: limit + 1]
         more = len(page) > limit
@@ -147,9 +153,10 @@ class FlowMethods:
             "total": len(self._orders.table),
         }
 
-    def show(self, parameters: Mapping[str, Any]) -> Any:
+    async def show(self, parameters: Mapping[str, Any]) -> Any:
         """Give one entry, and the names of those that win over it on some of its packets."""
         (name,) = _take("flow.show", parameters, "name")
+        await self._refreshed()
         table = self._orders.table
         slot = table.slot_of(name) if isinstance(name, str) else None
         if slot is None:
@@ -282,6 +289,10 @@ class FlowMethods:
         change = self._orders.change(entries, delete)
         await self._settled()
         return {"added": len(change.added), "deleted": len(change.removed)}
+
+    async def _refreshed(self) -> None:
+        if self._refresh is not None:
+            await self._refresh()
 
     async def _settled(self) -> None:
         if self._settle is not None:
