@@ -66,9 +66,11 @@ def flow_keys(
     return keys
 
 
-def make_frames(flows: NDArray[Any], services: NDArray[np.void], family: Family) -> NDArray[np.uint8]:
+def make_frames(
+    flows: NDArray[Any], services: NDArray[np.void], family: Family, *, scattered: bool = False
+) -> NDArray[np.uint8]:
     """Return a frame (ACK) of each flow number, shape (n, FRAME_BYTES[family]). Checksums are zero."""
-    keys = flow_keys(flows, services, family)
+    keys = flow_keys(flows, services, family, scattered=scattered)
     frames = np.tile(np.frombuffer(first_frame(family, ACK), np.uint8), (len(keys), 1))
     ip, size = (26, 4) if family == 4 else (22, 16)
     l4 = len(_ETHERNET) + 2 + _IP_BYTES[family]

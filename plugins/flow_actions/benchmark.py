@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from nfcore.api.carriers import Carrier, carrier_defines
 from nfcore.api.context import ChainBuild
-from nfcore.api.flows import FLOW_KEY, Anything, FlowMatch, pack_address
+from nfcore.api.flows import FLOW_KEY, Anything, FlowMatch
 from nfcore.api.marks import MarkMeaning
 from nfcore.api.network_function import NetworkFunction
 from nfcore.bench.baselines import Floors
@@ -30,7 +31,7 @@ from nfcore.bench.results import CoreRow, Figure, Gain, Target
 from nfcore.bench.sender import Sender
 from nfcore.bench.sizes import Sizes as BenchSizes
 from nfcore.bench.testbed import NETWORK, open_testbed
-from nfcore.bench.traffic import SCATTERED_SOURCES, Family, flow_keys, make_frames, make_services
+from nfcore.bench.traffic import SCATTERED_SOURCES, SCATTERED_STEP, Family, flow_keys, make_frames, make_services
 from nfcore.bench.workload import BenchRequest, Workload
 from nfcore.bench.xdp_filter import XdpFilter, find_object
 from nfcore.client import Flow, FlowClient
@@ -89,31 +90,39 @@ def source_keys(keys: NDArray[np.void], family: Family) -> NDArray[np.void]:
 
 
 def shape_keys(count: int, shapes: int, family: Family) -> NDArray[np.void]:
-    """Give `count` masked keys of `shapes` shapes, whose sources cover all that packets come from.
+    """Give `count` masked keys of `shapes` shapes: half have sources of packets, half have their destination.
 
-    Their destinations are neighbours of the one that packets go to, so that they match none, and no single field of a
-    packet tells that.
+    So no entry matches a packet, but with many entries no single field of it tells that: each shape has to be tried.
     """
     return np.concatenate([_keys_of_shape(shape, count // shapes, family) for shape in range(shapes)])
 
 
 def _keys_of_shape(shape: int, count: int, family: Family) -> NDArray[np.void]:
-    src_open, dst_open, anything = shape % 8, shape // 8 % 3, shape // 24
+    src_open, dst_open, anything = 4 + shape % 8, shape // 8 % 3, shape // 24
     keys = np.zeros(count, dtype=FLOW_KEY)
-    numbers = np.arange(count, dtype=np.int64)
-    prefixes = SCATTERED_SOURCES >> src_open
-    first = "198.18.0.0" if family == 4 else "2001:db8:19::"
-    end = _bits(family) // 8
-    keys["src"], keys["dst"] = pack_address(ipaddress.ip_address(first)), pack_address(_service_address(family))
-    source = numbers * 81_007 % prefixes << src_open
-    for place in (1, 2, 3):
-        keys["src"][:, end - place] |= (source >> 8 * (place - 1) & 0xFF).astype(np.uint8)
-    keys["dst"][:, end - 1] = (1 + numbers // prefixes) << 2
+    near = count // 2
+    numbers, prefixes = np.arange(near, dtype=np.int64), SCATTERED_SOURCES >> src_open
+    first, other = ("198.18.0.0", "203.0.0.0") if family == 4 else ("2001:db8:19::", "2001:db8:203::")
+    keys["src"][:near] = _addresses(first, numbers * SCATTERED_STEP % prefixes << src_open)
+    keys["dst"][:near] = _addresses(_SERVICE[family], 4 * (1 + numbers // prefixes) - 1)
+    keys["src"][near:] = _addresses(other, np.arange(count - near, dtype=np.int64) << src_open)
+    keys["dst"][near:] = _addresses(_SERVICE[family], -1 if dst_open else 0)
     keys["dport"] = _PORT if anything == 0 else 0
-    keys["proto"] = 6 if anything < 2 else 0
+    keys["proto"] = socket.IPPROTO_TCP if anything < 2 else 0
     open_fields = [Anything.SPORT, Anything.SPORT | Anything.DPORT, Anything(7)][anything]
     keys["wild"] = src_open, dst_open, open_fields
     return keys
+
+
+def _addresses(first: str, numbers: NDArray[np.int64] | int) -> NDArray[np.uint8]:
+    """Give the addresses so many behind the first one, as in a flow key, shape (n, 16)."""
+    start = ipaddress.ip_address(first)
+    size = start.max_prefixlen // 8
+    ends = np.atleast_1d(int.from_bytes(start.packed[-4:]) + numbers).astype(">u4")
+    rows = np.zeros((len(ends), 16), dtype=np.uint8)
+    rows[:, :size] = np.frombuffer(start.packed, np.uint8)
+    rows[:, size - 4 : size] = ends.view(np.uint8).reshape(-1, 4)
+    return rows
 
 
 def _bits(family: Family) -> int:

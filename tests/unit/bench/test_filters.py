@@ -7,11 +7,16 @@ import ipaddress
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from nfcore.api.flows import FlowMatch
+from nfcore.api.flows import Anything, FlowMatch
 from nfcore.bench.datapath import Row
 from nfcore.bench.traffic import SCATTERED_SOURCES, Family, flow_keys, make_services
 from nfcore.plugins.flow_actions.benchmark import ENTRIES, MANY, FlowActionsWorkload, shape_keys, source_keys
+
+
+def service(family: Family) -> NDArray[np.void]:
+    return make_services([(ipaddress.ip_address("198.18.10.1" if family == 4 else "2001:db8:30::1"), 80)])
 
 
 def row(name: str, entries: int, net: float, family: int = 4) -> Row:
@@ -37,10 +42,21 @@ def test_shapes_are_different_and_their_entries_too(family: Family, shapes: int)
     keys = shape_keys(MANY, shapes, family)
     assert len(np.unique(keys["wild"], axis=0)) == shapes
     assert len(np.unique(keys)) == len(keys) == MANY // shapes * shapes
-    # None matches a packet: packets go to the service alone.
-    service = make_services([(ipaddress.ip_address("198.18.10.1" if family == 4 else "2001:db8:30::1"), 80)])
-    last = 3 if family == 4 else 15
-    assert (keys["dst"][:, last] >> keys["wild"][:, 1] != service["addr"][0, last] >> keys["wild"][:, 1]).all()
+    packets = flow_keys(np.arange(2_000), service(family), family, scattered=True)
+    last = 4 if family == 4 else 16
+    for wild in np.unique(keys["wild"], axis=0):
+        entries = keys[(keys["wild"] == wild).all(axis=1)]
+        masked = packets.copy()
+        for field, count in (("src", wild[0]), ("dst", wild[1])):
+            words = np.ascontiguousarray(masked[field][:, last - 4 : last]).view(">u4")[:, 0] >> count << count
+            masked[field][:, last - 4 : last] = words.astype(">u4").view(np.uint8).reshape(-1, 4)
+        masked["sport"], masked["wild"] = 0, wild
+        masked["dport"] = 0 if wild[2] & Anything.DPORT else masked["dport"]
+        masked["proto"] = 0 if wild[2] & Anything.PROTO else masked["proto"]
+        assert not np.isin(masked, entries).any()
+        # Neither field alone tells it.
+        for field in ("src", "dst"):
+            assert set(map(bytes, masked[field])) & set(map(bytes, entries[field]))
 
 
 def test_a_source_is_an_address_alone() -> None:
