@@ -27,8 +27,7 @@ def wanted(daemon: FlowClient, limit: int, ttl: str, prefer: Sequence[str], dscp
     for flow in daemon.flows(states=["installed"], sort="rate", limit=10_000):
         if flow["nf"] == "flow_actions":
             continue  # somebody has said what is to be done with it
-        source = flow["flow"].split(" > ")[0].rpartition(":")[0].strip("[]")
-        rates[source] += round(flow["rate"])
+        rates[flow["src"]] += round(flow["rate"])
     for source, rate in rates.most_common():
         if rate > limit and source not in prefer:
             yield Flow(f"flood {source}", src=source, action="drop", ttl=ttl)

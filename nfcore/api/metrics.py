@@ -158,6 +158,15 @@ def histogram(name: str, text: str, unit: str, *labels: str) -> MetricFamily:
     return MetricFamily(name, MetricKind.HISTOGRAM, text, unit, labels=labels)
 
 
+def function_packets(function: str, packets: Mapping[str, int]) -> MetricFamily:
+    """Make the family by which network functions tell what they did with packets; packets: by outcome, in words."""
+    text = "Packets that a network function handled, by what it did with them."
+    family = counter("nfcore_function_packets_total", text, "packets", "function", "outcome")
+    for outcome, count in packets.items():
+        family.add(count, function=function, outcome=outcome)
+    return family
+
+
 def total(metrics: Iterable[Mapping[str, Any]], name: str, **labels: str) -> float:
     """Sum the samples of metric `name` that have these labels, in metrics as the daemon's ``stats`` gives them.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.flows import ANY_CPU, FlowBatch, FlowMatch, pack_address
+from ..api.flows import ANY_CPU, PROTOCOL_NAMES, FlowBatch, FlowMatch, pack_address
 from ..api.json_rows import JsonRows
 from ..api.reasons import Reason, reason_sentence, reason_word
 from ..engine.event_log import NO_BACKEND
@@ -215,9 +215,14 @@ class _Copy:
         state, device = FlowState(values["state"]), self._devices.get(int(flow["ifindex"]))
         held, backend = state in _HELD, values["backend"]
         backends = device.backends.names if device else ()
-        cpu = int(flow["cpu"])
+        cpu, match = int(flow["cpu"]), FlowMatch.from_key(flow["key"], int(flow["family"]))
         return {
-            "flow": str(FlowMatch.from_key(flow["key"], int(flow["family"]))),
+            "flow": str(match),
+            "src": str(match.src),
+            "sport": match.sport,
+            "dst": str(match.dst),
+            "dport": match.dport,
+            "proto": PROTOCOL_NAMES.get(match.proto, match.proto),
             "state": state.word,
             "in_hardware": held,
             "reason": reason_word(values["reason"]) if values["reason"] else None,

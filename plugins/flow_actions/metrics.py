@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nfcore.api.metrics import MetricFamily, counter, gauge
+from nfcore.api.metrics import MetricFamily, counter, function_packets, gauge
 
-from .function import FlowActions
+from .function import NAME, FlowActions
 from .layouts import Action, Other, Path
 from .table import Owner
 
@@ -35,6 +35,9 @@ def families(function: FlowActions) -> Iterator[MetricFamily]:
             if action is not Action.NOTHING:
                 packets.add(int(actions[path, action]), action=action.name.lower(), path=word)
     yield packets
+    done = {action.name.lower(): int(actions[:, action].sum()) for action in Action if action is not Action.NOTHING}
+    passed_on = sum(int(totals.others[other]) for other in (Other.NO_MATCH, Other.NOT_IP))
+    yield function_packets(NAME, {**done, "passed_on": passed_on})
     text = "Packets without an entry, with a useless mark, or whose action was not carried out, by what happened."
     others = counter("nfcore_flow_actions_other_packets_total", text, "packets", "kind")
     for other, word in _OTHERS.items():

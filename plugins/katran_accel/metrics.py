@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.metrics import Column, LabelSets, MetricFamily, MonotonicDifference, counter, gauge
+from nfcore.api.metrics import Column, LabelSets, MetricFamily, MonotonicDifference, counter, function_packets, gauge
 
 from . import layouts as lay
 from .balancer import Balancer
+from .config import NAME
 from .inventory import Inventory
 
 Counts = NDArray[np.uint64]
@@ -218,6 +219,8 @@ def _verdicts(now: _Readings) -> Iterator[MetricFamily]:
     for verdict, slot in (("tx", _SLOT.XDP_TX), ("drop", _SLOT.XDP_DROP), ("pass", _SLOT.XDP_PASS)):
         verdicts.add(now.v1(slot), verdict=verdict)
     yield verdicts
+    verdict_of = {"sent": _SLOT.XDP_TX, "drop": _SLOT.XDP_DROP, "passed_on": _SLOT.XDP_PASS}
+    yield function_packets(NAME, {outcome: now.v1(slot) for outcome, slot in verdict_of.items()})
     rejected = counter(
         "nfcore_marks_rejected_total", "Marked packets not sent by their mark, by kind.", "packets", "kind"
     )

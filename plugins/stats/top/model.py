@@ -112,6 +112,8 @@ class Board:
     """The VIP whose reals and flows these are; empty: of all. The counters of a real are always of all its VIPs."""
     troubles: Sequence[str] = ()
     """Faults, one sentence each."""
+    functions: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """Network function → what it did → packets."""
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -203,7 +205,18 @@ def compare(before: Sample | None, after: Sample) -> Board:
         flows=answer["flows"],
         vip=vip,
         troubles=[*answer.get("troubles", ()), *_old_counters(after)],
+        functions=_functions(rates, after),
     )
+
+
+def _functions(rates: Rates, after: Sample) -> dict[str, dict[str, float | None]]:
+    family = "nfcore_function_packets_total"
+    found: dict[str, dict[str, float | None]] = {}
+    for key in after.values.get(family, {}):
+        labels = dict(key)
+        function, outcome = labels.get("function", ""), labels.get("outcome", "")
+        found.setdefault(function, {})[outcome] = rates.of(family, function=function, outcome=outcome)
+    return found
 
 
 def _old_counters(after: Sample) -> Iterator[str]:

@@ -15,6 +15,7 @@ from nfcore.errors import ConfigError, Problem
 from ..registry import Registry
 
 FAMILIES = (
+    "nfcore_function_packets_total",
     "nfcore_packets_total",
     "nfcore_vip_packets_total",
     "nfcore_vip_bytes_total",

@@ -172,7 +172,17 @@ def _head(board: Board, view: View, history: History, width: int) -> list[Text]:
     counts.append(f"reports lost {_count(board.lost)}   ", style="red" if board.lost else "")
     counts.append(f"plugin errors {board.errors:,}", style="red" if board.errors else "")
     troubles = [Text(f"! {trouble}", style="bold red") for trouble in board.troubles[:MOST_TROUBLES]]
-    return [first, *troubles, Text(traffic), share, table, counts, _filter(board, view)]
+    return [first, *troubles, Text(traffic), *_functions(board), share, table, counts, _filter(board, view)]
+
+
+def _functions(board: Board) -> list[Text]:
+    """Draw what each function of a chain does; nothing where there is one function."""
+    if len(board.functions) < 2:
+        return []
+    return [
+        Text(f"{function}  " + "  ".join(f"{outcome} {short(rate)}/s" for outcome, rate in outcomes.items() if rate))
+        for function, outcomes in sorted(board.functions.items())
+    ]
 
 
 def _count(value: int | None) -> str:

@@ -58,6 +58,7 @@ def answer(
         "nfcore_nic_full": [[{"interface": "eth1"}, 1]],
         "nfcore_not_offloaded_total": [],
     }
+    values |= about.pop("more", {})
     for label, counters in (("vip", vips), ("real", reals)):
         values[f"nfcore_{label}_packets_total"] = [[{label: name}, value] for name, value in counters.items()]
         values[f"nfcore_{label}_bytes_total"] = [[{label: name}, 100 * value] for name, value in counters.items()]
@@ -106,6 +107,17 @@ def test_nothing_is_known_of_one_sample_or_of_two_daemons() -> None:
 def test_a_vip_that_is_new_has_no_rate_yet() -> None:
     board = compare(answer(1, vips={"a": 0}), answer(2, vips={"a": 1, "b": 9_000}))
     assert [row.packets for row in board.vips] == [1, None]
+
+
+def test_each_function_of_a_chain_has_a_line() -> None:
+    def counted(drops: int, sent: int) -> dict[str, Any]:
+        outcomes = [("flow_actions", "drop", drops), ("flow_actions", "pass", 0), ("katran_accel", "sent", sent)]
+        return {"nfcore_function_packets_total": [[{"function": f, "outcome": o}, n] for f, o, n in outcomes]}
+
+    board = compare(answer(10, more=counted(0, 0)), answer(12, more=counted(3000, 20)))
+    assert board.functions == {"flow_actions": {"drop": 1500, "pass": 0}, "katran_accel": {"sent": 10}}
+    drawn = [line.plain.rstrip() for line in draw(board, View(), History(), 80, 24)]
+    assert {"flow_actions  drop 1.50k/s", "katran_accel  sent 10/s"} <= set(drawn)
 
 
 COUNTERS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 2**64 - 1), max_size=4)
