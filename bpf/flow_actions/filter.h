@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What says in a few nanoseconds that a packet has no entry, before any hash map is asked; one of each family.
+ * What says in a few nanoseconds that a packet has no entry, before any entry is read; one of each family.
  * User space writes it in shared memory: plugins/flow_actions/filters.py. It may say "perhaps" too often, never too
- * seldom: an entry is in its hash map before its bits are here, and stays there until they are gone.
+ * seldom: an entry can be found before its bits are here, and as long as they are.
  *
  *   key ──► hash ──► bits[]: is there perhaps such an exact entry?
  *    │
@@ -55,15 +55,21 @@ static __always_inline struct filter *find_filter(int family)
 	return bpf_map_lookup_elem(family == AF_INET ? MAP(flow_filter_v4) : MAP(flow_filter_v6), &slot);
 }
 
-/* Whether there may be an entry with this key. Each key has two bits of a word, so that the others seldom have both. */
-static __always_inline int may_have(const struct filter *filter, const struct match_key *key, int family)
+static __always_inline __u64 hash_key(const struct filter *filter, const struct match_key *key, int family)
 {
-	__u64 hash = 0, bits;
+	__u64 hash = 0;
 
 #pragma unroll
 	for (int i = 0; i < key_words(family); i++)
 		hash += key->words[i] * filter->hash_keys[i];
-	bits = 1ull << (hash >> SECOND_BIT & 63) | 1ull << (hash >> FIRST_BIT & 63);
+	return hash;
+}
+
+/* Whether there may be an entry whose key has this hash. Each has two bits of a word: others seldom have both. */
+static __always_inline int may_have(const struct filter *filter, __u64 hash)
+{
+	__u64 bits = 1ull << (hash >> SECOND_BIT & 63) | 1ull << (hash >> FIRST_BIT & 63);
+
 	return (filter->bits[hash >> FILTER_WORD] & bits) == bits;
 }
 

@@ -4,10 +4,10 @@
  *
  *   frame ──► mark? ──► entry of the mark ──► check ──► action ──► verdict, or the next function of the chain
  *               │                any mismatch │           ▲
- *               └── headers ──────────────────┴► filter ──► hash maps
+ *               └── headers ──────────────────┴► filter ──► entries
  *
  * Build-time choices: CARRIER_*, MARK_IS_FLOW | MARK_IS_TARGET, MARKED_LOOK_UP, MISSING_INTERFACE, FILTER_LOG2,
- * CHAIN_NEXT, and FD_<map> for every map.
+ * BUCKETS_LOG2, SLOTS, CHAIN_NEXT, and FD_<map> for every map.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>

@@ -5,27 +5,15 @@
 #include <linux/types.h>
 
 #include "lib/map_handle.h"
+#include "entries.h"
 #include "filter.h"
 #include "key.h"
-
-/* Value of the maps of entries. */
-struct flow_entry {
-	__u32 slot; /* of its counters */
-	__u32 target; /* never 0 */
-	__u32 precedence; /* of masked entries: the number of fixed bits, then the priority */
-	__u32 pad;
-};
 
 /* What a packet has been found to be for. target 0: for nothing. */
 struct hit {
 	__u32 target;
 	__u32 slot;
 };
-
-static __always_inline struct flow_entry *find_entry(const struct match_key *key, int family)
-{
-	return bpf_map_lookup_elem(family == AF_INET ? MAP(flow_entries_v4) : MAP(flow_entries_v6), key->words);
-}
 
 static __always_inline void look_up_masked(struct hit *hit, const struct filter *filter, const struct match_key *key,
 					   int family)
@@ -35,19 +23,19 @@ static __always_inline void look_up_masked(struct hit *hit, const struct filter 
 
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < MOST_SHAPES && left; i++) {
-		__u64 lowest = left & -left;
+		__u64 hash, lowest = left & -left;
 		struct match_key masked;
-		struct flow_entry *entry;
+		struct flow_entry entry;
 
 		left ^= lowest;
 		mask_key(&masked, filter, key, lowest * BIT_TO_SHAPE >> 58, family);
-		if (!may_have(filter, &masked, family))
+		hash = hash_key(filter, &masked, family);
+		if (!may_have(filter, hash) || !find_entry(&entry, &masked, hash, family))
 			continue;
-		entry = find_entry(&masked, family);
-		if (entry && (!hit->target || entry->precedence > best)) {
-			best = entry->precedence;
-			hit->target = entry->target;
-			hit->slot = entry->slot;
+		if (!hit->target || entry.precedence > best) {
+			best = entry.precedence;
+			hit->target = entry.target;
+			hit->slot = entry.slot;
 		}
 	}
 }
@@ -55,17 +43,16 @@ static __always_inline void look_up_masked(struct hit *hit, const struct filter 
 static __always_inline void look_up(struct hit *hit, const struct match_key *key, int family)
 {
 	struct filter *filter = find_filter(family);
-	struct flow_entry *entry;
+	struct flow_entry entry;
+	__u64 hash;
 
 	if (!filter)
 		return;
-	if (may_have(filter, key, family)) {
-		entry = find_entry(key, family);
-		if (entry) {
-			hit->target = entry->target;
-			hit->slot = entry->slot;
-			return;
-		}
+	hash = hash_key(filter, key, family);
+	if (may_have(filter, hash) && find_entry(&entry, key, hash, family)) {
+		hit->target = entry.target;
+		hit->slot = entry.slot;
+		return;
 	}
 	look_up_masked(hit, filter, key, family);
 }

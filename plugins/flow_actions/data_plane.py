@@ -3,8 +3,8 @@
 
 ::
 
-    add     ── hash map, then filter ──►  ┐
-    remove  ── filter, then hash map ──►  ├─► bpf/flow_actions/flow_actions.c
+    add     ── table, then filter ─────►  ┐
+    remove  ── filter, then table ─────►  ├─► bpf/flow_actions/flow_actions.c
     set_targets, set_link, set_cpu ────►  │
     publish_… , retire ── marks ───────►  ┘
     counts, totals ◄── counters of all CPUs
@@ -14,10 +14,8 @@ All methods belong to one thread.
 
 from __future__ import annotations
 
-import errno
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +26,10 @@ from numpy.typing import NDArray
 
 from nfcore.api.marks import MarkMeaning
 from nfcore.errors import HostError
-from nfcore.kernel import BPF_SOURCES, BatchResult, Closing, Map, Program, compile_program
+from nfcore.kernel import BPF_SOURCES, Closing, Map, Program, compile_program
 
 from . import layouts as lay
-from .filters import Batch, Filter
+from .look_up_table import Addition, LookUpTable
 from .maps import COUNTS, ENDED, Sizes, open_maps
 
 PROGRAM = "flow_actions_ingress"
@@ -70,106 +68,6 @@ class _Clock:
         return np.where(ticks == 0, 0, np.maximum(now - ages, 1)).astype(np.uint64)
 
 
-class _Family:
-    """Entries of one family: hash map, filter, and the keys that are in both."""
-
-    def __init__(self, family: int, maps: Mapping[str, Map], sizes: Sizes) -> None:
-        self.family = family
-        self._entries = maps[f"flow_entries_v{family}"]
-        random = np.frombuffer(os.urandom(8 * Filter.random_numbers()), dtype=np.uint64)
-        memory = maps[f"flow_filter_v{family}"].mmap()
-        self.filter = Filter(memory, family, sizes.filter_log2, random)
-        self._present: set[bytes] = set()
-        self._limit = sizes.entries
-
-    def plan(self, entries: NDArray[np.void]) -> _Addition:
-        """Check an addition. ValueError, HostError: nothing has changed."""
-        batch = self.filter.prepare(entries["key"], create=True)
-        names = _key_names(batch)
-        distinct = set(names)
-        try:
-            if len(distinct) < len(names):
-                raise ValueError(f"two entries of IPv{self.family} in one call match the same")
-            new = distinct - self._present
-            if len(self._present) + len(new) > self._limit:
-                room = self._limit - len(self._present)
-                raise HostError(
-                    f"the table of IPv{self.family} entries is full: {len(new):,} new ones, room for {room:,} of "
-                    f"{self._limit:,}"
-                )
-        except BaseException:
-            self.filter.shapes.release_unused()
-            raise
-        values = np.zeros(len(entries), dtype=lay.FLOW_ENTRY)
-        for name in ("slot", "target", "precedence"):
-            values[name] = entries[name]
-        is_new = (
-            np.ones(len(names), dtype=np.bool_)
-            if len(new) == len(names)
-            else np.fromiter((name in new for name in names), np.bool_, len(names))
-        )
-        return _Addition(self, batch, values, is_new, new)
-
-    def write(self, addition: _Addition) -> BatchResult:
-        """Write the hash map."""
-        return self._entries.update_batch(addition.batch.keys, addition.values)
-
-    def read(self, batch: Batch) -> NDArray[np.void]:
-        """Read the present values of keys."""
-        values: NDArray[np.void] = self._entries.lookup_batch_keys(batch.keys)[1]
-        return values
-
-    def finish(self, addition: _Addition) -> None:
-        """Let the datapath look for what was written."""
-        if addition.new:
-            all_new = len(addition.new) == len(addition.is_new)
-            self.filter.add(addition.batch if all_new else addition.batch.where(addition.is_new))
-            self._present |= addition.new
-
-    def undo(self, addition: _Addition, before: NDArray[np.void]) -> None:
-        """Give the hash map the state before an addition that was not finished."""
-        kept = ~addition.is_new
-        self._entries.delete_batch(addition.batch.keys[addition.is_new])
-        if kept.any():
-            self._entries.update_batch(addition.batch.keys[kept], before)
-
-    def remove(self, entries: NDArray[np.void]) -> None:
-        """Remove those entries that are there."""
-        batch = self.filter.prepare(entries["key"], create=False)
-        gone = dict.fromkeys(_key_names(batch))
-        present = [name for name in gone if name in self._present]
-        if len(present) < len(batch.bits):
-            names, chosen = _key_names(batch), set(present)
-            first = {name: row for row, name in reversed(list(enumerate(names))) if name in chosen}
-            batch = batch.where(np.array(sorted(first.values()), dtype=np.intp))
-        self.filter.remove(batch)
-        self._entries.delete_batch(batch.keys)
-        self._present.difference_update(present)
-
-
-@dataclass(frozen=True)
-class _Addition:
-    """Entries of one family that are to be added, or to replace others."""
-
-    to: _Family
-    batch: Batch
-    values: NDArray[np.void]
-    is_new: NDArray[np.bool_]
-    """Per row."""
-    new: set[bytes]
-    """Their keys."""
-
-
-def _key_names(batch: Batch) -> list[bytes]:
-    """The keys as bytes. Those without a shape (bit -2) equal no key that is present."""
-    raw = batch.keys.tobytes()
-    size = batch.keys.itemsize
-    names = [raw[at : at + size] for at in range(0, len(raw), size)]
-    if (batch.bits == -2).any():
-        names = [b"" if bit == -2 else name for name, bit in zip(names, batch.bits.tolist(), strict=True)]
-    return names
-
-
 class DataPlane(Closing):
     """The loaded program and its maps. A context manager."""
 
@@ -186,12 +84,12 @@ class DataPlane(Closing):
         self.program, self.maps, self.sizes, self.meaning = program, maps, sizes, meaning
         self._owned = owned
         self._clock = _Clock(clock, maps["flow_clock"].mmap())
-        self._families = [_Family(family, maps, sizes) for family in (4, 6)]
+        self._tables = [LookUpTable(family, maps, sizes) for family in (4, 6)]
         self._targets, self._police = maps["flow_targets"].mmap(), maps["flow_police"].mmap()
         self._counts = maps[COUNTS].mmap().reshape(-1, sizes.entries)
+        """By CPU and slot."""
         self.ended = maps[ENDED].mmap()
         """:data:`.layouts.RULE_COUNT` by slot: what rules have counted that are gone. The program does not know it."""
-        """By CPU and slot."""
         self._marks = None if meaning is None else maps["flow_marks"].mmap()
 
     @classmethod
@@ -212,7 +110,8 @@ class DataPlane(Closing):
             maps = open_maps(sizes, meaning, pin_dir)
             for each in maps.values():
                 stack.callback(each.close)
-            flags: dict[str, int | str] = {"FILTER_LOG2": sizes.filter_log2, "SLOTS": f"{sizes.entries}u", **defines}
+            flags: dict[str, int | str] = {"FILTER_LOG2": sizes.filter_log2, "SLOTS": f"{sizes.entries}u"}
+            flags |= {"BUCKETS_LOG2": sizes.buckets_log2, **defines}
             if meaning is not None:
                 flags["MARK_IS_FLOW" if meaning is MarkMeaning.FLOW else "MARK_IS_TARGET"] = 1
             program = compile_program(SOURCE, PROGRAM, defines=flags, maps={**maps, **chain_maps})
@@ -234,30 +133,24 @@ class DataPlane(Closing):
         ValueError: a key twice, a key that is not masked, or more than 64 shapes. HostError names what is full.
         """
         self._check_rows(entries)
-        planned: list[_Addition] = []
+        planned: list[Addition] = []
+        written: list[Addition] = []
         try:
-            for family in self._families:
-                rows = entries[entries["family"] == family.family]
+            for table in self._tables:
+                rows = entries[entries["family"] == table.family]
                 if len(rows):
-                    planned.append(family.plan(rows))
-            self._write_all(planned)
+                    planned.append(table.plan(rows))
+            for addition in planned:
+                addition.to.write_overflow(addition)
+                written.append(addition)
         except BaseException:
-            for family in self._families:
-                family.filter.shapes.release_unused()
+            for addition in written:
+                addition.to.undo_overflow(addition)
+            for table in self._tables:
+                table.filter.shapes.release_unused()
             raise
         for addition in planned:
             addition.to.finish(addition)
-
-    def _write_all(self, planned: Sequence[_Addition]) -> None:
-        """Write all additions into their hash maps, or none."""
-        before = [addition.to.read(addition.batch.where(~addition.is_new)) for addition in planned]
-        for number, addition in enumerate(planned):
-            result = addition.to.write(addition)
-            if result.errno:
-                for undone, values in zip(planned[: number + 1], before, strict=False):
-                    undone.to.undo(undone, values)
-                reason = "it is full" if result.errno == errno.E2BIG else os.strerror(result.errno)
-                raise HostError(f"the kernel refuses entry {result.done} of IPv{addition.to.family}: {reason}")
 
     def _check_rows(self, entries: NDArray[np.void]) -> None:
         wrong = (entries["slot"] >= self.sizes.entries) | (entries["target"] > self.sizes.targets)
@@ -271,10 +164,10 @@ class DataPlane(Closing):
 
     def remove(self, entries: NDArray[np.void]) -> None:
         """Remove the entries with these keys; those that are not there are skipped."""
-        for family in self._families:
-            rows = entries[entries["family"] == family.family]
+        for table in self._tables:
+            rows = entries[entries["family"] == table.family]
             if len(rows):
-                family.remove(rows)
+                table.remove(rows)
 
     # What entries lead to
 

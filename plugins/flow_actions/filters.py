@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filter in front of the hash maps: which keys, and which shapes, may have an entry. bpf/flow_actions/filter.h.
+"""The filter in front of the entries: which keys, and which shapes, may have an entry. bpf/flow_actions/filter.h.
 
 Pure: it writes into whatever memory it is given. Counts say how many entries need a bit, so that deletes clear bits.
 """
@@ -17,8 +17,8 @@ from nfcore.api.flows import Anything
 
 from . import layouts as lay
 
-EXACT = -1
-"""In the place of a shape's bit: the entry has none."""
+EXACT, UNKNOWN_SHAPE = -1, -2
+"""In the place of a shape's bit: the entry has no shape; there is no such shape."""
 _LONGEST_WALKS = (10, 4, 4)
 """By level: as many open bits among those that choose a bucket are enumerated. A shape with more of them is in every
 bucket of the level."""
@@ -33,12 +33,12 @@ class TooManyShapesError(ValueError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Entries of one family as the filter and the hash maps need them."""
+    """Entries of one family as the filter and the tables need them."""
 
     keys: NDArray[np.void]
     """:data:`.layouts.MATCH_KEY` rows."""
     bits: NDArray[np.int16]
-    """The shape of each, by its bit; :data:`EXACT` for none."""
+    """The shape of each, by its bit; :data:`EXACT` or :data:`UNKNOWN_SHAPE` for none."""
 
     @property
     def words(self) -> NDArray[np.uint64]:
@@ -72,7 +72,8 @@ class Shapes:
         return self._wild_of[bit]
 
     def find(self, wilds: NDArray[np.uint8], *, create: bool) -> NDArray[np.int16]:
-        """Give the bit of each row of `wild`: :data:`EXACT` for exact ones; without `create` a new shape has -2.
+        """Give the bit of each row of `wild`: :data:`EXACT` for exact ones; without `create` others have
+        :data:`UNKNOWN_SHAPE`.
 
         TooManyShapesError: nothing has changed then.
         """
@@ -89,7 +90,7 @@ class Shapes:
             )
         for code, bit in zip(new, free, strict=False):
             self._bit_of[code], self._wild_of[bit] = bit, (code & 0xFF, code >> 8 & 0xFF, code >> 16)
-        bits = [self._bit_of.get(code, -2) if code else EXACT for code in distinct.tolist()]
+        bits = [self._bit_of.get(code, UNKNOWN_SHAPE) if code else EXACT for code in distinct.tolist()]
         return np.array(bits, dtype=np.int16)[inverse.reshape(-1)]
 
     def release_unused(self) -> None:
@@ -132,7 +133,7 @@ class Filter:
     # Keys
 
     def prepare(self, keys: NDArray[np.void], *, create: bool) -> Batch:
-        """Give the keys of the hash maps for masked flow keys. Rows whose shape is unknown have bit -2.
+        """Give the keys of entries for masked flow keys. Rows without a known shape have :data:`UNKNOWN_SHAPE`.
 
         With `create` unknown shapes get a bit: add() must follow, or :meth:`Shapes.release_unused`. ValueError for a
         key that is not masked, TooManyShapesError.
@@ -155,7 +156,7 @@ class Filter:
     # Changes
 
     def add(self, batch: Batch) -> None:
-        """Let the datapath look for these keys, which must be in its hash map already and not in the filter."""
+        """Let the datapath look for these keys, which can be found already and are not in the filter."""
         for places in self._places(batch.words):
             np.add.at(self._entries_of_bit, places, 1)
             np.bitwise_or.at(self._bits, places // _WORD, np.uint64(1) << places % _WORD)
@@ -207,12 +208,18 @@ class Filter:
 
     # Where bits are
 
+    def hashes(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The hash of each key, as the datapath computes it."""
+        hashes: NDArray[np.uint64] = (words * self._hash_keys[: words.shape[1]]).sum(axis=1, dtype=np.uint64)
+        return hashes
+
     def _places(self, words: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """The places of each key's two bits in `bits`."""
-        hashes = (words * self._hash_keys[: words.shape[1]]).sum(axis=1, dtype=np.uint64)
+        hashes = self.hashes(words)
         word = _WORD - self._log2 + 6
-        first = hashes >> np.uint64(word) << np.uint64(6)
-        return tuple(first | hashes >> np.uint64(word - shift) & np.uint64(63) for shift in (6, 12))
+        base = hashes >> np.uint64(word) << np.uint64(6)
+        first, second = (base | hashes >> np.uint64(word - shift) & np.uint64(63) for shift in (6, 12))
+        return first, second
 
     def _buckets(self, bit: int, words: NDArray[np.uint64]) -> Iterator[tuple[str, NDArray[np.uint64] | None]]:
         """For each field, the buckets in which the keys' packets are; None: in all, for this shape."""

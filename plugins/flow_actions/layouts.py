@@ -32,9 +32,23 @@ PROTOCOL_SHIFT, SHAPE_SHIFT = 32, 48
 BIT_TO_SHAPE = 0x03F79D71B4CB0A89
 
 MATCH_KEY = {family: np.dtype([("words", "<u8", (words,))]) for family, words in KEY_WORDS.items()}
-"""Key of the hash maps. `struct match_key`, cut to the words of its family."""
+"""Key of an entry. `struct match_key`, cut to the words of its family."""
 ADDRESS_SHAPES = np.dtype([("keys", "<u8", (4,)), ("levels", "<u8", (3, ADDRESS_BUCKETS))])
 FLOW_ENTRY = np.dtype([("slot", "<u4"), ("target", "<u4"), ("precedence", "<u4"), ("pad", "<u4")])
+BUCKET_PLACES = 4
+PLACE = {
+    family: np.dtype(
+        {
+            "names": ["words", "entry"],
+            "formats": [("<u8", (words,)), FLOW_ENTRY],
+            "offsets": [0, 8 * words],
+            "itemsize": 32 if family == 4 else 64,
+        }
+    )
+    for family, words in KEY_WORDS.items()
+}
+"""One place of a bucket, see bpf/flow_actions/entries.h; its target is 0 when it is free."""
+BUCKET = {family: np.dtype([("places", place, (BUCKET_PLACES,))]) for family, place in PLACE.items()}
 FLOW_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8"), ("last_seen", "<u8")])
 """last_seen: in the map, timer ticks; in what the data plane gives, nanoseconds of the monotonic clock."""
 MASKED_WORD = np.dtype([("value", "<u8"), ("mask", "<u8")])

@@ -41,6 +41,11 @@ class Sizes:
         """Binary logarithm of the number of bits of a filter."""
         return (max(self.entries * FILTER_BITS_PER_ENTRY, FEWEST_FILTER_BITS) - 1).bit_length()
 
+    @property
+    def buckets_log2(self) -> int:
+        """Binary logarithm of the number of buckets: with two entries in each, a fortieth of them overflows."""
+        return max(self.entries // 2 - 1, 1).bit_length()
+
 
 def map_specs(sizes: Sizes, meaning: MarkMeaning | None) -> dict[str, MapSpec]:
     """Specify every map of the program; that of marks only when marks are used."""
@@ -57,10 +62,12 @@ def map_specs(sizes: Sizes, meaning: MarkMeaning | None) -> dict[str, MapSpec]:
     ]
     for family in (4, 6):
         key, element = lay.MATCH_KEY[family], lay.filter_layout(sizes.filter_log2)
-        # Elements are allocated as entries come: the default size would take 22 MB at once.
-        specs.append(
-            MapSpec(f"flow_entries_v{family}", MapType.HASH, key, lay.FLOW_ENTRY, sizes.entries, MapFlags.NO_PREALLOC)
+        buckets = MapSpec(f"flow_buckets_v{family}", array, _U32, lay.BUCKET[family], 1 << sizes.buckets_log2, shared)
+        # What does not fit into its bucket is seldom, so the kernel allocates it as it comes.
+        overflow = MapSpec(
+            f"flow_overflow_v{family}", MapType.HASH, key, lay.FLOW_ENTRY, sizes.entries, MapFlags.NO_PREALLOC
         )
+        specs += [buckets, overflow]
         specs.append(MapSpec(f"flow_filter_v{family}", array, _U32, element, 1, shared))
     if meaning is not None:
         value = lay.FLOW_MARK if meaning is MarkMeaning.FLOW else _U32

@@ -65,19 +65,32 @@ def test_entries_with_the_same_key_are_replaced(plane: DataPlane) -> None:
     assert dropped(plane, 4, range(60)) == [50, 51, 52, 53]
 
 
-def test_what_the_kernel_refuses_leaves_nothing(plane: DataPlane) -> None:
-    plane.add(rows([*ports(4, 4, target=PASS), *ports(6, 2)]))
-    foreign = np.zeros(3, dtype=lay.MATCH_KEY[4])
-    foreign["words"][:, 1] = [1, 2, 3]
-    plane.maps["flow_entries_v4"].update_batch(foreign, np.zeros(3, dtype=lay.FLOW_ENTRY))
-    # Of these four the first two replace others, and one more has room.
-    with pytest.raises(HostError, match="refuses entry 3 of IPv4: it is full"):
-        plane.add(rows([*ports(4, 2), *ports(4, 2, first=20), *ports(6, 2, first=20)]))
-    assert dropped(plane, 4, range(30)) == []
-    assert dropped(plane, 6, range(30)) == [1, 2]
-    plane.maps["flow_entries_v4"].delete_batch(foreign)
-    plane.add(rows([*ports(4, 2), *ports(4, 2, first=20)]))
-    assert dropped(plane, 4, range(30)) == [1, 2, 20, 21]
+def test_what_the_kernel_refuses_leaves_nothing() -> None:
+    """Entries whose bucket is full are in a map of the kernel: here it is full, too. Which do not fit is random."""
+    sizes = Sizes(entries=256, targets=16, mark_width=4)
+    foreign = np.zeros(sizes.entries, dtype=lay.MATCH_KEY[4])
+    foreign["words"][:, 1] = 1 + np.arange(sizes.entries)
+    with open_plane(sizes=sizes) as plane:
+        overflow = plane.maps["flow_overflow_v4"]
+        replaced = [replace(each, slot=each.sport or 0, target=PASS) for each in ports(4, 20)]
+        plane.add(rows([*replaced, *ports(6, 2)]))
+        filling = foreign[: sizes.entries - len(overflow.lookup_all()[0])]
+        overflow.update_batch(filling, np.zeros(len(filling), dtype=lay.FLOW_ENTRY))
+        every = rows([*ports(4, 240), *ports(6, 2, first=20)])
+        with pytest.raises(HostError, match="refuses an entry of IPv4: map flow_overflow: it is full"):
+            plane.add(every)
+        assert dropped(plane, 4, range(300)) == []
+        assert [packets(plane, port) for port in range(1, 21)] == [1] * 20
+        assert dropped(plane, 6, range(30)) == [1, 2]
+        overflow.delete_batch(foreign)
+        plane.add(every)
+        assert len(overflow.lookup_all()[0])
+        assert dropped(plane, 4, range(300)) == [*range(1, 241)]
+        plane.add(rows(replace(each, target=PASS) for each in ports(4, 100)))
+        assert dropped(plane, 4, range(300)) == [*range(101, 241)]
+        plane.remove(every)
+        assert dropped(plane, 4, range(300)) == dropped(plane, 6, range(20, 300)) == []
+        assert not len(overflow.lookup_all()[0])
 
 
 def test_more_than_64_shapes_leave_nothing() -> None:
@@ -175,6 +188,7 @@ def test_dtypes_equal_the_structs(tmp_path: Path) -> None:
     source.write_text(PROGRAM.format(checks="\n".join(assertions())))
     maps: dict[str, Map] = open_all(SIZES, MarkMeaning.FLOW, None)
     defines = {"MARK_IS_FLOW": 1, "CARRIER_METADATA": 1, "FILTER_LOG2": SIZES.filter_log2, "SLOTS": SIZES.entries}
+    defines["BUCKETS_LOG2"] = SIZES.buckets_log2
     folder = Path(lay.__file__).parents[2] / "bpf" / "flow_actions"
     try:
         flags = {**defines, "MISSING_INTERFACE": "XDP_DROP"}
