@@ -63,10 +63,11 @@ class NetworkFunction(Protocol):
     claim_changes: int = 0
     """Grows whenever :meth:`claims` may give other answers than before."""
 
-    def claims(self, batch: FlowBatch) -> NDArray[np.bool_]:
+    def claims(self, batch: FlowBatch, since: int | None = None) -> NDArray[np.bool_]:
         """Say which flows the function has an opinion on, flows of functions that come later in a chain.
 
         It must see their packets, so the later function gets no mark for them. Rows: key, family and ifindex are set.
+        since: an earlier `claim_changes`; a function may leave out what it has claimed since before that.
         """
         return np.zeros(len(batch), dtype=bool)
 

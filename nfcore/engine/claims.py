@@ -29,7 +29,7 @@ class Claims:
         for nf in self._state.context.nfs:
             if nf.claim_changes != self._seen.get(nf.number, 0) and self._state.clock() >= self._next_look:
                 began, changes = self._state.clock(), nf.claim_changes
-                self._look(nf)
+                self._look(nf, self._seen.get(nf.number, 0))
                 self._seen[nf.number] = changes
                 self._next_look = began + SHARE * (self._state.clock() - began)
 
@@ -38,7 +38,7 @@ class Claims:
         looked = nf.claim_changes == self._seen.get(nf.number, 0)
         return looked and not any(map(self._remover.still_on_nic, (Reason.EARLIER, Reason.WITHDRAWN)))
 
-    def _look(self, nf: NetworkFunction) -> None:
+    def _look(self, nf: NetworkFunction, since: int) -> None:
         state, table = self._state, self._state.table
         for device in state.context.devices_of(nf.name):
             later = [
@@ -49,4 +49,5 @@ class Claims:
             slots = table.slots_in(*ACTIVE)
             slots = slots[(table.flow["ifindex"][slots] == device.ifindex) & np.isin(table.flow["nf"][slots], later)]
             slots = slots[table.reason[slots] != Reason.EARLIER]
-            self._remover.end_rules(slots[state.claimed(nf, table.batch(slots))], Reason.EARLIER)
+            if len(slots):
+                self._remover.end_rules(slots[nf.claims(table.batch(slots), since)], Reason.EARLIER)

@@ -28,7 +28,7 @@ from nfcore.api.rules import Device
 
 from .data_plane import DataPlane
 from .entries import Target
-from .matches import Matches, match_names
+from .matches import Matches, covered_by, match_names
 from .table import Change, Table
 from .targets import Targets
 
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 SETTLE_STEP, SETTLE_PATIENCE = 0.0005, 2.0
 """Seconds between two looks whether the NICs have followed a change, and after which the change goes on without."""
 
+LAST_CHANGES, FEW_ENTRIES = 1_000, 1_000
+"""Up to so many new entries are compared with flows one by one; of more, all entries are asked for."""
 FRESH = 0.2
 """Seconds for which counters that were read count as fresh: who asks all the time must not keep the NICs busy."""
 
@@ -88,6 +90,8 @@ class FlowActions(NetworkFunction):
         self._serials: NDArray[np.uint64] = np.zeros(table.capacity, dtype=np.uint64)
         """Slot → how many entries were added before this one, and one: by it the entry of an ended rule is known."""
         self._added = 0
+        self._last_added: deque[NDArray[np.void]] = deque(maxlen=LAST_CHANGES)
+        """What the last changes have added."""
 
     def close(self) -> None:
         """Close the data plane."""
@@ -114,6 +118,7 @@ class FlowActions(NetworkFunction):
             text = repr((self._digest, list(change.new_targets.items()), list(change.gone_targets)))
             self._digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         self.claim_changes += 1
+        self._last_added.append(change.added)
         self._queue_orders(change)
 
     def _write_entries(self, change: Change) -> None:
@@ -255,9 +260,15 @@ class FlowActions(NetworkFunction):
         """Note that what is pinned has a user from now on."""
         self.is_attached = True
 
-    def claims(self, batch: FlowBatch) -> NDArray[np.bool_]:
-        """Claim flows that an entry matches."""
-        return self.matches.covered(batch.rows["key"], batch.rows["family"])
+    def claims(self, batch: FlowBatch, since: int | None = None) -> NDArray[np.bool_]:
+        """Claim flows that an entry matches; with `since`, only entries of later changes, as long as these are few."""
+        keys, families = batch.rows["key"], batch.rows["family"]
+        if since is not None and self.claim_changes - since <= len(self._last_added):
+            newest = list(self._last_added)[len(self._last_added) - (self.claim_changes - since) :]
+            rows = np.concatenate(newest) if newest else self.table.rows[:0]
+            if len(rows) <= FEW_ENTRIES:
+                return covered_by(rows, keys, families)
+        return self.matches.covered(keys, families)
 
     def publish(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Write what the marks lead to: per row, whether it is still an action of an entry."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nfcore.api.flows import FLOW_KEY
 
 from .entries import masks_of
+from .overlaps import WORDS, Words, match
 
 Slots = NDArray[np.int64]
 
@@ -68,6 +69,24 @@ class Matches:
             return None
         exact = [slot for slot in found if not self._rows["key"]["wild"][slot].any()]
         return exact[0] if exact else max(found, key=lambda slot: int(self._rows["precedence"][slot]))
+
+
+def covered_by(rows: NDArray[np.void], keys: NDArray[np.void], families: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Say for each 5-tuple whether one of these entries matches its packets: for few entries and many 5-tuples."""
+    found = np.zeros(len(keys), dtype=np.bool_)
+    words = _words(keys)
+    shapes = [Shape(family, wild.tobytes()) for family, wild in zip(rows["family"], rows["key"]["wild"], strict=True)]
+    for shape in set(shapes):
+        entries = np.array([each == shape for each in shapes])
+        mask = _words(masks_of(np.array([shape.family]), np.frombuffer(shape.wild, dtype=np.uint8)[None]))[:, 0]
+        left = np.flatnonzero((families == shape.family) & ~found)
+        found[left[match(_words(rows["key"][entries]), words[:, left], mask)[1]]] = True
+    return found
+
+
+def _words(keys: NDArray[np.void]) -> Words:
+    """Keys as columns of words."""
+    return np.ascontiguousarray(np.ascontiguousarray(keys).view("<u8").reshape(-1, WORDS).T)
 
 
 def match_names(rows: NDArray[np.void]) -> list[tuple[Shape, bytes]]:

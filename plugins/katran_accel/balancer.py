@@ -335,7 +335,7 @@ class Balancer(NetworkFunction):
         batch.rows["target"] = self._targets
         return batch
 
-    def claims(self, batch: FlowBatch) -> NDArray[np.bool_]:
+    def claims(self, batch: FlowBatch, since: int | None = None) -> NDArray[np.bool_]:
         """Say which flows go to one of the VIPs."""
         return self.finder.reach(batch)
 

@@ -198,7 +198,7 @@ class First(Nf):
     name = "first"
     wanted: frozenset[int] = frozenset()
 
-    def claims(self, batch: FlowBatch) -> NDArray[np.bool_]:
+    def claims(self, batch: FlowBatch, since: int | None = None) -> NDArray[np.bool_]:
         return np.isin(batch.rows["key"]["sport"], list(self.wanted))
 
 

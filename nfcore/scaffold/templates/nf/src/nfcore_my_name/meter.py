@@ -87,7 +87,7 @@ class Meter(NetworkFunction):
         batch.rows["nf"], batch.rows["target"] = self.number, events["flow"]["key"]["dport"]
         return batch
 
-    def claims(self, batch: FlowBatch) -> NDArray[np.bool_]:
+    def claims(self, batch: FlowBatch, since: int | None = None) -> NDArray[np.bool_]:
         """Claim flows to the ports: a mark for a later function of the chain would hide their packets from this one."""
         keys = batch.rows["key"]
         any_port = (keys["wild"][:, 2] & Anything.DPORT) != 0
