@@ -20,7 +20,8 @@ from nfcore.kernel import Program, XdpMode, attach_xdp, compile_program, interfa
 from nfcore.plugins.tc_offload import TcOffloadPlugin
 from tests.isolation import on_one_cpu
 from tests.kernel.carriers.veth_link import PASS
-from tests.kernel.site import Site, eventually, ip, nfcore, open_site
+from tests.kernel.flow_actions.chained_site import open_chained_site
+from tests.kernel.site import Site, eventually, ip, nfcore
 from tests.kernel.traffic import Rounds, flow_frames
 from tests.paths import ROOT
 from tests.promtool import promtool
@@ -52,8 +53,8 @@ def get(path: str, method: str = "GET", port: int = 9464) -> tuple[int, str]:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     with (
         on_one_cpu(),
-        open_site(tmp_path_factory.mktemp("site")) as site,
-        site.running(site.config(strategy="flow-id")),
+        open_chained_site(tmp_path_factory.mktemp("site")) as site,
+        site.running(site.chain_config(strategy="flow-id")),
     ):
         with Rounds(flow_frames(5)) as rounds:
             rounds.offload(site)

@@ -45,7 +45,7 @@ def named() -> Iterator[tuple[str, str]]:
 
 
 def test_there_is_a_picture_for_each_way() -> None:
-    assert [len(lines) > 10 for lines in pictures()] == [True] * 4
+    assert [len(lines) > 10 for lines in pictures()] == [True] * 6
     assert {name for _, name in named()} >= CLASSES
 
 
