@@ -357,7 +357,7 @@ class Engine:
         slots = self.table.find(batch)
         known = slots >= 0
         at = np.where(known, slots, 0)
-        held = known & np.isin(table.state[at], (FlowState.INSTALLED, FlowState.DRAINING))
+        held = known & (table.state[at] == FlowState.INSTALLED)
         counts = table.counts(at)
         counts[~known] = 0
         counted = held & (table.packets[at] > 0)
