@@ -214,8 +214,8 @@ def _flow_event(
 
 
 def _text(key: np.void, family: int) -> str:
-    """Write a flow as FlowMatch does; for IPv4 in a fraction of the time."""
-    if family != 4:
+    """Write a flow as FlowMatch does; for exact IPv4 ones in a fraction of the time."""
+    if family != 4 or key["wild"].any():
         return str(FlowMatch.from_key(key, family))
     proto = int(key["proto"])
     ends = [socket.inet_ntop(socket.AF_INET, key[end].tobytes()[:4]) for end in ("src", "dst")]

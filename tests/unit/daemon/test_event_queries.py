@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nfcore.api.flows import FLOW_ROW
+from nfcore.api.flows import FLOW_ROW, ReportKind
 from nfcore.cli.events import parse_since
 from nfcore.daemon.event_queries import MOST_EVENTS, follow, look
 from nfcore.daemon.run import _Daemon
@@ -257,3 +257,16 @@ def test_since_long_ago_is_since_the_beginning() -> None:
 def test_a_plugins_own_reason_can_be_asked_for(busy: World) -> None:
     answer = asyncio.run(follow(busy.engine.state, {"reasons": ["plugin_77"]}))
     assert answer["events"] == []
+
+
+def test_masked_flows_are_written_as_such(make: Callable[..., World]) -> None:
+    world = make("dest-id")
+    world.nf.orders = 10
+    world.start()
+    texts = ["198.18.1.0/24:* > 0.0.0.0/0:*/*", "[2001:db8:1::]:* > [::/0]:53/udp"]
+    for text in texts:
+        batch = world.flows(0, packets=0, text=text)
+        batch.rows["kind"] = ReportKind.ORDERED
+        world.nf.reports.append(batch)
+        world.engine.poll()
+    assert [event["flow"] for event in look(world.engine.state)["events"]] == texts
