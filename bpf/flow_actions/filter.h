@@ -37,7 +37,7 @@ struct address_shapes {
 };
 
 struct filter {
-	__u64 hash_keys[KEY_WORDS_V6]; /* random, odd */
+	__u64 hash_keys[KEY_WORDS_V6 + 1]; /* random, odd; the last one for the second step */
 	__u64 port_key;
 	__u64 shapes; /* those in use, one bit each; as all sets of shapes here */
 	struct match_key masks[MOST_SHAPES]; /* by number - 1 */
@@ -55,6 +55,10 @@ static __always_inline struct filter *find_filter(int family)
 	return bpf_map_lookup_elem(family == AF_INET ? MAP(flow_filter_v4) : MAP(flow_filter_v6), &slot);
 }
 
+/*
+ * Two steps: a product only carries a difference up to higher bits, and the last bytes of an address, which differ most,
+ * are the highest bits of a word.
+ */
 static __always_inline __u64 hash_key(const struct filter *filter, const struct match_key *key, int family)
 {
 	__u64 hash = 0;
@@ -62,7 +66,7 @@ static __always_inline __u64 hash_key(const struct filter *filter, const struct 
 #pragma unroll
 	for (int i = 0; i < key_words(family); i++)
 		hash += key->words[i] * filter->hash_keys[i];
-	return hash;
+	return (hash ^ hash >> 32) * filter->hash_keys[KEY_WORDS_V6];
 }
 
 /* Whether there may be an entry whose key has this hash. Each has two bits of a word: others seldom have both. */

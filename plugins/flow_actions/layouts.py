@@ -125,7 +125,7 @@ def filter_layout(log2: int) -> np.dtype[Any]:
     """Give `struct filter` with 2 ** `log2` bits."""
     return np.dtype(
         [
-            ("hash_keys", "<u8", (KEY_WORDS[6],)),
+            ("hash_keys", "<u8", (KEY_WORDS[6] + 1,)),
             ("port_key", "<u8"),
             ("shapes", "<u8"),
             ("masks", "<u8", (MOST_SHAPES, KEY_WORDS[6])),

@@ -29,7 +29,9 @@ def u64(number: int) -> int:
 
 def may_have(memory: NDArray[np.void], words: list[int]) -> bool:
     """As filter.h: both bits of a key's hash."""
-    hashed = u64(sum(word * key for word, key in zip(words, memory["hash_keys"][0].tolist(), strict=False)))
+    keys = memory["hash_keys"][0].tolist()
+    hashed = u64(sum(word * key for word, key in zip(words, keys, strict=False)))
+    hashed = u64((hashed ^ hashed >> 32) * keys[-1])
     rest = hashed >> (64 - (LOG2 - 6) - 12)
     word = int(memory["bits"][0][rest >> 12])
     return bool(word >> (rest & 63) & 1) and bool(word >> (rest >> 6 & 63) & 1)
@@ -169,3 +171,16 @@ def test_a_rate_fits_into_the_datapaths_numbers(rate: int, burst: int, size: int
 def test_a_rate_that_cannot_be_counted_is_refused(rate: int, by_bytes: bool) -> None:
     with pytest.raises(ValueError, match=f"a rate of {rate} a second"):
         lay.police_rate(rate, 1500, by_bytes=by_bytes)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_neighbours_have_different_hashes_in_all_bits_that_are_used(family: int) -> None:
+    """The last bytes of addresses are the highest bits of words."""
+    filter_, _ = new_filter(family)
+    for word in range(1, lay.KEY_WORDS[family]):
+        words = np.zeros((256, lay.KEY_WORDS[family]), dtype=np.uint64)
+        words[:, word] = np.arange(256, dtype=np.uint64) << np.uint64(56)
+        hashes = filter_.hashes(words)
+        for bit in range(32, 64):
+            ones = int((hashes >> np.uint64(bit) & np.uint64(1)).sum())
+            assert 60 < ones < 196, (word, bit, ones)
