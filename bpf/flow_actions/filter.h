@@ -37,7 +37,7 @@ struct address_shapes {
 };
 
 struct filter {
-	__u64 hash_keys[KEY_WORDS_V6 + 1]; /* random, odd; the last one for the second step */
+	__u64 hash_keys[KEY_WORDS_V6]; /* random, odd */
 	__u64 port_key;
 	__u64 shapes; /* those in use, one bit each; as all sets of shapes here */
 	struct match_key masks[MOST_SHAPES]; /* by number - 1 */
@@ -56,8 +56,8 @@ static __always_inline struct filter *find_filter(int family)
 }
 
 /*
- * Two steps: a product only carries a difference up to higher bits, and the last bytes of an address, which differ most,
- * are the highest bits of a word.
+ * A product carries a difference to higher bits only, and the last bytes of an address, which differ most, are the highest
+ * bits of a word. So the upper half is folded onto the lower one first.
  */
 static __always_inline __u64 hash_key(const struct filter *filter, const struct match_key *key, int family)
 {
@@ -65,8 +65,8 @@ static __always_inline __u64 hash_key(const struct filter *filter, const struct 
 
 #pragma unroll
 	for (int i = 0; i < key_words(family); i++)
-		hash += key->words[i] * filter->hash_keys[i];
-	return (hash ^ hash >> 32) * filter->hash_keys[KEY_WORDS_V6];
+		hash += (key->words[i] ^ key->words[i] >> 32) * filter->hash_keys[i];
+	return hash;
 }
 
 /* Whether there may be an entry whose key has this hash. Each has two bits of a word: others seldom have both. */

@@ -71,10 +71,11 @@ class NetworkFunction(Protocol):
         """
         return np.zeros(len(batch), dtype=bool)
 
-    def rules_ended(self, batch: FlowBatch, counts: NDArray[np.uint64]) -> None:
+    def rules_ended(self, batch: FlowBatch, counts: NDArray[np.uint64], idle: NDArray[np.float64]) -> None:
         """Keep what rules of ordered flows have counted that are gone from the NIC; counts: packets, bytes per row.
 
-        `packets` of a row is that of the order; 0 for a rule of an earlier run.
+        `packets` of a row is that of the order; 0 for a rule of an earlier run. idle: seconds since a rule's counter
+        was seen to grow, infinite when it was not.
         """
         return
 

@@ -127,5 +127,6 @@ class EngineState:
         device.rule_counters.end(self.table.backend[slots], counts)
         for nf in self.context.nfs:
             if nf.orders and (mine := self.table.flow["nf"][slots] == nf.number).any():
-                nf.rules_ended(self.table.batch(slots[mine]), counts[mine])
+                idle = np.where(counts[:, 0] > 0, self.clock() - self.table.seen[slots], np.inf)
+                nf.rules_ended(self.table.batch(slots[mine]), counts[mine], idle[mine])
         self.table.end_counters(slots)

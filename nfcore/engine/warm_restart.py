@@ -102,7 +102,8 @@ def take_over(backends: BackendChain, context: Context, table: FlowTable, *, tru
     rule_counters.end(dump.backend[gone], counts[gone])
     for nf in _functions_of(backends, context):
         if nf.orders:
-            nf.rules_ended(_flows_of(backends, nf, dump.rows["rule"][gone]), counts[gone])
+            unknown = np.full(int(np.count_nonzero(gone)), np.inf)
+            nf.rules_ended(_flows_of(backends, nf, dump.rows["rule"][gone]), counts[gone], unknown)
     return Leftovers(adopted, int(np.count_nonzero(gone)), bool(removal.gone.all()), rule_counters)
 
 

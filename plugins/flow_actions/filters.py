@@ -128,7 +128,7 @@ class Filter:
     @staticmethod
     def random_numbers() -> int:
         """Give how many random numbers a filter needs."""
-        return lay.KEY_WORDS[6] + 2 + 2 * 4
+        return lay.KEY_WORDS[6] + 1 + 2 * 4
 
     # Keys
 
@@ -210,8 +210,8 @@ class Filter:
 
     def hashes(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """The hash of each key, as the datapath computes it."""
-        sums = (words * self._hash_keys[: words.shape[1]]).sum(axis=1, dtype=np.uint64)
-        hashes: NDArray[np.uint64] = (sums ^ sums >> np.uint64(32)) * self._hash_keys[-1]
+        folded = words ^ words >> np.uint64(32)
+        hashes: NDArray[np.uint64] = (folded * self._hash_keys[: words.shape[1]]).sum(axis=1, dtype=np.uint64)
         return hashes
 
     def _places(self, words: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

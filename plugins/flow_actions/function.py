@@ -308,7 +308,7 @@ class FlowActions(NetworkFunction):
         if target is not None:
             self._marks_of[target] -= 1
 
-    def rules_ended(self, batch: FlowBatch, counts: NDArray[np.uint64]) -> None:
+    def rules_ended(self, batch: FlowBatch, counts: NDArray[np.uint64], idle: NDArray[np.float64]) -> None:
         """Add what rules have counted that are gone to their entries, if these are still there."""
         slots = self.matches.find(batch.rows["key"], batch.rows["family"])
         serials = batch.rows["packets"]
@@ -316,6 +316,9 @@ class FlowActions(NetworkFunction):
         ended = self.data_plane.ended
         np.add.at(ended["packets"], slots[known], counts[known, 0])
         np.add.at(ended["bytes"], slots[known], counts[known, 1])
+        seen = known & np.isfinite(idle)
+        last_seen = time.monotonic_ns() - (idle[seen] * 1e9).astype(np.int64)
+        np.maximum.at(ended["last_seen"], slots[seen], last_seen.astype(np.uint64))
 
     # Questions
 
@@ -354,7 +357,7 @@ class FlowActions(NetworkFunction):
         hardware[:, 0] += self.data_plane.ended["packets"][slots]
         hardware[:, 1] += self.data_plane.ended["bytes"][slots]
         now = time.monotonic_ns()
-        seen = looked_up["last_seen"].astype(np.float64)
+        seen = np.maximum(looked_up["last_seen"], self.data_plane.ended["last_seen"][slots]).astype(np.float64)
         idle = np.where(seen > 0, np.maximum(now - seen, 0) / 1e9, np.inf)
         idle = np.minimum(idle, flows.idle.reshape(shape).min(axis=1, initial=np.inf))
         in_hardware: NDArray[np.bool_] = flows.in_hardware.reshape(shape).sum(axis=1) == max(len(self._ifindexes), 1)

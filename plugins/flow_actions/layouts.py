@@ -52,7 +52,8 @@ BUCKET = {family: np.dtype([("places", place, (BUCKET_PLACES,))]) for family, pl
 FLOW_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8"), ("last_seen", "<u8")])
 """last_seen: in the map, timer ticks; in what the data plane gives, nanoseconds of the monotonic clock."""
 MASKED_WORD = np.dtype([("value", "<u8"), ("mask", "<u8")])
-RULE_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
+RULE_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8"), ("last_seen", "<u8")])
+"""last_seen: ns, CLOCK_MONOTONIC; 0: never."""
 FLOW_PATTERN = np.dtype([("words", MASKED_WORD, (KEY_WORDS[6],))])
 """What packets must match, word by word as in a key: see :func:`match_patterns`."""
 TARGET = np.dtype(
@@ -125,7 +126,7 @@ def filter_layout(log2: int) -> np.dtype[Any]:
     """Give `struct filter` with 2 ** `log2` bits."""
     return np.dtype(
         [
-            ("hash_keys", "<u8", (KEY_WORDS[6] + 1,)),
+            ("hash_keys", "<u8", (KEY_WORDS[6],)),
             ("port_key", "<u8"),
             ("shapes", "<u8"),
             ("masks", "<u8", (MOST_SHAPES, KEY_WORDS[6])),

@@ -30,6 +30,8 @@ class Side:
     words: Words
     """Array of WORDS rows, one column per entry."""
     precedence: NDArray[np.int64]
+    drops: NDArray[np.bool_]
+    """Entries that drop: one is not beaten by another, since what both match is dropped by either."""
 
     @property
     def count(self) -> int:
@@ -61,7 +63,9 @@ def compare(first: Side, second: Side, mask: Words) -> Overlap:
     few_ranks = _ranks(groups[few], first.precedence[few])
     many_ranks = _ranks(many_groups, second.precedence[many])
     ties = _ties(few, few_ranks, many, many_ranks)
-    return Overlap(few, _beaten_by(few_ranks, many_ranks), many, _beaten_by(many_ranks, few_ranks), ties)
+    few_drop, many_drop = first.drops[few], second.drops[many]
+    few_beaten_by = _beaten_by(few_ranks, few_drop, many_ranks, many_drop)
+    return Overlap(few, few_beaten_by, many, _beaten_by(many_ranks, many_drop, few_ranks, few_drop), ties)
 
 
 def match(few: Words, many: Words, mask: Words) -> tuple[Indices, Indices, Indices]:
@@ -139,7 +143,15 @@ def _ranks(groups: Indices, precedence: NDArray[np.int64]) -> Indices:
     return (groups << _PRECEDENCE_BITS) | precedence
 
 
-def _beaten_by(ranks: Indices, others: Indices) -> Indices:
+def _beaten_by(ranks: Indices, drops: NDArray[np.bool_], others: Indices, others_drop: NDArray[np.bool_]) -> Indices:
+    """For each entry, the number of others in its group that win over it; by its rank, and whether it drops."""
+    beaten_by = _higher(ranks, others)
+    if drops.any() and others_drop.any():
+        beaten_by[drops] = _higher(ranks[drops], others[~others_drop])
+    return beaten_by
+
+
+def _higher(ranks: Indices, others: Indices) -> Indices:
     """For each rank, the number of others in its group that are higher."""
     ordered = np.sort(others)
     end = ((ranks >> _PRECEDENCE_BITS) + 1) << _PRECEDENCE_BITS

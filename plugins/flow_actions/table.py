@@ -6,8 +6,9 @@ then it is committed, which cannot fail. One change at a time.
 
     plan(add, delete) ──► Change ──► data plane, engine ──► commit(Change)
 
-An entry is shadowed when it overlaps one that wins over it. The NIC's rules have no priorities, so a shadowed entry
-gets no rule: its rule would take packets of the winner.
+An entry is shadowed when it overlaps one that wins over it, unless both drop: then it does not matter whose rule drops
+what both match. The NIC's rules have no priorities, so a shadowed entry gets no rule: its rule would take packets of
+the winner.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class _Group:
         self._slots = np.zeros(8, dtype=np.int64)
         self._words = np.zeros((WORDS, 8), dtype=np.uint64)
         self._precedence = np.zeros(8, dtype=np.int64)
+        self._drops = np.zeros(8, dtype=bool)
 
     @property
     def slots(self) -> Indices:
@@ -117,7 +119,7 @@ class _Group:
 
     @property
     def side(self) -> Side:
-        return Side(self._words[:, : self.count], self._precedence[: self.count])
+        return Side(self._words[:, : self.count], self._precedence[: self.count], self._drops[: self.count])
 
     def add(self, slots: Indices, side: Side) -> Indices:
         """Add entries; returns their positions."""
@@ -127,9 +129,11 @@ class _Group:
             self._slots = np.pad(self.slots, (0, more))
             self._words = np.pad(self.side.words, ((0, 0), (0, more)))
             self._precedence = np.pad(self._precedence[: self.count], (0, more))
+            self._drops = np.pad(self._drops[: self.count], (0, more))
         self._slots[self.count : total] = slots
         self._words[:, self.count : total] = side.words
         self._precedence[self.count : total] = side.precedence
+        self._drops[self.count : total] = side.drops
         positions = np.arange(self.count, total)
         self.count = total
         return positions
@@ -143,6 +147,7 @@ class _Group:
         self._slots[holes] = self._slots[sources]
         self._words[:, holes] = self._words[:, sources]
         self._precedence[holes] = self._precedence[sources]
+        self._drops[holes] = self._drops[sources]
         self.count = rest
         return self._slots[holes], holes
 
@@ -210,11 +215,12 @@ class Table:
 
     def shadowed_by(self, slot: int, most: int = 10) -> list[str]:
         """Give names of entries that win over the one in the slot, at most so many."""
-        own, side = _shape(self.rows[slot]), _side(self.rows[slot : slot + 1])
+        own, side = _shape(self.rows[slot]), self._side(self.rows[slot : slot + 1])
         found: list[str] = []
         for slots, other, mask in self._others(own, None):
             _, there, _ = match(side.words, other.words, mask)
-            winners = slots[there[other.precedence[there] > side.precedence[0]]]
+            wins = (other.precedence[there] > side.precedence[0]) & ~(other.drops[there] & side.drops[0])
+            winners = slots[there[wins]]
             found += [self._name_of[winner] for winner in winners[: most - len(found)]]
         return found
 
@@ -378,7 +384,7 @@ class Table:
             return _nothing(), clashes
         added = add.rows.copy()
         added["slot"], added["target"] = slots, numbers
-        beaten_by, delta, more = self._overlaps(added, gone, is_gone)
+        beaten_by, delta, more = self._overlaps(added, gone, is_gone, new_targets)
         if more:
             return _nothing(), more
         was, offloadable, withdrawn = self._may_offload(delta, is_gone)
@@ -470,19 +476,19 @@ class Table:
     # Overlaps
 
     def _overlaps(
-        self, added: NDArray[np.void], gone: Indices, is_gone: NDArray[np.bool_]
+        self, added: NDArray[np.void], gone: Indices, is_gone: NDArray[np.bool_], new_targets: Mapping[int, Target]
     ) -> tuple[Indices, Indices, list[_Clash]]:
         """Compare what is added, and what goes, with what stays.
 
         Gives for each added entry how many win over it; for each slot the difference of that number; and clashes.
         """
         beaten_by, delta = np.zeros(len(added), dtype=np.int64), np.zeros(len(is_gone), dtype=np.int64)
-        for shape, _, side in _by_shape(_pick(self.rows, gone)):
+        for shape, _, side in self._sides(_pick(self.rows, gone)):
             for slots, other, mask in self._others(shape, is_gone):
                 found = compare(side, other, mask)
                 delta[slots[found.second]] -= found.second_beaten_by
         clashes: list[_Clash] = []
-        sides = list(_by_shape(added))
+        sides = list(self._sides(added, new_targets))
         for number, (shape, indices, side) in enumerate(sides):
             clashes += self._same_match(shape, indices, side, is_gone)
             for slots, other, mask in self._others(shape, is_gone):
@@ -505,12 +511,25 @@ class Table:
             if other[0] == shape[0] and other != shape:
                 yield *self._staying(group, is_gone), group.mask & _mask(shape)
 
+    def _sides(
+        self, rows: NDArray[np.void], new_targets: Mapping[int, Target] | None = None
+    ) -> Iterator[tuple[Shape, Indices, Side]]:
+        """Give the shapes of rows, and for each the indices of its rows and their keys."""
+        for shape, indices in _by_shape(rows):
+            yield shape, indices, self._side(_pick(rows, indices), new_targets)
+
+    def _side(self, rows: NDArray[np.void], new_targets: Mapping[int, Target] | None = None) -> Side:
+        numbers, inverse = np.unique(rows["target"], return_inverse=True)
+        known = [(new_targets or {}).get(number) or self.targets[number] for number in numbers.tolist()]
+        drops = np.array([target.action == "drop" for target in known], dtype=bool)[inverse]
+        return Side(_words(rows), rows["precedence"].astype(np.int64), drops)
+
     @staticmethod
     def _staying(group: _Group, is_gone: NDArray[np.bool_] | None) -> tuple[Indices, Side]:
         if is_gone is None or not (leaves := is_gone[group.slots]).any():
             return group.slots, group.side
         side = group.side
-        return group.slots[~leaves], Side(side.words[:, ~leaves], side.precedence[~leaves])
+        return group.slots[~leaves], Side(side.words[:, ~leaves], side.precedence[~leaves], side.drops[~leaves])
 
     def _same_match(self, shape: Shape, indices: Indices, side: Side, is_gone: NDArray[np.bool_]) -> Iterator[_Clash]:
         """Find entries with the same match: among those that are added, and between them and those that stay."""
@@ -525,7 +544,7 @@ class Table:
                 yield _Clash(int(indices[first[key]]), int(slots[there]), "", text)
 
     def _too_many_shapes(self, sides: Sequence[tuple[Shape, Indices, Side]], gone: Indices) -> Iterator[_Clash]:
-        leaving = {shape: len(slots) for shape, slots, _ in _by_shape(_pick(self.rows, gone))}
+        leaving = {shape: len(slots) for shape, slots in _by_shape(_pick(self.rows, gone))}
         staying = {shape for shape, group in self._groups.items() if group.count > leaving.get(shape, 0)}
         for shape, indices, _ in sides:
             staying.add(shape)
@@ -548,7 +567,7 @@ class Table:
     # Committing
 
     def _remove(self, rows: NDArray[np.void]) -> None:
-        for shape, indices, _ in _by_shape(rows):
+        for shape, indices in _by_shape(rows):
             group, slots = self._groups[shape], rows["slot"][indices].astype(np.int64)
             moved, positions = group.remove(self._positions[slots])
             self._positions[moved] = positions
@@ -571,7 +590,7 @@ class Table:
         for name, slot in zip(change.added_names, slots.tolist(), strict=True):
             self._names[name] = slot
             self._name_of[slot] = name
-        for shape, indices, side in _by_shape(rows):
+        for shape, indices, side in self._sides(rows, change.new_targets):
             group = self._groups.setdefault(shape, _Group(shape))
             self._positions[slots[indices]] = group.add(slots[indices], side)
         for index in np.flatnonzero(np.isfinite(change.expires)):
@@ -630,26 +649,22 @@ def _words(rows: NDArray[np.void]) -> Words:
     return np.ascontiguousarray(keys.view("<u8").reshape(-1, WORDS).T)
 
 
-def _side(rows: NDArray[np.void]) -> Side:
-    return Side(_words(rows), rows["precedence"].astype(np.int64))
-
-
 def _shape(row: np.void) -> Shape:
     return int(row["family"]), *(int(each) for each in row["key"]["wild"])  # type: ignore[return-value]
 
 
-def _by_shape(rows: NDArray[np.void]) -> Iterator[tuple[Shape, Indices, Side]]:
-    """Give the shapes of rows, and for each the indices of its rows and their keys."""
+def _by_shape(rows: NDArray[np.void]) -> Iterator[tuple[Shape, Indices]]:
+    """Give the shapes of rows, and for each the indices of its rows."""
     if not len(rows):
         return
     wild = rows["key"]["wild"].astype(np.int64)
     codes = (rows["family"].astype(np.int64) << 24) | (wild[:, 0] << 16) | (wild[:, 1] << 8) | wild[:, 2]
     if (codes == codes[0]).all():
-        yield _shape(rows[0]), np.arange(len(rows)), _side(rows)
+        yield _shape(rows[0]), np.arange(len(rows))
         return
     order = np.argsort(codes, kind="stable")
     for indices in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
-        yield _shape(rows[indices[0]]), indices, _side(_pick(rows, indices))
+        yield _shape(rows[indices[0]]), indices
 
 
 @lru_cache(1024)

@@ -279,7 +279,7 @@ def test_the_function_keeps_what_rules_have_counted_that_are_gone(make: Callable
     world.start()
     ended: list[tuple[int, int]] = []
 
-    def note(batch: FlowBatch, counts: NDArray[np.uint64]) -> None:
+    def note(batch: FlowBatch, counts: NDArray[np.uint64], idle: NDArray[np.float64]) -> None:
         ended.extend(zip(batch.rows["packets"].tolist(), counts[:, 0].tolist(), strict=True))
 
     world.nf.rules_ended = note  # type: ignore[method-assign]
