@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from nfcore.api.carriers import Carrier
 from nfcore.api.rules import Device
-from nfcore.bench.testbed import config_text
+from nfcore.bench.testbed import GATEWAY_MAC, config_text
 from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context
+from nfcore.daemon.chain import Chains, try_dispatcher
 from nfcore.hooks.manager import PluginManager
-from nfcore.kernel import Map, MapSpec, MapType, Program, compile_program
+from nfcore.kernel import BPF_SOURCES, Map, MapSpec, MapType, Program, compile_program
+from tests.kernel.flow_actions.chain import chain_config
 from tests.paths import PROGRAMS
 
 _VERDICT = PROGRAMS / "verdict.c"
@@ -29,6 +32,7 @@ _TARGET = MapSpec("target", MapType.ARRAY, np.dtype(np.uint32), np.dtype(np.uint
 _ANSWERS = ("DROP", "PASS", "TX", "REDIRECT")
 OFFLOAD = 'min_packets = 2\nidle_timeout = "10m"'
 """What the daemons here have in `[offload]`."""
+CHAIN = ("flow_actions", "katran_accel")
 _BALANCER = """
 [katran_accel]
 gateway_mac = "02:00:00:00:00:01"
@@ -69,8 +73,14 @@ def count_marks(marks: Map, target: Map, answer: str) -> Program:
     return compile_program(_MARKS_SEEN, "marks_seen", defines=defines, maps={"marks": marks, "target": target})
 
 
+def pass_everything() -> Program:
+    """A program that lets every frame pass."""
+    return compile_program(BPF_SOURCES / "pass.c", "pass", defines={}, maps={})
+
+
 def prebuild() -> None:
     """Have every program here compiled. Raises HostError."""
+    pass_everything().close()
     with new_counts() as counts:
         count_and_drop(counts).close()
     with new_marks() as marks, new_target() as target:
@@ -79,6 +89,8 @@ def prebuild() -> None:
     for strategy in ("dest-id", "flow-id"):
         with tempfile.TemporaryDirectory() as folder:
             _load_balancer(Path(folder), f'strategy = "{strategy}"\ncarrier = "metadata"')
+            _load_chain(Path(folder), strategy)
+    try_dispatcher(CHAIN, Carrier.METADATA)
 
 
 def _load_balancer(folder: Path, marking: str) -> None:
@@ -87,3 +99,30 @@ def _load_balancer(folder: Path, marking: str) -> None:
     config.write_text(config_text(folder, "katran_accel", "tc_offload", _BALANCER, marking=marking, offload=OFFLOAD))
     context = make_context(load_config(config, plugins), plugins, [Device("lo", 1, ("tc_offload",))])
     plugins.call("katran_accel", "diagnose", context=context)
+
+
+def write_chain(folder: Path, interface: str, strategy: str, carrier: str, *, nic: str = "", actions: str = "") -> Path:
+    """Write the TOML of flow_actions and the balancer on a device with flower. nic: about the filters."""
+    return chain_config(
+        folder,
+        interface,
+        "tc_offload",
+        nic,
+        strategy=strategy,
+        carrier=carrier,
+        min_packets=10,
+        # Counters of the NIC are read several times in this time.
+        idle_timeout="2s",
+        balancer=f'gateway_mac = "{GATEWAY_MAC}"\npin_dir = "{folder}/balancer"',
+        actions=f"entries = 1024\ntargets = 64\n{actions}",
+    )
+
+
+def _load_chain(folder: Path, strategy: str) -> None:
+    """Load the programs of a chain as a daemon does, but for the one in front of them."""
+    plugins = PluginManager()
+    config = load_config(write_chain(folder, "lo", strategy, "metadata"), plugins)
+    context = make_context(config, plugins, [Device("lo", 1, ("tc_offload",))])
+    with Chains(context):
+        for name in CHAIN:
+            list(plugins.call(name, "diagnose", context=context))

@@ -23,6 +23,10 @@ static bool masks = true;
 module_param(masks, bool, 0644);
 MODULE_PARM_DESC(masks, "whether rules may leave out bits and fields");
 
+static bool drops = true;
+module_param(drops, bool, 0644);
+MODULE_PARM_DESC(drops, "whether rules may drop");
+
 static LIST_HEAD(blocks);
 
 static int refuse(struct netlink_ext_ack *extack, const char *words)
@@ -131,6 +135,8 @@ static int read_actions(const struct flow_rule *rule, struct entry *entry, struc
 			entry->mark = action->mark;
 			break;
 		case FLOW_ACTION_DROP:
+			if (!READ_ONCE(drops))
+				return refuse(extack, "dropping is not offloaded");
 			entry->drop = true;
 			break;
 		case FLOW_ACTION_ACCEPT:

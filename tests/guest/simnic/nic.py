@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from nfcore.testing import sample_frame
 from .build import module_path
 
 _MODULE = Path("/sys/module/simnic")
-_DEFAULTS = {"table_size": 65536, "mark_bits": 32, "ipv6": 1, "masks": 1}
+_DEFAULTS = {"table_size": 65536, "mark_bits": 32, "ipv6": 1, "masks": 1, "drops": 1}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class SimNic:
         return socket.if_nametoindex(self.name)
 
     def set(self, **parameters: int) -> None:
-        """Set parameters of the module: table_size, mark_bits, ipv6, masks."""
+        """Set parameters of the module: table_size, mark_bits, ipv6, masks, drops."""
         for name, value in parameters.items():
             (_MODULE / "parameters" / name).write_text(str(value), encoding="ascii")
 
@@ -56,7 +57,14 @@ def load() -> None:
 
 @pytest.fixture
 def simnic() -> Iterator[SimNic]:
-    """sim0 and sim0w without addresses of IPv6, so that no frame is there but a test's."""
+    """A NIC for one test."""
+    with open_simnic() as nic:
+        yield nic
+
+
+@contextmanager
+def open_simnic() -> Iterator[SimNic]:
+    """Make sim0 and sim0w, without addresses of IPv6, so that no frame is there but a test's."""
     load()
     nic = SimNic("sim0", "sim0w")
     nic.set(**_DEFAULTS)

@@ -190,5 +190,5 @@ def make_out() -> None:
     """Make the link for redirected frames; its end out0 takes them since out1 has GRO."""
     run("ip", "link", "add", "out0", "type", "veth", "peer", "name", "out1")
     for end in ("out0", "out1"):
-        run("ip", "link", "set", end, "up")
+        run("ip", "link", "set", end, "addrgenmode", "none", "up")
     run("ethtool", "-K", "out1", "gro", "on")
