@@ -26,14 +26,13 @@ from nfcore.api.config import ConfigTable, Network, parse_duration
 from nfcore.api.flows import FLOW_KEY, PROTOCOL_NAMES, PROTOCOL_NUMBERS, Anything, unpack_address
 from nfcore.errors import ConfigError, Problem
 
-from .layouts import ENTRY
+from .layouts import ENTRY, FASTEST, LONGEST_BURST, SLOWEST_BYTES
 
 MOST_PROBLEMS = 20
 """Problems of one change that are told; of the others only the number."""
 LONGEST_NAME = 64
 LONGEST_LIFE = 10 * 366 * 24 * 3600.0
 """Seconds."""
-MOST_PER_SECOND = 10**12
 ActionName = Literal["drop", "pass", "count", "redirect", "set_dscp", "police", "cpu"]
 PARAMETERS: Mapping[str, frozenset[str]] = {
     "drop": frozenset(),
@@ -48,7 +47,6 @@ PARAMETERS: Mapping[str, frozenset[str]] = {
 ALL_PARAMETERS = frozenset().union(*PARAMETERS.values())
 _RATES = ("packets_per_second", "bytes_per_second")
 BITS = {4: 32, 6: 128}
-_PORTS_OF = frozenset(PROTOCOL_NAMES)
 
 
 def _name(value: object) -> str:
@@ -74,7 +72,7 @@ def _protocol(value: object) -> int:
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Protocol = Annotated[int, BeforeValidator(_protocol)]
-Amount = Annotated[int, Field(ge=1, le=MOST_PER_SECOND)]
+Amount = Annotated[int, Field(ge=1, le=FASTEST)]
 
 
 class RequireTable(ConfigTable):
@@ -558,10 +556,21 @@ class _Conversion:
         if spec.action == "police" and len(rates) != 1:
             wanted = "should have one of packets_per_second and bytes_per_second"
             yield self._problem(index, _RATES[0], f"action 'police' {wanted}, not {'both' if rates else 'none'}")
+        elif spec.action == "police":
+            yield from self._wrong_rate(index, spec, rates[0])
         for key in sorted(PARAMETERS[spec.action] - present - set(_RATES)):
             yield self._problem(index, key, f"is missing; action {spec.action!r} needs it")
         if spec.interface is not None and not 1 <= len(spec.interface) <= 15:
             yield self._problem(index, "interface", f"is {spec.interface!r:.40}; should be the name of an interface")
+
+    def _wrong_rate(self, index: int, spec: EntryTable, key: str) -> Iterator[EntryProblem]:
+        """Find a rate, and a burst, that the datapath cannot count: see :func:`.layouts.police_rate`."""
+        rate, slowest = getattr(spec, key), SLOWEST_BYTES if key == "bytes_per_second" else 1
+        if rate < slowest:
+            yield self._problem(index, key, f"is {rate}; should be from {slowest} to {FASTEST:,}")
+        elif (spec.burst or 0) > (most := LONGEST_BURST * rate):
+            text = f"is {spec.burst:,}; should be at most {most:,}, which take a year at this rate"
+            yield self._problem(index, "burst", text)
 
     def _wrong_requires(self) -> Iterator[EntryProblem]:
         for index, spec in enumerate(self._specs):

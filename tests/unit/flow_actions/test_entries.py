@@ -98,6 +98,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"action": "police", "packets_per_second": 1, "burst": 0}, "add[0].burst: entry 'x': is 0; input should be"),
     ({"action": "police", "packets_per_second": 1, "bytes_per_second": 1, "burst": 1}, "not both"),
     (
+        {"action": "police", "bytes_per_second": 15, "burst": 1},
+        "add[0].bytes_per_second: entry 'x': is 15; should be from 16 to 1,000,000,000,000",
+    ),
+    (
+        {"action": "police", "packets_per_second": 1, "burst": 31_536_001},
+        "add[0].burst: entry 'x': is 31,536,001; should be at most 31,536,000",
+    ),
+    (
         {"require": {"src": "198.18.1.1/8"}},
         "add[0].require.src: entry 'x': is '198.18.1.1/8'; 198.18.1.1/8 has host bits",
     ),
