@@ -71,9 +71,12 @@ class Targets:
             now = present.get(name)
             if now == before:
                 continue
-            # The kernel has emptied the slot of an interface that is gone.
-            if now is not None:
+            try:
+                # The kernel empties the slot of an interface that is gone, but not of one that has another name now.
                 self._data_plane.set_link(self._slots[name], now)
+            except HostError as error:  # it may have gone again: the next look tells
+                changes.append(f"interface {name}: {error}")
+                continue
             self._ifindexes[name] = now
             state = "is gone: packets go on as missing_interface says" if now is None else "is there again"
             changes.append(f"interface {name}, to which packets are redirected, {state}")
