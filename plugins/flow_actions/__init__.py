@@ -47,6 +47,7 @@ class FlowActionsPlugin:
     def __init__(self) -> None:
         self._function: FlowActions | None = None
         self._orders: Orders | None = None
+        self._methods: FlowMethods | None = None
         self._new_pins: Path | None = None
         """Folder of pins that this start has created: they are removed when it fails."""
 
@@ -72,14 +73,16 @@ class FlowActionsPlugin:
             Journal(journal_path(context.config.nf.socket)).forget()
         self._orders = Orders(function.table, journal, function.apply)
         self._orders.start(table.flows, check=not context.tracing)
-        FlowMethods(self._orders, function.facts, function.settle, function.refresh).register(context.services)
+        self._methods = FlowMethods(self._orders, function.facts, function.settle, function.refresh)
+        self._methods.register(context.services)
         if not context.tracing:
             context.services.when_running(self._look_around)
 
     def _look_around(self) -> None:
-        """Notice interfaces that come and go, and lifetimes that end, again and again."""
-        if self._function is None or self._orders is None:
+        """Notice interfaces that come and go, lifetimes that end, and clients that are gone, again and again."""
+        if self._function is None or self._orders is None or self._methods is None:
             return
+        self._methods.drop_idle()
         for change in self._function.targets_in_use.follow_links():
             log.warning("%s: %s", NAME, change)
         try:
@@ -111,7 +114,7 @@ class FlowActionsPlugin:
         if self._function is not None:
             unused = None if self._function.is_attached else unused
             self._function.close()
-        self._orders = self._function = None
+        self._orders = self._function = self._methods = None
         if unused is not None:
             list(remove_pins(unused))
 
