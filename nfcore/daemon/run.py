@@ -116,6 +116,7 @@ def _stop_workers(engine: Engine, workers: dict[int, DeviceWorker]) -> None:
     for worker in workers.values():
         if not worker.stop(STOP_PATIENCE):
             log.error("a device's worker did not finish in %.0f s: rules may be left", STOP_PATIENCE)
+    engine.keep_last_counts()
 
 
 @dataclass

@@ -27,7 +27,7 @@ from ..api.metrics import MetricFamily
 from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
 from ..api.rules import Capabilities, RuleBatch
-from ..devices.backends import BackendChain
+from ..devices.backends import BackendChain, Removal
 from ..devices.device_state import DeviceState
 from ..devices.token_bucket import TokenBucket
 from ..devices.worker import Worker
@@ -106,6 +106,8 @@ class Engine:
         self._saved_counts = "{}"
         self._fingerprints: dict[int, bytes] = {}
         """Of the functions that take orders: the last one of each."""
+        self._last_removals: list[tuple[DeviceState, NDArray[np.int64], dict[int, Removal]]] = []
+        """Rules that the end of the run removes, by slot, and what became of them, by backend."""
         if ADMISSION not in plugins.loaded():
             plugins.register(Admission(context, self._groups_held), ADMISSION)
         services = context.services
@@ -425,20 +427,34 @@ class Engine:
         slots = self.table.slots_in(FlowState.INSTALLED, FlowState.PENDING)
         for device, slots_here in self.state.by_device(slots):
             rules = self.state.rules(slots_here)
+            removals: dict[int, Removal] = {}
+            self._last_removals.append((device, slots_here, removals))
             # From every backend: which one takes the rule of a PENDING flow is not known.
             for number in range(len(device.backends.names)):
-                backend = np.full(len(rules), number, dtype=np.uint8)
-                if not device.worker.submit(partial(_remove_last, device, rules, backend), lambda result: None):
+                job = partial(_remove_last, device, rules, number, removals)
+                if not device.worker.submit(job, lambda result: None):
                     log.error("%s is too far behind: rules are left, see nfcore cleanup", device.name)
+
+    def keep_last_counts(self) -> None:
+        """Keep what the rules have counted that :meth:`remove_all` has removed; to be called after the workers' end."""
+        for device, slots, removals in self._last_removals:
+            pending = self.table.state[slots] == FlowState.PENDING
+            counted, gone = self.table.counts(slots), np.zeros(len(slots), dtype=bool)
+            for number, removal in removals.items():
+                gone |= removal.gone & (pending | (self.table.backend[slots] == number))
+                counted = np.maximum(counted, removal.counted)
+            self.state.count(device, slots[gone], counted[gone])
+            self.state.end_counters(device, slots[gone])
+        self._last_removals.clear()
 
     def collect(self) -> list[MetricFamily]:
         """Give the engine's own metrics."""
         return list(engine_metrics(self.state))
 
 
-def _remove_last(device: DeviceState, rules: RuleBatch, backend: NDArray[np.uint8]) -> None:
-    """Remove rules when nothing waits for the result any more, and log how many are left. backend: index per rule."""
-    removed = device.backends.remove(rules, backend).gone
-    left = int(np.count_nonzero(~removed & (backend < len(device.backends.names))))
+def _remove_last(device: DeviceState, rules: RuleBatch, number: int, removals: dict[int, Removal]) -> None:
+    """Remove rules from a backend when nothing else is done any more, note the result, and log how many are left."""
+    removals[number] = removal = device.backends.remove(rules, np.full(len(rules), number, dtype=np.uint8))
+    left = int(np.count_nonzero(~removal.gone)) if number < len(device.backends.names) else 0
     if left:
         log.error("%s: %d rules could not be removed: see nfcore cleanup", device.name, left)

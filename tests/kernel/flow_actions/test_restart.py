@@ -45,6 +45,8 @@ def test_orders_and_their_counts_outlive_the_daemon(site: ChainedSite, strategy:
         assert names(site) == {"kept", "seen", "gone"}
     with site.running(config):
         assert site.ready("kept")
+        assert site.counted("kept", 9)
+        assert site.counted("seen", 2)
         assert names(site) == {"kept", "seen", "gone"}
         site.request("flow.clear")
     with site.running(config):

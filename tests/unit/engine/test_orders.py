@@ -295,6 +295,12 @@ def test_the_function_keeps_what_rules_have_counted_that_are_gone(make: Callable
     world.hit(1002, 2)
     world.start()
     assert (world.held(), ended[1:]) == ([], [(0, 2)])
+    # So does the end of a run with a rule of its own.
+    order(world, 1003)
+    world.hit(1003, 4)
+    world.engine.remove_all()
+    world.engine.keep_last_counts()
+    assert [packets for _, packets in ended[2:]] == [4]
 
 
 def test_a_nic_that_only_drops_gets_the_drops(make: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
