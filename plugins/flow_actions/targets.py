@@ -33,15 +33,15 @@ class Targets:
         self._used: dict[int, str] = {}
         """Number of a target → its interface."""
 
-    def write(self, targets: Mapping[int, Target], *, restored: bool = False) -> None:
+    def write(self, targets: Mapping[int, Target], *, may_miss: bool = False) -> None:
         """Write new targets. HostError names what the kernel cannot do; then none of them is there.
 
-        restored: an interface that is not there now is no error.
+        may_miss: an interface that is not there now is no error.
         """
         rows = np.zeros(len(targets), dtype=TARGET)
         try:
             for row, (number, target) in enumerate(targets.items()):
-                rows[row] = self._row(number, target, restored=restored)
+                rows[row] = self._row(number, target, may_miss=may_miss)
         except BaseException:
             self.release(list(targets))
             raise
@@ -82,12 +82,12 @@ class Targets:
             changes.append(f"interface {name}, to which packets are redirected, {state}")
         return changes
 
-    def _row(self, number: int, target: Target, *, restored: bool) -> NDArray[np.void]:
+    def _row(self, number: int, target: Target, *, may_miss: bool) -> NDArray[np.void]:
         row = np.zeros(1, dtype=TARGET)
         row["action"] = Action[target.action.upper()]
         match target.action:
             case "redirect":
-                row["argument"] = self._link(number, target.interface, restored=restored)
+                row["argument"] = self._link(number, target.interface, may_miss=may_miss)
             case "set_dscp":
                 row["argument"] = target.dscp
             case "cpu":
@@ -102,7 +102,7 @@ class Targets:
             _write_require(row, target.require)
         return row
 
-    def _link(self, number: int, name: str, *, restored: bool) -> int:
+    def _link(self, number: int, name: str, *, may_miss: bool) -> int:
         """Give the slot of an interface. HostError: it is not there, or takes no redirected frames."""
         if name in self._slots:
             self._used[number] = name
@@ -110,9 +110,9 @@ class Targets:
         if not self._free:
             raise HostError("packets can be redirected to 256 interfaces at most")
         ifindex = {each: index for index, each in socket.if_nameindex()}.get(name)
-        if ifindex is None and not restored:
+        if ifindex is None and not may_miss:
             raise HostError(f"there is no interface {name!r} in this network namespace")
-        if ifindex is not None and not restored and accepts_redirects(ifindex) is False:
+        if ifindex is not None and not may_miss and accepts_redirects(ifindex) is False:
             advice = "for a veth: attach an XDP program to its peer, or switch GRO of the peer on"
             raise HostError(f"interface {name} takes no frames from XDP programs of others ({advice})")
         slot = self._slots[name] = self._free.pop()

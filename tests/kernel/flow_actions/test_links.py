@@ -33,7 +33,7 @@ def plane() -> Iterator[DataPlane]:
 
 def test_an_interface_under_another_name_gets_no_packets(plane: DataPlane) -> None:
     targets = Targets(plane, 8)
-    targets.write({NUMBER: Target("redirect", interface="there0")}, restored=True)
+    targets.write({NUMBER: Target("redirect", interface="there0")}, may_miss=True)
     assert send(plane, frame(4)).verdict.name == "XDP_REDIRECT"
     run("ip", "link", "set", "there0", "name", "elsewhere0")
     (change,) = targets.follow_links()
