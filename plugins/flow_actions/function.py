@@ -105,7 +105,8 @@ class FlowActions(NetworkFunction):
 
     def apply(self, change: Change) -> None:
         """Carry out a planned change, as a whole or not at all, and commit it. HostError: what cannot be done."""
-        self.targets_in_use.write(change.new_targets, restored=change.restored)
+        # A trace shows what would be done on the machine that the TOML is for.
+        self.targets_in_use.write(change.new_targets, may_miss=change.restored or self.context.tracing)
         try:
             self._write_entries(change)
         except BaseException:
