@@ -86,7 +86,8 @@ def covered_by(rows: NDArray[np.void], keys: NDArray[np.void], families: NDArray
 
 def _words(keys: NDArray[np.void]) -> Words:
     """Keys as columns of words."""
-    return np.ascontiguousarray(np.ascontiguousarray(keys).view("<u8").reshape(-1, WORDS).T)
+    # np.concatenate gives this machine's byte order: ports must be as packets have them.
+    return np.ascontiguousarray(np.ascontiguousarray(keys, dtype=FLOW_KEY).view("<u8").reshape(-1, WORDS).T)
 
 
 def match_names(rows: NDArray[np.void]) -> list[tuple[Shape, bytes]]:

@@ -52,6 +52,7 @@ def test_what_covers_a_flow(raw: list[dict[str, Any]]) -> None:
     wanted = [any(has(each, flow) for each in raw) for flow in FLOWS]
     assert matches.covered(keys, families).tolist() == wanted
     assert covered_by(rows, keys, families).tolist() == wanted
+    assert covered_by(np.concatenate([rows[:1], rows[1:]]), keys, families).tolist() == wanted
     for flow, is_covered in zip(FLOWS, wanted, strict=True):
         slot = matches.winner(flow.to_key(), flow.family)
         assert (slot is not None) == is_covered
