@@ -253,7 +253,7 @@ class FlowActions(NetworkFunction):
         known: NDArray[np.bool_] = slots >= 0
         at = np.where(known, slots, 0)
         known &= self.table.offload[at] & (self.table.beaten_by[at] == 0)
-        rows["target"] = self.table.rows["target"][at]
+        rows["target"], rows["packets"] = self.table.rows["target"][at], self._serials[at]
         drops = np.array([self.table.targets[number].action == "drop" for number in rows["target"][known].tolist()])
         known[known] = drops == (rows["kind"][known] == ReportKind.ORDERED_DROP)
         marked = known & (rows["kind"] != ReportKind.ORDERED_DROP)

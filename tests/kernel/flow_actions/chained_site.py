@@ -23,11 +23,18 @@ __all__ = ["ChainedSite", "exact", "frame", "make_out", "masked", "open_chained_
 class ChainedSite(Chain, Site):
     """A site with a chain."""
 
-    def chain_config(self, *, strategy: str = "dest-id", nic: bool = True, actions: str = "") -> Path:
-        """Write the TOML. nic: whether the emulated NIC may be used. actions: what is in `[flow_actions]`."""
+    @property
+    def balancer_pins(self) -> Path:
+        """Folder for the balancer's pins; `pins` is for those of flow_actions."""
+        return self.pins.with_name("balancer")
+
+    def chain_config(
+        self, *, strategy: str = "dest-id", nic: bool = True, balancer: str = "", actions: str = ""
+    ) -> Path:
+        """Write the TOML. nic: whether the emulated NIC may be used. balancer, actions: more for these tables."""
         backend = "softnic" if nic else ""
         settings = self._backend_toml("softnic")
-        return chain_config(self.folder, HOST, backend, settings, strategy=strategy, actions=actions)
+        return chain_config(self.folder, HOST, backend, settings, strategy=strategy, balancer=balancer, actions=actions)
 
 
 @contextmanager
@@ -40,5 +47,6 @@ def open_chained_site(folder: Path) -> Iterator[ChainedSite]:
                 yield site
         finally:
             site.daemons.kill_all()
-            if site.pins.is_mount():
-                run("umount", str(site.pins))
+            for pins in (site.pins, site.balancer_pins):
+                if pins.is_mount():
+                    run("umount", str(pins))

@@ -53,6 +53,26 @@ def test_orders_and_their_counts_outlive_the_daemon(site: ChainedSite, strategy:
         assert names(site) == set()
 
 
+def test_what_replaces_an_entry_of_an_earlier_run_counts_its_own_packets(site: ChainedSite) -> None:
+    # Rules are taken over when the maps of all functions are those of before.
+    pins = {"balancer": f'pin_dir = "{site.balancer_pins}"', "actions": f'pin_dir = "{site.pins}"'}
+    config = site.chain_config(strategy="flow-id", **pins)
+    daemon = site.start(config)
+    site.change(exact("old", action="drop"))
+    assert site.ready("old")
+    site.send(*[frame()] * 3)
+    assert site.counted("old", 3)
+    daemon.kill()
+    daemon.wait()
+    with site.running(config):
+        assert site.metric("nfcore_adopted_total") == 1
+        assert site.ready("old")
+        site.change(exact("new", action="drop"), delete=("old",))
+        assert site.ready("new")
+        site.send(frame())
+        assert site.counted("new", 1)
+
+
 def test_cleanup_leaves_nothing(site: ChainedSite) -> None:
     config = site.chain_config(actions=f'pin_dir = "{site.pins}"')
     daemon = site.start(config)
