@@ -230,7 +230,8 @@ class Entries:
         ]
         return cls(
             [name for part in parts for name in part.names],
-            np.concatenate([np.zeros(0, dtype=ENTRY), *(part.rows for part in parts)]),
+            # As bytes: by fields, numpy would give the ports this machine's byte order.
+            np.frombuffer(bytearray().join(part.rows.tobytes() for part in parts), dtype=ENTRY),
             np.concatenate([np.zeros(0), *(part.lives for part in parts)]),
             np.concatenate([np.zeros(0, dtype=bool), *(part.offload for part in parts)]),
             list(known),

@@ -16,7 +16,7 @@ from nfcore.api.flows import Anything, FlowMatch
 from nfcore.config.reader import Reader
 from nfcore.errors import ConfigError
 from nfcore.plugins.flow_actions.config import FlowActionsTable, check_table
-from nfcore.plugins.flow_actions.entries import EntryError, check_machine, parse_orders
+from nfcore.plugins.flow_actions.entries import Entries, EntryError, check_machine, parse_orders
 from nfcore.plugins.flow_actions.orders import interfaces_here, online_cpus
 
 GOOD: dict[str, Any] = {"name": "x", "src": "198.18.1.1", "action": "drop"}
@@ -257,3 +257,12 @@ def test_contradictions_in_the_toml() -> None:
     )
     assert read({"flows": 7})
     assert read({}) == []
+
+
+def test_entries_that_come_in_parts_are_those_that_come_at_once() -> None:
+    orders = [{**GOOD, "name": str(port), "proto": "tcp", "dport": port} for port in (80, 443)]
+    joined, whole = Entries.join([parse_orders([each]) for each in orders]), parse_orders(orders)
+    # Bytes, as they become keys of maps: by fields they may be equal in another byte order.
+    assert joined.rows.tobytes() == whole.rows.tobytes()
+    assert joined.rows.dtype == whole.rows.dtype
+    assert joined.names == whole.names
