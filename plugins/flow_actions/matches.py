@@ -52,9 +52,15 @@ class Matches:
     def covered(self, keys: NDArray[np.void], families: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Say for each 5-tuple whether an entry matches its packets."""
         found = np.zeros(len(keys), dtype=np.bool_)
+        words = _words(keys)
         for shape, group in self._shapes.items():
-            rows = np.flatnonzero((families == shape.family) & ~found)
-            found[rows] = [name in group for name in _masked(keys[rows], shape)]
+            left = np.flatnonzero((families == shape.family) & ~found)
+            # The one takes a time for each 5-tuple, the other for each entry.
+            if len(left) < len(group):
+                found[left] = [name in group for name in _masked(keys[left], shape)]
+            else:
+                rows = self._rows[list(group.values())]
+                found[left[_matching(rows["key"], shape, words[:, left])]] = True
         return found
 
     def winner(self, key: np.void, family: int) -> int | None:
@@ -78,10 +84,15 @@ def covered_by(rows: NDArray[np.void], keys: NDArray[np.void], families: NDArray
     shapes = [Shape(family, wild.tobytes()) for family, wild in zip(rows["family"], rows["key"]["wild"], strict=True)]
     for shape in set(shapes):
         entries = np.array([each == shape for each in shapes])
-        mask = _words(masks_of(np.array([shape.family]), np.frombuffer(shape.wild, dtype=np.uint8)[None]))[:, 0]
         left = np.flatnonzero((families == shape.family) & ~found)
-        found[left[match(_words(rows["key"][entries]), words[:, left], mask)[1]]] = True
+        found[left[_matching(rows["key"][entries], shape, words[:, left])]] = True
     return found
+
+
+def _matching(entries: NDArray[np.void], shape: Shape, words: Words) -> Slots:
+    """Give the indices of the 5-tuples, as columns of words, that one of the entries of a shape matches."""
+    mask = _words(masks_of(np.array([shape.family]), np.frombuffer(shape.wild, dtype=np.uint8)[None]))[:, 0]
+    return match(_words(entries), words, mask)[1]
 
 
 def _words(keys: NDArray[np.void]) -> Words:

@@ -51,6 +51,8 @@ def test_what_covers_a_flow(raw: list[dict[str, Any]]) -> None:
     families = np.array([flow.family for flow in FLOWS], dtype=np.uint32)
     wanted = [any(has(each, flow) for each in raw) for flow in FLOWS]
     assert matches.covered(keys, families).tolist() == wanted
+    one_by_one = [matches.covered(keys[at : at + 1], families[at : at + 1])[0] for at in range(len(keys))]
+    assert one_by_one == wanted
     assert covered_by(rows, keys, families).tolist() == wanted
     assert covered_by(np.concatenate([rows[:1], rows[1:]]), keys, families).tolist() == wanted
     for flow, is_covered in zip(FLOWS, wanted, strict=True):
