@@ -98,7 +98,7 @@ def _take_over(
     for plugin in sorted(tables, key=lambda name: name in functions):
         try:
             targets = _reconfigure(plugin, new, plugins)
-        except ConfigError:
+        except NfcoreError:
             for earlier in reversed(done):
                 plugins.try_call(earlier, "reconfigure", config=old)
             raise
