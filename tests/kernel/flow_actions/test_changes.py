@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def ports(family: int, count: int, first: int = 1, target: int = DROP) -> list[M
     return [replace(whole, sport=first + each, slot=each % 8, target=target) for each in range(count)]
 
 
-def dropped(plane: DataPlane, family: int, sports: range) -> list[int]:
+def dropped(plane: DataPlane, family: int, sports: Iterable[int]) -> list[int]:
     """The source ports whose packets are dropped."""
     return [port for port in sports if send(plane, frame(family, sport=port)).verdict.name == "XDP_DROP"]
 
@@ -65,31 +66,49 @@ def test_entries_with_the_same_key_are_replaced(plane: DataPlane) -> None:
     assert dropped(plane, 4, range(60)) == [50, 51, 52, 53]
 
 
+def crowded(plane: DataPlane, count: int, few: int) -> list[Match]:
+    """So many entries, slots from 0 on, of which some that come after the first few do not fit into their buckets.
+
+    Which these are is random, as the plane's hash.
+    """
+    while True:
+        chosen = random.sample(range(1, 60_000), count)
+        entries = [replace(WHOLE[4], sport=port, slot=slot, target=DROP) for slot, port in enumerate(chosen)]
+        overflowed = []
+        for part in (entries[:few], entries[few:]):
+            plane.add(rows(part))
+            overflowed.append(len(plane.maps["flow_overflow_v4"].lookup_all()[0]))
+        plane.remove(rows(entries))
+        if overflowed[1] > overflowed[0]:
+            return entries
+
+
 def test_what_the_kernel_refuses_leaves_nothing() -> None:
-    """Entries whose bucket is full are in a map of the kernel: here it is full, too. Which do not fit is random."""
+    """Entries whose bucket is full are in a map of the kernel: here it is full, too."""
     sizes = Sizes(entries=256, targets=16, mark_width=4)
     foreign = np.zeros(sizes.entries, dtype=lay.MATCH_KEY[4])
     foreign["words"][:, 1] = 1 + np.arange(sizes.entries)
     with open_plane(sizes=sizes) as plane:
         overflow = plane.maps["flow_overflow_v4"]
-        replaced = [replace(each, slot=each.sport or 0, target=PASS) for each in ports(4, 20)]
-        plane.add(rows([*replaced, *ports(6, 2)]))
+        entries = crowded(plane, 240, few=20)
+        sports = [each.sport or 0 for each in entries]
+        plane.add(rows([*(replace(each, target=PASS) for each in entries[:20]), *ports(6, 2)]))
         filling = foreign[: sizes.entries - len(overflow.lookup_all()[0])]
         overflow.update_batch(filling, np.zeros(len(filling), dtype=lay.FLOW_ENTRY))
-        every = rows([*ports(4, 240), *ports(6, 2, first=20)])
+        every = rows([*entries, *ports(6, 2, first=20)])
         with pytest.raises(HostError, match="refuses an entry of IPv4: map flow_overflow: it is full"):
             plane.add(every)
-        assert dropped(plane, 4, range(300)) == []
-        assert [packets(plane, port) for port in range(1, 21)] == [1] * 20
+        assert dropped(plane, 4, sports) == []
+        assert [packets(plane, slot) for slot in range(20)] == [1] * 20
         assert dropped(plane, 6, range(30)) == [1, 2]
         overflow.delete_batch(foreign)
         plane.add(every)
         assert len(overflow.lookup_all()[0])
-        assert dropped(plane, 4, range(300)) == [*range(1, 241)]
-        plane.add(rows(replace(each, target=PASS) for each in ports(4, 100)))
-        assert dropped(plane, 4, range(300)) == [*range(101, 241)]
+        assert dropped(plane, 4, sports) == sports
+        plane.add(rows(replace(each, target=PASS) for each in entries[:100]))
+        assert dropped(plane, 4, sports) == sports[100:]
         plane.remove(every)
-        assert dropped(plane, 4, range(300)) == dropped(plane, 6, range(20, 300)) == []
+        assert dropped(plane, 4, sports) == dropped(plane, 6, range(20, 300)) == []
         assert not len(overflow.lookup_all()[0])
 
 
