@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 
@@ -90,8 +90,9 @@ class FlowStatus(Flow):
         return cls(**known)
 
     def order(self) -> Flow:
-        """Give the entry alone, to add it again."""
-        return Flow(**{name: getattr(self, name) for name in _NAMES})
+        """Give the entry alone, with what is left of its lifetime: to add it again."""
+        entry = Flow(**{name: getattr(self, name) for name in _NAMES})
+        return entry if self.expires_seconds is None else replace(entry, ttl=f"{max(self.expires_seconds, 0.001):.3f}s")
 
 
 _STATUS_NAMES = tuple(each.name for each in fields(FlowStatus))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from nfcore.api.config import parse_duration
 from nfcore.client import AsyncFlowClient, Flow, FlowClient, FlowError, NoDaemonError, NotAllowedError, calls
 from nfcore.errors import HostError
 from tests.unit.flow_actions.serving import Daemon, serve
@@ -44,6 +45,7 @@ def test_ten_lines(client: FlowClient) -> None:
     assert shown.order() == CALLS
     assert (shown.owner, shown.packets, shown.seen_seconds, shown.in_hardware) == ("application", 0, None, False)
     assert 0 < (client.show("flood").expires_seconds or 0) <= 600
+    assert 0 < parse_duration(client.show("flood").order().ttl) <= 600
     assert [flow.name for flow in client.list(action="drop")] == ["flood"]
     assert [flow.name for flow in client.list("198.18.10.5")] == ["calls"]
     assert client.delete("flood").deleted == 1
@@ -54,7 +56,7 @@ def test_ten_lines(client: FlowClient) -> None:
 def test_all_that_a_flow_can_say(client: FlowClient) -> None:
     flows = [
         Flow("a", src="2001:db8::/32", dst="2001:db8:1::1", proto=58, action="count", priority=3, offload=False),
-        Flow("b", family=6, proto="tcp", sport=1, dport=2, action="police", bytes_per_second=10, burst=20),
+        Flow("b", family=6, proto="tcp", sport=1, dport=2, action="police", bytes_per_second=16, burst=20),
         Flow("c", src="198.18.1.1", action="pass", require={"src": "198.18.0.0/15"}),
     ]
     client.add(*flows)
