@@ -115,7 +115,8 @@ class Filter:
         for keys in (self._hash_keys, memory["port_key"], *(end["keys"] for end in self._ends.values())):
             keys[:] = [next(numbers) for _ in keys]
         self._bits = memory["bits"][0]
-        self._entries_of_bit = np.zeros(1 << log2, dtype=np.uint8)
+        # Wide enough for keys that fall together: a count that overflows would hide an entry.
+        self._entries_of_bit = np.zeros(1 << log2, dtype=np.uint16)
         self._fields = {name: memory[name][0] for name in ("sport", "dport", "protocol")}
         for name, end in self._ends.items():
             for level in range(len(lay.ADDRESS_LEVELS[family])):
