@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any, overload
@@ -101,6 +101,11 @@ IDENTITY_BYTES = 52
 
 PROTOCOL_NAMES = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
+
+
+def join_rows(parts: Iterable[NDArray[np.void]], dtype: np.dtype[Any]) -> NDArray[np.void]:
+    """Join structured rows of one type, as bytes: numpy's concatenate would convert ports to the host's byte order."""
+    return np.frombuffer(bytearray().join(part.tobytes() for part in parts), dtype=dtype)
 
 
 def pack_address(address: Address) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..api.flows import join_rows
 from ..api.rules import INSTALLED_ROW, Action, Capabilities, Device, Outcome, Outcomes, RuleBatch
 from ..hooks.manager import PluginManager
 from .latency import LatencyHistograms, Operation
@@ -211,7 +212,7 @@ class BackendChain:
         return dump
 
     def _dump(self) -> Dump:
-        raw: list[NDArray[np.uint8]] = []
+        dumped: list[NDArray[np.void]] = []
         holders: list[NDArray[np.uint8]] = []
         complete = []
         for number, backend in enumerate(self.names):
@@ -219,10 +220,9 @@ class BackendChain:
             if not done or rows is None:
                 continue
             complete.append(number)
-            # Joined as bytes: numpy's concatenate would convert the ports to the host's byte order.
-            raw.append(np.ascontiguousarray(rows).view(np.uint8))
+            dumped.append(rows)
             holders.append(np.full(len(rows), number, dtype=np.uint8))
-        rows = np.concatenate(raw).view(INSTALLED_ROW) if raw else np.zeros(0, dtype=INSTALLED_ROW)
+        rows = join_rows(dumped, INSTALLED_ROW)
         return Dump(rows, np.concatenate(holders) if holders else np.zeros(0, dtype=np.uint8), complete)
 
     def _call(self, backend: str, hook: str, rules: RuleBatch) -> Outcomes:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nfcore.api.config import ConfigTable, Network, parse_duration
-from nfcore.api.flows import FLOW_KEY, PROTOCOL_NAMES, PROTOCOL_NUMBERS, Anything, unpack_address
+from nfcore.api.flows import FLOW_KEY, PROTOCOL_NAMES, PROTOCOL_NUMBERS, Anything, join_rows, unpack_address
 from nfcore.errors import ConfigError, Problem
 
 from .layouts import ENTRY, FASTEST, LONGEST_BURST, SLOWEST_BYTES
@@ -230,8 +230,7 @@ class Entries:
         ]
         return cls(
             [name for part in parts for name in part.names],
-            # As bytes: by fields, numpy would give the ports this machine's byte order.
-            np.frombuffer(bytearray().join(part.rows.tobytes() for part in parts), dtype=ENTRY),
+            join_rows((part.rows for part in parts), ENTRY),
             np.concatenate([np.zeros(0), *(part.lives for part in parts)]),
             np.concatenate([np.zeros(0, dtype=bool), *(part.offload for part in parts)]),
             list(known),

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.api.context import Context
-from nfcore.api.flows import ANY_CPU, FLOW_ROW, FlowBatch, FlowMatch, ReportKind
+from nfcore.api.flows import ANY_CPU, FLOW_ROW, FlowBatch, FlowMatch, ReportKind, join_rows
 from nfcore.api.marks import MarkMeaning
 from nfcore.api.network_function import Explanation, NetworkFunction
 from nfcore.api.reasons import reason_sentence
@@ -29,6 +29,7 @@ from nfcore.api.rules import Device
 
 from .data_plane import DataPlane
 from .entries import Target
+from .layouts import ENTRY
 from .matches import Matches, covered_by, match_names
 from .table import Change, Table
 from .targets import Targets
@@ -149,7 +150,7 @@ class FlowActions(NetworkFunction):
             self._flows(change.offloadable, kinds),
             self._flows(gone, ReportKind.TARGET_GONE),
         ]
-        rows = np.concatenate([batch.rows.view(np.uint8) for batch in batches]).view(FLOW_ROW)
+        rows = join_rows((batch.rows for batch in batches), FLOW_ROW)
         if len(rows):
             self._queue.append(FlowBatch(rows))
         # Also without an order: the change is answered when the engine has looked at the new claims.
@@ -273,7 +274,7 @@ class FlowActions(NetworkFunction):
         keys, families = batch.rows["key"], batch.rows["family"]
         if since is not None and self.claim_changes - since <= len(self._last_added):
             newest = list(self._last_added)[len(self._last_added) - (self.claim_changes - since) :]
-            rows = np.concatenate(newest) if newest else self.table.rows[:0]
+            rows = join_rows(newest, ENTRY)
             if len(rows) <= FEW_ENTRIES:
                 return covered_by(rows, keys, families)
         return self.matches.covered(keys, families)

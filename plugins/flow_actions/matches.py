@@ -97,8 +97,7 @@ def _matching(entries: NDArray[np.void], shape: Shape, words: Words) -> Slots:
 
 def _words(keys: NDArray[np.void]) -> Words:
     """Keys as columns of words."""
-    # np.concatenate gives this machine's byte order: ports must be as packets have them.
-    return np.ascontiguousarray(np.ascontiguousarray(keys, dtype=FLOW_KEY).view("<u8").reshape(-1, WORDS).T)
+    return np.ascontiguousarray(np.ascontiguousarray(keys).view("<u8").reshape(-1, WORDS).T)
 
 
 def match_names(rows: NDArray[np.void]) -> list[tuple[Shape, bytes]]:

@@ -25,6 +25,8 @@ from itertools import chain, islice
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.flows import join_rows
+
 from .entries import Entries, EntryError, EntryProblem, Target, masks_of
 from .layouts import ENTRY, MOST_SHAPES
 from .overlaps import WORDS, Indices, Side, Words, compare, duplicates, match
@@ -394,7 +396,7 @@ class Table:
             removed=_pick(self.rows, gone),
             new_targets=new_targets,
             gone_targets=self._gone_targets(gone, numbers),
-            offloadable=np.concatenate([_pick(self.rows, offloadable), _pick(added, fresh)]),
+            offloadable=join_rows([_pick(self.rows, offloadable), _pick(added, fresh)], ENTRY),
             withdrawn=_pick(self.rows, withdrawn),
             added_names=add.names,
             removed_names=[self._name_of[slot] for slot in gone],

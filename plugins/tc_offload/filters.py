@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import Anything
+from nfcore.api.flows import Anything, join_rows
 from nfcore.api.rules import INSTALLED_ROW, Action
 
 from .messages import HANDLE, INFO, attributes, payloads
@@ -73,12 +73,10 @@ class Filters:
         """Return the filters of several reads as one."""
         if len(parts) <= 1:
             return parts[0] if parts else cls.empty()
-        # As bytes: numpy's concatenate would convert the ports to the host's byte order.
-        raw = [part.installed.view(np.uint8) for part in parts]
         rest = [
             np.concatenate([getattr(part, column.name) for part in parts]) for column in dataclasses.fields(cls)[1:]
         ]
-        return cls(np.concatenate(raw).view(INSTALLED_ROW), *rest)
+        return cls(join_rows((part.installed for part in parts), INSTALLED_ROW), *rest)
 
     def where(self, which: NDArray[np.bool_]) -> Filters:
         """Return the filters for which `which` is true."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.api.flows import FLOW_KEY, IDENTITY_BYTES, FlowBatch, FlowMatch
+from nfcore.api.flows import FLOW_KEY, FLOW_ROW, IDENTITY_BYTES, FlowBatch, FlowMatch, join_rows
 
 PORTS = st.integers(0, 65_535)
 
@@ -132,3 +132,12 @@ def test_a_batch_without_rows() -> None:
 def test_other_rows_are_refused() -> None:
     with pytest.raises(TypeError, match="flow batch has rows of"):
         FlowBatch(np.zeros(3, dtype=FLOW_KEY))
+
+
+def test_joined_rows_keep_the_byte_order_of_ports() -> None:
+    batch = FlowBatch.empty(2)
+    batch.rows["key"] = FlowMatch.parse("198.18.1.2:40000 > 198.18.10.1:80/tcp").to_key()
+    joined = join_rows([batch.rows[:1], batch.rows[1:], batch.rows[:0]], FLOW_ROW)
+    assert (joined.dtype, joined.tobytes()) == (FLOW_ROW, batch.rows.tobytes())
+    assert len(join_rows([], FLOW_ROW)) == 0
+    joined["mark"] = 7  # it can be written to
