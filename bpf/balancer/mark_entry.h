@@ -8,15 +8,10 @@
  */
 #pragma once
 
-#if defined(MARK_IS_FLOW) || defined(MARK_IS_TARGET)
-#define USES_MARKS 1
-#else
-#define USES_MARKS 0
-#endif
-
 #include "lib/flow_key.h"
 #include "lib/map_handle.h"
 #include "lib/packet.h"
+#include "lib/uses_marks.h"
 
 /* One per VIP number. An entry of a mark is live while its generation equals the one here; 0 is never live. */
 struct vip_by_id {

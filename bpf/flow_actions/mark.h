@@ -9,15 +9,10 @@
  */
 #pragma once
 
-#if defined(MARK_IS_FLOW) || defined(MARK_IS_TARGET)
-#define USES_MARKS 1
-#else
-#define USES_MARKS 0
-#endif
-
 #include <linux/types.h>
 
 #include "lib/map_handle.h"
+#include "lib/uses_marks.h"
 #include "headers.h"
 #include "look_up.h"
 #include "target.h"
