@@ -113,18 +113,24 @@ class FlowActions(NetworkFunction):
         except BaseException:
             self.targets_in_use.release(list(change.new_targets))
             raise
+        self._note_meaning(change)
         self.table.commit(change)
         self.matches.remove(change.removed)
         self.matches.add(change.added)
         self._serials[change.added["slot"]] = np.arange(self._added + 1, self._added + 1 + len(change.added))
         self._added += len(change.added)
         self._resting |= set(change.gone_targets)
-        if change.new_targets or change.gone_targets:
-            text = repr((self._digest, list(change.new_targets.items()), list(change.gone_targets)))
-            self._digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         self.claim_changes += 1
         self._last_added.append(change.added)
         self._queue_orders(change)
+
+    def _note_meaning(self, change: Change) -> None:
+        """Note which targets a change brings and ends, as far as marks may lead to them: drops have none."""
+        new = [(number, target) for number, target in change.new_targets.items() if target.action != "drop"]
+        gone = [number for number in change.gone_targets if self.table.targets[number].action != "drop"]
+        if new or gone:
+            text = repr((self._digest, new, gone))
+            self._digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
 
     def _write_entries(self, change: Change) -> None:
         added = set(match_names(change.added))

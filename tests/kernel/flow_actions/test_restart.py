@@ -53,10 +53,10 @@ def test_orders_and_their_counts_outlive_the_daemon(site: ChainedSite, strategy:
         assert names(site) == set()
 
 
-def test_what_replaces_an_entry_of_an_earlier_run_counts_its_own_packets(site: ChainedSite) -> None:
-    # Rules are taken over when the maps of all functions are those of before.
+def test_what_replaces_an_entry_of_an_earlier_run_counts_its_own_packets(site: ChainedSite, strategy: str) -> None:
+    # Rules are taken over when marks mean what they meant before: the same maps, the same targets besides drops.
     pins = {"balancer": f'pin_dir = "{site.balancer_pins}"', "actions": f'pin_dir = "{site.pins}"'}
-    config = site.chain_config(strategy="flow-id", **pins)
+    config = site.chain_config(strategy=strategy, **pins)
     daemon = site.start(config)
     site.change(exact("old", action="drop"))
     assert site.ready("old")
