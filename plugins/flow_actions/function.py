@@ -95,7 +95,7 @@ class FlowActions(NetworkFunction):
         """Slot → how many entries were added before this one, and one: by it the entry of an ended rule is known."""
         self._added = 0
         self._last_added: deque[NDArray[np.void]] = deque(maxlen=LAST_CHANGES)
-        """What the last changes have added."""
+        """What each of the last changes has added, back to one that has added more than FEW_ENTRIES."""
 
     def close(self) -> None:
         """Close the data plane."""
@@ -121,7 +121,10 @@ class FlowActions(NetworkFunction):
         self._added += len(change.added)
         self._resting |= set(change.gone_targets)
         self.claim_changes += 1
-        self._last_added.append(change.added)
+        if len(change.added) <= FEW_ENTRIES:
+            self._last_added.append(change.added)
+        else:  # of no use there, and large
+            self._last_added.clear()
         self._queue_orders(change)
 
     def _note_meaning(self, change: Change) -> None:
@@ -228,9 +231,7 @@ class FlowActions(NetworkFunction):
         # Only targets that have a mark are news to the engine.
         unmarked = [number for number in np.unique(rows["target"]).tolist() if not self._marks_of[number]]
         news: NDArray[np.bool_] = (rows["kind"] != ReportKind.TARGET_GONE) | ~np.isin(rows["target"], unmarked)
-        news_batch = batch[news]
-        news_batch.rows["nf"] = self.number
-        return news_batch
+        return batch[news]
 
     def targets(self) -> FlowBatch:
         """Give all targets that marks may lead to."""
