@@ -71,7 +71,7 @@ class Services:
     read_counters: Callable[[], Callable[[], bool]] = field(default=lambda: lambda: True)
     """Has the counters of all NICs read now; the result tells whether that has happened."""
     claims_settled: Callable[[NetworkFunction], bool] = field(default=lambda nf: True)
-    """Whether no NIC marks packets for a later function of a chain that this one must see."""
+    """Whether no NIC does what a function's changes have ended: withdrawn orders, marks for a later function."""
     methods: dict[str, Method] = field(default_factory=dict)
     """Name → method of the control socket."""
     read_methods: set[str] = field(default_factory=set)
