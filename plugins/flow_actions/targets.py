@@ -36,7 +36,7 @@ class Targets:
     def write(self, targets: Mapping[int, Target], *, may_miss: bool = False) -> None:
         """Write new targets. HostError names what the kernel cannot do; then none of them is there.
 
-        may_miss: an interface that is not there now is no error.
+        may_miss: an interface or CPU that is not there now is no error.
         """
         rows = np.zeros(len(targets), dtype=TARGET)
         try:
@@ -91,7 +91,7 @@ class Targets:
             case "set_dscp":
                 row["argument"] = target.dscp
             case "cpu":
-                self._data_plane.set_cpu(target.cpu)
+                self._prepare_cpu(target.cpu, may_miss=may_miss)
                 row["argument"] = target.cpu
             case "police":
                 by_bytes = bool(target.bytes_per_second)
@@ -101,6 +101,14 @@ class Targets:
         if target.require is not None:
             _write_require(row, target.require)
         return row
+
+    def _prepare_cpu(self, cpu: int, *, may_miss: bool) -> None:
+        try:
+            self._data_plane.set_cpu(cpu)
+        except HostError as error:
+            if not may_miss:
+                raise
+            log.warning("%s", error)
 
     def _link(self, number: int, name: str, *, may_miss: bool) -> int:
         """Give the slot of an interface. HostError: it is not there, or takes no redirected frames."""

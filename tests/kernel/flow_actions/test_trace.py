@@ -22,16 +22,21 @@ name = "away"
 src = "{src}"
 action = "redirect"
 interface = "elsewhere1"
+[[flow_actions.flows]]
+name = "moved"
+src = "{src6}"
+action = "cpu"
+cpu = 65535
 """
 
 
-def test_a_redirect_to_an_interface_that_is_not_here(tmp_path: Path) -> None:
+def test_entries_that_name_what_is_not_here(tmp_path: Path) -> None:
     config = tmp_path / "nf.toml"
-    config.write_text(CONFIG.format(src=SRC[4]))
+    config.write_text(CONFIG.format(src=SRC[4], src6=SRC[6]))
     traced = json.loads(succeed("trace", str(config), "--json", "--hex", frame(4).hex(), "--hex", frame(6).hex()))
-    away, other = traced["packets"]
-    assert (away["verdict"], away["path"], other["verdict"], other["path"]) == ("XDP_DROP", "slow", "XDP_PASS", "none")
-    # The mark that the entry got is not one of the packet's flow.
-    assert away["mark_allocated"] is other["mark_allocated"] is None
-    shown = succeed("trace", str(config), "--hex", frame(4).hex())
-    assert "away" in shown
+    assert [(each["verdict"], each["path"]) for each in traced["packets"]] == [
+        ("XDP_DROP", "slow"),
+        ("XDP_PASS", "slow"),
+    ]
+    # The marks that the entries got are not those of the packets' flows.
+    assert [each["mark_allocated"] for each in traced["packets"]] == [None, None]
