@@ -82,6 +82,8 @@ class FlowActionsPlugin:
         """Notice interfaces that come and go, lifetimes that end, and clients that are gone, again and again."""
         if self._function is None or self._orders is None or self._methods is None:
             return
+        # First: the next look comes, whatever goes wrong in this one.
+        asyncio.get_running_loop().call_later(LOOK_AROUND, self._look_around)
         self._methods.drop_idle()
         for change in self._function.targets_in_use.follow_links():
             log.warning("%s: %s", NAME, change)
@@ -89,7 +91,6 @@ class FlowActionsPlugin:
             self._orders.expire()
         except NfcoreError as error:
             log.error("%s: entries whose lifetime has ended stay: %s", NAME, error)
-        asyncio.get_running_loop().call_later(LOOK_AROUND, self._look_around)
 
     @hookimpl
     def reconfigure(self, config: Config) -> None:
