@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from .flows import FLOW_KEY, FlowMatch
 
 COOKIE_TAG = 0x6E66
-"""Upper 16 bits of nfcore's cookies ("nf"); then come 16 bits of generation and 32 bits of the flow's slot."""
+"""Upper 16 bits of nfcore's cookies ("nf"); then come 16 bits of generation, one that is set for rules of ordered
+flows, and 31 bits of the flow's slot."""
+_ORDERED, _SLOT = 0x8000_0000, 0x7FFF_FFFF
 
 
 class Action(IntEnum):
@@ -65,16 +67,27 @@ INSTALLED_ROW = np.dtype([("rule", RULE_ROW), ("packets", "<u8"), ("bytes", "<u8
 """One rule as it is on a NIC. packets, bytes: hits since it was installed. last_used: ns, CLOCK_MONOTONIC, or 0."""
 
 
-def make_cookies(slots: NDArray[np.int64], generations: NDArray[np.uint16]) -> NDArray[np.uint64]:
-    """Make the cookies of the flows in `slots`; `generations`: how often each slot has been used."""
-    tag = np.uint64(COOKIE_TAG << 48)
-    return tag | (generations.astype(np.uint64) << np.uint64(32)) | slots.astype(np.uint64)
+def make_cookies(
+    slots: NDArray[np.int64], generations: NDArray[np.uint16], ordered: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint64]:
+    """Make the cookies of the flows in `slots`, below 2**31; `generations`: how often each slot has been used.
+
+    ordered: whether an application has ordered each flow; None: no.
+    """
+    cookies = np.uint64(COOKIE_TAG << 48) | (generations.astype(np.uint64) << np.uint64(32)) | slots.astype(np.uint64)
+    return cookies if ordered is None else cookies | np.where(ordered, np.uint64(_ORDERED), np.uint64(0))
+
+
+def are_ordered(cookies: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether the rules with these cookies, nfcore's, are those of ordered flows."""
+    ordered: NDArray[np.bool_] = (cookies & np.uint64(_ORDERED)) != 0
+    return ordered
 
 
 def split_cookies(cookies: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint16]]:
     """Give for each cookie whether it is nfcore's, and its slot and generation."""
     is_own = (cookies >> np.uint64(48)) == np.uint64(COOKIE_TAG)
-    slots = (cookies & np.uint64(0xFFFF_FFFF)).astype(np.int64)
+    slots = (cookies & np.uint64(_SLOT)).astype(np.int64)
     generations = ((cookies >> np.uint64(32)) & np.uint64(0xFFFF)).astype(np.uint16)
     return is_own, slots, generations
 

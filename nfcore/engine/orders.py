@@ -88,8 +88,7 @@ class Orders:
         known, again = slots[held], batch[held]
         other = table.flow["target"][known] != again.rows["target"]
         other |= table.drops[known] != (again.rows["kind"] == ReportKind.ORDERED_DROP)
-        other |= table.order[known] == Order.WITHDRAWN
-        table.order[known[~other]] = Order.STANDS
+        other |= table.order[known] != Order.STANDS
         if other.any():
             self._withdraw(again[other])
             self._later |= {row[:IDENTITY_BYTES]: row for row in _as_bytes(again[other])}

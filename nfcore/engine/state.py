@@ -78,7 +78,7 @@ class EngineState:
         rows["key"], rows["family"] = flows["key"], flows["family"]
         rows["action"] = np.where(self.table.drops[slots], Action.DROP, Action.SET_MARK)
         rows["mark"] = self.table.mark[slots]
-        rows["cookie"] = make_cookies(slots, self.table.generation[slots])
+        rows["cookie"] = make_cookies(slots, self.table.generation[slots], self.table.order[slots] != Order.NONE)
         return RuleBatch(rows)
 
     def claimed(self, nf: NetworkFunction, batch: FlowBatch) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from ..api.context import Context
 from ..api.flows import ANY_CPU, WHOLE_FLOW, FlowBatch, ReportKind
 from ..api.marks import MarkMeaning, first_of_each
 from ..api.network_function import NetworkFunction
-from ..api.rules import Action, RuleBatch, split_cookies
+from ..api.rules import Action, RuleBatch, are_ordered, split_cookies
 from ..devices.backends import BackendChain, Dump
 from ..devices.rule_counters import RuleCounters, counts_of
 from .flow_state import FlowState, Order
@@ -100,10 +100,11 @@ def take_over(backends: BackendChain, context: Context, table: FlowTable, *, tru
     for which in (good, gone):
         rule_counters.count(dump.backend[which], np.zeros_like(counts[which]), counts[which])
     rule_counters.end(dump.backend[gone], counts[gone])
+    ordered = gone & are_ordered(dump.rows["rule"]["cookie"])
     for nf in _functions_of(backends, context):
         if nf.orders:
-            unknown = np.full(int(np.count_nonzero(gone)), np.inf)
-            nf.rules_ended(_flows_of(backends, nf, dump.rows["rule"][gone]), counts[gone], unknown)
+            unknown = np.full(int(np.count_nonzero(ordered)), np.inf)
+            nf.rules_ended(_flows_of(backends, nf, dump.rows["rule"][ordered]), counts[ordered], unknown)
     return Leftovers(adopted, int(np.count_nonzero(gone)), bool(removal.gone.all()), rule_counters)
 
 
@@ -123,10 +124,9 @@ def _as_flows(
     rules = dump.rows["rule"][good]
     batch = _flows_of(backends, None, rules)
     drops = rules["action"] == Action.DROP
-    reported = ~drops & ~rules["key"]["wild"].any(axis=1)
+    reported = batch.rows["kind"] == ReportKind.SHOWN
     recognised = np.zeros(len(batch), dtype=bool)
     for nf in _functions_of(backends, context):
-        # Only a function that takes orders has masked rules and rules that drop.
         rows = np.flatnonzero(~recognised & (reported | bool(nf.orders)))
         if not len(rows):
             continue
@@ -143,13 +143,13 @@ def _as_flows(
 
 
 def _flows_of(backends: BackendChain, nf: NetworkFunction | None, rules: NDArray[np.void]) -> FlowBatch:
-    """Give the flows of rules of an earlier run, as orders."""
+    """Give the flows of rules of an earlier run; `kind` says which were ordered."""
     batch = FlowBatch.empty(len(rules))
     batch.rows["key"], batch.rows["family"], batch.rows["mark"] = rules["key"], rules["family"], rules["mark"]
     batch.rows["ifindex"], batch.rows["cpu"] = backends.device.ifindex, ANY_CPU
     batch.rows["nf"] = nf.number if nf is not None else 0
-    drops = rules["action"] == Action.DROP
-    batch.rows["kind"] = np.where(drops, ReportKind.ORDERED_DROP, ReportKind.ORDERED)
+    kinds = np.where(rules["action"] == Action.DROP, ReportKind.ORDERED_DROP, ReportKind.ORDERED)
+    batch.rows["kind"] = np.where(are_ordered(rules["cookie"]), kinds, ReportKind.SHOWN)
     return batch
 
 
@@ -168,6 +168,5 @@ def _adopt(
     table.mark[slots], table.backend[slots] = rows["rule"]["mark"], dump.backend[good]
     table.packets[slots], table.bytes[slots] = rows["packets"], rows["bytes"]
     table.drops[slots] = rows["rule"]["action"] == Action.DROP
-    ordering = [nf.number for nf in context.nfs if nf.orders]
-    table.order[slots[np.isin(batch.rows["nf"], ordering)]] = Order.STANDS
+    table.order[slots[are_ordered(rows["rule"]["cookie"])]] = Order.STANDS
     return slots

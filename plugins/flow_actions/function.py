@@ -258,7 +258,7 @@ class FlowActions(NetworkFunction):
         """Fill in the targets of rules of an earlier run that an entry would order just so."""
         rows = batch.rows
         slots = self.matches.find(rows["key"], rows["family"])
-        known: NDArray[np.bool_] = slots >= 0
+        known: NDArray[np.bool_] = (slots >= 0) & (rows["kind"] != ReportKind.SHOWN)
         at = np.where(known, slots, 0)
         known &= self.table.offload[at] & (self.table.beaten_by[at] == 0)
         rows["target"], rows["packets"] = self.table.rows["target"][at], self._serials[at]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfcore.api.flows import FLOW_KEY, FlowMatch
-from nfcore.api.rules import Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark, make_cookies, split_cookies
+from nfcore.api.rules import Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark, are_ordered, make_cookies, split_cookies
 
 V4 = FlowMatch.parse("198.18.1.2:40000 > 198.18.10.1:80/tcp")
 V6 = FlowMatch.parse("[2001:db8::1]:40000 > [2001:db8::2]:80/udp")
@@ -26,12 +26,16 @@ def test_other_rows_are_refused() -> None:
         RuleBatch(np.zeros(1, dtype=FLOW_KEY))
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**16 - 1)), max_size=20))
-def test_cookies_carry_slot_and_generation(pairs: list[tuple[int, int]]) -> None:
-    slots = np.array([slot for slot, _ in pairs], dtype=np.int64)
-    generations = np.array([generation for _, generation in pairs], dtype=np.uint16)
-    is_own, slots_back, generations_back = split_cookies(make_cookies(slots, generations))
+@given(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**16 - 1), st.booleans()), max_size=20))
+def test_cookies_carry_slot_generation_and_order(rules: list[tuple[int, int, bool]]) -> None:
+    slots = np.array([slot for slot, _, _ in rules], dtype=np.int64)
+    generations = np.array([generation for _, generation, _ in rules], dtype=np.uint16)
+    ordered = np.array([is_ordered for _, _, is_ordered in rules], dtype=bool)
+    cookies = make_cookies(slots, generations, ordered)
+    is_own, slots_back, generations_back = split_cookies(cookies)
     assert is_own.all()
+    assert are_ordered(cookies).tolist() == ordered.tolist()
+    assert not are_ordered(make_cookies(slots, generations)).any()
     assert slots_back.tolist() == slots.tolist()
     assert generations_back.tolist() == generations.tolist()
 
