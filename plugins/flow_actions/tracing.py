@@ -13,7 +13,7 @@ from .function import FlowActions, action_text
 from .layouts import Action, Other, Path
 
 _WHY = {
-    Other.NO_MATCH: "no entry matches",
+    Other.NO_MATCH: "no entry of the TOML matches",
     Other.NOT_IP: "neither IPv4 nor IPv6, or without a whole header",
     Other.MARK_UNKNOWN: "the mark means nothing",
     Other.MARK_MISMATCH: "the packet is not one that the mark stands for",
