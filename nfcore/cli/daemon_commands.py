@@ -210,9 +210,15 @@ def _lines(row: dict[str, Any]) -> list[str]:
         counted = f"{row['hardware_packets']:,} packets, {row['hardware_bytes']:,} bytes"
         lines.append(f"in hardware since it is tracked, over all its rules: {counted}")
     rate = f"{row['rate']:,.1f} packets/s" if row["rate"] else "rate not known yet"
-    reported = "taken over from an earlier run" if row["cpu"] is None else f"reported by CPU {row['cpu']}"
-    lines.append(f"{rate}; last seen {row['seen_seconds']:,.1f} s ago; {reported}")
+    lines.append(f"{rate}; last seen {row['seen_seconds']:,.1f} s ago; {_known_by(row)}")
     return lines
+
+
+def _known_by(row: dict[str, Any]) -> str:
+    """Say how the daemon came to know a flow."""
+    if row["ordered"]:
+        return "ordered"
+    return "taken over from an earlier run" if row["cpu"] is None else f"reported by CPU {row['cpu']}"
 
 
 @app.command()

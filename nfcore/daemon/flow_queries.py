@@ -19,7 +19,7 @@ from ..api.flows import ANY_CPU, PROTOCOL_NAMES, FlowBatch, FlowMatch, pack_addr
 from ..api.json_rows import JsonRows
 from ..api.reasons import Reason, reason_sentence, reason_word
 from ..engine.event_log import NO_BACKEND
-from ..engine.flow_state import LISTED_STATES, SORT_KEYS, FlowState
+from ..engine.flow_state import LISTED_STATES, SORT_KEYS, FlowState, Order
 from ..engine.state import EngineState
 from ..errors import ConfigError, Problem
 
@@ -27,6 +27,7 @@ MOST_FLOWS = 10_000
 """Flows in one response."""
 _COLUMNS = (
     "state", "reason", "since", "seen", "packets", "bytes", "past_packets", "past_bytes", "mark", "backend",
+    "order",
 )  # fmt: skip
 """Columns of the flow table that the results show."""
 _HELD = (FlowState.INSTALLED, FlowState.DRAINING)
@@ -238,6 +239,7 @@ class _Copy:
             "backend": backends[backend] if held and backend < len(backends) else None,
             "interface": device.name if device else None,
             "cpu": None if cpu == ANY_CPU else cpu,
+            "ordered": values["order"] != Order.NONE,
             **self._targets[int(flow["nf"]), int(flow["target"])],
         }
 

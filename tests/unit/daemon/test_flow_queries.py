@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nfcore.api.flows import ReportKind
 from nfcore.api.json_rows import JsonRows, materialize
 from nfcore.api.reasons import Reason
 from nfcore.daemon.flow_queries import MOST_FLOWS, explain, list_flows
@@ -60,6 +61,20 @@ def test_all_flows_with_all_that_is_known_of_them(busy: World) -> None:
         "real": "real7",
     }
     assert (first["packets_when_reported"], first["since_seconds"]) == (8, 1.0)
+    assert not any(flow["ordered"] for flow in answer["flows"])
+
+
+def test_ordered_flows_are_told_from_reported_ones(make: Callable[..., World]) -> None:
+    world = make("dest-id")
+    world.nf.orders = 10
+    world.start()
+    batch = world.flows(1001, target=7, packets=0)
+    batch.rows["kind"], batch.rows["mark"] = ReportKind.ORDERED, 0
+    world.nf.reports.append(batch)
+    world.engine.poll()
+    world.report(1002, target=7)
+    found = [explain(world.engine.state, TEXT.format(port))["found"][0]["ordered"] for port in (1001, 1002)]
+    assert found == [True, False]
 
 
 def test_flows_by_state(busy: World) -> None:
