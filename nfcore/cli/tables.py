@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -28,3 +30,12 @@ def show(table: RichTable) -> None:
     if not console.is_terminal:
         console = Console(width=Console(width=10_000, markup=False).measure(table).maximum, markup=False)
     console.print(table)
+
+
+def show_plain(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns, not folded: for many rows, which take a :class:`TextTable` minutes."""
+    texts = [titles, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
+        cells = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from nfcore.cli.options import ConfigOption, JsonOption, SocketOption, find_socket
-from nfcore.cli.tables import TextTable, show
+from nfcore.cli.tables import TextTable, show, show_plain
 from nfcore.client import Flow, FlowClient, FlowError, FlowStatus
 from nfcore.errors import ConfigError, HostError, Problem
 from nfcore.text import json_text, printable
@@ -25,6 +25,10 @@ app = typer.Typer(
     epilog="Example: nfcore flow add flood --src 198.18.7.0/24 --action drop --ttl 10m",
     no_args_is_help=True,
 )
+
+MOST_DRAWN = 1_000
+"""Entries in a drawn table; more are printed as plain columns."""
+_TITLES = ("name", "match", "action", "packets", "bytes", "seen", "in hardware", "ends", "of")
 
 
 class ActionChoice(StrEnum):
@@ -156,21 +160,34 @@ def list_entries(
     if as_json:
         print(json_text({"entries": [_status_json(status) for status in found], "total": total}))
         return
-    table = TextTable("name", "match", "action", "packets", "bytes", "seen", "in hardware", "ends", "of")
-    for status in found:
-        table.add_row(
-            status.name,
-            _match_text(status),
-            _action_text(status),
-            f"{status.packets:,}",
-            f"{status.bytes:,}",
-            "never" if status.seen_seconds is None else f"{status.seen_seconds:,.1f} s ago",
-            "yes" if status.in_hardware else f"no: {status.why}",
-            "" if status.expires_seconds is None else f"in {status.expires_seconds:,.0f} s",
-            status.owner,
-        )
-    show(table)
+    _show_entries(found)
     print(f"{len(found):,} listed of {total:,} entries")
+
+
+def _show_entries(found: list[FlowStatus]) -> None:
+    rows = [_cells(status) for status in found]
+    if len(rows) > MOST_DRAWN:
+        show_plain(_TITLES, rows)
+        return
+    table = TextTable(*_TITLES)
+    for row in rows:
+        table.add_row(*row)
+    show(table)
+
+
+def _cells(status: FlowStatus) -> tuple[str, ...]:
+    """Describe an entry in the columns of _TITLES."""
+    return (
+        status.name,
+        _match_text(status),
+        _action_text(status),
+        f"{status.packets:,}",
+        f"{status.bytes:,}",
+        "never" if status.seen_seconds is None else f"{status.seen_seconds:,.1f} s ago",
+        "yes" if status.in_hardware else f"no: {status.why}",
+        "" if status.expires_seconds is None else f"in {status.expires_seconds:,.0f} s",
+        status.owner,
+    )
 
 
 @app.command("show")

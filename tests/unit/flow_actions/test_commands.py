@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from nfcore.errors import NfcoreError
+from nfcore.plugins.flow_actions import commands
 from nfcore.plugins.flow_actions.commands import app
 from tests.unit.flow_actions.serving import Daemon, serve
 
@@ -76,6 +78,20 @@ def test_add_list_show_and_del(flow: Flow) -> None:
     assert "not in hardware: it has no backend" in shown
     assert "ends in" in flow("show", "flood")
     assert flow("del", "flood", "dns") == "deleted 2\n"
+
+
+def test_a_long_list_is_plain(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow("add", "計数", "--src", "198.18.7.0/24", "--action", "count")
+    flow("add", "b", "--src", "198.18.8.1", "--action", "drop", "--ttl", "10m")
+    drawn = flow("list")
+    monkeypatch.setattr(commands, "MOST_DRAWN", 1)
+    titles, *rows, last = flow("list").splitlines()
+    assert last in drawn and len(rows) == 2
+    assert titles.split("  ")[0] == "name" and titles.index("match") == len("計数") * 2 + 2
+    places = [cell_len(row[: row.index("198.18.")]) for row in rows]
+    assert places == [titles.index("match")] * 2
+    for row in rows:
+        assert all(cell.strip() in drawn for cell in row.split("  "))
 
 
 def test_json(flow: Flow) -> None:
