@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import secrets
 import time
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.config import Network, parse_network
+from nfcore.api.config import Network
 from nfcore.api.context import Services
 from nfcore.api.flows import pack_address
 from nfcore.api.json_rows import JsonRows
@@ -34,6 +35,8 @@ MOST_STAGED = 1_000_000
 """Entries and names in all batches together."""
 BATCH_PATIENCE = 60.0
 """Seconds without a request after which a batch is dropped."""
+BATCH_IDLE = 5.0
+"""Seconds without a request after which a batch may be dropped when its place is needed."""
 LONGEST_PAGE, PAGE = 10_000, 1_000
 
 
@@ -180,9 +183,8 @@ class FlowMethods:
             slots = slots[np.isin(table.rows["target"][slots], numbers)]
         if not match:
             return slots
-        try:
-            network = parse_network(match)
-        except ValueError:
+        network = _network(match)
+        if network is None:
             return np.array([slot for slot in slots.tolist() if match in table.name_of(slot)], dtype=np.int64)
         return slots[_touches(table.rows[slots], network)]
 
@@ -236,8 +238,7 @@ class FlowMethods:
         _take("flow.begin", parameters)
         self.drop_idle()
         if len(self._batches) >= MOST_BATCHES:
-            text = f"{MOST_BATCHES} batches are open already; commit or abort one, or wait {BATCH_PATIENCE:.0f} s"
-            raise ConfigError("flow.begin", [Problem("", text)])
+            self._make_room()
         token = secrets.token_hex(8)
         self._batches[token] = _Batch(self._clock())
         return {"batch": token}
@@ -276,12 +277,20 @@ class FlowMethods:
         now = self._clock()
         self._batches = {token: batch for token, batch in self._batches.items() if now - batch.used < BATCH_PATIENCE}
 
+    def _make_room(self) -> None:
+        """Drop the batch that is idle for longest. ConfigError: all are in use."""
+        token, batch = min(self._batches.items(), key=lambda item: item[1].used)
+        if self._clock() - batch.used < BATCH_IDLE:
+            text = f"{MOST_BATCHES} batches are open already; commit or abort one, or leave one for {BATCH_IDLE:.0f} s"
+            raise ConfigError("flow.begin", [Problem("", text)])
+        del self._batches[token]
+
     def _batch(self, token: object) -> _Batch:
         self.drop_idle()
         batch = self._batches.get(token) if isinstance(token, str) else None
         if batch is None:
-            text = f"is {token!r:.40}; there is no such batch (any more): it has ended, or was idle for"
-            raise ConfigError("flow", [Problem("batch", f"{text} {BATCH_PATIENCE:.0f} s")])
+            why = f"it has ended, was idle for {BATCH_PATIENCE:.0f} s, or for {BATCH_IDLE:.0f} s when others came"
+            raise ConfigError("flow", [Problem("batch", f"is {token!r:.40}; there is no such batch (any more): {why}")])
         batch.used = self._clock()
         return batch
 
@@ -324,6 +333,18 @@ def _number(method: str, key: str, value: object, default: int, least: int, most
     if type(value) is int and least <= value <= most:
         return value
     raise ConfigError(method, [Problem(key, f"is {value!r:.40}; should be a number from {least:,} to {most:,}")])
+
+
+def _network(match: str) -> Network | None:
+    """Read an address or a prefix; None: it is a part of a name. ConfigError: it is a prefix with host bits."""
+    try:
+        network = ipaddress.ip_network(match, strict=False)
+    except ValueError:
+        return None
+    if network.network_address == ipaddress.ip_interface(match).ip:
+        return network
+    text = f"is {match!r:.60}, which has host bits; should be {str(network)!r}"
+    raise ConfigError("flow.list", [Problem("match", text)])
 
 
 def _touches(rows: NDArray[np.void], network: Network) -> NDArray[np.bool_]:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from nfcore.control.client import Client, RefusedError, request
+from nfcore.errors import ConfigError
 from nfcore.plugins.flow_actions import methods as module
-from nfcore.plugins.flow_actions.methods import LINE_LIMIT, MOST_BATCHES
+from nfcore.plugins.flow_actions.methods import BATCH_IDLE, LINE_LIMIT, MOST_BATCHES, FlowMethods
 from tests.paths import ROOT
 
-from .serving import Daemon, serve
+from .serving import Daemon, no_facts, serve
 
 X = {"name": "x", "src": "198.18.1.1", "action": "drop"}
 
@@ -111,6 +112,25 @@ def test_batches_of_clients_that_are_gone(daemon: Daemon, monkeypatch: pytest.Mo
     assert "there is no such batch" in refusal(daemon, "put", batch=tokens[1])
 
 
+def test_the_batch_that_is_idle_for_longest_gives_way(daemon: Daemon) -> None:
+    now = [100.0]
+    methods = FlowMethods(daemon.orders, no_facts, clock=lambda: now[0])
+    tokens = []
+    for _ in range(MOST_BATCHES):
+        tokens.append(methods.begin({})["batch"])
+        now[0] += 0.01
+    methods.put({"batch": tokens[0], "delete": []})
+    now[0] += BATCH_IDLE / 2
+    with pytest.raises(ConfigError, match="or leave one for 5 s"):
+        methods.begin({})
+    now[0] += BATCH_IDLE / 2
+    tokens.append(methods.begin({})["batch"])
+    with pytest.raises(ConfigError, match="no such batch"):
+        methods.put({"batch": tokens.pop(1), "delete": []})
+    for token in tokens:
+        assert methods.put({"batch": token, "delete": []}) == {"add": 0, "delete": 0}
+
+
 def test_lists_come_in_pages(daemon: Daemon) -> None:
     ask(daemon, "change", add=[{**X, "name": f"e{number}", "src": f"198.18.1.{number}"} for number in range(25)])
     found: list[str] = []
@@ -162,6 +182,8 @@ def test_filters(daemon: Daemon) -> None:
         ("list", {"limit": True}, "limit: is True; should be a number"),
         ("list", {"after": 1.5}, "after: is 1.5; should be a number"),
         ("list", {"match": 7}, "match: is 7; should be a text"),
+        ("list", {"match": "198.18.7.1/24"}, "is '198.18.7.1/24', which has host bits; should be '198.18.7.0/24'"),
+        ("list", {"match": "2001:db8::1/32"}, "which has host bits; should be '2001:db8::/32'"),
         ("list", {"action": []}, "action: is []; known: drop"),
     ],
 )
