@@ -110,8 +110,8 @@ def describe_failure(error: Exception, path: Path) -> HostError:
     match error:
         case PermissionError():
             return NotAllowedError(
-                f"the daemon's socket {path} is for its own user: use sudo, or let a group in by "
-                "[nf] socket_group or order_group"
+                f"the daemon's socket {path} is not for this user: use sudo, or become a member of the "
+                "group that [nf] socket_group or order_group names"
             )
         case FileNotFoundError() | ConnectionRefusedError():
             return NoDaemonError(f"no daemon answers at {path}; start one: nfcore run CONFIG")

@@ -50,6 +50,8 @@ SLICE = 0.002
 """Seconds that one turn of the event loop spends on a response."""
 WRITE_SIZE = 1 << 16
 """Characters written at a time, about."""
+_KEYS = frozenset({"method", "params"})
+"""Of a request."""
 _PEER = struct.Struct("=iII")
 """``struct ucred``: process, user, group."""
 _SO_PEERGROUPS = 59
@@ -268,10 +270,9 @@ class ControlServer:
     async def _call(self, line: bytes, rights: Rights) -> dict[str, Any]:
         """Call the method of a request. Returns the response."""
         try:
-            request = json.loads(line, parse_constant=_no_number)
-            name, parameters = request["method"], request.get("params", {})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return {"error": 'not a request; should be like {"method": "stats", "params": {}}'}
+            name, parameters = _read_request(line)
+        except ValueError as error:
+            return {"error": str(error)}
         method = self._methods.get(name) if isinstance(name, str) else None
         if method is None:
             return {"error": f"no method {name!r} here; there are: {', '.join(sorted(self._methods))}"}
@@ -302,6 +303,18 @@ class ControlServer:
                 f"{name} gives orders for flows, which only root may do: use sudo, or let a group by [nf] order_group"
             )
         return f"{name} gives orders for flows, which only root and members of group {self._order_group} may do"
+
+
+def _read_request(line: bytes) -> tuple[Any, Any]:
+    """Give method and parameters of a request. ValueError says what is wrong."""
+    try:
+        request = json.loads(line, parse_constant=_no_number)
+        name, parameters = request["method"], request.get("params", {})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ValueError('not a request; should be like {"method": "stats", "params": {}}') from None
+    if unknown := sorted(request.keys() - _KEYS):
+        raise ValueError(f"{unknown[0]!r:.40} is no key of a request; there are: {', '.join(sorted(_KEYS))}")
+    return name, parameters
 
 
 def _no_number(text: str) -> object:

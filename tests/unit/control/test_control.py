@@ -173,6 +173,12 @@ def test_what_is_no_question_is_said_to_be_none(served: Path, line: bytes) -> No
     assert good == {"result": {"a": 1}}
 
 
+def test_a_question_with_a_key_that_means_nothing(served: Path) -> None:
+    bad, good = raw(served, b'{"method": "echo", "param": {"a": 1}}', b'{"params": {"a": 1}, "method": "echo"}')
+    assert bad == {"error": "'param' is no key of a request; there are: method, params"}
+    assert good == {"result": {"a": 1}}
+
+
 def test_a_question_that_never_ends(served: Path) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(10)
@@ -208,7 +214,9 @@ def test_the_socket_is_its_users_alone(served: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a socket that belongs to somebody else")
 def test_another_user_is_told_to_use_sudo(served: Path, unprivileged: Callable[..., str]) -> None:
-    assert f"the daemon's socket {served} is for its own user: use sudo" in unprivileged(request, served, "echo")
+    said = unprivileged(request, served, "echo")
+    assert f"the daemon's socket {served} is not for this user: use sudo" in said
+    assert "become a member of the group that [nf] socket_group or order_group names" in said
 
 
 def test_a_method_that_waits_holds_nobody_up(served: Path) -> None:
