@@ -110,6 +110,14 @@ def test_packets_to_other_ports_are_not_counted(world: World) -> None:
     assert world.counted() == [[0, 0], [0, 0]]
 
 
+def test_the_metrics_tell_what_was_done_with_packets(world: World) -> None:
+    world.send(HTTP, 3)
+    world.send(FlowMatch(HTTP.src, HTTP.dst, HTTP.proto, HTTP.sport, 81), 2)
+    families = {family.name: family for family in world.plugins.call(NAME, "collect_stats")}
+    outcomes = families["nfcore_function_packets_total"].everything()
+    assert {each.labels["outcome"]: each.value for each in outcomes} == {"counted": 3, "passed_on": 2}
+
+
 def test_a_restored_flow_is_reported_again(world: World) -> None:
     for _ in range(2):
         world.send(HTTP, MIN_PACKETS)

@@ -90,6 +90,17 @@ static __always_inline void count_flow(struct xdp_md *ctx, const struct meter_fl
 		report(ctx, flow, seen);
 }
 
+/* Lets a packet go on of which this function has no opinion. */
+static __always_inline int pass_on(struct xdp_md *ctx)
+{
+	__u32 first = 0;
+	__u64 *packets = bpf_map_lookup_elem(MAP(meter_others), &first);
+
+	if (packets)
+		*packets += 1;
+	return chain_next(ctx, XDP_PASS);
+}
+
 int meter_ingress(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
@@ -102,7 +113,7 @@ int meter_ingress(struct xdp_md *ctx)
 	__u32 port, *slot;
 
 	if (read_flow(&packet, &flow.family, data, data_end) != PARSE_OK)
-		return chain_next(ctx, XDP_PASS);
+		return pass_on(ctx);
 	port = bpf_ntohs(packet.flow.dport);
 	/* A mark is a hint, so check it: it may be stale or foreign. */
 	entry = bpf_map_lookup_elem(MAP(meter_marks), &mark);
@@ -114,7 +125,7 @@ int meter_ingress(struct xdp_md *ctx)
 	}
 	slot = bpf_map_lookup_elem(MAP(meter_ports), &port);
 	if (!slot)
-		return chain_next(ctx, XDP_PASS);
+		return pass_on(ctx);
 	count = bpf_map_lookup_elem(MAP(meter_counts), slot);
 	if (count)
 		count->slow += 1;

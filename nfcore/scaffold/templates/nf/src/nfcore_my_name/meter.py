@@ -42,6 +42,7 @@ class Meter(NetworkFunction):
         specs = [
             MapSpec("meter_ports", MapType.HASH, U32, U32, len(ports)),
             MapSpec("meter_counts", MapType.PERCPU_ARRAY, U32, COUNT, len(ports)),
+            MapSpec("meter_others", MapType.PERCPU_ARRAY, U32, U64, 1),
             MapSpec("meter_marks", MapType.ARRAY, U32, MARK, marks),
             MapSpec("meter_flows", MapType.LRU_HASH, FLOW, U64, flows),
             MapSpec("meter_events", MapType.RINGBUF, None, None, EVENT_BYTES),
@@ -147,3 +148,7 @@ class Meter(NetworkFunction):
         """Give packets by port, shape (ports, 2): on the fast path, on the slow path."""
         counts = self.maps["meter_counts"].read_array()
         return np.stack([counts["fast"].sum(axis=1), counts["slow"].sum(axis=1)], axis=1)
+
+    def passed_on(self) -> int:
+        """Give the number of packets to no port of the TOML."""
+        return int(self.maps["meter_others"].read_array().sum())

@@ -13,7 +13,7 @@ from nfcore.api.context import Context
 from nfcore.api.flows import FlowBatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.marks import MarkMeaning
-from nfcore.api.metrics import MetricFamily, MetricKind
+from nfcore.api.metrics import MetricFamily, MetricKind, function_packets
 from nfcore.api.network_function import PacketTrace
 from nfcore.errors import ConfigError, Problem
 from numpy.typing import NDArray
@@ -94,13 +94,15 @@ class MyNamePlugin:
 
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
-        """Give packets by port and path."""
+        """Give packets by port and path; and for `nfcore top`, what the function did with all of them."""
         name, text = f"nfcore_{NAME}_packets_total", "Packets by port and path"
         packets = MetricFamily(name, MetricKind.COUNTER, text, "packets")
-        for port, (fast, slow) in zip(self._meter.ports.tolist(), self._meter.counted().tolist(), strict=True):
+        counted = self._meter.counted()
+        for port, (fast, slow) in zip(self._meter.ports.tolist(), counted.tolist(), strict=True):
             packets.add(fast, port=str(port), path="fast")
             packets.add(slow, port=str(port), path="slow")
-        return [packets]
+        outcomes = {"counted": int(counted.sum()), "passed_on": self._meter.passed_on()}
+        return [packets, function_packets(NAME, outcomes)]
 
     @hookimpl
     def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:
