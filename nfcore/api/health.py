@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 LOOP_TIMEOUT = 5.0
@@ -51,6 +51,8 @@ class Health:
         """Interface → gives for how many seconds the present job of its worker has been running."""
         self.attached: dict[str, Attachment] = {}
         """Interface → its program at the last check; a new check here could take long."""
+        self.warning_sources: list[Callable[[], Iterable[str]]] = []
+        """Functions of plugins that give warnings, a sentence each; any thread calls them."""
         self._clock = clock
         self._turned: float | None = None
         self._longest: tuple[float, float] = (0.0, 0.0)
@@ -88,3 +90,8 @@ class Health:
         for interface, attachment in self.attached.items():
             if not attachment.works:
                 yield f"{interface}: {attachment.message}"
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what an operator should know, though the daemon works, a sentence each."""
+        for source in self.warning_sources:
+            yield from source()

@@ -89,9 +89,9 @@ def _examine_daemon(socket: Path) -> tuple[Finding, Mapping[str, Mapping[str, An
         health = request(socket, "health")
     except HostError as error:
         return Finding("daemon", FAULT, f"runs, but does not report its health: {error}", "look at its log"), {}
-    troubles = "; ".join(health["troubles"])
-    finding = Finding("daemon", FAULT if troubles else OK, f"running: {troubles}" if troubles else "running")
-    return finding, health["programs"]
+    status = FAULT if health["troubles"] else WARNING if health["warnings"] else OK
+    found = "; ".join([*health["troubles"], *health["warnings"]])
+    return Finding("daemon", status, f"running: {found}" if found else "running"), health["programs"]
 
 
 def _examine_link(device: Device, mode: XdpMode, own_program: int | None) -> Iterator[Finding]:

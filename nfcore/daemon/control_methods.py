@@ -36,7 +36,12 @@ def register_methods(engine: Engine, plugins: PluginManager) -> None:
 
     def health(parameters: Mapping[str, Any]) -> Any:
         programs = {name: asdict(attachment) for name, attachment in services.health.attached.items()}
-        return {"programs": programs, "troubles": list(services.health.troubles())}
+        of_daemon = services.health
+        return {
+            "programs": programs,
+            "troubles": list(of_daemon.troubles()),
+            "warnings": list(of_daemon.warnings()),
+        }
 
     def offload(parameters: Mapping[str, Any]) -> Any:
         on = parameters.get("on")

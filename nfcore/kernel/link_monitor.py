@@ -117,17 +117,19 @@ class LinkMonitor(Closing):
         changes = {}
         for ifindex, last_name in self._names.items():
             name = _name(ifindex)
-            changes[ifindex] = LinkChange(name or last_name, bool(name) and self._is_up(name), not name)
+            changes[ifindex] = LinkChange(name or last_name, bool(name) and is_up(name), not name)
         self._names.update((ifindex, change.name) for ifindex, change in changes.items())
         return changes
 
-    def _is_up(self, name: str) -> bool:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-            try:
-                answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, _REQUEST.pack(name.encode(), 0))
-            except OSError:
-                return False
-        return _REQUEST.unpack(answer)[1] & _UP_AND_RUNNING == _UP_AND_RUNNING  # type: ignore[no-any-return]
+
+def is_up(name: str) -> bool:
+    """Whether there is a link of this name that is up and able to pass packets. Does not wait for the RTNL lock."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, _REQUEST.pack(name.encode(), 0))
+        except OSError:
+            return False
+    return _REQUEST.unpack(answer)[1] & _UP_AND_RUNNING == _UP_AND_RUNNING  # type: ignore[no-any-return]
 
 
 def _name(ifindex: int) -> str:

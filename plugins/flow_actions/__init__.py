@@ -77,6 +77,7 @@ class FlowActionsPlugin:
         self._methods.register(context.services)
         if not context.tracing:
             context.services.when_running(self._look_around)
+            context.services.health.warning_sources.append(self._warnings)
 
     def _look_around(self) -> None:
         """Notice interfaces that come and go, lifetimes that end, and clients that are gone, again and again."""
@@ -91,6 +92,10 @@ class FlowActionsPlugin:
             self._orders.expire()
         except NfcoreError as error:
             log.error("%s: entries whose lifetime has ended stay: %s", NAME, error)
+
+    def _warnings(self) -> list[str]:
+        troubles = self._function.targets_in_use.troubles() if self._function is not None else []
+        return [f"{NAME}: {trouble}" for trouble in troubles]
 
     @hookimpl
     def reconfigure(self, config: Config) -> None:

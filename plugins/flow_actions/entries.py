@@ -301,13 +301,19 @@ def check_machine(
     interfaces: Collection[str],
     cpus: Collection[int],
     which: NDArray[np.int64] | None = None,
+    unusable: Mapping[str, str] | None = None,
 ) -> None:
-    """EntryError: an entry, of those at the indices `which`, names an interface or CPU that is not there."""
-    problems = []
+    """EntryError: an entry, of those at the indices `which`, names an interface or CPU that is not there.
+
+    unusable: interfaces that packets cannot be redirected to, and why.
+    """
+    problems, unusable = [], unusable or {}
     for number, target in enumerate(entries.actions):
         if target.action == "redirect" and target.interface not in interfaces:
             key, known = "interface", ", ".join(sorted(interfaces))
             message = f"there is no interface {target.interface!r:.40} in this network namespace (there are: {known})"
+        elif target.action == "redirect" and target.interface in unusable:
+            key, message = "interface", f"{target.interface} {unusable[target.interface]}"
         elif target.action == "cpu" and target.cpu not in cpus:
             key, message = "cpu", f"CPU {target.cpu} is not online; there are {_ranges(cpus)}"
         else:

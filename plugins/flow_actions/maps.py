@@ -4,14 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from nfcore.api.marks import MarkMeaning
-from nfcore.errors import HostError
-from nfcore.kernel import Map, MapFlags, MapSpec, MapType, ensure_bpffs, possible_cpus, remove_bpffs
+from nfcore.kernel import (
+    Map,
+    MapFlags,
+    MapSpec,
+    MapType,
+    ensure_bpffs,
+    pinned_entries,
+    possible_cpus,
+    remove_bpffs,
+)
 
 from . import layouts as lay
 
@@ -76,7 +84,7 @@ def map_specs(sizes: Sizes, meaning: MarkMeaning | None) -> dict[str, MapSpec]:
 
 
 def open_maps(sizes: Sizes, meaning: MarkMeaning | None, pin_dir: Path | None) -> dict[str, Map]:
-    """Create the maps; with `pin_dir` the counters of an earlier run go on. HostError when those have another size."""
+    """Create the maps; with `pin_dir` the counters of an earlier run go on. HostError: what is pinned is no counter."""
     opened: dict[str, Map] = {}
     try:
         for name, spec in map_specs(sizes, meaning).items():
@@ -92,19 +100,27 @@ def open_maps(sizes: Sizes, meaning: MarkMeaning | None, pin_dir: Path | None) -
 def _open_pinned(spec: MapSpec, pin_dir: Path) -> Map:
     ensure_bpffs(pin_dir)
     pin = pin_dir / spec.name
-    if pin.exists():
-        try:
-            return Map.open_pinned(pin, spec)
-        except HostError as error:
-            advice = "the pin is of another configuration: run nfcore cleanup CONFIG, or set another pin_dir"
-            raise HostError(f"{error}; {advice}") from None
+    if pin.exists() and pinned_entries(pin) == spec.max_entries:
+        return Map.open_pinned(pin, spec)
     created = Map.create(spec)
     try:
+        if pin.exists():
+            _copy_counters(pin, created)
+            pin.unlink()
         created.pin(pin)
     except BaseException:
         created.close()
         raise
     return created
+
+
+def _copy_counters(pin: Path, to: Map) -> None:
+    """Copy counters to a map for another number of entries. Each CPU has a block of them, or all have one together."""
+    blocks = possible_cpus() if pin.name == COUNTS else 1
+    with Map.open_pinned(pin, replace(to.spec, max_entries=pinned_entries(pin))) as old:
+        before, after = (each.mmap().reshape(blocks, -1) for each in (old, to))
+        kept = min(before.shape[1], after.shape[1])
+        after[:, :kept] = before[:, :kept]
 
 
 def remove_pins(pin_dir: Path) -> Iterator[Path]:

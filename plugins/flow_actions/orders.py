@@ -17,6 +17,7 @@ import numpy as np
 from .entries import Entries, EntryError, EntryTable, check_machine, convert
 from .journal import Journal
 from .table import TOML_PLACE, Change, Owner, Table
+from .targets import unusable
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Orders:
     def change(self, add: Entries, delete: Sequence[str] = ()) -> Change:
         """Make a change of an application; what is deleted goes first. EntryError: all problems; nothing changes."""
         if len(add):
-            check_machine(add, "add", interfaces_here(), online_cpus())
+            check_machine(add, "add", interfaces_here(), online_cpus(), unusable=unusable_interfaces(add))
         change = self.table.plan(add, delete)
         self._make(change)
         return change
@@ -108,7 +109,8 @@ class Orders:
             entries = convert(toml, TOML_PLACE)
             if check and len(entries):
                 fresh = np.flatnonzero(self.table.unchanged(entries) < 0)
-                check_machine(entries, TOML_PLACE, interfaces_here(), online_cpus(), fresh)
+                deaf = unusable_interfaces(entries)
+                check_machine(entries, TOML_PLACE, interfaces_here(), online_cpus(), fresh, deaf)
             return self.table.plan_toml(entries, others_yield=others_yield)
         except EntryError as error:
             raise error.within(self._source) from None
@@ -121,6 +123,13 @@ class Orders:
 def interfaces_here() -> set[str]:
     """Give the names of the interfaces of this network namespace."""
     return {name for _, name in socket.if_nameindex()}
+
+
+def unusable_interfaces(entries: Entries) -> dict[str, str]:
+    """Give the interfaces of redirects that cannot have packets now, and why."""
+    present = {name: index for index, name in socket.if_nameindex()}
+    names = {target.interface for target in entries.actions if target.action == "redirect"}
+    return {name: why for name in names if (why := unusable(name, present.get(name)))}
 
 
 def online_cpus(path: Path = Path("/sys/devices/system/cpu/online")) -> Collection[int]:

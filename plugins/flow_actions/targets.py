@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nfcore.api.flows import FLOW_KEY, Anything, pack_address
 from nfcore.errors import HostError
+from nfcore.kernel.link_monitor import is_up
 from nfcore.kernel.netlink import accepts_redirects
 
 from .data_plane import DataPlane
@@ -29,6 +30,9 @@ class Targets:
         self._slots: dict[str, int] = {}
         """Name of an interface → its slot in `flow_links`."""
         self._ifindexes: dict[str, int | None] = {}
+        """Name → ifindex; None: packets cannot be sent there now."""
+        self._troubles: dict[str, str] = {}
+        """Name → why they cannot."""
         self._free = list(range(links))[::-1]
         self._used: dict[int, str] = {}
         """Number of a target → its interface."""
@@ -53,22 +57,34 @@ class Targets:
             name = self._used.pop(number, None)
             if name is not None and name not in self._used.values():
                 slot = self._slots.pop(name)
+                self._note(name, self._ifindexes[name], "")
                 if self._ifindexes.pop(name) is not None:
                     self._data_plane.set_link(slot, None)
                 self._free.append(slot)
 
     def missing(self) -> list[str]:
-        """Give the interfaces that packets should go to and that are not there."""
-        return [name for name, ifindex in self._ifindexes.items() if ifindex is None]
+        """Give the interfaces that packets should go to and cannot."""
+        return list(self._troubles)
+
+    def troubles(self) -> list[str]:
+        """Say of each interface that packets should go to why they cannot."""
+        return [f"packets cannot be redirected: {name} {why}" for name, why in self._troubles.items()]
+
+    def trouble(self, target: Target) -> str:
+        """Say why a target cannot be carried out now; empty when it can."""
+        why = self._troubles.get(target.interface, "")
+        return f"{target.interface} {why}" if why else ""
 
     def follow_links(self) -> list[str]:
-        """Look at the interfaces again: sentences about those that have gone or come back."""
+        """Look at the interfaces again: sentences about those that can no longer, or can again, have packets."""
         if not self._slots:
             return []
         present = {name: index for index, name in socket.if_nameindex()}
         changes = []
         for name, before in self._ifindexes.items():
-            now = present.get(name)
+            ifindex = present.get(name)
+            why = unusable(name, ifindex)
+            now = None if why else ifindex
             if now == before:
                 continue
             try:
@@ -77,10 +93,16 @@ class Targets:
             except HostError as error:  # it may have gone again: the next look tells
                 changes.append(f"interface {name}: {error}")
                 continue
-            self._ifindexes[name] = now
-            state = "is gone: packets go on as missing_interface says" if now is None else "is there again"
+            self._note(name, now, why)
+            state = f"{why}: packets go on as missing_interface says" if why else "can have them again"
             changes.append(f"interface {name}, to which packets are redirected, {state}")
         return changes
+
+    def _note(self, name: str, ifindex: int | None, why: str) -> None:
+        self._ifindexes[name] = ifindex
+        others = {other: reason for other, reason in self._troubles.items() if other != name}
+        # Always replaced: other threads read it.
+        self._troubles = {**others, name: why} if why else others
 
     def _row(self, number: int, target: Target, *, may_miss: bool) -> NDArray[np.void]:
         row = np.zeros(1, dtype=TARGET)
@@ -118,16 +140,29 @@ class Targets:
         if not self._free:
             raise HostError("packets can be redirected to 256 interfaces at most")
         ifindex = {each: index for index, each in socket.if_nameindex()}.get(name)
-        if ifindex is None and not may_miss:
-            raise HostError(f"there is no interface {name!r} in this network namespace")
-        if ifindex is not None and not may_miss and accepts_redirects(ifindex) is False:
-            advice = "for a veth: attach an XDP program to its peer, or switch GRO of the peer on"
-            raise HostError(f"interface {name} takes no frames from XDP programs of others ({advice})")
+        why = unusable(name, ifindex)
+        if why and not may_miss:
+            raise HostError(f"packets cannot be redirected: interface {name} {why}")
         slot = self._slots[name] = self._free.pop()
-        self._used[number], self._ifindexes[name] = name, ifindex
-        if ifindex is not None:
+        self._used[number] = name
+        self._note(name, None if why else ifindex, why)
+        if not why:
             self._data_plane.set_link(slot, ifindex)
         return slot
+
+
+def unusable(name: str, ifindex: int | None) -> str:
+    """Say why frames cannot be redirected to an interface; empty when they can. ifindex: None when it is not there."""
+    if ifindex is None:
+        return "is not there"
+    if not is_up(name):
+        return "is down"
+    if accepts_redirects(ifindex) is False:
+        return (
+            "takes no frames from XDP programs of others (for a veth: attach an XDP program to its peer, or switch GRO "
+            "of the peer on)"
+        )
+    return ""
 
 
 def _write_require(row: NDArray[np.void], require: Require) -> None:

@@ -192,7 +192,8 @@ class Endpoint:
     async def _healthz(self) -> Response:
         troubles = list(self._health.troubles())
         status = HTTPStatus.SERVICE_UNAVAILABLE if troubles else HTTPStatus.OK
-        body = {"status": "unhealthy" if troubles else "ok", "troubles": troubles}
+        warnings = list(self._health.warnings())
+        body = {"status": "unhealthy" if troubles else "ok", "troubles": troubles, "warnings": warnings}
         return status, "application/json", json.dumps(body).encode() + b"\n"
 
     async def _metrics(self) -> Response:

@@ -61,7 +61,7 @@ def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any
         "offload": flows["offload"],
         "max_rules": context.config.offload.max_rules,
         "strategy": context.strategy.name if context.strategy else None,
-        "troubles": list(context.services.health.troubles()),
+        "troubles": [*context.services.health.troubles(), *context.services.health.warnings()],
         "interfaces": {device.name: list(device.backends) for device in context.devices},
         "vip": vip,
         "reals": _reals_of(context, vip) if vip else [],

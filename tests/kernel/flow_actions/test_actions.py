@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nfcore.errors import HostError
-from tests.kernel.site import eventually
+from tests.kernel.site import eventually, succeed
 
 from .chained_site import ChainedSite, exact, frame, make_out, masked, open_chained_site, run
 
@@ -164,9 +164,13 @@ def test_an_entry_takes_a_flow_from_the_balancers_rule(site: ChainedSite) -> Non
 
 def test_explain_names_the_entry(site: ChainedSite) -> None:
     add(site, masked("network", action="drop"))
-    told = site.request("explain", flow="198.18.1.77:1 > 198.18.10.1:80/tcp")
+    flow = "198.18.1.77:1 > 198.18.10.1:80/tcp"
+    told = site.request("explain", flow=flow)
     assert told["functions"] == {"flow_actions": "entry 'network': drop" + ("" if accelerated(site) else NO_NIC)}
     assert told["in_hardware"] == accelerated(site)
+    text = succeed("explain", flow, "--socket", str(site.socket))
+    assert ("; ordered\n" in text) == accelerated(site)
+    assert "taken over" not in text
 
 
 NO_NIC = "; not in hardware: no interface with flow_actions in its chain has an offload backend"
@@ -194,11 +198,27 @@ def test_an_interface_that_vanishes_and_returns(site: ChainedSite) -> None:
         pass
 
 
+def test_an_interface_that_is_down_is_told_everywhere(site: ChainedSite) -> None:
+    site.change(exact("away", action="redirect", interface="out0", offload=False))
+    run("ip", "link", "set", "out0", "down")
+    warning = "flow_actions: packets cannot be redirected: out0 is down"
+    assert eventually(lambda: site.request("health")["warnings"] == [warning])
+    before = site.others("interface_missing")
+    site.send(*[frame()] * 2)
+    assert eventually(lambda: site.others("interface_missing") - before == 2)
+    run("ip", "link", "set", "out0", "up")
+    assert eventually(lambda: not site.request("health")["warnings"])
+    site.out.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    site.send(frame())
+    while site.redirected() != frame():
+        pass
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
         ({"action": "redirect", "interface": "nowhere"}, "no interface 'nowhere'"),
-        ({"action": "redirect", "interface": "lo"}, "takes no frames from XDP programs"),
+        ({"action": "redirect", "interface": "lo"}, "entry 'bad': lo takes no frames from XDP programs"),
         ({"action": "cpu", "cpu": 4095}, "CPU 4095 is not online"),
         ({"action": "block"}, "block"),
     ],

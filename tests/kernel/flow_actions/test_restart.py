@@ -111,3 +111,16 @@ def test_a_reload_changes_the_entries_of_the_toml_alone(site: ChainedSite) -> No
         site.chain_config(actions="")
         succeed("reload", "--socket", str(site.socket))
         assert eventually(lambda: site.balanced(frame()) == frame()[14:])
+
+
+def test_another_number_of_entries_keeps_entries_and_counts(site: ChainedSite) -> None:
+    actions = f'pin_dir = "{site.pins}"\nentries = '
+    with site.running(site.chain_config(actions=f"{actions} 1000")):
+        site.change(exact("kept", action="drop"), exact("seen", 6, action="count", offload=False))
+        assert site.ready("kept")
+        site.send(*[frame()] * 3, *[frame(6)] * 2)
+        assert site.counted("kept", 3) and site.counted("seen", 2)
+    for entries in (5000, 10):
+        with site.running(site.chain_config(actions=f"{actions} {entries}")):
+            assert names(site) == {"kept", "seen"}
+            assert site.counted("kept", 3) and site.counted("seen", 2)

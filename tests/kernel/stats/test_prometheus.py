@@ -60,7 +60,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
             rounds.offload(site)
             rounds.several(10)
         # So that the endpoint has something to tell of itself.
-        assert get("/healthz") == (200, '{"status": "ok", "troubles": []}\n')
+        assert get("/healthz") == (200, '{"status": "ok", "troubles": [], "warnings": []}\n')
         return Seen({each["name"]: each for each in site.metrics().families}, get("/metrics")[1])
 
 

@@ -313,3 +313,18 @@ def test_a_nic_that_only_drops_gets_the_drops(make: Callable[..., World], monkey
     world.report(1003)
     assert world.held() == [1002]
     assert (world.why(1001), world.why(1003)) == (Reason.UNSUPPORTED, Reason.UNSUPPORTED)
+
+
+def test_no_function_gets_the_counts_of_rules_that_nobody_ordered(make: Callable[..., World]) -> None:
+    world = make("dest-id")
+    world.nf.orders = 10
+    world.start()
+    ended: list[int] = []
+    world.nf.rules_ended = lambda batch, counts, idle: ended.extend(counts[:, 0].tolist())  # type: ignore[method-assign]
+    world.report(1001)
+    order(world, 1002, kind=ReportKind.ORDERED_DROP)
+    for port, packets in ((1001, 5), (1002, 7)):
+        world.hit(port, packets)
+    world.context.state_file.remove("fingerprint")
+    world.start()
+    assert (world.held(), ended) == ([], [7])
