@@ -127,7 +127,7 @@ static __always_inline struct softnic_rule *find_masked(const struct softnic_mat
 	for (int i = 0; i < SOFTNIC_SHAPES; i++) {
 		const struct softnic_shape *shape = &shapes->shape[i];
 		const __u32 *mask = (const __u32 *)&shape->mask;
-		struct softnic_match masked = { .family = frame->family };
+		struct softnic_match masked = {.family = frame->family};
 		struct softnic_rule *rule;
 
 		if (i >= shapes->count)

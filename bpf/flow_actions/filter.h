@@ -20,7 +20,7 @@
 
 #define MOST_SHAPES 64
 #define ADDRESS_BUCKETS_LOG2 12
-#define ADDRESS_LEVELS 3
+#define ADDRESS_LEVELS 4
 #define PORT_BUCKETS_LOG2 10
 #define PROTOCOL_VALUES 512 /* 9 bits of a key */
 /* What the bits of a key's hash choose, from the highest on: the word, then two bits in it. */
@@ -33,7 +33,7 @@
 /* Sets of shapes by buckets of addresses. */
 struct address_shapes {
 	__u64 keys[ADDRESS_LEVELS + 1]; /* random, odd */
-	__u64 levels[ADDRESS_LEVELS][1 << ADDRESS_BUCKETS_LOG2]; /* by 24 and 32 bits; IPv6: by 48, 64 and 128 */
+	__u64 levels[ADDRESS_LEVELS][1 << ADDRESS_BUCKETS_LOG2]; /* by 24 and 32 bits; IPv6: by 48, 64, 120 and 128 */
 };
 
 struct filter {
@@ -96,7 +96,9 @@ static __always_inline __u64 shapes_of_ipv6(const struct address_shapes *shapes,
 {
 	return shapes->levels[0][address_bucket((network & 0xffffffffffff) * shapes->keys[0])] &
 	       shapes->levels[1][address_bucket(network * shapes->keys[1])] &
-	       shapes->levels[2][address_bucket(network * shapes->keys[2] + host * shapes->keys[3])];
+	       shapes->levels[2]
+			     [address_bucket(network * shapes->keys[2] + (host & 0xffffffffffffff) * shapes->keys[3])] &
+	       shapes->levels[3][address_bucket(network * shapes->keys[3] + host * shapes->keys[4])];
 }
 
 static __always_inline __u32 port_bucket(__u64 port, __u64 key)

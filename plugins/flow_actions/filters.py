@@ -19,7 +19,7 @@ from . import layouts as lay
 
 EXACT, UNKNOWN_SHAPE = -1, -2
 """In the place of a shape's bit: the entry has no shape; there is no such shape."""
-_LONGEST_WALKS = (10, 4, 4)
+_LONGEST_WALKS = (10, 4, 4, 4)
 """By level: as many open bits among those that choose a bucket are enumerated. A shape with more of them is in every
 bucket of the level."""
 _WIDTH = {4: 32, 6: 128}
@@ -129,7 +129,7 @@ class Filter:
     @staticmethod
     def random_numbers() -> int:
         """Give how many random numbers a filter needs."""
-        return lay.KEY_WORDS[6] + 1 + 2 * 4
+        return lay.KEY_WORDS[6] + 1 + 2 * 5
 
     # Keys
 
@@ -259,6 +259,8 @@ class Filter:
                 heads = heads[:, :1] & np.uint64((1 << head_bits) - 1)
             elif head_bits == 64:
                 heads = heads[:, :1]
+            elif head_bits < 128:
+                heads = heads & np.array([(1 << 64) - 1, (1 << (head_bits - 64)) - 1], dtype=np.uint64)
             if walk > 0:
                 more = _continuations(walk, head_bits)[:, : heads.shape[1]]
                 heads = (heads[:, None] | more[None, :]).reshape(-1, heads.shape[1])

@@ -24,7 +24,7 @@ precedence: number of fixed bits << 16 | priority; of no use for exact entries, 
 
 MOST_SHAPES = 64
 """Combinations of prefix lengths and open fields, per family."""
-ADDRESS_LEVELS = {4: (24, 32), 6: (48, 64, 128)}
+ADDRESS_LEVELS = {4: (24, 32), 6: (48, 64, 120, 128)}
 """Leading bits of an address that choose its bucket, one level after the other."""
 ADDRESS_BUCKETS, PORT_BUCKETS, PROTOCOL_VALUES = 1 << 12, 1 << 10, 512
 KEY_WORDS = {4: 2, 6: 5}
@@ -33,7 +33,7 @@ BIT_TO_SHAPE = 0x03F79D71B4CB0A89
 
 MATCH_KEY = {family: np.dtype([("words", "<u8", (words,))]) for family, words in KEY_WORDS.items()}
 """Key of an entry. `struct match_key`, cut to the words of its family."""
-ADDRESS_SHAPES = np.dtype([("keys", "<u8", (4,)), ("levels", "<u8", (3, ADDRESS_BUCKETS))])
+ADDRESS_SHAPES = np.dtype([("keys", "<u8", (5,)), ("levels", "<u8", (4, ADDRESS_BUCKETS))])
 FLOW_ENTRY = np.dtype([("slot", "<u4"), ("target", "<u4"), ("precedence", "<u4"), ("pad", "<u4")])
 BUCKET_PLACES = 4
 PLACE = {

@@ -80,7 +80,7 @@ static void read_ports(const struct flow_rule *rule, struct flow_key *key, struc
 /* Whether all that frames are looked up by counts. */
 static bool is_exact(const struct flow_key *mask, u16 family)
 {
-	struct flow_key whole = { .family = ~0, .proto = ~0, .sport = ~0, .dport = ~0 };
+	struct flow_key whole = {.family = ~0, .proto = ~0, .sport = ~0, .dport = ~0};
 	size_t length = family == 4 ? 4 : 16;
 
 	memset(whole.src, 0xff, length);

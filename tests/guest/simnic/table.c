@@ -48,8 +48,7 @@ void table_destroy(struct table *table)
 
 	rhashtable_destroy(&table->by_cookie);
 	rhashtable_free_and_destroy(&table->by_key, free_entry, NULL);
-	list_for_each_entry_safe(shape, next, &table->shapes, node)
-		kfree(shape);
+	list_for_each_entry_safe(shape, next, &table->shapes, node) kfree(shape);
 }
 
 static void put_shape(struct shape *shape)
@@ -65,7 +64,8 @@ static int get_shape(struct table *table, struct entry *entry, const struct flow
 {
 	struct shape *shape;
 
-	list_for_each_entry(shape, &table->shapes, node) {
+	list_for_each_entry(shape, &table->shapes, node)
+	{
 		if (!memcmp(&shape->mask, mask, sizeof(*mask)))
 			goto found;
 	}
@@ -182,7 +182,8 @@ struct entry *table_by_key(struct table *table, const struct flow_key *key, bool
 
 	if (entry)
 		return entry;
-	list_for_each_entry_rcu(shape, &table->shapes, node) {
+	list_for_each_entry_rcu(shape, &table->shapes, node)
+	{
 		if (!has_ports && (shape->mask.sport || shape->mask.dport))
 			continue;
 		for (size_t i = 0; i < sizeof(masked) / sizeof(u32); i++)

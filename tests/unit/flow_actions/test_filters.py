@@ -43,7 +43,9 @@ def shapes_of(end: np.void, family: int, words: list[int]) -> int:
     if family == 4:
         hashes = [(first & 0xFFFFFF) * keys[0], (first & 0xFFFFFFFF) * keys[1]]
     else:
-        hashes = [(first & 0xFFFFFFFFFFFF) * keys[0], first * keys[1], first * keys[2] + words[1] * keys[3]]
+        last = words[1]
+        hashes = [(first & 0xFFFFFFFFFFFF) * keys[0], first * keys[1]]
+        hashes += [first * keys[2] + (last & (1 << 56) - 1) * keys[3], first * keys[3] + last * keys[4]]
     shapes = u64(-1)
     for level, hashed in enumerate(hashes):
         shapes &= levels[level][u64(hashed) >> 52]
