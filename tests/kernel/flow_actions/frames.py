@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import random
 import struct
 
-from .model import FRAGMENT, TCP, UDP
+from .model import EXTENSIONS, FRAGMENT, TCP, UDP
 
 ETHERNET = bytes.fromhex("02005e00000102005e000002")
+ICMP, SCTP = 1, 132
+PROTOCOLS = [TCP, UDP, ICMP, SCTP, 0, FRAGMENT]
 SRC = {4: "198.18.1.2", 6: "2001:db8:1::2"}
 DST = {4: "198.18.10.1", 6: "2001:db8:10::1"}
 
@@ -84,3 +87,16 @@ def frame(family: int, proto: int = TCP, sport: int = 40000, dport: int = 80, to
     """A plain frame from SRC to DST."""
     payload = layer4(proto, sport, dport)
     return (ipv4 if family == 4 else ipv6)(proto=proto, payload=payload, tos=tos)
+
+
+def fuzzed(generator: random.Random) -> bytes:
+    """A frame with some bytes changed, and perhaps cut."""
+    family = generator.choice([4, 6])
+    kinds = tuple(generator.choices(EXTENSIONS, k=generator.choice([0, 0, 0, 1, 2, 4, 5])))
+    proto = generator.choice(PROTOCOLS)
+    raw = bytearray(ipv4(proto=proto) if family == 4 else ipv6(proto=proto, extensions=kinds))
+    for _ in range(generator.choice([0, 1, 1, 2, 8])):
+        raw[generator.randrange(12, len(raw))] = generator.randrange(256)
+    if generator.random() < 0.3:
+        del raw[generator.randrange(14, len(raw) + 1) :]
+    return bytes(raw)

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -32,62 +32,16 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from nfcore.api.rules import RuleBatch
-from nfcore.config.loader import load_config
-from nfcore.daemon.bootstrap import find_devices, make_context, set_up
-from nfcore.daemon.chain import Chains
-from nfcore.devices.worker import InlineWorker
-from nfcore.engine.engine import Engine
 from nfcore.errors import ConfigError
-from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import remove_bpffs
 from nfcore.plugins.flow_actions.entries import parse_orders
-from nfcore.plugins.flow_actions.function import FlowActions
 from nfcore.plugins.flow_actions.maps import remove_pins
-from nfcore.plugins.flow_actions.orders import Orders
 from nfcore.plugins.softnic.backend import SoftnicBackend
 from tests.isolation import on_one_cpu
 from tests.kernel.softnic.pins import Pins, wire_of
 
-LOOPBACK = 1
-CONFIG = """
-[nf]
-plugins = ["flow_actions", "katran_accel", "marking", "softnic", "stats"]
-socket = "{folder}/nf.sock"
-[[interfaces]]
-name = "lo"
-chain = ["flow_actions", "katran_accel"]
-offload = ["softnic", "none"]
-[marking]
-strategy = "{strategy}"
-width = 8
-pool_chunk = 16
-quarantine = "1s"
-[offload]
-min_packets = 2
-max_rules = 40
-grace = "100ms"
-idle_timeout = "20s"
-[softnic]
-pins = {{ lo = "{folder}/nic" }}
-[katran_accel]
-lru_size = 1024
-gateway_mac = "02:00:5e:00:00:fe"
-[[katran_accel.vips]]
-address = "198.18.10.1"
-port = 80
-protocol = "tcp"
-reals = [{{ address = "198.18.20.11" }}]
-[[katran_accel.vips]]
-address = "2001:db8:10::1"
-port = 80
-protocol = "tcp"
-reals = [{{ address = "2001:db8:20::11" }}]
-[flow_actions]
-pin_dir = "{folder}/pins"
-entries = 64
-targets = 32
-{flows}
-"""
+from .in_process import CONFIG, Daemon
+
 SOURCES = {4: ("198.18.1.1", "198.18.1.2", "198.18.2.1"), 6: ("2001:db8:1::1", "2001:db8:1::2", "2001:db8:2::1")}
 DESTINATIONS = {4: ("198.18.10.1", "198.18.10.9"), 6: ("2001:db8:10::1", "2001:db8:10::9")}
 NAMES = [f"entry{number}" for number in range(6)]
@@ -220,46 +174,6 @@ def written(name: str, entry: Entry) -> dict[str, Any]:
     if entry.match.keys() & {"src", "dst"}:
         del found["family"]
     return found
-
-
-@dataclass
-class Daemon:
-    """One run, without a process of its own."""
-
-    folder: Path
-    clock: Any
-    stack: ExitStack = field(default_factory=ExitStack)
-
-    def start(self) -> None:
-        self.plugins = PluginManager()
-        self.config = load_config(self.folder / "nf.toml", self.plugins)
-        self.context = make_context(self.config, self.plugins, find_devices(self.config))
-        self.stack.enter_context(self.context.locks)
-        chains = self.stack.enter_context(Chains(self.context))
-        self.stack.enter_context(set_up(self.context, self.plugins))
-        self.function = next(nf for nf in self.context.nfs if isinstance(nf, FlowActions))
-        methods = self.context.services.methods["flow.hello"].__self__  # type: ignore[attr-defined]
-        self.orders: Orders = methods._orders
-        self.orders.table.clock = self.clock
-        self.engine = Engine(self.context, self.plugins, {LOOPBACK: InlineWorker()}, self.clock)
-        self.engine.start()
-        chains.link()
-        (device,) = self.context.devices
-        self.program = chains.program(device)
-        for nf in self.context.nfs:
-            nf.attached(device)
-
-    def turn(self) -> None:
-        """Let the daemon's loop turn until nothing is to be done at once."""
-        for _ in range(4):
-            self.engine.poll()
-            self.engine.tick()
-
-    def reload(self) -> None:
-        fresh = PluginManager()
-        config = load_config(self.folder / "nf.toml", fresh)
-        self.plugins.call("flow_actions", "reconfigure", config=config)
-        self.engine.apply(config, {})
 
 
 class LivesOfEntries(RuleBasedStateMachine):
