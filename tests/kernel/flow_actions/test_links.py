@@ -24,6 +24,9 @@ def plane() -> Iterator[DataPlane]:
     """One whose packets all leave by interface `there0`."""
     run("ip", "link", "add", "there0", "type", "veth", "peer", "name", "peer0")
     try:
+        for end in ("there0", "peer0"):
+            run("ip", "link", "set", end, "up")
+        run("ethtool", "-K", "peer0", "gro", "on")
         with open_plane() as opened:
             opened.add(rows([Match(4, slot=4, target=NUMBER)]))
             yield opened
