@@ -53,6 +53,7 @@ enum flow_other {
 struct flow_totals {
 	__u64 actions[FLOW_PATHS * FLOW_ACTIONS]; /* packets by path, then action */
 	__u64 others[FLOW_OTHERS];
+	__u64 zero; /* always, but the verifier does not know it: see nothing_found() */
 };
 
 static __always_inline struct flow_totals *find_totals(void)

@@ -26,7 +26,7 @@ static __always_inline int handle(struct xdp_md *ctx, struct flow_totals *totals
 {
 	struct match_key key;
 	struct hit hit = {};
-	int counted = 0; /* by the NIC */
+	__u64 counted = totals->zero; /* by the NIC */
 
 #if USES_MARKS
 	__u32 mark = carrier_mark(ctx);
@@ -48,7 +48,7 @@ static __always_inline int handle(struct xdp_md *ctx, struct flow_totals *totals
 		totals->others[NOT_IP] += 1;
 		return GO_ON;
 	}
-	look_up(&hit, &key, family);
+	look_up(&hit, &key, totals, family);
 	if (!hit.target) {
 		totals->others[NO_MATCH] += 1;
 		return GO_ON;

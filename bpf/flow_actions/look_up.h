@@ -5,6 +5,7 @@
 #include <linux/types.h>
 
 #include "lib/map_handle.h"
+#include "counters.h"
 #include "entries.h"
 #include "filter.h"
 #include "key.h"
@@ -13,13 +14,22 @@
 struct hit {
 	__u32 target;
 	__u32 slot;
+	__u32 precedence;
 };
+
+/*
+ * For all that a look-up sets, a value that the verifier does not know: else it follows the paths of "nothing was found
+ * yet" and of "something was found" one after the other, through all turns of the loop.
+ */
+static __always_inline struct hit nothing_found(const struct flow_totals *totals)
+{
+	return (struct hit){.target = totals->zero, .slot = totals->zero, .precedence = totals->zero};
+}
 
 static __always_inline void look_up_masked(struct hit *hit, const struct filter *filter, const struct match_key *key,
 					   int family)
 {
 	__u64 left = candidate_shapes(filter, key, family);
-	__u32 best = 0;
 
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < MOST_SHAPES && left; i++) {
@@ -32,20 +42,22 @@ static __always_inline void look_up_masked(struct hit *hit, const struct filter 
 		hash = hash_key(filter, &masked, family);
 		if (!may_have(filter, hash) || !find_entry(&entry, &masked, hash, family))
 			continue;
-		if (!hit->target || entry.precedence > best) {
-			best = entry.precedence;
+		if (entry.precedence >= hit->precedence) {
+			hit->precedence = entry.precedence;
 			hit->target = entry.target;
 			hit->slot = entry.slot;
 		}
 	}
 }
 
-static __always_inline void look_up(struct hit *hit, const struct match_key *key, int family)
+static __always_inline void look_up(struct hit *hit, const struct match_key *key, const struct flow_totals *totals,
+				    int family)
 {
 	struct filter *filter = find_filter(family);
 	struct flow_entry entry;
 	__u64 hash;
 
+	*hit = nothing_found(totals);
 	if (!filter)
 		return;
 	hash = hash_key(filter, key, family);

@@ -118,7 +118,7 @@ class Other(IntEnum):
     NOT_CHANGED = 7
 
 
-FLOW_TOTALS = np.dtype([("actions", "<u8", (len(Path), len(Action))), ("others", "<u8", (len(Other),))])
+FLOW_TOTALS = np.dtype([("actions", "<u8", (len(Path), len(Action))), ("others", "<u8", (len(Other),)), ("zero", "<u8")])
 
 
 @cache
