@@ -118,7 +118,9 @@ class Other(IntEnum):
     NOT_CHANGED = 7
 
 
-FLOW_TOTALS = np.dtype([("actions", "<u8", (len(Path), len(Action))), ("others", "<u8", (len(Other),)), ("zero", "<u8")])
+FLOW_TOTALS = np.dtype(
+    [("actions", "<u8", (len(Path), len(Action))), ("others", "<u8", (len(Other),)), ("zero", "<u8")]
+)
 
 
 @cache
