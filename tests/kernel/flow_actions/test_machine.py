@@ -398,7 +398,7 @@ def toml(value: object) -> str:
 
 
 SHORT = settings(
-    max_examples=4, stateful_step_count=20, deadline=None, phases=[Phase.generate]
+    max_examples=6, stateful_step_count=20, deadline=None, derandomize=True, phases=[Phase.generate]
 )  # to shrink takes minutes
 TestLivesOfEntries: Callable[..., Any] = LivesOfEntries.TestCase
 TestLivesOfEntries.settings = SHORT  # type: ignore[attr-defined]
