@@ -342,9 +342,10 @@ def check_by_xdp(site: GuestSite, refused: list[Case], why: str) -> None:
         assert site.counted(case.name, SENT)
         # While the NIC is asked again whether it has room, a rule is on its way for a moment.
         assert eventually(lambda name=case.name: why in site.entry(name)["why"], site.PATIENCE)
-        told = site.request("explain", flow=case.match())
+        match = case.match()
+        told = site.request("explain", flow=match)
         assert told["functions"] == {"flow_actions": f"entry {case.name!r}: drop"}
-        assert eventually(lambda match=case.match(): why in explained(site, match), site.PATIENCE)
+        assert eventually(lambda match=match: why in explained(site, match), site.PATIENCE)
         assert site.filters(case.keys) == []
     assert site.actions("drop") == (by_mark, by_look_up + SENT * len(refused))
 
