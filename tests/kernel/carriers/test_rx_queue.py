@@ -126,5 +126,13 @@ def test_in_a_chain_the_queue_leads_straight_to_the_owner_of_its_mark(tmp_path: 
     with link(tmp_path, "dest-id", ["one"]) as here:
         plain = [here.exchange(FRAME) for _ in range(2)]
         assert here.engine.poll() == 1
-        assert here.exchange(FRAME, int(here.engine.table.mark[0])) in plain
-        assert (here.count(AccelCounter.FAST), here.neighbours["one"].seen) == (1, 2)
+        mark = int(here.engine.table.mark[0])
+        for turn in range(1, 50):
+            before = here.neighbours["one"].seen
+            assert here.exchange(FRAME, mark) in plain
+            assert here.count(AccelCounter.FAST) == turn
+            # The link has frames of its own now and then; the marked one would be seen each time.
+            if here.neighbours["one"].seen == before:
+                break
+        else:
+            raise AssertionError("the first function has seen each marked packet")

@@ -157,7 +157,9 @@ def test_a_nic_that_is_made_anew_gets_its_rules_back(site: Site, rounds: Rounds,
         assert eventually(lambda: rounds.several(20) and site.rules() == FLOWS)
         assert site.metric("nfcore_vanished_total") == FLOWS
         assert eventually(lambda: site.metric("nfcore_refill_seconds") > 0)
-        assert site.in_hardware() == before
+        # On a slow machine the NIC was away for so long that flows were given up and reported again, with new marks.
+        reals = {flow: real for flow, (_, real) in before.items()}
+        assert {flow: real for flow, (_, real) in site.in_hardware().items()} == reals
         fast = site.metric("nfcore_packets_total", path="fast")
         rounds.run()
         assert site.metric("nfcore_packets_total", path="fast") - fast == FLOWS

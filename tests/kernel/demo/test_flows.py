@@ -73,32 +73,6 @@ def test_stopped_amid_the_flood_it_leaves_nothing() -> None:
 
 @needs_root
 @pytest.mark.slow
-def test_an_application_that_dies_fails_its_claim() -> None:
-    demo = subprocess.Popen([*DEMO, "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert demo.stderr is not None
-    for line in demo.stderr:
-        if f"{APPLICATION.name} is started" in line:
-            break
-    os.kill(application_of(demo.pid), signal.SIGKILL)
-    output, _ = demo.communicate(timeout=120)
-    assert demo.returncode == 1
-    summary = json.loads(output)
-    assert not summary["ok"] and summary["requests"]["lost"] == 0
-    failed = {event["name"]: event["detail"] for event in summary["events"] if not event["passed"]}
-    assert f"{APPLICATION.name} ended with status -9" in failed["guard"]
-    assert leftovers() == set()
-
-
-def application_of(demo: int) -> int:
-    """The process of the application among the children of a demo, as soon as it is there."""
-    for _ in range(500):
-        for child in Path(f"/proc/{demo}/task/{demo}/children").read_text().split():
-            if APPLICATION.name in Path(f"/proc/{child}/cmdline").read_text():
-                return int(child)
-        time.sleep(0.01)
-    raise AssertionError("the application does not run")
-
-
 @pytest.mark.parametrize("others", [["--chaos"], ["--picture", "top.svg"]])
 def test_options_that_do_not_go_together(others: list[str]) -> None:
     done = subprocess.run([*DEMO, *others], cwd=ROOT, capture_output=True, text=True, check=False)
