@@ -113,6 +113,32 @@ def pack_address(address: Address) -> NDArray[np.uint8]:
     return np.frombuffer(address.packed.ljust(16, b"\0"), dtype=np.uint8)
 
 
+ADDRESS_BITS = {4: 32, 6: 128}
+"""IP version → bits of its addresses."""
+_ADDRESS_MASKS = np.stack(
+    [np.packbits(np.arange(128) < (bits - np.arange(129))[:, None], axis=1) for bits in ADDRESS_BITS.values()]
+)
+"""Masks by family (0: IPv4, 1: IPv6) and number of open low bits, as the 16 bytes of a key's address."""
+
+
+def masks_of(families: NDArray[Any], wild: NDArray[np.uint8]) -> NDArray[np.void]:
+    """Give the bits that matches fix, as rows of FLOW_KEY; their own `wild` is 0. All of an address's rest is fixed.
+
+    families: 4 or 6, shape (n,). wild: as in a key, shape (n, 3).
+    """
+    masks = np.zeros(len(families), dtype=FLOW_KEY)
+    masks["src"], masks["dst"] = fixed_bits(families, wild[:, 0]), fixed_bits(families, wild[:, 1])
+    for name, flag in zip(("sport", "dport", "proto"), Anything, strict=True):
+        masks[name] = np.where(wild[:, 2] & flag, 0, 0xFFFF if name != "proto" else 0xFF)
+    return masks
+
+
+def fixed_bits(families: int | NDArray[Any], is_open: NDArray[Any]) -> NDArray[np.uint8]:
+    """Give for numbers of open low bits the masks of the others, as the 16 bytes of a key's address."""
+    masks: NDArray[np.uint8] = _ADDRESS_MASKS[np.equal(families, 6).astype(np.intp), is_open]
+    return masks
+
+
 def unpack_address(raw: NDArray[np.uint8] | bytes, family: int) -> Address:
     """Read the address in the 16 bytes of a key; `family` is 4 or 6."""
     data = bytes(raw)

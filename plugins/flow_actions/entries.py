@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nfcore.api.config import ConfigTable, Network, parse_duration
-from nfcore.api.flows import FLOW_KEY, PROTOCOL_NAMES, PROTOCOL_NUMBERS, Anything, join_rows, unpack_address
+from nfcore.api.flows import (
+    ADDRESS_BITS,
+    PROTOCOL_NAMES,
+    PROTOCOL_NUMBERS,
+    Anything,
+    fixed_bits,
+    join_rows,
+    unpack_address,
+)
 from nfcore.errors import ConfigError, Problem
 
 from .layouts import ENTRY, FASTEST, LONGEST_BURST, SLOWEST_BYTES
@@ -46,7 +54,6 @@ PARAMETERS: Mapping[str, frozenset[str]] = {
 """Action → the keys that it may have."""
 ALL_PARAMETERS = frozenset().union(*PARAMETERS.values())
 _RATES = ("packets_per_second", "bytes_per_second")
-BITS = {4: 32, 6: 128}
 
 
 def _name(value: object) -> str:
@@ -362,42 +369,13 @@ def _texts(addresses: NDArray[np.uint8], is_open: NDArray[np.uint8], families: N
     """Write addresses and prefixes, nothing where any address will do."""
     packed = addresses.tobytes()
     for index, (low, family) in enumerate(zip(is_open.tolist(), families.tolist(), strict=True)):
-        bits = BITS[family]
+        bits = ADDRESS_BITS[family]
         if low == bits:
             yield ""
             continue
         kind = socket.AF_INET if family == 4 else socket.AF_INET6
         text = socket.inet_ntop(kind, packed[16 * index : 16 * index + bits // 8])
         yield f"{text}/{bits - low}" if low else text
-
-
-def masks_of(families: NDArray[Any], wild: NDArray[np.uint8]) -> NDArray[np.void]:
-    """Give, for shapes, the bits that they fix, as keys; `wild` of the keys is 0. All of an address's rest is fixed."""
-    masks = np.zeros(len(families), dtype=FLOW_KEY)
-    which = (families == 6).astype(np.intp)
-    masks["src"], masks["dst"] = _ADDRESS_MASKS[which, wild[:, 0]], _ADDRESS_MASKS[which, wild[:, 1]]
-    for name, flag in zip(("sport", "dport", "proto"), Anything, strict=True):
-        masks[name] = np.where(wild[:, 2] & flag, 0, 0xFFFF if name != "proto" else 0xFF)
-    return masks
-
-
-def fixed_bits(family: int, is_open: NDArray[Any]) -> NDArray[np.uint8]:
-    """Give for numbers of open low bits the masks of the others, as the 16 bytes of a key's address."""
-    masks: NDArray[np.uint8] = _ADDRESS_MASKS[int(family == 6), is_open]
-    return masks
-
-
-def _address_masks() -> NDArray[np.uint8]:
-    """Masks by family (0: IPv4, 1: IPv6) and number of open low bits, as the 16 bytes of a key's address."""
-    masks = np.zeros((2, 129, 16), dtype=np.uint8)
-    for which, bits in enumerate(BITS.values()):
-        for is_open in range(bits + 1):
-            value = (1 << bits) - (1 << is_open)
-            masks[which, is_open] = np.frombuffer(value.to_bytes(bits // 8, "big").ljust(16, b"\0"), dtype=np.uint8)
-    return masks
-
-
-_ADDRESS_MASKS = _address_masks()
 
 
 class _Ends:
@@ -417,7 +395,8 @@ class _Ends:
                     packed[index], family[index] = socket.inet_pton(socket.AF_INET6, address), 6
                 else:
                     packed[index], family[index] = socket.inet_pton(socket.AF_INET, address) + _REST_OF_IPV4, 4
-                fixed[index] = _prefix_length(length, BITS[family[index]]) if slash else BITS[family[index]]
+                bits = ADDRESS_BITS[family[index]]
+                fixed[index] = _prefix_length(length, bits) if slash else bits
             except (OSError, ValueError):
                 packed[index], family[index] = _NOWHERE, 0
                 self.wrong[index] = f"is {text!r:.60}; {_WANTED}"
@@ -537,10 +516,9 @@ class _Conversion:
             yield self._problem(index, key, f"is {port}; a port needs proto, which should be 'tcp' or 'udp'")
 
     def _host_bits(self) -> Iterator[EntryProblem]:
-        which = (self._family == 6).astype(np.intp)
         for key, end in self._ends():
-            is_open = np.clip(np.where(which, 128, 32) - end.fixed, 0, 128)
-            has_bits = (end.packed & ~_ADDRESS_MASKS[which, is_open]).any(axis=1) & (end.family == self._family)
+            is_open = np.clip(np.where(self._family == 6, 128, 32) - end.fixed, 0, 128)
+            has_bits = (end.packed & ~fixed_bits(self._family, is_open)).any(axis=1) & (end.family == self._family)
             for index in _where(has_bits):
                 network = ipaddress.ip_network(end.text[index] or "", strict=False)
                 text = f"is {end.text[index]!r}, which has host bits; should be {str(network)!r}"
@@ -654,7 +632,7 @@ def _outside(row: np.void, require: Require) -> str:
         return "family"
     for number, (name, network) in enumerate((("src", require.src), ("dst", require.dst))):
         if network is not None:
-            fixed = BITS[family] - int(key["wild"][number])
+            fixed = ADDRESS_BITS[family] - int(key["wild"][number])
             if fixed < network.prefixlen or unpack_address(key[name], family) not in network:
                 return name
     for name, value in (("proto", require.proto), ("dport", require.dport)):

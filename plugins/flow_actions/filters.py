@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import Anything
+from nfcore.api.flows import ADDRESS_BITS, Anything
 
 from . import layouts as lay
 
@@ -22,7 +22,6 @@ EXACT, UNKNOWN_SHAPE = -1, -2
 _LONGEST_WALKS = (10, 4, 4, 4)
 """By level: as many open bits among those that choose a bucket are enumerated. A shape with more of them is in every
 bucket of the level."""
-_WIDTH = {4: 32, 6: 128}
 _WORD = 64
 _ADDRESS_LOG2, _PORT_LOG2 = lay.ADDRESS_BUCKETS.bit_length() - 1, lay.PORT_BUCKETS.bit_length() - 1
 
@@ -250,7 +249,7 @@ class Filter:
         for level, (head_bits, longest) in enumerate(
             zip(lay.ADDRESS_LEVELS[self.family], _LONGEST_WALKS, strict=False)
         ):
-            walk = open_bits - (_WIDTH[self.family] - head_bits)
+            walk = open_bits - (ADDRESS_BITS[self.family] - head_bits)
             if walk > longest:
                 yield f"{name}{level}", None
                 continue

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import FLOW_KEY, Anything
+from nfcore.api.flows import FLOW_KEY, Anything, masks_of
 
 ENTRY = np.dtype(
     [("key", FLOW_KEY), ("family", "<u4"), ("slot", "<u4"), ("target", "<u4"), ("precedence", "<u4")],
@@ -169,11 +169,10 @@ def key_words(keys: NDArray[np.void], family: int) -> NDArray[np.uint64]:
 
 def mask_words(wild: tuple[int, int, int], family: int) -> NDArray[np.uint64]:
     """Give the bits that count where `wild` is open. They include that of an unknown protocol, which equals none."""
-    width = 32 if family == 4 else 128
-    ends = [((1 << width) - (1 << bits)).to_bytes(width // 8, "big") for bits in wild[:2]]
-    ports = b"".join(b"\0\0" if wild[2] & flag else b"\xff\xff" for flag in (Anything.SPORT, Anything.DPORT))
-    protocol = bytes(4) if wild[2] & Anything.PROTO else b"\xff\x01\0\0"
-    return np.frombuffer(b"".join([ports, protocol, *ends]), dtype="<u8")
+    words: NDArray[np.uint64] = key_words(masks_of(np.array([family]), np.array([wild], dtype=np.uint8)), family)[0]
+    if not wild[2] & Anything.PROTO:
+        words[0] |= np.uint64(1 << PROTOCOL_SHIFT + 8)
+    return words
 
 
 def match_patterns(keys: NDArray[np.void], families: NDArray[np.uint32]) -> NDArray[np.void]:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import FLOW_KEY
+from nfcore.api.flows import FLOW_KEY, masks_of
 
-from .entries import masks_of
 from .overlaps import WORDS, Words, match
 
 Slots = NDArray[np.int64]

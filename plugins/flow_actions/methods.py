@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from nfcore.api.config import Network
 from nfcore.api.context import Services
-from nfcore.api.flows import pack_address
+from nfcore.api.flows import ADDRESS_BITS, fixed_bits, pack_address
 from nfcore.api.json_rows import JsonRows
 from nfcore.errors import ConfigError, Problem
 
-from .entries import BITS, PARAMETERS, Entries, describe, fixed_bits, parse_orders
+from .entries import PARAMETERS, Entries, describe, parse_orders
 from .orders import Orders
 from .overlaps import Indices
 from .table import Owner
@@ -349,7 +349,7 @@ def _network(match: str) -> Network | None:
 
 def _touches(rows: NDArray[np.void], network: Network) -> NDArray[np.bool_]:
     """Say for each row whether one of the ends that it gives overlaps a network."""
-    bits = BITS[network.version]
+    bits = ADDRESS_BITS[network.version]
     wanted = np.frombuffer(pack_address(network.network_address), dtype=np.uint8)
     found = np.zeros(len(rows), dtype=bool)
     for end, is_open in (("src", rows["key"]["wild"][:, 0]), ("dst", rows["key"]["wild"][:, 1])):

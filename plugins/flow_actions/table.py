@@ -25,9 +25,9 @@ from itertools import chain, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import join_rows
+from nfcore.api.flows import join_rows, masks_of
 
-from .entries import Entries, EntryError, EntryProblem, Target, masks_of
+from .entries import Entries, EntryError, EntryProblem, Target
 from .layouts import ENTRY, MOST_SHAPES
 from .overlaps import WORDS, Indices, Side, Words, compare, duplicates, match
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import FLOW_KEY, Anything, pack_address
+from nfcore.api.flows import ADDRESS_BITS, FLOW_KEY, Anything, pack_address
 from nfcore.errors import HostError
 from nfcore.kernel.link_monitor import is_up
 from nfcore.kernel.netlink import accepts_redirects
 
 from .data_plane import DataPlane
-from .entries import BITS, Require, Target
+from .entries import Require, Target
 from .layouts import TARGET, Action, match_patterns, police_rate
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def _write_require(row: NDArray[np.void], require: Require) -> None:
     """Write what packets with the target's mark must match at least."""
     key = np.zeros(1, dtype=FLOW_KEY)
     anything = Anything.SPORT
-    bits = BITS[require.family or 4]
+    bits = ADDRESS_BITS[require.family or 4]
     for end, name in enumerate(("src", "dst")):
         network = getattr(require, name)
         if network is not None:

@@ -14,7 +14,7 @@ from socket import IPPROTO_UDP
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import ANY_CPU, FLOW_KEY, Anything, FlowBatch, pack_address
+from nfcore.api.flows import ANY_CPU, FLOW_KEY, Anything, FlowBatch, masks_of, pack_address
 from nfcore.errors import HostError
 from nfcore.kernel import Map
 
@@ -72,7 +72,7 @@ class VipFinder:
         """Whether masked flows and VIPs have a packet in common; rows of FLOW_ROW."""
         keys = rows["key"]
         words = np.ascontiguousarray(keys["dst"]).view(np.uint64).reshape(len(rows), 2)
-        fixed = np.stack([_fixed_bits(int(row["family"]), int(row["key"]["wild"][1])) for row in rows])
+        fixed = np.ascontiguousarray(masks_of(rows["family"], keys["wild"])["dst"]).view(np.uint64)
         anything = keys["wild"][:, 2]
         any_port, any_proto = (anything & Anything.DPORT) != 0, (anything & Anything.PROTO) != 0
         reaching = np.zeros(len(rows), dtype=bool)
@@ -120,13 +120,6 @@ def _pattern(vip: VipTable) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     if vip.is_prefix:
         mask = pack_address(vip.address.netmask)
     return pack_address(vip.address.network_address).view(np.uint64), mask.view(np.uint64)
-
-
-def _fixed_bits(family: int, open_bits: int) -> NDArray[np.uint64]:
-    """Mask of the address bits that a match fixes, as :func:`_pattern` has it."""
-    width = 32 if family == 4 else 128
-    value = (1 << width) - (1 << open_bits)
-    return np.frombuffer(value.to_bytes(width // 8, "big").ljust(16, b"\0"), dtype=np.uint64)
 
 
 class Connections:

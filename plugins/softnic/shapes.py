@@ -12,12 +12,11 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import PROTOCOL_NAMES, Anything
+from nfcore.api.flows import ADDRESS_BITS, PROTOCOL_NAMES, Anything, masks_of
 from nfcore.kernel import Map
 
-from .layouts import SHAPE, SHAPES
+from .layouts import SHAPES
 
-_WIDTHS = {4: 32, 6: 128}
 _OPEN_PORTS = int(Anything.SPORT | Anything.DPORT)
 Shape = tuple[int, int, int, int]
 """`wild` of the keys, and family."""
@@ -40,8 +39,8 @@ def can_match(keys: NDArray[np.void]) -> NDArray[np.bool_]:
     any_proto = wild[:, 2] & Anything.PROTO != 0
     has_ports = np.isin(flow["proto"], tuple(PROTOCOL_NAMES)) & ~any_proto
     good = has_ports | (wild[:, 2] & _OPEN_PORTS == _OPEN_PORTS)
-    width = np.where(family == 6, _WIDTHS[6], _WIDTHS[4])
-    good &= np.isin(family, tuple(_WIDTHS)) & (wild[:, :2] <= width[:, None]).all(axis=1)
+    width = np.where(family == 6, ADDRESS_BITS[6], ADDRESS_BITS[4])
+    good &= np.isin(family, tuple(ADDRESS_BITS)) & (wild[:, :2] <= width[:, None]).all(axis=1)
     known: NDArray[np.bool_] = good & (wild[:, 2] <= sum(Anything))
     return known
 
@@ -114,13 +113,7 @@ class ShapeTable:
 def _mask(shape: Shape) -> np.void:
     """The bits that count of a shape, as a key; its `wild` is that of the shape's keys."""
     src, dst, anything, family = shape
-    mask = np.zeros(1, dtype=SHAPE)["mask"]
-    for field, open_bits in (("src", src), ("dst", dst)):
-        width = _WIDTHS[family]
-        bits = (1 << width) - (1 << open_bits)
-        mask[field][0, : width // 8] = np.frombuffer(bits.to_bytes(width // 8, "big"), dtype=np.uint8)
-    for field, flag, every in (("sport", 1, 0xFFFF), ("dport", 2, 0xFFFF), ("proto", 4, 0xFF)):
-        mask[field] = 0 if anything & flag else every
+    mask = masks_of(np.array([family]), np.array([[src, dst, anything]], dtype=np.uint8))
     mask["wild"] = src, dst, anything
     key: np.void = mask[0]
     return key
