@@ -15,7 +15,6 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from nfcore.api.rules import Device
 
 from .data_plane import DataPlane
 from .entries import Target
+from .facts import Facts
 from .layouts import ENTRY
 from .matches import Matches, covered_by, match_names
 from .table import Change, Table
@@ -45,23 +45,6 @@ LAST_CHANGES, FEW_ENTRIES = 1_000, 1_000
 """Up to so many new entries are compared with flows one by one; of more, all entries are asked for."""
 FRESH = 0.2
 """Seconds for which counters that were read count as fresh: who asks all the time must not keep the NICs busy."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of entries, a row each."""
-
-    packets: NDArray[np.uint64]
-    """Counted by NICs and XDP."""
-    bytes: NDArray[np.uint64]
-    idle: NDArray[np.float64]
-    """Seconds since the last packet; infinite when there was none."""
-    in_hardware: NDArray[np.bool_]
-    """Whether a NIC has a rule for it."""
-    hardware_packets: NDArray[np.uint64]
-    """Of `packets`, those that NICs have counted."""
-    why: list[str]
-    """Why it is not in hardware; empty where it is."""
 
 
 class FlowActions(NetworkFunction):

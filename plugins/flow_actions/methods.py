@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from nfcore.api.json_rows import JsonRows
 from nfcore.errors import ConfigError, Problem
 
 from .entries import PARAMETERS, Entries, describe, parse_orders
+from .facts import Facts
 from .orders import Orders
 from .overlaps import Indices
 from .table import Owner
@@ -38,34 +39,6 @@ BATCH_PATIENCE = 60.0
 BATCH_IDLE = 5.0
 """Seconds without a request after which a batch may be dropped when its place is needed."""
 LONGEST_PAGE, PAGE = 10_000, 1_000
-
-
-class Facts(Protocol):
-    """What is known of entries, a row each."""
-
-    @property
-    def packets(self) -> NDArray[np.uint64]:
-        """Counted by NICs and XDP."""
-
-    @property
-    def bytes(self) -> NDArray[np.uint64]:
-        """Counted by NICs and XDP."""
-
-    @property
-    def idle(self) -> NDArray[np.float64]:
-        """Seconds since the last packet; infinite when there was none."""
-
-    @property
-    def in_hardware(self) -> NDArray[np.bool_]:
-        """Whether a NIC has a rule for it."""
-
-    @property
-    def hardware_packets(self) -> NDArray[np.uint64]:
-        """Of `packets`, those that NICs have counted."""
-
-    @property
-    def why(self) -> list[str]:
-        """Why it is not in hardware; empty where it is."""
 
 
 @dataclass

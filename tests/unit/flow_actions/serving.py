@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nfcore.api.context import Services
 from nfcore.control.server import ControlServer
 from nfcore.errors import HostError
+from nfcore.plugins.flow_actions.facts import Facts
 from nfcore.plugins.flow_actions.journal import Journal
 from nfcore.plugins.flow_actions.methods import FlowMethods
 from nfcore.plugins.flow_actions.orders import Orders
@@ -38,22 +39,14 @@ class NullDataPlane:
         self.table.commit(change)
 
 
-@dataclass
-class NoFacts:
-    """Facts of entries whose packets nobody has counted."""
-
-    packets: NDArray[np.uint64]
-    bytes: NDArray[np.uint64]
-    hardware_packets: NDArray[np.uint64]
-    idle: NDArray[np.float64]
-    in_hardware: NDArray[np.bool_]
-    why: list[str]
-
-
-def no_facts(slots: NDArray[np.int64]) -> NoFacts:
+def no_facts(slots: NDArray[np.int64]) -> Facts:
+    """Give the facts of entries whose packets nobody has counted."""
     zeros = np.zeros(len(slots), dtype=np.uint64)
     never = np.full(len(slots), np.inf)
-    return NoFacts(zeros, zeros, zeros, never, zeros.astype(bool), ["it has no backend"] * len(slots))
+    why = ["it has no backend"] * len(slots)
+    return Facts(
+        packets=zeros, bytes=zeros, idle=never, in_hardware=zeros.astype(bool), hardware_packets=zeros, why=why
+    )
 
 
 @dataclass
