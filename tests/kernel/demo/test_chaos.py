@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +20,10 @@ from demo.scenario import FIRST_RULES, Scenario
 from demo.stage import CONFIG
 from nfcore.config.loader import load_config
 from nfcore.hooks.manager import PluginManager
-from tests.paths import ROOT
+
+from .running import run_story, stop_at
 
 pytestmark = pytest.mark.slow
-DEMO = [sys.executable, "-m", "demo", "--chaos"]
 STORY = [
     *("max_rules", "explain", "nic_full", "kill", "kill", "kill_starting", "wipe", "cable"),
     *("drain", "remove", "return", "offload_off", "kill_off", "offload_on"),
@@ -46,35 +42,15 @@ def leftovers() -> set[str]:
 @needs_root
 @pytest.mark.parametrize("strategy", ["dest-id", "flow-id"])
 def test_nothing_is_lost_whatever_happens(strategy: str) -> None:
-    done = subprocess.run(
-        [*DEMO, "--json", "--strategy", strategy], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads(done.stdout)
-    assert summary["ok"] is True
-    assert summary["strategy"] == strategy
-    assert summary["requests"]["sent"] >= 6000
-    assert summary["requests"]["lost"] == 0
-    assert [event["name"] for event in summary["events"]] == STORY
-    assert all(event["passed"] and event["detail"] for event in summary["events"])
-    assert all(check["passed"] for check in summary["checks"])
+    summary, errors = run_story("--chaos", strategy, STORY, requests=6000, timeout=600)
     for event in summary["events"]:
-        assert event["claim"] in {check["claim"] for check in summary["checks"]}
-        assert event["what"] in done.stderr
+        assert event["what"] in errors
     assert leftovers() == set()
 
 
 @needs_root
 def test_stopped_amid_a_killing_it_leaves_nothing() -> None:
-    demo = subprocess.Popen(DEMO, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert demo.stdout is not None
-    for line in demo.stdout:
-        if "SIGKILL" in line:
-            break
-    demo.send_signal(signal.SIGINT)
-    rest, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 128 + signal.SIGINT
-    assert "everything was removed" in rest
+    stop_at("SIGKILL", ["--chaos"])
     assert leftovers() == set()
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ import pytest
 from demo.lab import NETNS_FOLDER
 from tests.paths import ROOT
 
-DEMO = [sys.executable, "-m", "demo"]
+from .running import DEMO, stop_at
+
 RUN = Path("/run/nfcore")
 
 pytestmark = pytest.mark.slow
@@ -54,15 +54,7 @@ def test_everything_is_proven(strategy: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_demo_leaves_nothing(sent: signal.Signals) -> None:
-    demo = subprocess.Popen([*DEMO, "--requests", "20000"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert demo.stdout is not None
-    for line in demo.stdout:
-        if "kept-alive" in line:
-            break
-    demo.send_signal(sent)
-    rest, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 128 + sent
-    assert "everything was removed" in rest
+    stop_at("kept-alive", ["--requests", "20000"], sent)
     assert leftovers() == set()
 
 

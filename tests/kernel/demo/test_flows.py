@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -26,10 +24,10 @@ from demo.stage import CONFIG as BALANCER
 from demo.wire import Wire, head
 from tests.paths import ROOT
 
+from .running import DEMO, run_story, stop_at
 from .test_demo import leftovers
 from .test_lab import ask, serve
 
-DEMO = [sys.executable, "-m", "demo", "--flows"]
 STORY = ["flood", "guard", "dscp", "second_wave"]
 PREFIX = "nfflow-"
 
@@ -40,34 +38,15 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root (network n
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["dest-id", "flow-id"])
 def test_a_flood_is_dropped_and_nobody_else_loses_a_request(strategy: str) -> None:
-    done = subprocess.run(
-        [*DEMO, "--json", "--strategy", strategy], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads(done.stdout)
-    assert summary["ok"] is True
-    assert summary["strategy"] == strategy
-    assert summary["requests"]["sent"] >= 2000
-    assert summary["requests"]["lost"] == 0
-    assert [event["name"] for event in summary["events"]] == STORY
-    assert all(event["passed"] and event["detail"] for event in summary["events"])
-    claims = {check["claim"] for check in summary["checks"] if check["passed"]}
-    assert {event["claim"] for event in summary["events"]} < claims
+    summary, _ = run_story("--flows", strategy, STORY, requests=2000, timeout=300)
+    assert {event["claim"] for event in summary["events"]} < {check["claim"] for check in summary["checks"]}
     assert leftovers() == set()
 
 
 @needs_root
 @pytest.mark.slow
 def test_stopped_amid_the_flood_it_leaves_nothing() -> None:
-    demo = subprocess.Popen(DEMO, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert demo.stdout is not None
-    for line in demo.stdout:
-        if f"{APPLICATION.name} is started" in line:
-            break
-    demo.send_signal(signal.SIGINT)
-    rest, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 128 + signal.SIGINT
-    assert "everything was removed" in rest
+    stop_at(f"{APPLICATION.name} is started", ["--flows"])
     assert leftovers() == set()
 
 
@@ -75,7 +54,7 @@ def test_stopped_amid_the_flood_it_leaves_nothing() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("others", [["--chaos"], ["--picture", "top.svg"]])
 def test_options_that_do_not_go_together(others: list[str]) -> None:
-    done = subprocess.run([*DEMO, *others], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*DEMO, "--flows", *others], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"demo: {others[0]} and --flows do not go together: use one of them\n"
 
