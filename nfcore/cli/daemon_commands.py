@@ -17,7 +17,7 @@ from ..engine.flow_state import LISTED_STATES, SORT_KEYS
 from ..errors import ConfigError, Problem
 from ..text import json_text, printable
 from .events import Selection, show_events
-from .options import ConfigOption, JsonOption, OptionalConfig, SocketOption, find_socket, request_metrics
+from .options import JsonOption, OptionalConfig, SocketOption, find_socket, request_metrics
 from .tables import TextTable, show
 
 app = typer.Typer()
@@ -161,7 +161,7 @@ def flows(
 @app.command()
 def explain(
     flow: Annotated[str, typer.Argument(metavar="FLOW", help="As 198.18.1.2:40000 > 198.18.10.1:80/tcp, in quotes.")],
-    config: ConfigOption = None,
+    config: OptionalConfig = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -173,7 +173,7 @@ def explain(
 
       nfcore explain "198.18.1.2:40000 > 198.18.10.1:80/tcp"
 
-      nfcore explain "[2001:db8::2]:40000 > [2001:db8:10::1]:80/tcp" --config lb.toml --json
+      nfcore explain "[2001:db8::2]:40000 > [2001:db8:10::1]:80/tcp" lb.toml --json
     """
     answer = _request(config, socket, "explain", flow=_checked_flow(flow))
     if as_json:
@@ -283,7 +283,7 @@ def events(
 @app.command()
 def offload(
     switch: Annotated[Switch, typer.Argument(help="off: remove every rule from the NIC and install no more.")],
-    config: ConfigOption = None,
+    config: OptionalConfig = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -292,7 +292,7 @@ def offload(
     Off: every flow goes back to the slow path and keeps its real. Offloading stays off, also after a restart of the
     daemon, until you switch it on. Balancing goes on meanwhile.
 
-    Example: nfcore offload off --config lb.toml
+    Example: nfcore offload off lb.toml
     """
     answer = _request(config, socket, "offload", on=switch is Switch.ON)
     if as_json:

@@ -10,6 +10,8 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
+from .config_option import take_option
+
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +29,8 @@ class CommandGroup(TyperGroup):
         """Give the command of this name, or None."""
         if cmd_name not in self.commands:
             self._add_plugin_commands()
-        return super().get_command(ctx, cmd_name)
+        command = super().get_command(ctx, cmd_name)
+        return None if command is None else take_option(command)
 
     def _add_plugin_commands(self) -> None:
         """Call `register_commands` of the installed plugins; leave out those whose commands exist already."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nfcore.cli.options import ConfigOption, JsonOption, SocketOption, find_socket
+from nfcore.cli.options import ConfigOption, JsonOption, OptionalConfig, SocketOption, find_socket, last_is_config
 from nfcore.cli.tables import TextTable, show, show_plain
 from nfcore.client import Flow, FlowClient, FlowError, FlowStatus
 from nfcore.errors import ConfigError, HostError, Problem
@@ -75,7 +75,7 @@ def add(
         typer.Option(metavar="KEY=VALUE", help="What marked packets must match: src, dst, proto, dport, family."),
     ] = None,
     ttl: Annotated[str | None, typer.Option(help="Lifetime, such as 10m. Default: until it is deleted.")] = None,
-    config: ConfigOption = None,
+    config: OptionalConfig = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -114,15 +114,24 @@ def add(
 
 @app.command("del")
 def delete(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="The entries.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME… [CONFIG]", help="The entries.")],
     config: ConfigOption = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Delete entries: all that are named, or none.
 
-    Example: nfcore flow del flood calls
+    A last word that ends in .toml is CONFIG. For an entry of such a name, name the daemon by --config or --socket.
+
+    Examples:
+
+      nfcore flow del flood calls
+
+      nfcore flow del flood lb.toml
     """
+    names, config = last_is_config(names, config, socket)
+    if not names:
+        raise typer.BadParameter("name at least one entry", param_hint="NAME")
     with FlowClient(find_socket(config, socket)) as client:
         try:
             changed = client.delete(*names)
@@ -134,11 +143,14 @@ def delete(
 
 @app.command("list")
 def list_entries(
-    match: Annotated[str, typer.Argument(metavar="[MATCH]", help="An address, a prefix, or part of a name.")] = "",
+    match: Annotated[
+        str,
+        typer.Argument(metavar="[MATCH]", help="An address, a prefix, or part of a name."),
+    ] = "",
     action: Annotated[ActionChoice | None, typer.Option(help="Only entries with this action.")] = None,
     owner: Annotated[OwnerChoice | None, typer.Option(help="Only the TOML's, or those of applications.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many entries to list.")] = 50,
-    config: ConfigOption = None,
+    config: OptionalConfig = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -148,8 +160,10 @@ def list_entries(
 
       nfcore flow list 198.18.7.0/24
 
-      nfcore flow list --action drop --json
+      nfcore flow list lb.toml --action drop --json
     """
+    words, config = last_is_config([match], config, socket)
+    match = "".join(words)
     with FlowClient(find_socket(config, socket)) as client:
         total = client.daemon["entries"]
         found: list[FlowStatus] = []
@@ -193,7 +207,7 @@ def _cells(status: FlowStatus) -> tuple[str, ...]:
 @app.command("show")
 def show_entry(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The entry.")],
-    config: ConfigOption = None,
+    config: OptionalConfig = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -214,7 +228,7 @@ def show_entry(
 @app.command()
 def clear(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    config: ConfigOption = None,
+    config: OptionalConfig = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -235,7 +249,7 @@ def load(
     replace: Annotated[
         bool, typer.Option("--replace", help="Delete all other entries of applications in the same change.")
     ] = False,
-    config: ConfigOption = None,
+    config: OptionalConfig = None,
     socket: SocketOption = None,
     as_json: JsonOption = False,
 ) -> None:

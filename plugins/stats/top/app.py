@@ -36,19 +36,22 @@ ESCAPE_TIMEOUT = 0.05
 FLOWS = 60
 PLAIN_WIDTH, PLAIN_HEIGHT, PICTURE_HEIGHT = 100, 40, 26
 """Columns without a terminal; lines of `--once`, and of `--once --svg`."""
+Find = Callable[[], Path]
+"""Gives the daemon's socket; called for each connection, as the daemon may be started later."""
 
 
 class TopClient:
     """Calls the daemon's method ``top``, over one connection as long as that works."""
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
+    def __init__(self, find: Find) -> None:
+        self._find, self._socket = find, Path()
         self._client: Client | None = None
 
     def fetch(self, parameters: dict[str, Any]) -> Sample:
         """Return one sample. HostError: the daemon gives none now."""
         try:
             if self._client is None:
+                self._socket = self._find()
                 self._client = Client(self._socket, TIMEOUT)
             client = self._client
             return Sample.read(request_metrics(lambda: client.request("top", **parameters), self._socket))
@@ -66,9 +69,9 @@ class TopClient:
 class Poller:
     """A thread that fetches a sample every `interval` seconds into a queue, and at once when the parameters change."""
 
-    def __init__(self, socket: Path, interval: float, parameters: dict[str, Any], wake: Callable[[], None]) -> None:
+    def __init__(self, find: Find, interval: float, parameters: dict[str, Any], wake: Callable[[], None]) -> None:
         self.answers: queue.SimpleQueue[Sample | NfcoreError] = queue.SimpleQueue()
-        self._client, self._interval, self._parameters, self._wake = TopClient(socket), interval, parameters, wake
+        self._client, self._interval, self._parameters, self._wake = TopClient(find), interval, parameters, wake
         self._now, self._stopped = threading.Event(), False
         threading.Thread(target=self._run, name="top", daemon=True).start()
 
@@ -140,7 +143,7 @@ class Display:
         return draw(self.board, self.view, self._drawn, width, height)
 
 
-def watch(socket: Path, interval: float, view: View) -> int:
+def watch(find: Find, interval: float, view: View) -> int:
     """Show the live view until the user quits; returns the exit status."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise HostError("nfcore top needs a terminal to draw on; elsewhere use --once or --json")
@@ -150,7 +153,7 @@ def watch(socket: Path, interval: float, view: View) -> int:
         raise ConfigError("nfcore top", [Problem("TERM", problem)])
     display, reader = Display(view), KeyReader()
     with Terminal(console) as terminal:
-        poller = Poller(socket, interval, parameters_of(view), terminal.wake)
+        poller = Poller(find, interval, parameters_of(view), terminal.wake)
         while terminal.ended is None and not display.view.over:
             terminal.show(display.lines(*terminal.size))
             data = terminal.wait(ESCAPE_TIMEOUT if reader.waiting else None)
@@ -165,9 +168,9 @@ def watch(socket: Path, interval: float, view: View) -> int:
     return 128 + int(terminal.ended)
 
 
-def boards(socket: Path, interval: float, view: View) -> Iterator[Board | NfcoreError]:
+def boards(find: Find, interval: float, view: View) -> Iterator[Board | NfcoreError]:
     """Yield a board, of two samples, every `interval` seconds; the first after one interval."""
-    client, before = TopClient(socket), None
+    client, before = TopClient(find), None
     parameters = parameters_of(view)
     while True:
         began = time.monotonic()
@@ -182,11 +185,11 @@ def boards(socket: Path, interval: float, view: View) -> Iterator[Board | Nfcore
         time.sleep(max(0.0, interval - (time.monotonic() - began)))
 
 
-def once(socket: Path, interval: float, view: View, *, as_json: bool, picture: Path | None) -> None:
+def once(find: Find, interval: float, view: View, *, as_json: bool, picture: Path | None) -> None:
     """Print one view, or write it as an SVG file. NfcoreError: there is no daemon, or the file cannot be written."""
     if picture is not None:
         _check_picture(picture)
-    board = next(boards(socket, interval, view))
+    board = next(boards(find, interval, view))
     if isinstance(board, NfcoreError):
         raise board
     if as_json:
@@ -223,8 +226,8 @@ def _svg(console: Console) -> str:
     return re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
 
 
-def stream(socket: Path, interval: float, view: View) -> None:
+def stream(find: Find, interval: float, view: View) -> None:
     """Print a JSON object every interval, without end; a failure is ``{"error": …}``."""
-    for board in boards(socket, interval, view):
+    for board in boards(find, interval, view):
         row = {"error": str(board)} if isinstance(board, NfcoreError) else board.as_json()
         print(json_text(row), flush=True)

@@ -49,11 +49,16 @@ def top(
 
     if svg is not None and (as_json or not once):
         raise typer.BadParameter("goes with --once, and without --json", param_hint="--svg")
-    place, view = find_socket(config, socket), View(text=match)
+    view = View(text=match)
+    place = find_socket(config, socket) if config or socket else None
+
+    def find() -> Path:
+        return place or find_socket(None, None)
+
     if once:
-        show_once(place, interval, view, as_json=as_json, picture=svg)
+        show_once(find, interval, view, as_json=as_json, picture=svg)
     elif as_json:
         with contextlib.suppress(KeyboardInterrupt):
-            stream(place, interval, view)
+            stream(find, interval, view)
     else:
-        raise typer.Exit(watch(place, interval, view))
+        raise typer.Exit(watch(find, interval, view))
