@@ -26,7 +26,13 @@ enum vip_flag {
 	VIP_LRU_BYPASS = 1u << 1,
 	VIP_HASH_DPORT_ONLY = 1u << 3,
 	VIP_HASH_SRC_DST_PORT = 1u << 7,
+	/* nfcore's own, Katran never sets them: the keys of both families look alike. Neither: packets of both. */
+	VIP_ONLY_IPV4 = 1u << 30,
+	VIP_ONLY_IPV6 = 1u << 31,
 };
+
+/* Also nfcore's own, of a prefix VIP: length of the longest prefix of the other family that has its bits, and one. */
+#define VIP_BENEATH(flags) ((flags) >> 16 & 0xff)
 
 enum real_flag {
 	REAL_IPV6 = 1u << 0,

@@ -19,6 +19,19 @@ static __always_inline void *lru_of_this_cpu(void)
 	return lru;
 }
 
+/*
+ * The flow's key in the tables: its whole 5-tuple, also what its VIP's hash ignores. An IPv6 flow that would have the
+ * key of an IPv4 flow says so in `pad`.
+ */
+static __always_inline struct flow_key connection_key(const struct packet *packet, int family)
+{
+	struct flow_key key = packet->flow;
+
+	if (family == AF_INET6 && !(key.src[1] | key.src[2] | key.src[3] | key.dst[1] | key.dst[2] | key.dst[3]))
+		key.pad[0] = 6;
+	return key;
+}
+
 /* The flow's entry or NULL. UDP shows no end of a flow: after UDP_IDLE_LIMIT_NS without packets it counts as new. */
 static __always_inline struct real_pos_lru *lru_lookup(void *lru, const struct flow_key *key)
 {

@@ -9,6 +9,12 @@
 #include "jhash.h"
 #include "katran_abi.h"
 
+/* The ports that a flow's hash is made of: 0 where its VIP ignores one. */
+struct hashed_ports {
+	__be16 sport;
+	__be16 dport;
+};
+
 /*
  * Hash of source address and ports, without destination address and protocol. `family` is a constant in every call.
  * HASH_DPORT_ONLY: the destination port replaces the source port.
@@ -22,11 +28,11 @@ static __always_inline __u32 flow_hash(const __be32 src[4], __be16 sport, __be16
 	return jhash_2words(source, (__u32)sport | (__u32)dport << 16, FLOW_HASH_SEED);
 }
 
-/* The real's number, or 0 when the VIP has none in this slot. `key` is the flow's key in the connection table. */
-static __always_inline __u32 ring_real(const __be32 src[4], const struct flow_key *key, const struct vip_meta *vip,
-				       int family)
+/* The real's number, or 0 when the VIP has none in this slot. */
+static __always_inline __u32 ring_real(const __be32 src[4], const struct hashed_ports *ports,
+				       const struct vip_meta *vip, int family)
 {
-	__u32 hash = flow_hash(src, key->sport, key->dport, vip->flags, family);
+	__u32 hash = flow_hash(src, ports->sport, ports->dport, vip->flags, family);
 	__u32 slot = vip->vip_num * RING_SLOTS + hash % RING_SLOTS;
 	__u32 *real = bpf_map_lookup_elem(MAP(ch_rings), &slot);
 

@@ -71,13 +71,14 @@ static __always_inline int route_to(struct route *route, __u32 real_key)
  * a connection that is not in the table because of its mark goes to the mark's real: the ring may have changed since.
  */
 static __always_inline void route_new_flow(const struct packet *packet, const struct flow_key *key,
-					   const struct vip_meta *vip, void *lru, const struct route *marked,
-					   struct route *route, struct report *report, int family)
+					   const struct hashed_ports *ports, const struct vip_meta *vip, void *lru,
+					   const struct route *marked, struct route *route, struct report *report,
+					   int family)
 {
 	__u64 now = bpf_ktime_get_ns();
 	struct real_pos_lru fresh = {};
 	int by_mark = marked->real && !is_syn(packet);
-	__u32 real_key = by_mark ? marked->real_key : ring_real(packet->flow.src, key, vip, family);
+	__u32 real_key = by_mark ? marked->real_key : ring_real(packet->flow.src, ports, vip, family);
 
 	if (!real_key)
 		return;
@@ -134,8 +135,9 @@ static __always_inline void erase_source(struct packet *packet)
 /* `mark`: that of a packet which could not be sent by it; 0: no mark. */
 static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, __u32 mark, int family)
 {
-	struct flow_key key = packet->flow;
-	struct vip_meta *vip = find_vip(packet, &key);
+	struct hashed_ports ports = {.sport = packet->flow.sport, .dport = packet->flow.dport};
+	struct flow_key key = connection_key(packet, family);
+	struct vip_meta *vip = find_vip(packet, &ports, family);
 	struct route marked = {}, route = {};
 	struct real_pos_lru *entry = NULL;
 	struct report report = {};
@@ -153,8 +155,6 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	}
 	if (USES_MARKS && mark && is_tcp_edge(packet))
 		route_edge_by_mark(&marked, packet, mark, family);
-	if (vip->flags & VIP_HASH_NO_SRC_PORT)
-		key.sport = 0;
 	lru = lru_of_this_cpu();
 	if (!is_syn(packet) && !(vip->flags & VIP_LRU_BYPASS))
 		entry = lru_lookup(lru, &key);
@@ -162,7 +162,7 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 		erase_source(packet);
 	if (!entry || !route_known_flow(packet, vip, entry, &route, &report)) {
 		count_lru_miss(packet);
-		route_new_flow(packet, &key, vip, lru, &marked, &route, &report, family);
+		route_new_flow(packet, &key, &ports, vip, lru, &marked, &route, &report, family);
 	}
 	/* Misses are counted before look-ups, and count_slow() before send_to_real(): see counters.h. */
 	count_v1(STATS_LRU);

@@ -6,39 +6,55 @@
 #include "lib/map_handle.h"
 #include "lib/packet.h"
 #include "katran_abi.h"
+#include "ring.h"
 
-static __always_inline struct vip_meta *vip_by_port(const struct packet *packet, __be16 port)
+/* Whether packets of the family may go to the VIP: 198.18.10.1 and c612:a01:: have the same key. */
+static __always_inline int takes_family(const struct vip_meta *meta, int family)
 {
-	struct vip_definition vip = {};
+	return !(meta->flags & (family == AF_INET ? VIP_ONLY_IPV6 : VIP_ONLY_IPV4));
+}
+
+/* The VIP with the longest prefix of the packet's family. A longer one of the other family may hide it. */
+static __always_inline struct vip_meta *vip_by_prefix(const struct packet *packet, __be16 port, int family)
+{
+	struct vip_lpm_key key = {.prefixlen = 32 + 128, .port = port, .proto = packet->flow.proto};
+	struct vip_meta *meta;
+
+	__builtin_memcpy(key.addr, packet->flow.dst, sizeof(key.addr));
+	meta = bpf_map_lookup_elem(MAP(vip_lpm_map), &key);
+	if (!meta || takes_family(meta, family))
+		return meta;
+	if (!VIP_BENEATH(meta->flags))
+		return NULL;
+	key.prefixlen = 32 + VIP_BENEATH(meta->flags) - 1;
+	meta = bpf_map_lookup_elem(MAP(vip_lpm_map), &key);
+	return meta && takes_family(meta, family) ? meta : NULL;
+}
+
+static __always_inline struct vip_meta *vip_by_port(const struct packet *packet, __be16 port, int family)
+{
+	struct vip_definition vip = {.port = port, .proto = packet->flow.proto};
 	struct vip_meta *meta;
 
 	__builtin_memcpy(vip.addr, packet->flow.dst, sizeof(vip.addr));
-	vip.port = port;
-	vip.proto = packet->flow.proto;
 	meta = bpf_map_lookup_elem(MAP(vip_map), &vip);
-	if (!meta) {
-		struct vip_lpm_key key = {.prefixlen = 32 + 128};
-
-		__builtin_memcpy(key.addr, packet->flow.dst, sizeof(key.addr));
-		key.port = port;
-		key.proto = packet->flow.proto;
-		meta = bpf_map_lookup_elem(MAP(vip_lpm_map), &key);
-	}
-	return meta;
+	return meta && takes_family(meta, family) ? meta : vip_by_prefix(packet, port, family);
 }
 
 /*
  * The packet's VIP or NULL. A VIP with port 0 takes every port. Unless its flags put the destination port into the
- * hash, the port does not distinguish flows either: it becomes 0 in `key`, the flow's key in the connection table.
+ * hash, it becomes 0 in `hashed`.
  */
-static __always_inline struct vip_meta *find_vip(const struct packet *packet, struct flow_key *key)
+static __always_inline struct vip_meta *find_vip(const struct packet *packet, struct hashed_ports *hashed, int family)
 {
-	struct vip_meta *meta = vip_by_port(packet, packet->flow.dport);
+	struct vip_meta *meta = vip_by_port(packet, packet->flow.dport, family);
 
-	if (meta)
-		return meta;
-	meta = vip_by_port(packet, 0);
-	if (meta && !(meta->flags & (VIP_HASH_DPORT_ONLY | VIP_HASH_SRC_DST_PORT)))
-		key->dport = 0;
+	if (!meta) {
+		meta = vip_by_port(packet, 0, family);
+		if (meta && !(meta->flags & (VIP_HASH_DPORT_ONLY | VIP_HASH_SRC_DST_PORT)))
+			hashed->dport = 0;
+	}
+	if (meta && meta->flags & VIP_HASH_NO_SRC_PORT)
+		hashed->sport = 0;
 	return meta;
 }

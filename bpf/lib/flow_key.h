@@ -10,5 +10,5 @@ struct flow_key {
 	__be16 sport;
 	__be16 dport;
 	__u8 proto;
-	__u8 pad[3]; /* 0; user space keeps there what a masked match leaves open */
+	__u8 pad[3]; /* of a packet 0; user space keeps there what a masked match leaves open */
 };

@@ -80,6 +80,16 @@ def format_network(network: Network) -> str:
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
+def _map_bits(network: Network) -> int:
+    """A VIP's address as the maps have it: 128 bits, of which an IPv4 address fills the first."""
+    return int(network.network_address) << (128 - network.max_prefixlen)
+
+
+def _map_key(network: Network) -> tuple[int, int]:
+    """What of a VIP's key in the maps is its address: equal for 198.18.10.1 and c612:a01::, 0.0.0.0/0 and ::/0."""
+    return _map_bits(network), network.prefixlen if network.prefixlen < network.max_prefixlen else 128
+
+
 class RealTable(ConfigTable):
     """One real of a VIP."""
 
@@ -129,6 +139,15 @@ class VipTable(ConfigTable):
             return False
         return (other.port != 0, other.address.prefixlen) > (self.port != 0, self.address.prefixlen)
 
+    def lies_beneath(self, other: VipTable) -> bool:
+        """Whether this is a prefix, and the first bits of `other`, a longer one of the other family, are its bits."""
+        if not self.is_prefix or self.address.version == other.address.version:
+            return False
+        alike = (self.port, self.protocol) == (other.port, other.protocol)
+        different = _map_bits(self.address) ^ _map_bits(other.address)
+        length = self.address.prefixlen
+        return alike and length < other.address.prefixlen and not different >> (128 - length)
+
 
 class KatranTable(ConfigTable):
     """`[katran_accel]`."""
@@ -155,6 +174,7 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     """Find duplicates, impossible pairs and too many entries. Values that cannot be parsed are reported elsewhere."""
     vips = raw.get("vips")
     seen: dict[tuple[object, ...], int] = {}
+    of_keys: dict[tuple[object, ...], tuple[int, Network]] = {}
     reals: set[Address] = set()
     prefixes = 0
     for number, vip in enumerate(vips if isinstance(vips, list) else ()):
@@ -162,11 +182,17 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
             continue
         where = f"{path}.vips[{number}]"
         network = _try(parse_network, vip.get("address"))
-        prefixes += network is not None and network.prefixlen < network.max_prefixlen
-        identity = (network, str(vip.get("port")), str(vip.get("protocol")))
-        if network is not None and seen.setdefault(identity, number) != number:
-            text = f"{format_network(network)}:{vip.get('port')}/{vip.get('protocol')}"
-            yield Problem(where, f"VIP {text} is already {path}.vips[{seen[identity]}]; list each VIP once")
+        if network is not None:
+            prefixes += network.prefixlen < network.max_prefixlen
+            service = (str(vip.get("port")), str(vip.get("protocol")))
+            text = f"VIP {format_network(network)}:{'/'.join(service)}"
+            first = seen.setdefault((network, *service), number)
+            other, known = of_keys.setdefault((*_map_key(network), *service), (number, network))
+            if first != number:
+                yield Problem(where, f"{text} is already {path}.vips[{first}]; list each VIP once")
+            elif known.version != network.version:
+                equal = f"{text} and {format_network(known)} of {path}.vips[{other}] have the same key in Katran's maps"
+                yield Problem(where, f"{equal}: give one of them another port, or divide a prefix into two")
         yield from _check_reals(vip.get("reals"), network, where, reals)
     if prefixes > MAX_PREFIX_VIPS:
         yield Problem(f"{path}.vips", f"has {prefixes} prefixes; at most {MAX_PREFIX_VIPS} fit")

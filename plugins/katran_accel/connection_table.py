@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The connection tables from user space: finds the VIP of each entry, removes entries, puts flows back.
 
-Works on arrays: N flows have keys of shape (N,), dtype :data:`nfcore.api.flows.FLOW_KEY`.
+Works on arrays: N flows have keys of shape (N,), dtype :data:`nfcore.api.flows.FLOW_KEY`, and families (4 or 6) of
+shape (N,).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 from socket import IPPROTO_UDP
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +33,7 @@ _EXACT = 129
 
 
 class VipFinder:
-    """Finds VIP, connection entry and ring slot as vip.h and slow_path.h in bpf/balancer/ do, for one inventory."""
+    """Finds VIP and ring slot as vip.h and ring.h in bpf/balancer/ do, for one inventory."""
 
     def __init__(self, inventory: Inventory) -> None:
         self._flags = np.zeros(lay.MAX_VIPS, np.int64)
@@ -39,22 +41,20 @@ class VipFinder:
         for number, vip in inventory.vips.items():
             self._flags[number], self._any_port[number] = vip.flag_bits, vip.port == 0
         ranked = sorted(inventory.vips.items(), key=lambda numbered: _rank(numbered[1]))
-        self._patterns = [(number, vip.port, vip.proto, *_pattern(vip)) for number, vip in ranked]
+        self._patterns = [(number, vip.address.version, vip.port, vip.proto, *_pattern(vip)) for number, vip in ranked]
 
-    def owners(self, keys: NDArray[np.void]) -> NDArray[np.int64]:
-        """Number of the VIP of each flow, :data:`NO_VIP` without one.
-
-        Like the program's maps it compares addresses as 16 bytes, whatever the family.
-        """
+    def owners(self, keys: NDArray[np.void], families: NDArray[Any]) -> NDArray[np.int64]:
+        """Number of the VIP of each flow, :data:`NO_VIP` without one."""
         raw = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), FLOW_KEY.itemsize)
-        # dst, dport and proto: what decides the VIP. sport lies between them.
-        destinations = np.ascontiguousarray(np.delete(raw[:, 16:37], (16, 17), axis=1)).view("V19")
+        # dst, dport, proto and family: what decides the VIP.
+        parts = (raw[:, 16:32], raw[:, 34:37], families.astype(np.uint8)[:, None])
+        destinations = np.concatenate(parts, axis=1).view("V20")
         _, firsts, inverse = np.unique(destinations, return_index=True, return_inverse=True)
-        distinct = keys[firsts]
+        distinct, family = keys[firsts], families[firsts]
         words = np.ascontiguousarray(distinct["dst"]).view(np.uint64).reshape(len(distinct), 2)
         found = np.full(len(distinct), NO_VIP, np.int64)
-        for number, port, proto, address, mask in self._patterns:
-            match = (distinct["proto"] == proto) & ((distinct["dport"] == port) | (port == 0))
+        for number, version, port, proto, address, mask in self._patterns:
+            match = (family == version) & (distinct["proto"] == proto) & ((distinct["dport"] == port) | (port == 0))
             found[match & (((words ^ address) & mask) == 0).all(axis=1)] = number
         owners: NDArray[np.int64] = found[inverse.reshape(-1)]
         return owners
@@ -62,7 +62,7 @@ class VipFinder:
     def reach(self, batch: FlowBatch) -> NDArray[np.bool_]:
         """Whether packets of each flow go to a VIP; of a masked flow, any of the packets that it may have."""
         rows = batch.rows
-        reaching: NDArray[np.bool_] = self.owners(rows["key"]) != NO_VIP
+        reaching: NDArray[np.bool_] = self.owners(rows["key"], rows["family"]) != NO_VIP
         masked = rows["key"]["wild"].any(axis=1)
         if masked.any():
             reaching[masked] = self._may_reach(rows[masked])
@@ -76,37 +76,44 @@ class VipFinder:
         anything = keys["wild"][:, 2]
         any_port, any_proto = (anything & Anything.DPORT) != 0, (anything & Anything.PROTO) != 0
         reaching = np.zeros(len(rows), dtype=bool)
-        for _, port, proto, address, mask in self._patterns:
-            fits = (any_proto | (keys["proto"] == proto)) & (any_port | (keys["dport"] == port) | (port == 0))
+        for _, version, port, proto, address, mask in self._patterns:
+            fits = (rows["family"] == version) & (any_proto | (keys["proto"] == proto))
+            fits &= any_port | (keys["dport"] == port) | (port == 0)
             reaching |= fits & (((words ^ address) & mask & fixed) == 0).all(axis=1)
         return reaching
 
-    def owners_of_entries(self, keys: NDArray[np.void]) -> NDArray[np.int64]:
-        """Number of the VIP whose packets find each connection entry; :data:`NO_VIP` when no packet does."""
-        owners = self.owners(keys)
-        flags, any_port = self._flags[owners], self._any_port[owners]
-        # XDP looks up keys with zero in the fields that the VIP ignores: it never finds an entry with another value.
-        unreachable = ((flags & lay.VipFlag.HASH_NO_SRC_PORT) != 0) & (keys["sport"] != 0)
-        unreachable |= any_port & ((flags & _PER_PORT) == 0) & (keys["dport"] != 0)
-        return np.where(unreachable, NO_VIP, owners)
+    def owners_of_entries(self, entries: NDArray[np.void]) -> NDArray[np.int64]:
+        """Number of the VIP of each connection, :data:`NO_VIP` without one; from :func:`entry_keys`."""
+        return self.owners(entries, _families_of_entries(entries))
 
-    def entry_keys(self, keys: NDArray[np.void], vips: NDArray[np.int64]) -> NDArray[np.void]:
-        """Keys of the flows in the connection table: a field that the VIP ignores is zero there."""
-        entries = keys.copy()
-        flags = self._flags[vips]
-        entries["sport"][(flags & lay.VipFlag.HASH_NO_SRC_PORT) != 0] = 0
-        entries["dport"][self._any_port[vips] & ((flags & _PER_PORT) == 0)] = 0
-        return entries
-
-    def slots(
-        self, entries: NDArray[np.void], vips: NDArray[np.int64], families: NDArray[np.uint32]
-    ) -> NDArray[np.int64]:
-        """Slot of each flow in its VIP's ring, 0..65,536, from its key in the connection table."""
-        hashed = entries.copy()
-        only_dport = (self._flags[vips] & lay.VipFlag.HASH_DPORT_ONLY) != 0
+    def slots(self, keys: NDArray[np.void], vips: NDArray[np.int64], families: NDArray[Any]) -> NDArray[np.int64]:
+        """Slot of each flow in its VIP's ring, 0..65,536."""
+        hashed, flags = keys.copy(), self._flags[vips]
+        # What the VIP ignores is 0 in the hash.
+        hashed["sport"][(flags & lay.VipFlag.HASH_NO_SRC_PORT) != 0] = 0
+        hashed["dport"][self._any_port[vips] & ((flags & _PER_PORT) == 0)] = 0
+        only_dport = (flags & lay.VipFlag.HASH_DPORT_ONLY) != 0
         hashed["src"][only_dport] = 0
         hashed["sport"][only_dport] = hashed["dport"][only_dport]
         return ring_slots(hashed, families)
+
+
+def entry_keys(keys: NDArray[np.void], families: NDArray[Any]) -> NDArray[np.void]:
+    """Keys of flows in the connection tables: `connection_key()` of bpf/balancer/lru.h."""
+    entries = keys.copy()
+    entries["wild"][:, 0] = np.where((families == 6) & _like_ipv4(keys), 6, 0)
+    return entries
+
+
+def _like_ipv4(keys: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Which keys have addresses like those of IPv4, all 0 after the first four bytes."""
+    rest = np.concatenate([keys["src"][:, 4:], keys["dst"][:, 4:]], axis=1)
+    alike: NDArray[np.bool_] = ~rest.any(axis=1)
+    return alike
+
+
+def _families_of_entries(entries: NDArray[np.void]) -> NDArray[np.int64]:
+    return np.where(_like_ipv4(entries) & (entries["wild"][:, 0] != 6), 4, 6)
 
 
 def _rank(vip: VipTable) -> tuple[bool, int]:
@@ -154,15 +161,15 @@ class Connections:
         flow's real, its report state starts again, as for a new flow. UDP entries are always written: marked packets
         have not updated their time. Flows whose target is gone or that belong to another VIP by now are left out.
         """
-        owners = finder.owners(batch.rows["key"])
+        owners = finder.owners(batch.rows["key"], batch.rows["family"])
         rows = batch.rows[(owners == _vips(batch)) & np.isin(batch.rows["target"], inventory.targets())]
         vips = _vips(FlowBatch(rows))
-        keys = finder.entry_keys(rows["key"], vips)
+        keys = entry_keys(rows["key"], rows["family"])
         values = np.zeros(len(rows), dtype=lay.REAL_POS_LRU)
         values["pos"] = (rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.uint32)
         values["atime"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         everywhere = rows["cpu"] == ANY_CPU
-        everywhere |= self._ring_reals(vips, finder.slots(keys, vips, rows["family"])) != values["pos"]
+        everywhere |= self._ring_reals(vips, finder.slots(rows["key"], vips, rows["family"])) != values["pos"]
         for cpu, table in self.tables():
             here = everywhere | (~np.isin(rows["cpu"], list(self._maps.lrus)) if cpu is None else rows["cpu"] == cpu)
             if here.any():

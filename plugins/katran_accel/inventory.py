@@ -246,6 +246,18 @@ class Inventory:
         key["prefixlen"] = 32 + self.vips[vip_num].address.prefixlen
         return key
 
+    def vip_meta(self, vip_num: int) -> tuple[int, int]:
+        """Give the value of a VIP in `vip_map` or `vip_lpm_map`: flags, with nfcore's own, and number."""
+        vip = self.vips[vip_num]
+        return vip.flag_bits | lay.ONLY_FAMILY[vip.address.version] | self._beneath(vip) << lay.BENEATH_SHIFT, vip_num
+
+    def _beneath(self, vip: VipTable) -> int:
+        """Length, and one, of the longest prefix VIP of the other family that has a prefix VIP's bits; 0: none."""
+        if not vip.is_prefix:
+            return 0
+        lengths = [0, *(1 + other.address.prefixlen for other in self.vips.values() if other.lies_beneath(vip))]
+        return max(lengths)
+
     def vip_by_id(self, vip_num: int, generation: int) -> NDArray[np.void]:
         """Give the entry of a VIP in `vip_map_by_id`."""
         vip, entry = self.vips[vip_num], self._vip_struct(vip_num, lay.VIP_BY_ID)

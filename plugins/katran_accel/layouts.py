@@ -77,6 +77,12 @@ MARK_POOL = np.dtype(
 )
 
 
+ONLY_FAMILY = {4: 1 << 30, 6: 1 << 31}
+"""Flags of `vip_meta`, nfcore's own: packets of this family alone go to the VIP."""
+BENEATH_SHIFT = 16
+"""Where in the flags of a prefix VIP's `vip_meta` the length of the prefix beneath it is, and one (VIP_BENEATH)."""
+
+
 class VipFlag(IntFlag):
     """Katran's VIP flags that are supported here."""
 

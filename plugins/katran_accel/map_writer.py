@@ -103,7 +103,7 @@ class MapWriter:
             numbers = [number for number, vip in inventory.vips.items() if vip.is_prefix == prefixes]
             keys, metas = np.zeros(len(numbers), maps[name].spec.key), np.zeros(len(numbers), lay.VIP_META)
             for row, number in enumerate(numbers):
-                keys[row], metas[row] = key_of(number), (inventory.vips[number].flag_bits, number)
+                keys[row], metas[row] = key_of(number), inventory.vip_meta(number)
             _write(maps[name], keys, metas)
 
     def _write_rings(self, inventory: Inventory, numbers: list[int]) -> None:

@@ -69,7 +69,7 @@ class MarkEntries:
         vips = entries["vip_num"].astype(np.uint64)
         valid = np.isin(vips << np.uint64(32) | entries["real_key"].astype(np.uint64), targets)
         if self.meaning is MarkMeaning.FLOW:
-            valid &= finder.owners(entries["flow"]) == vips.astype(np.int64)
+            valid &= finder.owners(entries["flow"], entries["family"]) == vips.astype(np.int64)
         self._entries["vip_generation"][used[~valid]] = 0
 
     # Marks
@@ -93,7 +93,8 @@ class MarkEntries:
         live: NDArray[np.bool_] = np.isin(batch.rows["target"], targets)
         if self.meaning is MarkMeaning.FLOW:
             entries = self._entries[marks]
-            live &= (entries["flow"] == batch.rows["key"]) & self._are_live(entries, vips, reals)
+            live &= (entries["flow"] == batch.rows["key"]) & (entries["family"] == batch.rows["family"])
+            live &= self._are_live(entries, vips, reals)
             return live
         for row in _first_per_mark(marks, live):
             self._write_target(int(marks[row]), int(vips[row]), int(reals[row]))

@@ -71,7 +71,7 @@ def test_a_masked_flow_is_claimed_when_one_of_its_packets_is(
     )
     batch = FlowBatch.empty(1)
     batch.rows["key"], batch.rows["family"] = packet.to_key(), packet.family
-    if FINDER.owners(batch.rows["key"])[0] != NO_VIP:
+    if FINDER.owners(batch.rows["key"], batch.rows["family"])[0] != NO_VIP:
         assert reach(packet)
         assert reach(masked)
 

@@ -48,6 +48,28 @@ def test_a_vip_is_listed_once_however_it_is_written(first: str, second: str) -> 
     assert "is already katran_accel.vips[1]" in found["katran_accel.vips[2]"]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("198.18.10.1", "c612:a01::"),
+        ("c612:a01::", "198.18.10.1"),
+        ("0.0.0.0/0", "::/0"),
+        ("198.18.10.0/24", "c612:a00::/24"),
+        ("c612:a00::/32", "198.18.10.0/32"),
+    ],
+)
+def test_vips_of_two_families_with_one_key_in_the_maps(first: str, second: str) -> None:
+    """All but the last pair, whose one is a prefix and whose other is an address, which are in two maps."""
+    reals = [{"address": "2001:db8::2"}]
+    found = problems(vip(first, reals=reals), vip(second, reals=reals))
+    if "c612:a00::/32" in (first, second):
+        assert found == {}
+    else:
+        assert found.keys() == {"katran_accel.vips[1]"}
+        assert f"{first.lower()} of katran_accel.vips[0] have the same key" in found["katran_accel.vips[1]"]
+    assert problems(vip(first, reals=reals), vip(second, port=81, reals=reals)) == {}
+
+
 def test_port_and_protocol_make_other_vips() -> None:
     assert problems(vip(), vip(port=443), vip(protocol="udp"), vip("198.18.10.0/24")) == {}
 
