@@ -10,13 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..api.flows import FlowMatch
 from ..control.client import request
 from ..engine.event_kind import EventKind
 from ..engine.flow_state import LISTED_STATES, SORT_KEYS
 from ..errors import ConfigError, Problem
 from ..text import json_text, printable
-from .events import Selection, show_events
 from .options import JsonOption, OptionalConfig, SocketOption, find_socket, request_metrics
 from .tables import TextTable, show
 
@@ -191,6 +189,8 @@ def explain(
 
 def _checked_flow(flow: str) -> str:
     """Return a flow as the daemon writes it. ConfigError: the text is no flow."""
+    from ..api.flows import FlowMatch  # numpy takes as long to import as all the rest of most commands
+
     try:
         return str(FlowMatch.parse(flow))
     except ValueError as error:
@@ -269,6 +269,8 @@ def events(
 
       nfcore events -f --match 198.18.10.1:80 --json
     """
+    from .events import Selection, show_events
+
     selection = Selection(
         kinds=[str(choice) for choice in kind or ()],
         reasons=reason or [],

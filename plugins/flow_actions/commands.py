@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from nfcore.cli.options import ConfigOption, JsonOption, OptionalConfig, SocketOption, find_socket, last_is_config
-from nfcore.cli.tables import TextTable, show, show_plain
+from nfcore.cli.tables import TextTable, show
 from nfcore.client import Flow, FlowClient, FlowError, FlowStatus
 from nfcore.errors import ConfigError, HostError, Problem
 from nfcore.text import json_text, printable
@@ -26,8 +26,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-MOST_DRAWN = 1_000
-"""Entries in a drawn table; more are printed as plain columns."""
 _TITLES = ("name", "match", "action", "packets", "bytes", "seen", "in hardware", "ends", "of")
 
 
@@ -179,13 +177,9 @@ def list_entries(
 
 
 def _show_entries(found: list[FlowStatus]) -> None:
-    rows = [_cells(status) for status in found]
-    if len(rows) > MOST_DRAWN:
-        show_plain(_TITLES, rows)
-        return
     table = TextTable(*_TITLES)
-    for row in rows:
-        table.add_row(*row)
+    for status in found:
+        table.add_row(*_cells(status))
     show(table)
 
 

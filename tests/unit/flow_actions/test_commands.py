@@ -12,8 +12,8 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
+from nfcore.cli import tables
 from nfcore.errors import NfcoreError
-from nfcore.plugins.flow_actions import commands
 from nfcore.plugins.flow_actions.commands import app
 from tests.unit.flow_actions.serving import Daemon, serve
 
@@ -84,7 +84,7 @@ def test_a_long_list_is_plain(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> No
     flow("add", "計数", "--src", "198.18.7.0/24", "--action", "count")
     flow("add", "b", "--src", "198.18.8.1", "--action", "drop", "--ttl", "10m")
     drawn = flow("list")
-    monkeypatch.setattr(commands, "MOST_DRAWN", 1)
+    monkeypatch.setattr(tables, "MOST_DRAWN", 1)
     titles, *rows, last = flow("list").splitlines()
     assert last in drawn and len(rows) == 2
     assert titles.split("  ")[0] == "name" and titles.index("match") == len("計数") * 2 + 2
