@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program for health checks: a probe whose mark stands for a real goes to that real through the tunnel."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from .checksum import ipv4_header, ipv6_header
+from .counters import Counters
+from .features import Features
+from .maps import Real, VipKey
+from .packet import ETHERTYPES, IP_HEADER, IPIP, IPV6, UDP, Packet, Verdict, read_ip, read_ports
+
+STATS = "hc_stats_map"
+TTL = 64
+SPORT_BIT = 0x0400
+"""Set in the outer source port of GUE; the other bits are random."""
+
+
+@dataclass
+class Healthcheck:
+    """The program with its maps."""
+
+    features: Features
+    reals: dict[int, Real] = field(default_factory=dict)
+    """Mark → real."""
+    sources: dict[int, bytes] = field(default_factory=dict)
+    """Family → source address of the outer header, 16 bytes."""
+    source_mac: bytes = bytes(6)
+    gateway_mac: bytes = bytes(6)
+    keys: dict[VipKey, int] = field(default_factory=dict)
+    """Destination → slot of `per_hckey_stats`."""
+    by_source: dict[tuple[bytes, int], Real] = field(default_factory=dict)
+    """Address and port of a probe → real, for HC_SRC_MATCH."""
+    by_destination: dict[tuple[bytes, int], Real] = field(default_factory=dict)
+
+    def step(self, frame: bytes, mark: int, sport: int = SPORT_BIT) -> tuple[Verdict, bytes, Counters]:
+        """Send a probe on its way. `sport`: what was drawn for the outer source port of GUE."""
+        counters = Counters()
+        packet = read_ip(frame, self.features)
+        real = (self.reals.get(mark) if mark else None) or self._matched(packet, counters)
+        if real is None:
+            counters.field(f"{STATS}.pckts_skipped")
+            return Verdict.UNSPEC, frame, counters
+        if isinstance(packet, Verdict):
+            counters.field(f"{STATS}.pckts_dropped")
+            return Verdict.SHOT, frame, counters
+        counters.field(f"{STATS}.pckts_processed")
+        self._count_key(packet, counters)
+        return Verdict.REDIRECT, self._encapsulate(packet, real, sport), counters
+
+    def _matched(self, packet: Packet | Verdict, counters: Counters) -> Real | None:
+        """The real of a probe without a mark, by its addresses."""
+        if isinstance(packet, Verdict) or read_ports(packet):
+            return None
+        for wanted, reals, address, port, name in (
+            (self.features.healthcheck_dst_match, self.by_destination, packet.dst, packet.dport, "dst"),
+            (self.features.healthcheck_src_match, self.by_source, packet.src, packet.sport, "src"),
+        ):
+            real = (reals.get((address, port)) or reals.get((address, 0))) if wanted else None
+            if real:
+                counters.field(f"{STATS}.pckts_{name}_matched")
+                return real
+        return None
+
+    def _count_key(self, packet: Packet, counters: Counters) -> None:
+        if read_ports(packet) is None:
+            slot = self.keys.get(VipKey(packet.dst, packet.dport, packet.protocol))
+            if slot is not None:
+                counters.field(f"per_hckey_stats[{slot}]")
+
+    def _encapsulate(self, packet: Packet, real: Real, sport: int) -> bytes:
+        family, frame = 6 if real.v6 else 4, packet.frame
+        inner = len(frame) - packet.ip
+        protocol, udp = IPIP if packet.family == 4 else IPV6, b""
+        if self.features.encapsulation == "gue":
+            udp = struct.pack(">HHHH", sport, self.features.gue_port, inner + 8, 0)
+            protocol = UDP
+        size = 4 if family == 4 else 16
+        src, dst = self.sources.get(family, bytes(16))[:size], real.address[:size]
+        if family == 4:
+            outer = ipv4_header(0, IP_HEADER[4] + len(udp) + inner, TTL, protocol, src, dst)
+        else:
+            outer = ipv6_header(0, len(udp) + inner, protocol, TTL, src, dst)
+        ethertype = ETHERTYPES[6 if self.features.quirks.healthcheck_keeps_ethertype and packet.family == 6 else family]
+        link = self.gateway_mac + self.source_mac + frame[12 : packet.ip - 2] + ethertype
+        return link + outer + udp + frame[packet.ip :]
+
+
+def without_outer_sport(frame: bytes) -> bytes:
+    """The frame of a probe in GUE with 0 as outer source port; frames without VLAN tags."""
+    at = 34 if frame[12:14] == ETHERTYPES[4] else 54
+    return frame[:at] + b"\0\0" + frame[at + 2 :]
