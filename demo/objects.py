@@ -4,22 +4,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import struct
 import time
 from dataclasses import dataclass
 
-from nfcore.kernel.syscall import Command, bpf, fd_by_id
+from nfcore.kernel import Program, map_ids
+from nfcore.kernel.syscall import Command, fd_by_id
 
 from .lab import Lab
 
-_MAPS_MAX = 64
 _GONE_WITHIN = 10.0
 """Seconds. The kernel removes a deleted namespace, with its XDP programs, in the background."""
-# include/uapi/linux/bpf.h: offsets in struct bpf_prog_info.
-_INFO_SIZE, _NR_MAP_IDS, _MAP_IDS = 128, 52, 56
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,10 @@ class KernelObjects:
             for link in json.loads(lab.run(role, ["ip", "-json", "link", "show"]).stdout):
                 if "xdp" in link:
                     programs.add(int(link["xdp"]["prog"]["id"]))
-        maps = {number for program in programs for number in _map_ids(program)}
+        maps: set[int] = set()
+        for number in programs:
+            with Program.from_id(number) as program:
+                maps.update(map_ids(program))
         return cls(frozenset(programs), frozenset(maps))
 
     def left(self) -> list[str]:
@@ -49,21 +48,6 @@ class KernelObjects:
             if not found or time.monotonic() > deadline:
                 return sorted(found)
             time.sleep(0.05)
-
-
-def _map_ids(program: int) -> list[int]:
-    fd = fd_by_id(Command.PROG_GET_FD_BY_ID, program)
-    try:
-        ids = (ctypes.c_uint32 * _MAPS_MAX)()
-        info = bytearray(_INFO_SIZE)
-        struct.pack_into("=I", info, _NR_MAP_IDS, _MAPS_MAX)
-        struct.pack_into("=Q", info, _MAP_IDS, ctypes.addressof(ids))
-        buffer = (ctypes.c_char * _INFO_SIZE).from_buffer(info)
-        bpf(Command.OBJ_GET_INFO_BY_FD, bytearray(struct.pack("=IIQ", fd, _INFO_SIZE, ctypes.addressof(buffer))))
-        count: int = struct.unpack_from("=I", info, _NR_MAP_IDS)[0]
-        return list(ids[: min(count, _MAPS_MAX)])
-    finally:
-        os.close(fd)
 
 
 def _exists(command: Command, number: int) -> bool:

@@ -174,11 +174,10 @@ class Stage:
     def _start_reals(self) -> None:
         readers = []
         for real in self.lab.reals:
-            argv = [sys.executable, "-m", "demo.web", real.name, "--listen", VIP4, "--listen", VIP6]
-            process = self.lab.popen(
-                real.name, [*argv, "--decap", "eth0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
-            )
-            readers.append(Reader(real.name, process, process.stdout))
+            web = [sys.executable, "-m", "demo.web", real.name, "--listen", VIP4, "--listen", VIP6]
+            for name, argv in (("web", web), ("decap", nfcore("decap", "eth0"))):
+                process = self.lab.popen(real.name, argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+                readers.append(Reader(f"{real.name}'s {name}", process, process.stdout))
         for reader in readers:
             reader.wait_for("ready", self.stop)
 

@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real's process: removes the outer header (in XDP) and answers HTTP/1.1 on the VIPs.
+"""A real's web server: answers HTTP/1.1 on the VIPs. `nfcore decap` beside it removes the outer headers.
 
-Started in the namespace of a real: ``python -m demo.web NAME --listen VIP … [--decap INTERFACE]``. It
-prints ``ready`` on its standard output once it accepts connections and runs until SIGTERM.
+Started in the namespace of a real: ``python -m demo.web NAME --listen VIP …``. It prints ``ready`` on its standard
+output once it accepts connections and runs until SIGTERM.
 """
 
 from __future__ import annotations
 
 import signal
 import socket
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import FrameType
 from typing import Annotated
 
 import typer
-
-from nfcore.errors import NfcoreError
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -73,31 +70,12 @@ class Web(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
 
-def attach_decap(interface: str) -> None:
-    """Load ``bpf/decap.c`` and attach it to an interface of this namespace in native mode.
-
-    It stays attached until the interface is removed. Raises nfcore's errors.
-    """
-    # Imported here: a server without decapsulation needs no compiler.
-    from nfcore.kernel import BPF_SOURCES, XdpMode, attach_xdp, compile_program, interface_index  # noqa: PLC0415
-
-    program = compile_program(BPF_SOURCES / "decap.c", "decap", defines={}, maps={})
-    attach_xdp(interface_index(interface), program, mode=XdpMode.NATIVE)
-
-
 def main(
     real: Annotated[str, typer.Argument(help="Name of the real, given in each answer.")],
     listen: Annotated[list[str], typer.Option(help="Address to listen on; may be repeated.")],
     port: Annotated[int, typer.Option(help="TCP port.")] = 80,
-    decap: Annotated[str | None, typer.Option(help="Interface on which to decapsulate IPIP packets.")] = None,
 ) -> None:
     """Answer HTTP requests on the addresses until SIGTERM."""
-    try:
-        if decap is not None:
-            attach_decap(decap)
-    except NfcoreError as error:
-        print(f"{real}: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_status) from error
     servers = [Web(real, address, port) for address in listen]
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -23,6 +23,7 @@ from .maps import BatchResult, Map, pinned_entries
 from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
 from .objects import Closing
 from .pins import ensure_bpffs, obj_get, obj_pin, remove_bpffs
+from .program_maps import map_ids, program_map
 from .programs import Program, TestRun, XdpAction
 from .xdp import (
     AttachedXdp,
@@ -63,11 +64,13 @@ __all__ = [
     "find_headers",
     "interface_index",
     "interface_name",
+    "map_ids",
     "obj_get",
     "obj_pin",
     "occupied_message",
     "online_cpus",
     "pinned_entries",
     "possible_cpus",
+    "program_map",
     "remove_bpffs",
 ]

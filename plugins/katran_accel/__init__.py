@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from nfcore.api.config import Config, Section
@@ -19,6 +20,7 @@ from nfcore.api.network_function import PacketTrace
 
 from .balancer import Balancer
 from .config import NAME, KatranTable, check_table, count_pairs
+from .decap.command import decap
 from .diagnosis import diagnose
 from .inventory import NUMBERING
 from .maps import remove_pins
@@ -37,6 +39,11 @@ class KatranAccelPlugin:
     def config_section(self) -> Section:
         """Declare `[katran_accel]`."""
         return Section(KatranTable, check_table, count_pairs)
+
+    @hookimpl
+    def register_commands(self, app: typer.Typer) -> None:
+        """Add `nfcore decap`."""
+        app.command("decap")(decap)
 
     @hookimpl
     def setup(self, context: Context) -> None:

@@ -21,6 +21,7 @@ from nfcore.daemon.bootstrap import make_context
 from nfcore.daemon.chain import Chains, try_dispatcher
 from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import BPF_SOURCES, Map, MapSpec, MapType, Program, compile_program
+from nfcore.plugins.katran_accel.decap.program import DecapOptions, Decapsulation
 from tests.kernel.flow_actions.chain import chain_config
 from tests.paths import PROGRAMS
 
@@ -81,6 +82,7 @@ def pass_everything() -> Program:
 def prebuild() -> None:
     """Have every program here compiled. Raises HostError."""
     pass_everything().close()
+    Decapsulation(DecapOptions()).close()
     with new_counts() as counts:
         count_and_drop(counts).close()
     with new_marks() as marks, new_target() as target:

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ import pytest
 from demo.lab import VIP4, VIP6, Lab
 from nfcore.bench.testbed import Daemons, config_text
 from nfcore.errors import HostError
-from nfcore.kernel import BPF_SOURCES, XdpMode, attach_xdp, compile_program, interface_index
-from tests.guest.inside.programs import OFFLOAD
+from nfcore.kernel import Program, XdpMode, attach_xdp, interface_index
+from nfcore.plugins.katran_accel.decap.program import DecapOptions, Decapsulation
+from tests.guest.inside.programs import OFFLOAD, pass_everything
 from tests.kernel.network import enter
 from tests.waiting import eventually
 
@@ -115,21 +115,19 @@ def ask(client: socket.socket, word: str) -> str:
     return real
 
 
-@contextmanager
-def program_on(lab: Lab, role: str, interface: str, name: str) -> Iterator[None]:
-    with enter(lab.namespace(role)), compile_program(BPF_SOURCES / f"{name}.c", name, defines={}, maps={}) as program:
+def attach(lab: Lab, role: str, interface: str, program: Program) -> None:
+    with enter(lab.namespace(role)):
         attach_xdp(interface_index(interface), program, mode=XdpMode.NATIVE)
-        yield
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     with Lab("nfguest-", reals=2, nic=False, balancer="gw") as lab:
-        with program_on(lab, "gw", "net0", "pass"):
-            pass
-        for real in lab.reals:
-            with program_on(lab, real.name, "eth0", "decap"):
-                pass
+        with pass_everything() as program:
+            attach(lab, "gw", "net0", program)
+        with Decapsulation(DecapOptions()) as decapsulation:
+            for real in lab.reals:
+                attach(lab, real.name, "eth0", decapsulation.program)
         made = Site(lab, tmp_path, Daemons(tmp_path / "nf.sock", lab.enter("gw", [])))
         for real in lab.reals:
             made.serve(real.name)

@@ -24,6 +24,8 @@ from nfcore.kernel import (
     compile_program,
     ensure_bpffs,
     find_headers,
+    map_ids,
+    program_map,
 )
 from tests.paths import PROGRAMS
 
@@ -51,6 +53,15 @@ def verdict_program(counts: Map, verdict: XdpAction, count_as: int = 0) -> Progr
     return compile_program(
         PROGRAMS / "verdict.c", "verdict_prog_with_a_long_name", defines=defines, maps={"counts": counts}
     )
+
+
+def test_the_maps_of_a_program_are_found_by_name_and_shape(counts: Map, meta: Program) -> None:
+    assert map_ids(meta) == [counts.id]
+    counts.update(2, 77)
+    with Program.from_id(meta.id) as foreign, program_map(foreign, counts.spec) as found:  # type: ignore[union-attr]
+        assert (found.id, found.lookup(2)) == (counts.id, 77)
+    assert program_map(meta, MapSpec("counts", MapType.ARRAY, U32, U64, 5)) is None
+    assert program_map(meta, MapSpec("other", MapType.ARRAY, U32, U64, 4)) is None
 
 
 # -- compiling --------------------------------------------------------------------------------------
