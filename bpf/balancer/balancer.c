@@ -20,6 +20,7 @@
 #include "katran_abi.h"
 #include "real.h"
 #include "slow_path.h"
+#include "vip.h"
 
 /* Counts a frame by its verdict. What is no traffic of a VIP goes on to the next function of the chain. */
 static __always_inline int finish(struct xdp_md *ctx, int verdict, __u64 bytes)
@@ -38,7 +39,9 @@ static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_en
 
 	if (result == PARSE_OTHER)
 		return finish(ctx, XDP_PASS, packet.frame_bytes);
-	if (result == PARSE_MALFORMED) {
+	if (result != PARSE_OK) {
+		if (result != PARSE_NO_ADDRESSES && !is_addressed_to_vip(&packet, result, family))
+			return finish(ctx, XDP_PASS, packet.frame_bytes);
 		count(ACCEL_MALFORMED);
 		return count_verdict(XDP_DROP, packet.frame_bytes);
 	}

@@ -29,7 +29,7 @@ enum accel_counter {
 	ACCEL_REPORTED,
 	ACCEL_REPORT_LOST, /* no room in the event buffer */
 	ACCEL_POOL_EMPTY, /* reported without a mark */
-	ACCEL_MALFORMED, /* truncated, IP options, fragment */
+	ACCEL_MALFORMED, /* to a VIP: truncated, IP options, fragment; or with less than an IP header */
 	ACCEL_REAL_GONE, /* known flow whose real is gone: the ring chooses another */
 	ACCEL_COUNTERS,
 };

@@ -74,6 +74,15 @@ struct vip_lpm_key {
 	__be32 addr[4];
 };
 
+/* Key of nfcore's own map of the VIPs' addresses. */
+struct vip_address_key {
+	__u32 prefixlen; /* 32 + the address's prefix */
+	__u8 family; /* 4 or 6 */
+	__u8 proto;
+	__u16 pad;
+	__be32 addr[4];
+};
+
 struct vip_meta {
 	__u32 flags;
 	__u32 vip_num;

@@ -8,6 +8,15 @@
 #include "katran_abi.h"
 #include "ring.h"
 
+/* Whether a VIP has the packet's destination address and `proto`, with whatever port. */
+static __always_inline int is_vip_address(const struct packet *packet, __u8 proto, int family)
+{
+	struct vip_address_key key = {.prefixlen = 32 + 128, .family = family == AF_INET ? 4 : 6, .proto = proto};
+
+	__builtin_memcpy(key.addr, packet->flow.dst, sizeof(key.addr));
+	return bpf_map_lookup_elem(MAP(vip_addresses), &key) != NULL;
+}
+
 /* Whether packets of the family may go to the VIP: 198.18.10.1 and c612:a01:: have the same key. */
 static __always_inline int takes_family(const struct vip_meta *meta, int family)
 {
@@ -57,4 +66,19 @@ static __always_inline struct vip_meta *find_vip(const struct packet *packet, st
 	if (meta && meta->flags & VIP_HASH_NO_SRC_PORT)
 		hashed->sport = 0;
 	return meta;
+}
+
+/*
+ * Whether a packet that cannot be balanced is addressed to a VIP: by its ports, or without them by its address. What
+ * follows a fragment header of IPv6 may be any protocol: it is that of either kind of VIP then, as published.
+ */
+static __always_inline int is_addressed_to_vip(const struct packet *packet, enum parse_result result, int family)
+{
+	struct hashed_ports unused = {};
+
+	if (result == PARSE_UNFIT)
+		return find_vip(packet, &unused, family) != NULL;
+	if (has_ports(packet->flow.proto))
+		return is_vip_address(packet, packet->flow.proto, family);
+	return is_vip_address(packet, IPPROTO_TCP, family) || is_vip_address(packet, IPPROTO_UDP, family);
 }

@@ -28,11 +28,6 @@ struct extension {
 	__be32 rest;
 };
 
-static __always_inline int has_ports(__u32 protocol)
-{
-	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
-}
-
 static __always_inline int is_extension(__u32 protocol)
 {
 	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING || protocol == IPPROTO_DSTOPTS ||

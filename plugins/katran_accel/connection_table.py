@@ -108,8 +108,7 @@ def entry_keys(keys: NDArray[np.void], families: NDArray[Any]) -> NDArray[np.voi
 def _like_ipv4(keys: NDArray[np.void]) -> NDArray[np.bool_]:
     """Which keys have addresses like those of IPv4, all 0 after the first four bytes."""
     rest = np.concatenate([keys["src"][:, 4:], keys["dst"][:, 4:]], axis=1)
-    alike: NDArray[np.bool_] = ~rest.any(axis=1)
-    return alike
+    return np.asarray(~rest.any(axis=1))
 
 
 def _families_of_entries(entries: NDArray[np.void]) -> NDArray[np.int64]:

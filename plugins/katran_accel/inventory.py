@@ -246,6 +246,13 @@ class Inventory:
         key["prefixlen"] = 32 + self.vips[vip_num].address.prefixlen
         return key
 
+    def address_key(self, vip_num: int) -> NDArray[np.void]:
+        """Give the key of a VIP's address in `vip_addresses`."""
+        vip, key = self.vips[vip_num], np.zeros((), dtype=lay.VIP_ADDRESS_KEY)
+        key["prefixlen"], key["family"] = 32 + vip.address.prefixlen, vip.address.version
+        key["proto"], key["addr"] = vip.proto, pack_address(vip.address.network_address)
+        return key
+
     def vip_meta(self, vip_num: int) -> tuple[int, int]:
         """Give the value of a VIP in `vip_map` or `vip_lpm_map`: flags, with nfcore's own, and number."""
         vip = self.vips[vip_num]

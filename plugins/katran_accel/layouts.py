@@ -22,6 +22,9 @@ POOL_SLOTS = 4096
 VIP_DEFINITION = np.dtype([("addr", "u1", (16,)), ("port", ">u2"), ("proto", "u1"), ("pad", "u1")])
 VIP_META = np.dtype([("flags", "<u4"), ("vip_num", "<u4")])
 VIP_LPM_KEY = np.dtype([("prefixlen", "<u4"), ("port", ">u2"), ("proto", "u1"), ("pad", "u1"), ("addr", "u1", (16,))])
+VIP_ADDRESS_KEY = np.dtype(
+    [("prefixlen", "<u4"), ("family", "u1"), ("proto", "u1"), ("pad", "<u2"), ("addr", "u1", (16,))]
+)
 REAL_DEFINITION = np.dtype([("addr", "u1", (16,)), ("flags", "u1"), ("pad", "u1", (3,))])
 REAL_POS_LRU = np.dtype([("pos", "<u4"), ("left", "<u2"), ("reports", "<u2"), ("atime", "<u8")])
 LB_STATS = np.dtype([("v1", "<u8"), ("v2", "<u8")])

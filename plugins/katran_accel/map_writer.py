@@ -96,11 +96,13 @@ class MapWriter:
             reals[number] = inventory.real_definition(address)
         maps["reals"].write_array(0, reals)
         self._write_rings(inventory, change.rings)
-        for name, key_of, prefixes in (
-            ("vip_lpm_map", inventory.lpm_key, True),
-            ("vip_map", inventory.vip_definition, False),
+        prefixes = [number for number, vip in inventory.vips.items() if vip.is_prefix]
+        single = [number for number, vip in inventory.vips.items() if not vip.is_prefix]
+        for name, key_of, numbers in (
+            ("vip_addresses", inventory.address_key, [*prefixes, *single]),
+            ("vip_lpm_map", inventory.lpm_key, prefixes),
+            ("vip_map", inventory.vip_definition, single),
         ):
-            numbers = [number for number, vip in inventory.vips.items() if vip.is_prefix == prefixes]
             keys, metas = np.zeros(len(numbers), maps[name].spec.key), np.zeros(len(numbers), lay.VIP_META)
             for row, number in enumerate(numbers):
                 keys[row], metas[row] = key_of(number), inventory.vip_meta(number)
@@ -125,7 +127,11 @@ class MapWriter:
 
     def _remove_other_vips(self, inventory: Inventory) -> None:
         """Remove VIPs that are not in the inventory, those of an earlier run included."""
-        for name, key_of in (("vip_map", inventory.vip_definition), ("vip_lpm_map", inventory.lpm_key)):
+        for name, key_of in (
+            ("vip_map", inventory.vip_definition),
+            ("vip_lpm_map", inventory.lpm_key),
+            ("vip_addresses", inventory.address_key),
+        ):
             wanted = {key_of(number).tobytes() for number in inventory.vips}
             keys, _ = self._maps[name].lookup_all()
             self._maps[name].delete_batch(keys[[key.tobytes() not in wanted for key in keys]])

@@ -73,6 +73,9 @@ def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
         MapSpec(
             "vip_lpm_map", MapType.LPM_TRIE, lay.VIP_LPM_KEY, lay.VIP_META, lay.MAX_PREFIX_VIPS, MapFlags.NO_PREALLOC
         ),
+        MapSpec(
+            "vip_addresses", MapType.LPM_TRIE, lay.VIP_ADDRESS_KEY, lay.VIP_META, lay.MAX_VIPS, MapFlags.NO_PREALLOC
+        ),
         _ring_spec(sizes.rings or ring_room(sizes.vips)),
         MapSpec("reals", array, U32, lay.REAL_DEFINITION, lay.MAX_REALS),
         MapSpec("lru_mapping", MapType.ARRAY_OF_MAPS, U32, U32, LRU_CPUS, inner=lru),

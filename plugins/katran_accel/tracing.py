@@ -15,7 +15,7 @@ from . import layouts as lay
 from .balancer import Balancer
 
 REASONS = {
-    lay.AccelCounter.MALFORMED: "truncated, fragment or IP options",
+    lay.AccelCounter.MALFORMED: "to a VIP, but truncated, a fragment or with IP options",
     lay.AccelCounter.INELIGIBLE: "SYN, FIN, RST or too long: never sent by a mark",
     lay.AccelCounter.UNKNOWN_MARK: "the mark has no entry",
     lay.AccelCounter.OTHER_FLOW: "the mark belongs to another flow or VIP",

@@ -355,7 +355,7 @@ def test_a_vip_whose_reals_are_all_drained_drops_and_counts(tmp_path: Path) -> N
         ),
         (
             "v6 fragment",
-            Ether(src=CLIENT, dst=NIC) / IPv6(src="2001:db8:1::2", dst="2001:db8:10::1") / IPv6ExtHdrFragment() / UDP(),
+            Ether(src=CLIENT, dst=NIC) / IPv6(src="2001:db8:1::2", dst="2001:db8:10::2") / IPv6ExtHdrFragment() / UDP(),
         ),
         ("half a TCP header", Ether(bytes(FLOW)[: 34 + 19])),
         ("half an IP header", Ether(bytes(FLOW)[:30])),

@@ -21,6 +21,7 @@ STRUCTS = {
     "vip_definition": lay.VIP_DEFINITION,
     "vip_meta": lay.VIP_META,
     "vip_lpm_key": lay.VIP_LPM_KEY,
+    "vip_address_key": lay.VIP_ADDRESS_KEY,
     "real_definition": lay.REAL_DEFINITION,
     "real_pos_lru": lay.REAL_POS_LRU,
     "lb_stats": lay.LB_STATS,
@@ -88,7 +89,7 @@ def test_sizes_are_those_of_the_abi() -> None:
 def test_map_shapes_are_those_of_the_abi() -> None:
     specs = map_specs(Sizes(512, 1000, 16, None, "ringbuf"))
     shapes = {name: (spec.type.name, spec.key_size, spec.value_size, spec.max_entries) for name, spec in specs.items()}
-    for ours in ("hw_accel_stats", "vip_slow_stats", "real_slow_stats"):
+    for ours in ("vip_addresses", "hw_accel_stats", "vip_slow_stats", "real_slow_stats"):
         del shapes[ours]
     assert shapes == {
         "vip_map": ("HASH", 20, 8, 512),

@@ -288,9 +288,12 @@ def test_a_removed_vip_is_passed_to_the_stack(tmp_path: Path, strategy: str) -> 
         frame, other = flows(1)[0], flows(1, DNS)[0]
         mark, other_mark = b.mark(frame), b.mark(other)
         real, number = b.to(other), b.vip(WEB)
+        assert b.send(frame[:36]).verdict.name == "XDP_DROP"
         gone = {b.target(WEB, real) for real in (A, B, C)}
         assert b.reload({(DNS, 53, "udp"): [A, D]}) == gone
         assert b.send(frame).verdict.name == b.send(frame, mark).verdict.name == "XDP_PASS"
+        # Also what a VIP would have dropped: its address has an entry of its own.
+        assert b.send(frame[:36]).verdict.name == "XDP_PASS"
         assert b.to(other) == b.to(other, other_mark) == real
         assert all(key[16:20] == ip_address(DNS).packed for key in b.known())
         assert int(b.balancer.maps["vip_map_by_id"].mmap()["generation"][number]) == 0
@@ -416,7 +419,16 @@ def test_what_comes_back_begins_its_figures_anew(tmp_path: Path, strategy: str) 
 
 
 def snapshot(b: Bench) -> dict[str, bytes]:
-    names = ["vip_map", "vip_lpm_map", "ch_rings", "reals", "ctl_array", "vip_map_by_id", "hw_accel_reals"]
+    names = [
+        "vip_map",
+        "vip_lpm_map",
+        "vip_addresses",
+        "ch_rings",
+        "reals",
+        "ctl_array",
+        "vip_map_by_id",
+        "hw_accel_reals",
+    ]
     held = {name: b"".join(part.tobytes() for part in b.balancer.maps[name].lookup_all()) for name in names}
     return held | {"known": repr(sorted(b.known().items())).encode(), "print": b.balancer.fingerprint()}
 

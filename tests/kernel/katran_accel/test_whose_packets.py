@@ -8,11 +8,25 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6MLReport2,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    RouterAlert,
+)
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
 
 from nfcore.engine.flow_state import FlowState
+from nfcore.kernel import BPF_SOURCES, compile_program
 from nfcore.plugins.katran_accel.connection_table import NO_VIP, entry_keys
+from nfcore.plugins.katran_accel.layouts import AccelCounter
 
-from .world import World, open_world, sent_to, set_ring, tcp, udp
+from .world import CLIENT, NIC, World, open_world, sent_to, set_ring, tcp, udp
 
 V4_REALS, V6_REALS = [f"198.18.20.{n}" for n in (11, 12)], [f"2001:db8:20::{n}" for n in (11, 12)]
 
@@ -152,3 +166,93 @@ def test_an_ipv6_syn_of_the_same_bytes_moves_no_ipv4_connection(tmp_path: Path, 
         assert {key.tobytes() for key in expected} == {key.tobytes() for key in keys}
         world.balancer.connections.purge(world.balancer.inventory, world.balancer.finder)
         assert sent_to(world.send(flow)) == real
+
+
+FEATURES = {
+    "v4 options": lambda dst, proto, dport: IP(dst=dst, options=[b"\x94\x04\0\0"]) / proto(dport=dport),
+    "v4 first fragment": lambda dst, proto, dport: IP(dst=dst, flags="MF") / proto(dport=dport) / Raw(b"x" * 1400),
+    "v4 later fragment": lambda dst, proto, dport: (
+        IP(dst=dst, frag=185, proto=proto().overload_fields[IP]["proto"]) / Raw(b"x" * 900)
+    ),
+    "v4 cut off": lambda dst, proto, dport: IP(bytes(IP(dst=dst) / proto(dport=dport))[:27]),
+    "v4 cut off before the ports": lambda dst, proto, dport: IP(bytes(IP(dst=dst) / proto(dport=dport))[:22]),
+    "v6 first fragment": lambda dst, proto, dport: IPv6(dst=dst) / IPv6ExtHdrFragment(m=1) / proto(dport=dport),
+    "v6 later fragment": lambda dst, proto, dport: (
+        IPv6(dst=dst) / IPv6ExtHdrFragment(offset=150, nh=proto().overload_fields[IP]["proto"]) / Raw(b"x" * 900)
+    ),
+    "v6 cut off": lambda dst, proto, dport: IPv6(bytes(IPv6(dst=dst) / proto(dport=dport))[:46]),
+    "v6 cut off before the ports": lambda dst, proto, dport: IPv6(bytes(IPv6(dst=dst) / proto(dport=dport))[:42]),
+}
+BY_ADDRESS = {feature for feature in FEATURES if "fragment" in feature or "before" in feature}
+"""Those without ports in each packet."""
+PLACES = {
+    "v4": {"VIP": "198.18.10.1", "prefix": "198.18.64.9", "own": "198.18.0.1"},
+    "v6": {"VIP": "2001:db8:10::1", "prefix": "2001:db8:64::9", "own": "2001:db8::1"},
+}
+UNFIT_VIPS = "".join(
+    [
+        vip("198.18.10.1", V4_REALS),
+        vip("198.18.64.0/24", V4_REALS),
+        vip("2001:db8:10::1", V6_REALS),
+        vip("2001:db8:64::/48", V6_REALS),
+    ]
+)
+
+
+def wire(packet: Packet) -> bytes:
+    return bytes(Ether(src=CLIENT, dst=NIC) / packet)
+
+
+@pytest.fixture(scope="module")
+def unfit(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+    with open_world(tmp_path_factory.mktemp("unfit"), vips=UNFIT_VIPS) as world:
+        yield world
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_only_what_is_addressed_to_a_vip_is_dropped(unfit: World, feature: str) -> None:
+    """VIPs are TCP, port 80. A packet without ports is a VIP's by its address and protocol."""
+    make = FEATURES[feature]
+    for place, address in PLACES[feature[:2]].items():
+        for proto, dport in ((TCP, 80), (TCP, 81), (UDP, 80)):
+            is_vips = place != "own" and proto is TCP and (dport == 80 or feature in BY_ADDRESS)
+            before = unfit.count(AccelCounter.MALFORMED)
+            run = unfit.send(wire(make(address, proto, dport)))
+            expected = "XDP_DROP" if is_vips else "XDP_PASS"
+            assert (place, proto, dport, run.verdict.name) == (place, proto, dport, expected)
+            assert unfit.count(AccelCounter.MALFORMED) - before == is_vips
+
+
+ALERT = [b"\x94\x04\0\0"]
+
+
+@pytest.mark.parametrize(
+    ("what", "packet"),
+    [
+        ("IGMP with router alert", IP(dst="224.0.0.22", proto=2, ttl=1, options=ALERT) / Raw(b"\x22" + b"\0" * 7)),
+        (
+            "MLD with router alert",
+            IPv6(dst="ff02::16", hlim=1) / IPv6ExtHdrHopByHop(options=RouterAlert()) / ICMPv6MLReport2(),
+        ),
+        ("a large ping of a VIP", IP(dst="198.18.10.1", flags="MF") / ICMP() / Raw(b"x" * 1400)),
+        ("the rest of it", IP(dst="198.18.10.1", frag=185, proto=1) / Raw(b"x" * 900)),
+        ("a ping with options", IP(dst="198.18.10.1", options=ALERT) / ICMP()),
+        ("a large ping of an IPv6 VIP", IPv6(dst="2001:db8:10::1") / IPv6ExtHdrFragment(m=1) / ICMPv6EchoRequest()),
+        ("options behind IPv6", IPv6(dst="2001:db8::1") / IPv6ExtHdrDestOpt() / TCP(dport=80)),
+        ("a fragment of another protocol", IPv6(dst="2001:db8::1") / IPv6ExtHdrFragment(m=1, nh=50) / Raw(b"x" * 8)),
+        ("an IPv6 packet of a VIP's bytes", IPv6(dst="c612:a01::") / IPv6ExtHdrFragment(m=1) / TCP(dport=80)),
+    ],
+)  # fmt: skip
+def test_what_no_vip_has_goes_to_the_kernel(unfit: World, what: str, packet: Packet) -> None:
+    assert (what, unfit.send(wire(packet)).verdict.name) == (what, "XDP_PASS")
+
+
+@pytest.mark.parametrize(("flags", "frag"), [("MF", 0), (0, 185), ("MF", 185)])
+def test_a_fragment_of_an_outer_packet_is_for_the_kernel_to_put_together(flags: str | int, frag: int) -> None:
+    inner = IP(src="198.18.1.2", dst="198.18.10.1") / UDP(dport=53) / Raw(b"x" * 20)
+    with compile_program(BPF_SOURCES / "decap.c", "decap", defines={}, maps={}) as program:
+        whole = program.test_run(wire(IP(src="172.16.1.2", dst="198.18.20.11") / inner))
+        assert (whole.verdict.name, whole.output[14:]) == ("XDP_PASS", bytes(inner))
+        part = wire(IP(src="172.16.1.2", dst="198.18.20.11", flags=flags, frag=frag) / inner)
+        run = program.test_run(part)
+        assert (run.verdict.name, run.output) == ("XDP_PASS", part)
