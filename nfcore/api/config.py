@@ -62,10 +62,13 @@ def _interface_name(value: object) -> str:
 
 def _socket_path(value: object) -> str:
     path = Path(value) if isinstance(value, str) and "\0" not in value else Path()
-    # The address of a unix socket holds 107 bytes. The daemon's state file and its pins are beside it.
+    # The address of a unix socket holds 107 bytes.
     fits = len(os.fsencode(path)) <= 107 and path.is_absolute() and path.name
-    if not fits or path.suffix in (".state", ".chain"):
-        raise ValueError("should be the absolute path of a socket, at most 107 bytes, not ending in .state or .chain")
+    if not fits or re.search(r"\.(state|chain|flows)(\.new)?$", path.name):
+        raise ValueError(
+            "should be the absolute path of a socket, at most 107 bytes, not ending in .state, .chain or .flows, "
+            "as files beside another daemon's socket do"
+        )
     return str(value)
 
 
@@ -99,6 +102,11 @@ class NfTable(ConfigTable):
     """How long a plugin's hook may block the event loop before it is interrupted."""
     events_kept: int = Field(default=65_536, ge=1_000, le=16_000_000)
     """Number of past events of flows that `nfcore events` can show."""
+
+    def beside_socket(self, ending: str) -> Path:
+        """Give the path of a file that belongs to this socket and to no other: its whole name, and an ending."""
+        path = Path(self.socket)
+        return path.with_name(path.name + ending)
 
 
 class InterfaceTable(ConfigTable):

@@ -47,8 +47,12 @@ class Locks:
 
     def folder(self, path: Path) -> None:
         """Lock a folder, such as one with pins; HostError when another process holds it."""
+        self.path(path, "folder")
+
+    def path(self, path: Path, kind: str) -> None:
+        """Lock a path, whether there is something or not; HostError when another process holds it."""
         digest = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=8).hexdigest()
-        self.acquire(f"folder-{digest}", f"folder {path}")
+        self.acquire(f"{kind}-{digest}", f"{kind} {path}")
 
     def acquire(self, key: str, what: str) -> None:
         """Lock anything by `key`, a file name; `what` names it in messages. HostError when another process holds it."""
@@ -97,6 +101,13 @@ class Locks:
                         path.unlink()
                 finally:
                     os.close(fd)
+
+
+class NoLocks(Locks):
+    """For who only looks at what another process may use: locks nothing, and is never refused."""
+
+    def acquire(self, key: str, what: str) -> None:
+        """Do nothing."""
 
 
 def _locked(fd: int) -> bool:

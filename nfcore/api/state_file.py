@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state file: values that a run leaves for the next one, in a small JSON file beside the socket.
 
-The kernel does not reuse ids of programs and maps before the next boot, and a boot empties /run. So an id in this file
-is that of the same object, or of none.
+It may be lost at any time. What is in the kernel says itself whose it is (:mod:`nfcore.kernel.ownership`).
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class StateFile:
             path.unlink(missing_ok=True)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".new")
+        draft = path.with_name(path.name + ".new")
         draft.write_text(json.dumps(self._values), encoding="utf-8")
         draft.replace(path)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..api.config import Config
 from ..control.client import daemon_answers
-from ..daemon.attachment import detach_leftovers
-from ..daemon.bootstrap import CORE, find_devices, make_context, state_path
+from ..daemon.attachment import find_leftovers
+from ..daemon.bootstrap import CORE, find_devices, lock_all, make_context, state_path
 from ..daemon.chain import remove_leftovers
 from ..errors import HostError
 from ..hooks.manager import PluginManager
@@ -29,11 +29,10 @@ def cleanup(config: Config, plugins: PluginManager) -> list[str]:
     lines: list[str] = []
     faults: list[str] = []
     with context.locks:
-        for device in context.devices:
-            context.locks.interface(device.name, device.ifindex)
+        lock_all(context)
         # Programs first, so that no packet meets a function whose maps are gone.
         steps: list[tuple[str, Callable[[], Iterable[str] | None]]] = [
-            (CORE, partial(detach_leftovers, context)),
+            *((CORE, leftover.remove) for leftover in find_leftovers(config)),
             (CORE, partial(remove_leftovers, config)),
         ]
         for plugin in plugins.implementing("cleanup"):

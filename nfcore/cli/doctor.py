@@ -15,6 +15,7 @@ from typing import Any
 from ..api.carriers import Carrier, examine_carrier
 from ..api.config import Config
 from ..api.findings import Finding, Status
+from ..api.locks import NoLocks
 from ..api.rules import Capabilities, Device
 from ..control.client import daemon_answers, request
 from ..daemon.bootstrap import find_devices, make_context, set_up_plugin
@@ -174,6 +175,7 @@ def _examine_backends(config: Config, plugins: PluginManager, device: Device) ->
     for backend in device.backends:
         what = f"{device.name}: {backend}"
         context = make_context(config, plugins, [device])
+        context.locks = NoLocks()  # a daemon may run
         try:
             with ExitStack() as teardown:
                 set_up_plugin(backend, context, plugins, teardown)

@@ -1,27 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaches programs to interfaces, and notes their ids in the state file so that a later run knows them."""
+"""Attaches programs to interfaces, and recognises those of killed daemons by what the kernel has of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from socket import if_nameindex
 
+from ..api.config import Config
 from ..api.context import Context
 from ..api.rules import Device
-from ..api.state_file import StateFile
 from ..errors import HostError
-from ..kernel import Program, XdpMode, attach_xdp, attached_xdp, detach_xdp, occupied_message
+from ..kernel import (
+    Closing,
+    Owner,
+    Ownership,
+    Program,
+    XdpMode,
+    attach_xdp,
+    attached_xdp,
+    detach_xdp,
+    occupied_message,
+    owner_of,
+)
 
-_NEXT = ".next"
-"""Ends the state-file key of a program that is about to be attached."""
+KIND = "daemon"
+"""How the programs of daemons are marked."""
 
 
-class Attachments:
+class Attachments(Closing):
     """The devices to which this run has attached a program, and their programs."""
 
-    def __init__(self, state_file: StateFile, modes: Mapping[str, XdpMode]) -> None:
-        """`modes`: XDP mode by the interface's name."""
-        self._state_file = state_file
+    def __init__(self, socket: str, modes: Mapping[str, XdpMode]) -> None:
+        """`socket`: by which the programs are known as this daemon's. `modes`: XDP mode by the interface's name."""
+        self._ownership = Ownership(KIND, socket)
         self._modes = modes
         self._attached: dict[int, Program] = {}
 
@@ -29,52 +41,93 @@ class Attachments:
     def of(cls, context: Context) -> Attachments:
         """Make those of a run: each interface's XDP mode as the TOML has it."""
         modes = {interface.name: XdpMode(interface.xdp_mode) for interface in context.config.interfaces}
-        return cls(context.state_file, modes)
+        return cls(context.config.nf.socket, modes)
 
     def attach(self, device: Device, program: Program) -> None:
         """Attach a program to a device. It replaces the program of a killed run. HostError when that fails."""
-        previous = _own_program(self._state_file, device)
+        previous = program_to_replace(device)
+        self._ownership.claim(program)
         self._attached[device.ifindex] = program
-        # Both ids are in the state file while one replaces the other: a kill in between leaves one of them attached.
-        self._state_file.set(_state_key(device, _NEXT), program.id)
         attach_xdp(device.ifindex, program, mode=self._modes[device.name], replace=previous)
-        self._state_file.set(_state_key(device), program.id)
-        self._state_file.remove(_state_key(device, _NEXT))
 
     def detach(self, device: Device) -> None:
         """Detach this run's program from a device, if it is still the attached one."""
         program = self._attached.pop(device.ifindex, None)
         if program is None:
             return
-        device_gone = device.ifindex not in {index for index, _ in if_nameindex()}
-        if device_gone or detach_xdp(device.ifindex, expected=program.id):
-            self._state_file.remove(_state_key(device))
+        # An interface that was in another network namespace meanwhile may have another index.
+        for ifindex in sorted((index for index, _ in if_nameindex()), key=lambda index: index != device.ifindex):
+            try:
+                if detach_xdp(ifindex, expected=program.id):
+                    return
+            except HostError:
+                if ifindex == device.ifindex:
+                    raise
+
+    def close(self) -> None:
+        """Give up what is still attached: a later run may replace it. Idempotent."""
+        self._ownership.close()
 
 
-def refuse_occupied(state_file: StateFile, devices: Iterable[Device]) -> None:
+@dataclass(frozen=True)
+class Leftover:
+    """A program of a killed daemon."""
+
+    interface: str
+    ifindex: int
+    program: int
+
+    def remove(self) -> Iterator[str]:
+        """Detach it; yields a line about that."""
+        if detach_xdp(self.ifindex, expected=self.program):
+            yield f"nfcore: detached program {self.program} from {self.interface}"
+
+
+def program_to_replace(device: Device) -> int | None:
+    """Give the id of a killed daemon's program on a device. HostError: a living one's is there, or somebody else's."""
+    there = attached_xdp(device.ifindex)
+    if there is None:
+        return None
+    owner = owner_of(there.id)
+    if owner is None:
+        raise HostError(occupied_message(device.name, there))
+    if owner.kind != KIND:
+        raise HostError(f"{occupied_message(device.name, there)} (it belongs to the {owner.kind} at {owner.place})")
+    if owner.lives:
+        raise HostError(_in_use(device.name, owner))
+    return there.id
+
+
+def refuse_occupied(devices: Iterable[Device]) -> None:
     """Raise HostError when a device has another program. :class:`Attachments` refuses as well, but later."""
     for device in devices:
-        there = attached_xdp(device.ifindex)
-        if there is not None and _own_program(state_file, device) is None:
-            raise HostError(occupied_message(device.name, there))
+        program_to_replace(device)
 
 
-def detach_leftovers(context: Context) -> Iterator[str]:
-    """Detach the programs of a killed run; yields a line for each."""
-    for device in context.devices:
-        program = _own_program(context.state_file, device)
-        if program is not None and detach_xdp(device.ifindex, expected=program):
-            yield f"nfcore: detached program {program} from {device.name}"
-        for suffix in ("", _NEXT):
-            context.state_file.remove(_state_key(device, suffix))
+def find_leftovers(config: Config) -> list[Leftover]:
+    """Find the programs of killed daemons on the interfaces of the configuration, or with its socket on any other.
+
+    HostError: a daemon that attached one of them lives, or the kernel does not tell.
+    """
+    configured = {interface.name for interface in config.interfaces}
+    found = []
+    for ifindex, name in if_nameindex():
+        try:
+            there = attached_xdp(ifindex)
+            owner = None if there is None else owner_of(there.id)
+        except HostError:
+            if name in configured:
+                raise
+            continue  # it has just gone
+        if there is None or owner is None or owner.kind != KIND:
+            continue
+        if name in configured or owner.is_at(config.nf.socket):
+            if owner.lives:
+                raise HostError(_in_use(name, owner))
+            found.append(Leftover(name, ifindex, there.id))
+    return found
 
 
-def _state_key(device: Device, suffix: str = "") -> str:
-    return f"nfcore.program.{device.ifindex}{suffix}"
-
-
-def _own_program(state_file: StateFile, device: Device) -> int | None:
-    """Id of the program on the device, if this or an earlier run attached it."""
-    there = attached_xdp(device.ifindex)
-    known = {state_file.get_number(_state_key(device)), state_file.get_number(_state_key(device, _NEXT))}
-    return there.id if there is not None and there.id in known else None
+def _in_use(interface: str, owner: Owner) -> str:
+    process = f"process {owner.process} with the socket {owner.place}"
+    return f"interface {interface} is in use by another nfcore, {process}: stop it first"

@@ -67,7 +67,7 @@ def find_strategy(config: Config, plugins: PluginManager) -> tuple[str, Strategy
 
 def state_path(config: Config) -> Path:
     """The file with notes of a run for the next one: beside the socket."""
-    return Path(config.nf.socket).with_suffix(".state")
+    return config.nf.beside_socket(".state")
 
 
 def make_context(
@@ -100,17 +100,24 @@ def make_context(
 def set_up(context: Context, plugins: PluginManager, before_each: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Set all plugins up; at the end tear them all down, in reverse order.
 
-    Locks the devices first, except for tracing: HostError when another process has one, or it has another's program.
+    Locks socket and devices first, except for tracing: HostError when another process has one, or it has another's
+    program.
     """
     with ExitStack() as cleanup:
-        for device in () if context.tracing else context.devices:
-            context.locks.interface(device.name, device.ifindex)
         if not context.tracing:
-            refuse_occupied(context.state_file, context.devices)
+            lock_all(context)
+            refuse_occupied(context.devices)
         for plugin in plugins.implementing("setup"):
             before_each()
             set_up_plugin(plugin, context, plugins, cleanup)
         yield
+
+
+def lock_all(context: Context) -> None:
+    """Lock what belongs to one daemon alone: the socket with the files beside it, and the devices. HostError."""
+    context.locks.path(Path(context.config.nf.socket), "socket")
+    for device in context.devices:
+        context.locks.interface(device.name, device.ifindex)
 
 
 def set_up_plugin(plugin: str, context: Context, plugins: PluginManager, cleanup: ExitStack) -> None:

@@ -55,7 +55,7 @@ def functions_of(config: Config) -> list[str]:
 
 def chain_pins(config: Config) -> Path:
     """The folder for the pin of the chains' programs: beside the socket."""
-    return Path(config.nf.socket).with_suffix(".chain")
+    return config.nf.beside_socket(".chain")
 
 
 class MarkOwnerTable:

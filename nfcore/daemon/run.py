@@ -99,7 +99,7 @@ def _running(
         stop.check()
         engine.start()
         chains.link()
-        attachments = Attachments.of(context)
+        attachments = cleanup.enter_context(Attachments.of(context))
         for device in context.devices:
             stop.check()
             cleanup.callback(attachments.detach, device)

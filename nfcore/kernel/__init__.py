@@ -22,6 +22,7 @@ from .headers import Headers, find_headers
 from .maps import BatchResult, Map, pinned_entries
 from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
 from .objects import Closing
+from .ownership import Owner, Ownership, owner_of
 from .pins import ensure_bpffs, obj_get, obj_pin, remove_bpffs
 from .program_maps import map_ids, program_map
 from .programs import Program, TestRun, XdpAction
@@ -48,6 +49,8 @@ __all__ = [
     "MapFlags",
     "MapSpec",
     "MapType",
+    "Owner",
+    "Ownership",
     "PerfReader",
     "Program",
     "RingBufferReader",
@@ -69,6 +72,7 @@ __all__ = [
     "obj_pin",
     "occupied_message",
     "online_cpus",
+    "owner_of",
     "pinned_entries",
     "possible_cpus",
     "program_map",

@@ -22,6 +22,8 @@ from .syscall import Command, bpf, object_info, object_kind
 _PROG_INFO = struct.Struct("=II8sIIQQQIIQ16s")
 """Head of ``struct bpf_prog_info``: type, id, tag, jited_prog_len, xlated_prog_len, two pointers,
 load_time, created_by_uid, nr_map_ids, a pointer, name."""
+_MAP_IDS = 52
+"""Offset of nr_map_ids, which the pointer to the ids follows."""
 _TYPE_XDP = 6
 _SHORTEST_FRAME = 14
 """Bytes of an Ethernet header: the kernel runs a program on no shorter frame."""
@@ -107,6 +109,17 @@ class Program(KernelObject):
             program.close()
             raise HostError(f"{place} is a BPF program of type {program._type}, not an XDP program")
         return program
+
+    def map_ids(self) -> list[int]:
+        """The ids of the maps that the program refers to. HostError when the kernel does not tell them."""
+        try:
+            (count,) = struct.unpack_from("=I", object_info(self.fd, 128), _MAP_IDS)
+            ids = np.zeros(max(count, 1), np.uint32)
+            object_info(self.fd, 128, bytes(_MAP_IDS) + struct.pack("=IQ", count, address(ids)))
+        except OSError as error:
+            raise HostError(f"cannot read which maps program {self.name} uses: {error.strerror}") from error
+        found: list[int] = ids[:count].tolist()
+        return found
 
     def test_run(
         self, frame: bytes, *, metadata: bytes = b"", ifindex: int = 0, rx_queue_index: int = 0, repeat: int = 1

@@ -49,6 +49,7 @@ class Command(IntEnum):
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
+    PROG_BIND_MAP = 35
 
 
 @cache
@@ -83,9 +84,12 @@ def bpf(command: Command, attr: bytearray) -> int:
             raise OSError(code, os.strerror(code), command.name)
 
 
-def object_info(fd: int, size: int) -> bytearray:
-    """The first ``size`` bytes of ``struct bpf_map_info`` or ``bpf_prog_info`` of ``fd``."""
-    info = bytearray(size)
+def object_info(fd: int, size: int, request: bytes = b"") -> bytearray:
+    """The first ``size`` bytes of ``struct bpf_map_info`` or ``bpf_prog_info`` of ``fd``.
+
+    ``request``: its beginning as the kernel is to find it, with the lengths and addresses of buffers.
+    """
+    info = bytearray(request.ljust(size, b"\0"))
     address = ctypes.addressof((ctypes.c_char * size).from_buffer(info))
     bpf(Command.OBJ_GET_INFO_BY_FD, bytearray(struct.pack("=IIQ", fd, size, address)))
     return info

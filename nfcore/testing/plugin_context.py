@@ -9,6 +9,7 @@ from typing import Any
 
 from ..api.config import NO_BACKEND, Config, ConfigTable, InterfaceTable, MarkingTable, NfTable, OffloadTable
 from ..api.context import Context
+from ..api.locks import NoLocks
 from ..api.rules import Device
 from ..daemon.bootstrap import make_context
 from ..errors import ConfigError, Problem
@@ -51,7 +52,9 @@ def context_for(
     problems = list(section.check_whole(config)) if section is not None and section.check_whole is not None else []
     if problems:
         raise ConfigError(SOURCE, problems)
-    return make_context(config, plugins, list(devices))
+    context = make_context(config, plugins, list(devices))
+    context.locks = NoLocks()  # the runs of one test are to be different processes, and none of them ends
+    return context
 
 
 def _sections(plugins: PluginManager, name: str, raw: dict[str, Any]) -> dict[str, ConfigTable]:

@@ -67,10 +67,10 @@ class FlowActionsPlugin:
         data_plane = _open(context, table, pin_dir)
         self._function = function = FlowActions(context, Table(table.entries, table.targets), data_plane)
         context.register_nf(function)
-        journal = Journal(journal_path(context.config.nf.socket) if pin_dir is not None else None)
+        journal = Journal(journal_path(context.config.nf) if pin_dir is not None else None)
         if pin_dir is None and not context.tracing:
             # So that entries of long ago do not come back when `pin_dir` is set again.
-            Journal(journal_path(context.config.nf.socket)).forget()
+            Journal(journal_path(context.config.nf)).forget()
         self._orders = Orders(function.table, journal, function.apply)
         self._orders.start(table.flows, check=not context.tracing)
         self._methods = FlowMethods(self._orders, function.facts, function.settle, function.refresh)
@@ -163,7 +163,7 @@ class FlowActionsPlugin:
         """Remove the pinned counters and the journal of a killed daemon."""
         pin_dir = _table(context.config).pin_dir
         lines = [f"{NAME}: removed pin {pin}" for pin in remove_pins(Path(pin_dir))] if pin_dir else []
-        journal = journal_path(context.config.nf.socket)
+        journal = journal_path(context.config.nf)
         if journal.is_file():
             Journal(journal).forget()
             lines.append(f"{NAME}: removed {journal}, the entries of applications")

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.config import NfTable
 from nfcore.api.flows import FLOW_KEY
 from nfcore.errors import HostError
 
@@ -157,9 +158,9 @@ class Journal:
         self._size += len(line)
 
 
-def journal_path(socket: str) -> Path:
+def journal_path(nf: NfTable) -> Path:
     """Give the path of the journal: beside the socket."""
-    return Path(f"{socket}.flows")
+    return nf.beside_socket(".flows")
 
 
 def _write_all(fd: int, content: bytes) -> None:

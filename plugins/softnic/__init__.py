@@ -69,9 +69,10 @@ class SoftnicPlugin:
         for device in context.devices:
             if NAME in device.backends:
                 where = f"{context.config.source}: softnic.pins.{device.name}"
-                pin_dir = table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}")
+                pin_dir = Path(table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}"))
+                context.locks.folder(pin_dir)
                 open_nic = SoftnicBackend.expect if device.name in optional else SoftnicBackend.open
-                nic = self._nics[device.ifindex] = open_nic(Path(pin_dir), where)
+                nic = self._nics[device.ifindex] = open_nic(pin_dir, where)
                 if nic.missing:
                     log.warning("%s", nic.missing)
                 self._names[device.ifindex] = device.name

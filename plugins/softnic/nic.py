@@ -15,18 +15,23 @@ from nfcore.errors import HostError
 from nfcore.kernel import (
     BPF_SOURCES,
     Map,
+    Ownership,
     Program,
     XdpMode,
     attach_xdp,
+    attached_xdp,
     compile_program,
     detach_xdp,
     ensure_bpffs,
     interface_index,
+    owner_of,
     remove_bpffs,
 )
 
 from .layouts import LINKS_SPEC, SHAPES_SPEC, STATS_SPEC, Link, rules_spec
 
+KIND = "softnic"
+"""How its programs are marked, with the folder of its pins."""
 PROGRAMS = {"wire": "softnic_wire", "port": "softnic_port"}
 PINS = ("softnic_rules", "softnic_shapes", "softnic_stats", "softnic_links", *PROGRAMS.values())
 
@@ -39,7 +44,8 @@ def create_nic(wire: str, port: str, pin_dir: Path, table_size: int) -> None:
     """
     ends = {"wire": interface_index(wire), "port": interface_index(port)}
     ensure_bpffs(pin_dir)
-    if (pin_dir / PINS[0]).exists():
+    attached = [attached_xdp(ifindex) for ifindex in ends.values()]
+    if (pin_dir / PINS[0]).exists() or any(each is not None and is_of(each.id, pin_dir) for each in attached):
         raise HostError(f"{pin_dir} holds a softnic already; remove it first: nfcore softnic remove --pin {pin_dir}")
     with ExitStack() as undo:
         undo.callback(lambda: list(_remove_pins(pin_dir)))
@@ -50,8 +56,10 @@ def create_nic(wire: str, port: str, pin_dir: Path, table_size: int) -> None:
             maps["softnic_links"].update(Link.TO_WIRE, ends["wire"])
             for name, opened_map in maps.items():
                 opened_map.pin(pin_dir / name)
+            ownership = opened.enter_context(Ownership(KIND, str(pin_dir.absolute()), lives=False))
             for end, function in PROGRAMS.items():
                 program = opened.enter_context(load_program(function, maps))
+                ownership.claim(program)
                 program.pin(pin_dir / function)
                 attach_xdp(ends[end], program, mode=XdpMode.NATIVE)
                 undo.callback(detach_xdp, ends[end], expected=program.id)
@@ -64,21 +72,26 @@ def load_program(function: str, maps: dict[str, Map]) -> Program:
 
 
 def remove_nic(pin_dir: Path, interfaces: Iterator[int]) -> list[str]:
-    """Detach the NIC from `interfaces` (ifindexes) and remove its pins; returns a text for each thing removed."""
+    """Detach the NIC from `interfaces` (ifindexes) and remove its pins; returns a text for each thing removed.
+
+    The programs themselves say which folder is theirs: their pins may be gone.
+    """
     removed = []
-    program_ids = set()
-    for function in PROGRAMS.values():
-        if (pin_dir / function).exists():
-            with Program.open_pinned(pin_dir / function) as program:
-                program_ids.add(program.id)
     for ifindex in interfaces:
-        removed += [
-            f"program {number} from interface {ifindex}"
-            for number in program_ids
-            if detach_xdp(ifindex, expected=number)
-        ]
+        attached = attached_xdp(ifindex)
+        if attached is not None and is_of(attached.id, pin_dir) and detach_xdp(ifindex, expected=attached.id):
+            removed.append(f"program {attached.id} from interface {ifindex}")
     removed += [str(pin) for pin in _remove_pins(pin_dir)]
     return removed
+
+
+def is_of(program_id: int, pin_dir: Path) -> bool:
+    """Whether the program with this id is one of the NIC's that was pinned in `pin_dir`."""
+    try:
+        owner = owner_of(program_id)
+    except HostError:
+        return False  # it has just gone
+    return owner is not None and owner.kind == KIND and owner.is_at(str(pin_dir.absolute()))
 
 
 def _remove_pins(pin_dir: Path) -> Iterator[Path]:

@@ -77,6 +77,7 @@ class TcOffloadPlugin:
             return
         self._context = context
         for device, settings in _settings(context):
+            context.locks.interface(settings.filter_on, settings.ifindex)
             backend = TcBackend(settings)
             # Stored before open(), so that teardown also cleans up after an open() that fails.
             self._backends[device.ifindex], self._names[device.ifindex] = backend, device.name
@@ -146,6 +147,7 @@ class TcOffloadPlugin:
         """Remove the rules that a killed daemon left, and its qdisc if that has no other filters."""
         lines = []
         for _, settings in _settings(context):
+            context.locks.interface(settings.filter_on, settings.ifindex)
             backend = TcBackend(settings)
             backend.owns_qdisc = context.state_file.get_number(_qdisc_key(settings)) == settings.ifindex
             removed = backend.sweep()

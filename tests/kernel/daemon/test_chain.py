@@ -68,7 +68,7 @@ def make(folder: Path) -> Path:
 
 
 def pins(site: Site) -> Path:
-    return site.socket.with_suffix(".chain")
+    return site.socket.with_name("nf.sock.chain")
 
 
 def left(site: Site) -> list[str]:

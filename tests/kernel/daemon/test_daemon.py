@@ -198,7 +198,7 @@ def test_another_socket_does_not_make_another_owner(site: Site) -> None:
             assert "interface eth1 is in use by another nfcore" in refused.stderr
         assert site.rules() == 1
         assert sorted(path.name for path in (site.folder / "pins").iterdir()) == pins
-        assert not (site.folder / "other.state").exists()
+        assert not (site.folder / "other.sock.state").exists()
 
 
 @pytest.mark.usefixtures("_one_cpu")

@@ -88,7 +88,7 @@ def test_each_packet_is_counted_once_from_install_to_restart(site: Site, rounds:
 def wait_for_note(site: Site) -> None:
     """Wait until the daemon's notes for the next run have all that it has counted."""
     total = int(site.metric("nfcore_rule_packets_total"))
-    assert eventually(lambda: f"[{total}, " in site.socket.with_suffix(".state").read_text())
+    assert eventually(lambda: f"[{total}, " in site.socket.with_name("nf.sock.state").read_text())
 
 
 def test_rules_that_give_way_to_hotter_ones_keep_what_they_counted(site: Site, rounds: Rounds, strategy: str) -> None:

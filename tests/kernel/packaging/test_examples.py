@@ -207,7 +207,7 @@ def test_the_daemon_runs_with_it(example: Example, installed: Path, config: Path
         assert daemon.wait(30) == 0, "".join(said)
     for words in example.says:
         assert words in "".join(said)
-    assert {path.name for path in config.parent.iterdir()} <= {"nf.toml", "nf.state"}
+    assert {path.name for path in config.parent.iterdir()} <= {"nf.toml", "nf.sock.state"}
 
 
 @pytest.mark.usefixtures("eth1")

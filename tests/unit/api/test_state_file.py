@@ -77,7 +77,7 @@ def test_a_failed_write_is_logged_once_and_removes_the_file(tmp_path: Path, capl
     path = tmp_path / "demo.state"
     state = StateFile(path)
     state.set("a", 1)
-    (tmp_path / "demo.new").mkdir()
+    (tmp_path / "demo.state.new").mkdir()
     state.set("b", 2)
     state.remove("a")
     assert (state.get_number("b"), state.get_number("a")) == (2, None)

@@ -192,7 +192,7 @@ def _examine(nic: Nic, name: str) -> Iterator[Finding]:
 
 def notes_path(context: Context, ifindex: int) -> Path:
     """Path of a device's notes, beside the daemon's socket."""
-    return Path(context.config.nf.socket).with_suffix(f".ntuple-{ifindex}")
+    return context.config.nf.beside_socket(f".ntuple-{ifindex}")
 
 
 def check_whole(config: Config) -> Iterator[Problem]:
