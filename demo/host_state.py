@@ -42,7 +42,8 @@ class HostState:
     """
 
     def __init__(self, control_socket: Path, pins: Path) -> None:
-        self.own = (control_socket, control_socket.with_suffix(".state"), pins, SCRATCH, BALANCER_PINS)
+        notes = control_socket.with_name(control_socket.name + ".state")
+        self.own = (control_socket, notes, pins, SCRATCH, BALANCER_PINS)
         self._folders = sorted(
             {folder for path in self.own for folder in path.parents if folder.is_relative_to(FOLDER)},
             key=lambda folder: len(folder.parts),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from ..errors import HostError
+from ..folders import make_folder
 
 FOLDER = Path("/run/nfcore/locks")
 ATTEMPTS = 50
@@ -74,7 +75,7 @@ class Locks:
     def _lock(self, path: Path) -> int | None:
         """Open and lock the file at `path`: its descriptor, or None while another process holds it."""
         for attempt in range(ATTEMPTS):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:

@@ -11,6 +11,8 @@ import json
 import logging
 from pathlib import Path
 
+from ..folders import make_folder, write_file
+
 log = logging.getLogger(__name__)
 
 
@@ -64,9 +66,9 @@ class StateFile:
         if not self._values:
             path.unlink(missing_ok=True)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         draft = path.with_name(path.name + ".new")
-        draft.write_text(json.dumps(self._values), encoding="utf-8")
+        write_file(draft, json.dumps(self._values).encode())
         draft.replace(path)
 
 

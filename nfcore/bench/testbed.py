@@ -30,11 +30,13 @@ from ..api.config import NO_BACKEND
 from ..api.metrics import total
 from ..control.client import request
 from ..errors import HostError
+from ..folders import make_folder
+from ..kernel.headers import default_cache_dir
 
 HOST, WIRE, PORT, NETWORK = "eth1", "wire0", "port0", "net0"
 NIC_MAC, GATEWAY_MAC = "02:00:5e:00:00:01", "02:00:5e:00:00:fe"
 NIC_RULES = 1 << 18
-CACHE = Path("/var/cache/nfcore")
+CACHE = default_cache_dir()
 """What `nfcore run` keeps between two starts."""
 TIMEOUT = 60.0
 """Seconds until something that should happen counts as not happening."""
@@ -250,7 +252,7 @@ def testbed_here(testbed: _T) -> Iterator[_T]:
 @contextmanager
 def cold_cache() -> Iterator[None]:
     """Hide what earlier starts have kept, for a block. In an isolated process."""
-    CACHE.mkdir(parents=True, exist_ok=True)
+    make_folder(CACHE)
     run("mount", "-t", "tmpfs", "-o", "mode=0700", "none", str(CACHE))
     try:
         yield

@@ -33,6 +33,7 @@ from ..api.context import Method
 from ..api.json_rows import encode
 from ..api.metrics import MetricFamily, counter, gauge
 from ..errors import HostError, NfcoreError
+from ..folders import closed_to_group, make_folder
 from .client import NOT_ALLOWED, daemon_answers
 
 log = logging.getLogger(__name__)
@@ -128,17 +129,18 @@ class ControlServer:
             group = self._order_gid if group is None else group
             warn_of_outsiders(self._group, self._order_group)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             if self._path.is_socket():  # left by a daemon that was killed; any other file stays
                 self._path.unlink()
-            mask = os.umask(0o177)
-            try:
-                self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=LINE_LIMIT)
-            finally:
-                os.umask(mask)
+            with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as made:
+                made.bind(str(self._path))
+                # Before it listens: until then nobody can connect, whatever mode the umask gave it.
+                if group is not None:
+                    os.chown(self._path, -1, group)
+                self._path.chmod(0o600 if group is None else 0o660)
+                self._server = await asyncio.start_unix_server(self._serve, sock=made.dup(), limit=LINE_LIMIT)
             if group is not None:
-                os.chown(self._path, -1, group)
-                self._path.chmod(0o660)
+                warn_of_closed_folders(self._path, group)
         except OSError as error:
             raise HostError(f"nf.socket: cannot listen on {self._path}: {error.strerror or error}") from None
 
@@ -364,6 +366,18 @@ def warn_of_outsiders(group: str, order_group: str) -> None:
         users = ", ".join(outside)
         log.warning(
             "nf.order_group: %s cannot open the socket, which belongs to group %s: add them to it", users, group
+        )
+
+
+def warn_of_closed_folders(path: Path, group: int) -> None:
+    """Log the folders above the socket that its group cannot enter."""
+    for folder in closed_to_group(path, group):
+        log.warning(
+            "nf.socket: group %s cannot reach the socket, because %s is closed to it: chmod o+x %s, or set nf.socket "
+            "to a path in another folder",
+            grp.getgrgid(group).gr_name,
+            folder,
+            folder,
         )
 
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import HostError, UnsupportedError
+from ..folders import make_folder, write_file
 
 _ARCHITECTURES = {
     # machine: (name in the kernel tree, Debian's triplet, the kernel's own configuration symbol)
@@ -90,7 +91,13 @@ def find_headers(cache_dir: Path | None = None) -> Headers:
 
 
 def default_cache_dir() -> Path:
-    """``/var/cache/nfcore`` for root, else ``nfcore`` in XDG_CACHE_HOME or ``~/.cache``."""
+    """The folder of NFCORE_CACHE_DIR, else of CACHE_DIRECTORY, which systemd sets for a unit with CacheDirectory=.
+
+    Without either ``/var/cache/nfcore`` for root, else ``nfcore`` in XDG_CACHE_HOME or ``~/.cache``.
+    """
+    chosen = os.environ.get("NFCORE_CACHE_DIR") or os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
+    if chosen:
+        return Path(chosen).absolute()
     if os.geteuid() == 0:
         return Path("/var/cache/nfcore")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfcore"
@@ -160,12 +167,15 @@ def _build(cache_dir: Path, files: Mapping[str, str], links: Mapping[str, Path])
     if _intact(tree, files, links):
         return tree
     try:
-        cache_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_folder(cache_dir)
         with _locked(cache_dir):
             if not _intact(tree, files, links):
                 _replace(cache_dir, tree, files, links)
     except OSError as error:
-        raise HostError(f"cannot build the header tree in {cache_dir}: {error.strerror} ({error.filename})") from error
+        raise HostError(
+            f"cannot build the header tree in {cache_dir}: {error.strerror} ({error.filename}): let NFCORE_CACHE_DIR "
+            "name a folder that can be written"
+        ) from error
     return tree
 
 
@@ -191,13 +201,11 @@ def _replace(cache_dir: Path, tree: Path, files: Mapping[str, str], links: Mappi
 
 def _write(tree: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> None:
     for name, text in files.items():
-        path = tree / name
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path.write_text(text)
+        make_folder((tree / name).parent)
+        write_file(tree / name, text.encode(), 0o644)
     for name, target in links.items():
-        path = tree / name
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path.symlink_to(target)
+        make_folder((tree / name).parent)
+        (tree / name).symlink_to(target)
 
 
 def _intact(tree: Path, files: Mapping[str, str], links: Mapping[str, Path]) -> bool:

@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 from ..errors import HostError
+from ..folders import make_folder
 from .syscall import Command, bpf, is_on_bpffs, mount_bpffs, unmount
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def ensure_bpffs(path: Path) -> bool:
         # No directory can be made in sysfs, so mount the file system first.
         mounted = _mount_if_missing(_SYSTEM_BPFFS)
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path, 0o700)
     except OSError as error:
         raise HostError(f"cannot create the directory {path} for pins: {error.strerror}") from error
     if not is_on_bpffs(path) and any(path.iterdir()):

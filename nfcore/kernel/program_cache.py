@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..folders import make_folder
 from .headers import default_cache_dir
 
 _LOG = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class ProgramCache:
         try:
             if any(_changed_ns(path) > started_ns - _CLOCK_SLACK_NS for path in compiled.files):
                 return False
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.folder, 0o700)
             if not self._usable():
                 return False
             _write(self.folder, key, _entry(compiled))

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from nfcore.api.config import NfTable
 from nfcore.api.flows import FLOW_KEY
 from nfcore.errors import HostError
+from nfcore.folders import make_folder
 
 from .entries import Entries, Target, read_target
 from .layouts import ENTRY
@@ -120,7 +121,7 @@ class Journal:
         targets = {number: table.targets[number] for number in _numbers(table.rows[slots])}
         draft = self._path.with_name(self._path.name + ".new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             content = HEADER + (_line((), table.names(), rows, targets) if len(slots) else b"")
             fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:

@@ -61,11 +61,12 @@ def test_there_is_something_to_look_at() -> None:
 
 
 # Rooms of nfcore, and which others each may import. Arrows point down only.
-GROUND = {"errors", "text", "logs", "version"}
+GROUND = {"errors", "text", "logs", "version", "folders"}
 ROOMS = {
     "errors": set(),
     "text": set(),
     "version": set(),
+    "folders": set(),
     "logs": {"text"},
     "kernel": GROUND,
     "api": {"kernel", *GROUND},
@@ -82,7 +83,7 @@ ROOMS = {
     "cli": {"bench", "testing", "scaffold", "daemon", "control", "engine", "devices", "config", "hooks", "api"}
     | {"kernel", *GROUND},
 }
-FOR_PLUGINS = {"api", "kernel", "errors", "text"}
+FOR_PLUGINS = {"api", "kernel", "errors", "text", "folders"}
 FOR_THEIR_COMMANDS = {"client", "control.client", "cli.options", "cli.tables"}
 FOR_THEIR_BENCHMARK = {"bench"}
 

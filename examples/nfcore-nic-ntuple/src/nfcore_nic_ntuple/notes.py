@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.api.rules import RULE_ROW
+from nfcore.folders import make_folder
 
 from .flowspec import match_of
 from .layouts import RX_CLS_LOC_ANY
@@ -63,7 +64,7 @@ class Notes:
             grown[: len(self._rows)] = self._rows
             self._rows = grown
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, rows * NOTE.itemsize)
