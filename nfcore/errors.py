@@ -7,6 +7,8 @@ nothing else calls ``sys.exit``.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,21 @@ def describe_error(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - whatever it raises, there is no message
         return f"{type(error).__name__}, whose message cannot be read"
+
+
+def key_path(table: str, *steps: str | int) -> str:
+    """Give the full path of a key as TOML writes it, such as ``softnic.pins."eth0.100"`` or ``vips[2].port``.
+
+    `table` is the path where the steps begin, and may be empty.
+    """
+    shown = "".join(f"[{step}]" if isinstance(step, int) else f".{_key(step)}" for step in steps)
+    return table + shown if table else shown.removeprefix(".")
+
+
+def _key(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        return name
+    return json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007F")  # TOML escapes this one, too
 
 
 class NfcoreError(Exception):

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from ..errors import Problem
+from ..errors import ConfigError, Problem, describe_error
 
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 NO_BACKEND = "none"
@@ -54,10 +54,15 @@ class ConfigTable(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
 
-def _interface_name(value: object) -> str:
+def parse_interface(value: object) -> str:
+    """Check the name of a network interface; ValueError explains the form."""
     if isinstance(value, str) and re.fullmatch(r"[^/\s\x00]{1,15}", value):
         return value
     raise ValueError("should be the name of an interface: at most 15 characters, no '/' and no white space")
+
+
+InterfaceName = Annotated[str, BeforeValidator(parse_interface)]
+"""Name of a network interface, whether it exists or not."""
 
 
 def _socket_path(value: object) -> str:
@@ -112,7 +117,7 @@ class NfTable(ConfigTable):
 class InterfaceTable(ConfigTable):
     """`[[interfaces]]`: one device."""
 
-    name: Annotated[str, BeforeValidator(_interface_name)]
+    name: InterfaceName
     chain: list[str] = Field(min_length=1, max_length=8)
     """Network functions in the order in which they see a packet."""
     offload: list[str] = Field(default=[NO_BACKEND], min_length=1)
@@ -196,14 +201,22 @@ class Config:
     """The ``key.path=VALUE`` that were applied to the file."""
 
     def resolved(self) -> dict[str, Any]:
-        """Give all values that are in effect, defaults included, as the TOML would have them."""
+        """Give all values that are in effect, defaults included, as the TOML would have them.
+
+        ConfigError: a plugin's table cannot be written.
+        """
         tables: dict[str, Any] = {
             "nf": self.nf.model_dump(mode="json"),
             "interfaces": [interface.model_dump(mode="json") for interface in self.interfaces],
             "marking": self.marking.model_dump(mode="json"),
             "offload": self.offload.model_dump(mode="json"),
         }
-        tables |= {name: _without_none(table.model_dump(mode="json")) for name, table in self.sections.items()}
+        for name, table in self.sections.items():
+            try:
+                tables[name] = _without_none(table.model_dump(mode="json", by_alias=True))
+            except Exception as error:  # the model is the plugin's
+                problem = Problem(name, f"plugin {name!r} cannot write its table: {describe_error(error)}")
+                raise ConfigError(self.source, [problem]) from error
         return tables
 
 

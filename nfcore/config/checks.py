@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..api.config import MAX_QUEUE_BITS, NO_BACKEND, Config, ConfigTable, InterfaceTable, MarkingTable, OffloadTable
-from ..errors import Problem
+from ..api.config import MAX_QUEUE_BITS, NO_BACKEND, Config, ConfigTable, MarkingTable, OffloadTable
+from ..errors import Problem, key_path
 from ..hooks import discovery
 from ..hooks.manager import PluginManager
-from .reader import Reader, suggest
+from .reader import Reader, show, suggest
 
 
 def check_tables_owned(reader: Reader, plugins: PluginManager) -> None:
@@ -24,9 +24,9 @@ def check_tables_owned(reader: Reader, plugins: PluginManager) -> None:
         if name in installed and isinstance(named, list) and name in named and name not in plugins.loaded():
             continue  # it could not be loaded: there is a problem about that already
         if name in installed and name not in plugins.loaded():
-            reader.problems.append(Problem(name, "belongs to a plugin that nf.plugins does not name"))
+            reader.problems.append(Problem(key_path("", name), "belongs to a plugin that nf.plugins does not name"))
         else:
-            reader.problems.append(Problem(name, "unknown table" + suggest(name, owned)))
+            reader.problems.append(Problem(key_path("", name), "unknown table" + suggest(name, owned)))
 
 
 def check_interfaces(reader: Reader, plugins: PluginManager) -> None:
@@ -42,7 +42,7 @@ def check_interfaces(reader: Reader, plugins: PluginManager) -> None:
         where = f"interfaces[{number}]"
         name = interface.get("name")
         if isinstance(name, str) and seen.setdefault(name, number) != number:
-            reader.problems.append(Problem(f"{where}.name", f"{name!r} is already interfaces[{seen[name]}]"))
+            reader.problems.append(Problem(f"{where}.name", f"{show(name)} is already interfaces[{seen[name]}]"))
         _check_names(reader, interface.get("chain"), f"{where}.chain", "network function", functions)
         _check_names(reader, interface.get("offload"), f"{where}.offload", "offload backend", [*backends, NO_BACKEND])
         _check_order(reader, interface.get("offload"), f"{where}.offload")
@@ -54,7 +54,7 @@ def _check_names(reader: Reader, names: object, where: str, kind: str, known: Se
         return
     for number, name in enumerate(names):
         if isinstance(name, str) and name not in known:
-            message = f"{name!r} is no {kind} among nf.plugins" + suggest(name, known)
+            message = f"{show(name)} is no {kind} among nf.plugins" + suggest(name, known)
             reader.problems.append(Problem(f"{where}[{number}]", message))
 
 
@@ -72,7 +72,7 @@ def _check_chains(reader: Reader, interfaces: Sequence[object]) -> None:
             if not isinstance(name, str):
                 continue
             if name in chain[:position]:
-                reader.problems.append(Problem(where, f"{name!r} is named twice"))
+                reader.problems.append(Problem(where, f"{show(name)} is named twice"))
                 continue
             following = chain[position + 1] if position + 1 < len(chain) else None
             expected, there = successors.setdefault(name, (following, where))
@@ -82,8 +82,8 @@ def _check_chains(reader: Reader, interfaces: Sequence[object]) -> None:
 
 
 def _describe_place(name: str, following: object) -> str:
-    subject = name if name == "it" else repr(name)
-    return f"{subject} is the last function" if following is None else f"{subject} comes before {following!r}"
+    subject = name if name == "it" else show(name)
+    return f"{subject} is the last function" if following is None else f"{subject} comes before {show(following)}"
 
 
 def _check_order(reader: Reader, backends: object, where: str) -> None:
@@ -91,9 +91,9 @@ def _check_order(reader: Reader, backends: object, where: str) -> None:
         return
     for number, name in enumerate(backends):
         if name in backends[:number]:
-            reader.problems.append(Problem(f"{where}[{number}]", f"{name!r} is named twice"))
+            reader.problems.append(Problem(f"{where}[{number}]", f"{show(name)} is named twice"))
         elif NO_BACKEND in backends[:number]:
-            message = f'{name!r} would never be used: "{NO_BACKEND}" before it means no further backend'
+            message = f'{show(name)} would never be used: "{NO_BACKEND}" before it means no further backend'
             reader.problems.append(Problem(f"{where}[{number}]", message))
 
 
@@ -113,16 +113,16 @@ def check_strategy(reader: Reader, plugins: PluginManager) -> None:
         offering = [
             plugin for plugin, infos in plugins.call_each("marking_strategies") for info in infos if info.name == wanted
         ]
-        message = f"{wanted!r} is offered by several of nf.plugins, {', '.join(offering)}: name only one of them"
+        message = f"{show(wanted)} is offered by several of nf.plugins, {', '.join(offering)}: name only one of them"
         reader.problems.append(Problem("marking.strategy", message))
     if isinstance(wanted, str) and wanted not in known:
-        message = f"{wanted!r} is no marking strategy of nf.plugins" + suggest(wanted, known)
+        message = f"{show(wanted)} is no marking strategy of nf.plugins" + suggest(wanted, known)
         if not known:
             message += '; add "marking" to nf.plugins'
         reader.problems.append(Problem("marking.strategy", message))
 
 
-def check_carrier(reader: Reader, marking: MarkingTable | None, interfaces: Sequence[InterfaceTable]) -> None:
+def check_carrier(reader: Reader, marking: MarkingTable | None) -> None:
     """Check that the carrier can transport marks of this width, in the XDP mode of each interface."""
     if marking is None:
         return
@@ -132,9 +132,11 @@ def check_carrier(reader: Reader, marking: MarkingTable | None, interfaces: Sequ
         reader.problems.append(Problem("marking.width", message))
     if marking.carrier != "skb-mark":
         return
-    for number, interface in enumerate(interfaces):
-        if interface.xdp_mode != "native":
-            message = f"is {interface.xdp_mode!r}; should be 'native': the carrier skb-mark exists in no other mode"
+    interfaces = reader.raw.get("interfaces", [])
+    for number, interface in enumerate(interfaces if isinstance(interfaces, list) else ()):
+        mode = interface.get("xdp_mode") if isinstance(interface, dict) else None
+        if mode in ("generic", "auto"):
+            message = f"is {mode!r}; should be 'native': the carrier skb-mark exists in no other mode"
             reader.problems.append(Problem(f"interfaces[{number}].xdp_mode", message))
 
 
@@ -169,4 +171,4 @@ def check_whole(reader: Reader, plugins: PluginManager, config: Config) -> None:
     for name, section in plugins.call_each("config_section"):
         if section is None or section.check_whole is None or name not in config.sections:
             continue
-        reader.problems += reader.call(name, "check the configuration", list, section.check_whole, config) or ()
+        reader.check(name, "check the configuration", section.check_whole, config)

@@ -13,7 +13,7 @@ from ..hooks import discovery
 from ..hooks.manager import PluginManager
 from ..hooks.results import check_result
 from .checks import check_carrier, check_interfaces, check_strategy, check_tables_owned, check_whole, check_width
-from .reader import Reader, read_toml, suggest
+from .reader import Reader, read_toml, show, suggest
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def load_config(path: Path, plugins: PluginManager, overrides: Sequence[str] = (
     check_tables_owned(reader, plugins)
     check_interfaces(reader, plugins)
     check_strategy(reader, plugins)
-    check_carrier(reader, marking, interfaces)
+    check_carrier(reader, marking)
     if marking is not None and offload is not None:
         check_width(reader, plugins, marking, offload, sections)
     if nf is None or marking is None or offload is None:
@@ -56,9 +56,9 @@ def _load_plugins(reader: Reader, plugins: PluginManager) -> None:
         if not isinstance(name, str):
             continue  # the model reports it
         if name in names[:number]:
-            reader.problems.append(Problem(where, f"{name!r} is named twice"))
+            reader.problems.append(Problem(where, f"{show(name)} is named twice"))
         elif name not in installed:
-            reader.problems.append(Problem(where, f"no plugin {name!r} is installed" + suggest(name, installed)))
+            reader.problems.append(Problem(where, f"no plugin {show(name)} is installed" + suggest(name, installed)))
         else:
             try:
                 plugins.load(name)
@@ -86,5 +86,5 @@ def _read_sections(reader: Reader, plugins: PluginManager) -> dict[str, ConfigTa
         if table is not None:
             sections[name] = table
         if section.check is not None and isinstance(raw, dict):
-            reader.problems += reader.call(name, "check its table", list, section.check, raw, name) or ()
+            reader.check(name, "check its table", section.check, raw, name)
     return sections

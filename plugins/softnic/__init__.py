@@ -6,18 +6,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from nfcore.api.config import NO_BACKEND, ConfigTable, Section
+from nfcore.api.config import NO_BACKEND, ConfigTable, InterfaceName, Section
 from nfcore.api.context import Context
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, counter
 from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch, split_cookies
-from nfcore.errors import ConfigError, Problem
+from nfcore.errors import ConfigError, Problem, key_path
 
 from .backend import SoftnicBackend
 from .commands import app as commands
@@ -27,10 +28,16 @@ NAME = "softnic"
 log = logging.getLogger(__name__)
 
 
+def _path(value: object) -> str:
+    if isinstance(value, str) and value and "\0" not in value:
+        return value
+    raise ValueError("should be the path of a folder, such as '/run/nfcore/bpf/softnic-eth1'")
+
+
 class SoftnicTable(ConfigTable):
     """`[softnic]`."""
 
-    pins: dict[str, str] = Field(default={})
+    pins: dict[InterfaceName, Annotated[str, BeforeValidator(_path)]] = Field(default={})
     """Interface → folder where `nfcore softnic create` has pinned the NIC in front of it."""
 
 
@@ -64,11 +71,13 @@ class SoftnicPlugin:
         unknown = [name for name in table.pins if name not in known]
         if unknown:
             message = f"belongs to no interface; those of [[interfaces]] are: {', '.join(known)}"
-            raise ConfigError(context.config.source, [Problem(f"{NAME}.pins.{name}", message) for name in unknown])
+            raise ConfigError(
+                context.config.source, [Problem(key_path(f"{NAME}.pins", name), message) for name in unknown]
+            )
         optional = {each.name for each in context.config.interfaces if NO_BACKEND in each.offload}
         for device in context.devices:
             if NAME in device.backends:
-                where = f"{context.config.source}: softnic.pins.{device.name}"
+                where = f"{context.config.source}: {key_path('softnic.pins', device.name)}"
                 pin_dir = Path(table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}"))
                 context.locks.folder(pin_dir)
                 open_nic = SoftnicBackend.expect if device.name in optional else SoftnicBackend.open

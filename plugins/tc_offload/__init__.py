@@ -6,19 +6,19 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from nfcore.api.config import ConfigTable, Section
+from nfcore.api.config import ConfigTable, InterfaceName, Section, parse_interface
 from nfcore.api.context import Context
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, counter, gauge
 from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch
 from nfcore.control.client import daemon_answers
-from nfcore.errors import ConfigError, HostError, Problem
+from nfcore.errors import ConfigError, HostError, Problem, key_path
 
 from .backend import Settings, TcBackend
 from .shapes import PRIORITIES
@@ -34,10 +34,14 @@ _COUNTERS = {
 }
 
 
+def _filter_on(value: object) -> str:
+    return "" if value == "" else parse_interface(value)
+
+
 class DeviceTable(ConfigTable):
     """`[tc_offload.devices.NAME]`: where the rules of interface NAME are installed."""
 
-    filter_on: str = Field(default="", max_length=15)
+    filter_on: Annotated[str, BeforeValidator(_filter_on)] = ""
     """Interface that carries the filters: empty for NAME itself; its veth peer for marks that the kernel sets."""
     direction: Literal["ingress", "egress"] = "ingress"
     """`egress` of the veth peer is what NAME receives."""
@@ -52,7 +56,7 @@ class TcOffloadTable(ConfigTable):
     """`on`: rules in hardware only; `off`: the kernel evaluates them, too; `auto`: `on` where the driver accepts it."""
     last_used: bool = False
     """Also read when each rule was last hit: reading counters then takes about twice the time."""
-    devices: dict[str, DeviceTable] = Field(default={})
+    devices: dict[InterfaceName, DeviceTable] = Field(default={})
 
 
 class TcOffloadPlugin:
@@ -168,7 +172,7 @@ def _check(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     for name, device in devices.items() if isinstance(devices, dict) else ():
         if isinstance(device, dict) and device.get("direction") == "egress" and not device.get("filter_on"):
             message = f"is 'egress'; what leaves {name} does not pass its XDP program: set filter_on to its veth peer"
-            yield Problem(f"{path}.devices.{name}.direction", message)
+            yield Problem(key_path(f"{path}.devices", name, "direction"), message)
 
 
 def _settings(context: Context) -> Iterator[tuple[Device, Settings]]:
@@ -182,7 +186,7 @@ def _settings(context: Context) -> Iterator[tuple[Device, Settings]]:
     unknown = [name for name in table.devices if name not in known]
     if unknown:
         message = f'belongs to no interface with offload = ["{NAME}"]; those are: {", ".join(known) or "none"}'
-        problems = [Problem(f"{NAME}.devices.{name}", message) for name in unknown]
+        problems = [Problem(key_path(f"{NAME}.devices", name), message) for name in unknown]
         raise ConfigError(context.config.source, problems)
     for device in context.devices:
         if NAME not in device.backends:
@@ -193,7 +197,8 @@ def _settings(context: Context) -> Iterator[tuple[Device, Settings]]:
             try:
                 ifindex = socket.if_nametoindex(own.filter_on)
             except OSError:
-                where = f"{context.config.source}: {NAME}.devices.{device.name}.filter_on"
+                key = key_path(f"{NAME}.devices", device.name, "filter_on")
+                where = f"{context.config.source}: {key}"
                 raise HostError(f"{where}: there is no interface {own.filter_on!r} in this network namespace") from None
         yield (
             device,

@@ -58,6 +58,19 @@ def test_without_a_table_the_defaults_hold(tmp_path: Path) -> None:
         ("prio = 65521", "tc_offload.prio: is 65521; input should be less than or equal to 65520"),
         ('skip_sw = "maybe"', "tc_offload.skip_sw: is 'maybe'; input should be 'auto', 'on' or 'off'"),
         ("pirio = 1", "tc_offload.pirio: unknown key; did you mean 'prio'?"),
+        ("devices.eth1.filter = 1", "tc_offload.devices.eth1.filter: unknown key; did you mean 'filter_on'?"),
+        ('devices."eth0.100".x = 1', 'tc_offload.devices."eth0.100".x: unknown key; known here: direction, filter_on'),
+        ("devices.eth1 = 1", "tc_offload.devices.eth1: is 1; should be a table (a dictionary of keys and values)"),
+        (
+            'devices."a b" = {}',
+            'tc_offload.devices."a b": is no key for this table: should be the name of an interface: '
+            "at most 15 characters, no '/' and no white space",
+        ),
+        (
+            "devices.eth1.filter_on = '/'",
+            "tc_offload.devices.eth1.filter_on: is '/'; should be the name of an interface: at most 15 characters, "
+            "no '/' and no white space",
+        ),
         (
             'devices.eth1.direction = "egress"',
             "tc_offload.devices.eth1.direction: is 'egress'; what leaves eth1 does not pass its XDP program: "

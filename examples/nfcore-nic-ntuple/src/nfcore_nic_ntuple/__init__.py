@@ -22,7 +22,7 @@ from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, MetricKind
 from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch
 from nfcore.control.client import daemon_answers
-from nfcore.errors import HostError, Problem
+from nfcore.errors import HostError, Problem, key_path
 
 from .backend import NtupleBackend, Settings
 from .ethtool import EthtoolSocket, Ioctl, Nic
@@ -203,7 +203,7 @@ def check_whole(config: Config) -> Iterator[Problem]:
     for name in table.locations:
         if name not in known:
             message = f'belongs to no interface with offload = ["{NAME}"]; those are: {", ".join(known) or "none"}'
-            yield Problem(f"{NAME}.locations.{name}", message)
+            yield Problem(key_path(f"{NAME}.locations", name), message)
     if known and config.marking.carrier != CARRIER:
         message = f"is {config.marking.carrier!r}; {NAME} marks packets by their receive queue: set it to {CARRIER!r}"
         yield Problem("marking.carrier", message)
