@@ -75,6 +75,8 @@ def _process(run: Run, frame: bytes) -> Outcome | Again | Verdict:
     if isinstance(packet, Verdict):
         return packet
     if is_icmp(packet):
+        if not run.features.icmp:
+            return Verdict.PASS
         return read_icmp(run, packet) or _balance(run, packet)
     if packet.protocol in (IPIP, IPV6):
         return inline_decap(run, packet, packet.protocol) or Verdict.PASS

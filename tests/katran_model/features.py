@@ -39,13 +39,13 @@ class Quirks:
     """Not Katran's, but nfcore's so far: a prefix VIP with a port of its own keeps the port in hash and flow."""
     outer_sport_unhidden: bool = False
     """Not Katran's, but nfcore's so far: with HASH_NO_SRC_PORT the outer source is made with the source port."""
-    prefixes_match_v4: bool = False
-    """Not Katran's, but nfcore's so far: IPv4 destinations are looked up among the prefixes, padded with zeros."""
+    families_share_prefixes: bool = False
+    """Not Katran's, but nfcore's so far: an IPv4 destination is in an IPv6 prefix that begins like it, and so on."""
     too_big_counts: bool = False
     """Not Katran's, but nfcore's so far: a packet that is too big is counted without too-big generation, too."""
 
 
-NFCORE_ONLY = ("exact_prefix_port", "outer_sport_unhidden", "prefixes_match_v4", "too_big_counts")
+NFCORE_ONLY = ("exact_prefix_port", "outer_sport_unhidden", "families_share_prefixes", "too_big_counts")
 KATRAN = Quirks(**{field.name: field.name not in NFCORE_ONLY for field in fields(Quirks)})
 """All of Katran's mistakes."""
 
@@ -56,8 +56,12 @@ class Features:
 
     encapsulation: Literal["ipip", "gue"] = "ipip"
     gue_port: int = 6080
+    icmp: bool = True
+    """nfcore's own choice: without it ICMP is passed."""
     prefix_vips: bool = True
     """CIDR_VIP."""
+    prefix_vips_v4: bool = False
+    """nfcore's own: prefixes of IPv4, too."""
     too_big: bool = False
     """ICMP_TOOBIG_GENERATION."""
     too_big_mtu: int = 1500

@@ -69,6 +69,7 @@ def padded(address: str) -> bytes:
 class Prefix(NamedTuple):
     """Key of a prefix map: the first `bits` bits of an address count."""
 
+    family: int
     value: int
     bits: int
 
@@ -76,7 +77,8 @@ class Prefix(NamedTuple):
     def of(cls, network: IPv4Network | IPv6Network) -> Prefix:
         """A prefix as in the maps."""
         address = network.network_address.packed.ljust(16, b"\0")
-        return cls(int.from_bytes(address, "big") >> (128 - network.prefixlen), network.prefixlen)
+        value = int.from_bytes(address, "big") >> (128 - network.prefixlen)
+        return cls(network.version, value, network.prefixlen)
 
     def has(self, address: bytes) -> bool:
         """Whether an address of 16 bytes lies in it."""

@@ -31,11 +31,13 @@ def find_vip(run: Run, packet: Packet) -> tuple[Vip, VipKey] | None:
 
 def _by_prefix(run: Run, packet: Packet, key: VipKey) -> Vip | None:
     """The VIP of the longest prefix with just this port and protocol."""
-    if not run.features.prefix_vips or (packet.family == 4 and not run.quirks.prefixes_match_v4):
+    features = run.features
+    if not (features.prefix_vips_v4 if packet.family == 4 else features.prefix_vips):
         return None
+    families = {4, 6} if run.quirks.families_share_prefixes else {packet.family}
     fitting = [
         (prefix.bits, vip)
         for (prefix, port, protocol), vip in run.maps.prefix_vips.items()
-        if (port, protocol) == (key.port, key.protocol) and prefix.has(key.address)
+        if prefix.family in families and (port, protocol) == (key.port, key.protocol) and prefix.has(key.address)
     ]
     return max(fitting)[1] if fitting else None
