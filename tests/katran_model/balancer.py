@@ -129,10 +129,12 @@ def _decide(run: Run, packet: Packet, vip: Vip, key: VipKey, table: connections.
     number = None if flood else _by_source(run, packet, vip)
     if number is None:
         number, flow = _by_ring(run, packet, vip)
-    if not number or not run.maps.real(number):
+    found = number and run.maps.real(number)
+    if found or run.quirks.misses_before_ring:
+        run.counters.stat(Stat.LRU, v2=1)
+    if not number or not found:
         run.counters.stat(Stat.RING_DROP, int(bool(number)), int(not number))
         return packet.outcome(Verdict.DROP)
-    run.counters.stat(Stat.LRU, v2=1)
     if run.maps.vip_of_misses == key:
         run.counters.field(f"lru_miss_stats[{number}]")
     if not (flood or packet.flags & RST or vip.flags & VipFlag.LRU_BYPASS):

@@ -43,9 +43,17 @@ class Quirks:
     """Not Katran's, but nfcore's so far: an IPv4 destination is in an IPv6 prefix that begins like it, and so on."""
     too_big_counts: bool = False
     """Not Katran's, but nfcore's so far: a packet that is too big is counted without too-big generation, too."""
+    misses_before_ring: bool = False
+    """Not Katran's, but nfcore's so far: a miss is counted, too, when the ring has no real for the flow."""
 
 
-NFCORE_ONLY = ("exact_prefix_port", "outer_sport_unhidden", "families_share_prefixes", "too_big_counts")
+NFCORE_ONLY = (
+    "exact_prefix_port",
+    "outer_sport_unhidden",
+    "families_share_prefixes",
+    "too_big_counts",
+    "misses_before_ring",
+)
 KATRAN = Quirks(**{field.name: field.name not in NFCORE_ONLY for field in fields(Quirks)})
 """All of Katran's mistakes."""
 

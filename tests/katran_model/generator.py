@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from . import frames
 from .features import Features
 from .icmp import ECHO_REQUEST, ERRORS
-from .maps import Maps
+from .maps import Maps, Prefix
 from .packet import TCP, UDP
 
 Destination = tuple[bytes, int, int]
@@ -25,6 +25,15 @@ _SERVER_OPTION = 0xB7
 def _unpadded(address: bytes) -> bytes:
     """An address of the maps; those of IPv4 end with 12 zeros."""
     return address[:4] if not any(address[4:]) else address
+
+
+def _within(prefix: Prefix) -> list[bytes]:
+    """Addresses in a prefix, and one of the other family that begins with the same bytes."""
+    head = (prefix.value << 128 - prefix.bits).to_bytes(16, "big")
+    size = 4 if prefix.family == 4 else 16
+    ends = [b"\1", b"\2"] if size * 8 - prefix.bits >= 8 else [b""]
+    other = head if prefix.family == 4 else head[:4]
+    return [*(head[: size - len(end)] + end for end in ends), other]
 
 
 @dataclass
@@ -44,10 +53,7 @@ class Population:
         """Find the destinations in the maps; some beside them, too."""
         exact = [(_unpadded(vip.address), vip.port, vip.protocol) for vip in maps.vips]
         within = [
-            (_unpadded((prefix.value << 128 - prefix.bits | last).to_bytes(16, "big")), port, protocol)
-            for prefix, port, protocol in maps.prefix_vips
-            for last in (1, 0x1234)
-            if prefix.bits < 112
+            (address, port, protocol) for prefix, port, protocol in maps.prefix_vips for address in _within(prefix)
         ]
         beside = [(address, 80, protocol) for address in _STRANGERS.values() for protocol in (TCP, UDP)]
         tunnels: dict[int, list[bytes]] = {4: [_STRANGERS[4]], 6: [_STRANGERS[6]]}

@@ -71,7 +71,7 @@ def test_plugins(installed: Path, elsewhere: Path) -> None:
 
 
 def test_trace(installed: Path, elsewhere: Path) -> None:
-    frame = json.loads((PUBLISHED / "published_frames.json").read_text())["frames"][0]
+    frame = json.loads((PUBLISHED / "published_suites.json").read_text())["suites"][0]["cases"][0]
     done = run(installed, "trace", PUBLISHED / "published.toml", "--hex", frame["in"], "--json", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     (packet,) = json.loads(done.stdout)["packets"]

@@ -198,6 +198,13 @@ def test_what_is_too_big_is_counted_when_the_client_is_told() -> None:
     assert told.counters.published()["stats[516]"] == [1, 0]
 
 
+def test_a_miss_is_a_new_flow_that_has_got_a_real() -> None:
+    for features, counted in zip(both("misses_before_ring"), ([1, 1], [1, 0]), strict=True):
+        program = Balancer(features, maps())
+        program.maps.rings.clear()
+        assert send(program, tcp()).counters.published()["stats[512]"] == counted
+
+
 def test_each_mistake_is_shown_here() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     assert [field.name for field in fields(Quirks) if field.name not in source] == []

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real program does with each frame what the model of tests/katran_model says: verdict, bytes and counters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfcore.plugins.katran_accel.layouts import AccelCounter
+from tests.katran_model.balancer import Step
+from tests.katran_model.counters import Stat
+from tests.katran_model.generator import FrameSource, Population
+from tests.katran_model.mutations import fuzzed
+from tests.katran_model.packet import Verdict
+from tests.katran_model.suites import Facts, published
+
+from .twin import BALANCER, Twin, open_twin
+
+FRAMES = 20_000
+"""How many frames by chance. Some seconds; more find more."""
+SEED = 1
+LATER = ("echo", "ICMP", "quic")
+"""How the names of cases begin that need what the balancer cannot do so far."""
+TOO_LONG = "one byte too long"
+BALANCERS = [name for name, suite in published().suites.items() if suite.program == "balancer"]
+
+SERVERS = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fc00::1", "fc00::2", "fc00::3"]
+SOURCE_HIDDEN, BYPASS, DPORT_ONLY, BOTH_PORTS = 1, 2, 8, 128
+V4, V6 = [1, 2, 3], [4, 5, 6]
+EVERY_FLAG = [
+    ("10.200.1.1", 80, "udp", 0, V4),
+    ("10.200.1.1", 80, "tcp", 0, V4),
+    ("10.200.1.2", 0, "tcp", 0, V4),
+    ("10.200.1.3", 80, "tcp", 0, V6),
+    ("fc00:1::1", 80, "tcp", 0, V6),
+    ("fc00:1::2", 443, "udp", 0, V6),
+    ("10.200.1.4", 0, "tcp", DPORT_ONLY, V4),
+    ("10.200.1.4", 0, "udp", DPORT_ONLY, V6),
+    ("fc00:1::4", 80, "tcp", DPORT_ONLY, V6),
+    ("10.200.1.5", 80, "udp", SOURCE_HIDDEN, V4),
+    ("fc00:1::5", 0, "tcp", SOURCE_HIDDEN, V6),
+    ("10.200.1.6", 80, "tcp", BYPASS, [1, 2]),
+    ("fc00:1::6", 0, "udp", BYPASS, V6),
+    ("10.200.1.7", 0, "udp", BOTH_PORTS, V4),
+    ("fc00:1::7", 0, "tcp", BOTH_PORTS | DPORT_ONLY, [4, 5]),
+    ("10.200.1.8", 0, "tcp", SOURCE_HIDDEN | DPORT_ONLY, V4),
+    ("10.200.1.9", 80, "tcp", BYPASS | DPORT_ONLY, V4),
+    ("10.200.1.99", 80, "tcp", 0, []),
+    ("fc00:1::99", 80, "udp", 0, []),
+    ("fc00:9::/32", 0, "tcp", 0, V6),
+    ("fc00:9:1::/48", 443, "tcp", 0, [4, 6]),
+    ("fc00:9:2::/48", 80, "udp", DPORT_ONLY, [4, 6]),
+    ("2001:db8::/32", 80, "tcp", 0, [4, 5]),
+    ("10.201.0.0/16", 80, "udp", 0, V4),
+    ("10.201.7.0/24", 0, "tcp", SOURCE_HIDDEN, [1, 3]),
+]
+"""VIPs of every kind and flag that the balancer knows: address, port, protocol, flags and numbers of reals."""
+
+
+def every_flag() -> Facts:
+    """The VIPs with their reals."""
+    names = ("address", "port", "protocol", "flags", "reals")
+    return Facts.of({"reals": SERVERS, "vips": [dict(zip(names, vip, strict=True)) for vip in EVERY_FLAG]})
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
+    """With VIPs of every kind."""
+    with open_twin(tmp_path_factory.mktemp("twin"), every_flag()) as opened:
+        yield opened
+
+
+def test_published_packets_count_as_published(tmp_path: Path) -> None:
+    suite = published().suites["ipip"]
+    with open_twin(tmp_path, suite.state, cpus="[]") as twin:
+        before = twin.counters()
+        for case in suite.cases:
+            if case.name.startswith(LATER):
+                continue
+            step = twin.send(case.frame)
+            after = twin.counters()
+            gained = {name: gain(count, before.get(name, [0, 0])) for name, count in after.items()}
+            gained = {name: count for name, count in gained.items() if any(count)}
+            if case.name == TOO_LONG:
+                assert gained.pop("stats[516]") == [1, 0], "counted without too-big generation"
+            assert (case.name, step.verdict, gained) == (case.name, case.verdict, case.counters)
+            assert step.verdict is Verdict.DROP or step.frame[6:] == case.output[6:]
+            before = after
+
+
+def gain(after: list[int] | int, before: list[int] | int) -> list[int]:
+    """What a pair gained."""
+    assert isinstance(after, list)
+    assert isinstance(before, list)
+    return [now - then for now, then in zip(after, before, strict=True)]
+
+
+@pytest.mark.parametrize("cpus", ['"all"', "[]"])
+@pytest.mark.parametrize("name", ["ipip", "prefix-vips", "udp-migration", "udp-stable-routing"])
+def test_published_frames_of_all_suites(tmp_path: Path, name: str, cpus: str) -> None:
+    with open_twin(tmp_path, published().suites[name].state, cpus=cpus) as twin:
+        for suite in BALANCERS:
+            for case in published().suites[suite].cases:
+                twin.send(case.frame)
+            assert twin.counters() == twin.model.total.published()
+
+
+def test_frames_by_chance(twin: Twin) -> None:
+    verdicts: Counter[Verdict] = Counter()
+    source = FrameSource(Population.of(twin.model.maps, BALANCER), SEED)
+    for number in range(FRAMES):
+        verdicts[twin.send(fuzzed(source)).verdict] += 1
+        if number % 1000 == 999:
+            assert twin.counters() == twin.model.total.published()
+    assert min(verdicts[verdict] for verdict in (Verdict.TX, Verdict.DROP, Verdict.PASS)) > FRAMES / 10
+
+
+def test_a_mark_changes_nothing_of_a_frame(twin: Twin) -> None:
+    """Marks of the packet's own VIP and real, of others, and of nobody."""
+    source = FrameSource(Population.of(twin.model.maps, BALANCER), SEED + 1)
+    rows = twin.world.balancer.maps["hw_accel_targets"].read_array()
+    offloaded = {
+        number
+        for number, (address, _, _, flags, reals) in enumerate(EVERY_FLAG)
+        if reals and "/" not in address and not flags & (BYPASS | DPORT_ONLY)
+    }
+    marks = {
+        (int(row["vip_num"]), int(row["real_key"])): mark
+        for mark, row in enumerate(rows)
+        if row["vip_generation"] and int(row["vip_num"]) in offloaded
+    }
+
+    def mark_of(step: Step) -> int:
+        vips = [number for name, number in step.counters.pairs if name == "stats" and number < Stat.LRU]
+        reals = [number for name, number in step.counters.pairs if name == "reals_stats"]
+        right = marks.get((vips[0], reals[0]), 0) if vips else 0
+        others = [mark for (vip, _), mark in marks.items() if vip not in vips]
+        return source.random.choice([right, right, source.random.choice(others), source.random.getrandbits(32)])
+
+    fast = twin.world.count(AccelCounter.FAST)
+    for _ in range(FRAMES):
+        twin.send(fuzzed(source), mark_of)
+    assert twin.world.count(AccelCounter.FAST) - fast > FRAMES / 50
+    slots = [f"stats[{slot}]" for slot in [*range(len(EVERY_FLAG)), *range(Stat.TOTAL, Stat.PASS + 1)]]
+    slots += [f"reals_stats[{number}]" for number in range(1, len(SERVERS) + 1)]
+    came, wanted = twin.counters(), twin.model.total.published()
+    assert [(slot, came.get(slot)) for slot in slots] == [(slot, wanted.get(slot)) for slot in slots]
