@@ -30,8 +30,9 @@ TESTED_BY = {
     "bpf/softnic.c": "softnic",
     "demo": "demo",
     "examples": "packaging",
+    "tests/katran_model": "katran_accel",
 }
-"""Folder or file of the product → folder of tests/kernel. The guest tier tests plugins/tc_offload."""
+"""Folder or file → folder of tests/kernel. The guest tier tests plugins/tc_offload."""
 
 
 def kernel_tests(changed: Iterable[str]) -> set[str]:
