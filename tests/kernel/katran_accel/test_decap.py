@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import struct
 from collections import Counter
@@ -17,11 +16,10 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from nfcore.plugins.katran_accel.decap.program import DecapOptions, Decapsulation
-from tests.paths import DATA
+from tests.katran_model.suites import published
 
 from .decap_model import decapsulate
 
-SUITES = json.loads((DATA / "published_decap.json").read_text())["suites"]
 GUE = 6080
 OWN = 0x01020304
 BALANCER4, BALANCER6, REAL4, REAL6 = "172.16.1.1", "100::1", "198.18.20.11", "2001:db8:20::11"
@@ -46,24 +44,22 @@ def counted(opened: Decapsulation) -> Counter[str]:
     return Counter(counts.decapsulated) + Counter(counts.dropped) + Counter(ids)
 
 
-@pytest.mark.parametrize("suite", SUITES, ids=["ipip", "gue"])
-def test_every_frame_comes_out_as_published(suite: dict) -> None:
-    with Decapsulation(DecapOptions(**suite["build"], drop_all_fragments=True)) as opened:
-        for frame in suite["frames"]:
+@pytest.mark.parametrize("name", ["decap-ipip", "decap-gue"])
+def test_every_frame_comes_out_as_published(name: str) -> None:
+    suite = published().suites[name]
+    built = suite.features
+    port = built.gue_port if built.inline_decap_gue else None
+    own = suite.server_id if built.decap_tcp_server_ids else None
+    with Decapsulation(DecapOptions(gue_port=port, server_id=own, drop_all_fragments=True)) as opened:
+        for case in suite.cases:
             before = counted(opened)
-            run = opened.program.test_run(bytes.fromhex(frame["in"]))
-            assert (frame["case"], run.verdict.name, run.output.hex()) == (
-                frame["case"],
-                frame["verdict"],
-                frame["out"],
-            )
-            new = counted(opened) - before
-            assert (frame["case"], {name: new[name] for name in new if name not in DROPS}) == (
-                frame["case"],
-                frame["counted"],
-            )
+            run = opened.program.test_run(case.frame)
+            assert (case.name, run.verdict.name, run.output) == (case.name, case.verdict.value, case.output)
+            new = {f"decap_counters.{PUBLISHED.get(k, k)}": n for k, n in (counted(opened) - before).items()}
+            assert {key: n for key, n in new.items() if key.split(".")[1] not in DROPS} == case.counters
 
 
+PUBLISHED = {"v4": "decap_v4", "v6": "decap_v6"}
 DROPS = {"fragments", "options", "malformed"}
 
 
