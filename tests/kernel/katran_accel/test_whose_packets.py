@@ -22,7 +22,6 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from nfcore.engine.flow_state import FlowState
-from nfcore.kernel import BPF_SOURCES, compile_program
 from nfcore.plugins.katran_accel.connection_table import NO_VIP, entry_keys
 from nfcore.plugins.katran_accel.layouts import AccelCounter
 
@@ -245,14 +244,3 @@ ALERT = [b"\x94\x04\0\0"]
 )  # fmt: skip
 def test_what_no_vip_has_goes_to_the_kernel(unfit: World, what: str, packet: Packet) -> None:
     assert (what, unfit.send(wire(packet)).verdict.name) == (what, "XDP_PASS")
-
-
-@pytest.mark.parametrize(("flags", "frag"), [("MF", 0), (0, 185), ("MF", 185)])
-def test_a_fragment_of_an_outer_packet_is_for_the_kernel_to_put_together(flags: str | int, frag: int) -> None:
-    inner = IP(src="198.18.1.2", dst="198.18.10.1") / UDP(dport=53) / Raw(b"x" * 20)
-    with compile_program(BPF_SOURCES / "decap.c", "decap", defines={}, maps={}) as program:
-        whole = program.test_run(wire(IP(src="172.16.1.2", dst="198.18.20.11") / inner))
-        assert (whole.verdict.name, whole.output[14:]) == ("XDP_PASS", bytes(inner))
-        part = wire(IP(src="172.16.1.2", dst="198.18.20.11", flags=flags, frag=frag) / inner)
-        run = program.test_run(part)
-        assert (run.verdict.name, run.output) == ("XDP_PASS", part)
