@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 _INFINITIES = {math.inf: "+Inf", -math.inf: "-Inf"}
@@ -22,6 +23,13 @@ def printable(text: str, keep: str = "") -> str:
 
 def _escape(char: str) -> str:
     return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def target_text(words: Mapping[str, Any]) -> str:
+    """Write what a network function says of a target: ``VIP → real`` for a balancer's, else as ``port 80, zone a``."""
+    if words.keys() == {"vip", "real"}:
+        return f"{words['vip']} → {words['real']}"
+    return ", ".join(f"{key} {value}" for key, value in words.items())
 
 
 def json_text(value: Any) -> str:

@@ -40,7 +40,10 @@ class NetworkFunction(Protocol):
         """Give the group of each target, a small number: `[offload] max_share` limits the rules of each group."""
 
     def describe(self, target: int) -> Mapping[str, str]:
-        """Describe a target for people, such as ``{"vip": "198.18.10.1:80/tcp", "real": "198.18.20.11"}``."""
+        """Describe a target for people, such as ``{"vip": "198.18.10.1:80/tcp", "real": "198.18.20.11"}``.
+
+        The keys are the function's own words; commands use them as titles of columns. At most three fit there.
+        """
 
     def fingerprint(self) -> bytes:
         """Give bytes that are equal in two runs only if each target means the same in both."""
@@ -107,6 +110,8 @@ class PacketTrace:
     vip: str | None
     real: str | None
     why: str = ""
-    """As text, why it did not take the fast path or was not sent; not part of the JSON."""
+    """Why it did not take the fast path or was not sent, as text. Empty: the core says what the path shows."""
     passed_on: bool = False
     """The function had no opinion, or let the packet go on: the next function of the chain gets `output`."""
+    target: int | None = None
+    """The target that the packet went to, which :meth:`NetworkFunction.describe` names; None: none, or not known."""

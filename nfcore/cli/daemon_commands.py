@@ -14,9 +14,9 @@ from ..control.client import request
 from ..engine.event_kind import EventKind
 from ..engine.flow_state import LISTED_STATES, SORT_KEYS
 from ..errors import ConfigError, Problem
-from ..text import json_text, printable
+from ..text import json_text, printable, target_text
 from .options import JsonOption, OptionalConfig, SocketOption, find_socket, request_metrics
-from .tables import TextTable, show
+from .tables import TextTable, show, target_columns
 
 app = typer.Typer()
 
@@ -115,10 +115,14 @@ def flows(
     config: OptionalConfig = None,
     state: Annotated[
         list[_StateChoice] | None,
-        typer.Option(help="Only flows whose rule is in this state. Repeatable; default: all.", show_default=False),
+        typer.Option(help="Only flows in this state. Repeatable; default: all but ended ones.", show_default=False),
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", "-a", help="Also flows that have ended: their connections were closed.")
+    ] = False,
     match: Annotated[
-        str, typer.Option(help="An address, prefix or address:port, or part of the name of a VIP, real or reason.")
+        str,
+        typer.Option(help="An address, prefix or address:port, a function, or part of a VIP, real, port or reason."),
     ] = "",
     sort: Annotated[_SortChoice, typer.Option(help="The largest first; age: the oldest first.")] = _SORT_BY_RATE,
     reverse: Annotated[
@@ -138,20 +142,23 @@ def flows(
 
       nfcore flows lb.toml --match 198.18.1.0/24 --json
     """
-    states = [str(choice) for choice in state or ()]
-    filters = {"states": states, "match": match, "sort": str(sort), "reverse": reverse, "limit": limit}
+    states = [str(choice) for choice in state or () if not every]
+    filters = {"states": states, "match": match, "sort": str(sort), "reverse": reverse, "limit": limit, "ended": every}
     answer = _request(config, socket, "flows", **filters)
     if as_json:
         print(json_text(answer))
         return
-    table = TextTable("flow", "state", "why", "real", "mark", "packets/s", "in hardware", "since")
-    for row in answer["flows"]:
-        texts = [row["flow"], row["state"], row["reason"] or "", row.get("real", ""), row["mark"] or "–"]
+    titles, targets = target_columns(answer["flows"])
+    table = TextTable("flow", "state", "why", *titles, "mark", "packets/s", "in hardware", "since")
+    for row, target in zip(answer["flows"], targets, strict=True):
+        texts = [row["flow"], row["state"], row["reason"] or "", *target, row["mark"] or "–"]
         numbers = [f"{row['rate']:,.1f}", f"{row['hardware_packets']:,}", f"{row['since_seconds']:,.1f} s"]
         table.add_row(*map(str, texts), *numbers)
     show(table)
     counts = ", ".join(f"{number:,} {name}" for name, number in answer["states"].items())
     print(f"{len(answer['flows']):,} of {answer['matching']:,} matching flows; in total {counts}")
+    if answer["states"].get("ended") and not states and not every:
+        print("ended flows are not listed: --all")
     if not answer["offload"]:
         print("offloading is switched off: nfcore offload on")
 
@@ -199,7 +206,7 @@ def _checked_flow(flow: str) -> str:
 
 def _lines(row: dict[str, Any]) -> list[str]:
     """Describe one flow, one fact per line."""
-    target = " → ".join(str(row[key]) for key in ("vip", "real") if row.get(key))
+    target = target_text(row["target"])
     lines = [row["why"], f"{row['state']} for {row['since_seconds']:,.1f} s on {row['interface']}"]
     lines.append(f"{row['nf']}: {target}" if target else f"network function {row['nf']}")
     if row["mark"]:
@@ -252,7 +259,8 @@ def events(
         list[str] | None, typer.Option(metavar="NAME", help="Only this interface. Repeatable.", show_default=False)
     ] = None,
     match: Annotated[
-        str, typer.Option(help="An address, prefix or address:port, or part of the name of a VIP, real or reason.")
+        str,
+        typer.Option(help="An address, prefix or address:port, a function, or part of a VIP, real, port or reason."),
     ] = "",
     socket: SocketOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")] = False,

@@ -16,7 +16,7 @@ from typing import Any
 from ..api.config import parse_duration
 from ..control.client import Client, EndedError
 from ..errors import ConfigError, Problem
-from ..text import json_text, printable
+from ..text import json_text, printable, target_text
 
 FOLLOWED_FROM = 10
 """Past events that --follow begins with, as `journalctl -f` does."""
@@ -128,8 +128,9 @@ def as_line(event: dict[str, Any]) -> str:
         where = f"{event['interface']}: " if event.get("interface") else ""
         return f"{head}  {where}{event['message']}"
     parts = [f"{event['flow']}"]
-    if event.get("real"):
-        parts.append(f"→ {event['real']}")
+    if event.get("target"):
+        target = event["target"]
+        parts.append(f"→ {target['real']}" if target.keys() == {"vip", "real"} else f"({target_text(target)})")
     if event.get("mark"):
         parts.append(f"mark {event['mark']}")
     where = " ".join(str(event[key]) for key in ("backend", "interface") if event.get(key))

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..text import printable
+from ..text import printable, target_text
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -17,6 +17,8 @@ MOST_DRAWN = 400
 """Rows of a table with lines, a quarter of a millisecond each: plain columns take a hundredth of that."""
 PIPE_WIDTH = 200
 """Columns of a line in a pipe, for which cells are folded between words."""
+MOST_WORDS = 3
+"""Columns for what one network function says of its targets; more words are written into one."""
 _GAP = "  "
 _PROSE = 6
 """Words from which on a cell is prose, which is folded before names and numbers are."""
@@ -145,3 +147,15 @@ def _cells(text: str) -> int:
     from rich.cells import cell_len
 
     return max(map(cell_len, text.split("\n")))
+
+
+def target_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Give the titles and cells of the columns that tell of targets, for rows with ``nf`` and ``target``.
+
+    Where all are of one function, the columns are its own words, such as VIP and real; else function and target.
+    """
+    words = list(dict.fromkeys(key for row in rows for key in row["target"]))
+    if len({row["nf"] for row in rows}) == 1 and 0 < len(words) <= MOST_WORDS:
+        titles = [word.upper() if word == "vip" else word for word in words]
+        return titles, [[row["target"].get(word, "") for word in words] for row in rows]
+    return ["function", "target"], [[row["nf"], target_text(row["target"])] for row in rows]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from ..daemon.bootstrap import make_context, make_engine, set_up
 from ..daemon.chain import MarkOwnerTable
 from ..devices.null_backend import NULL_BACKEND, NullBackend
 from ..devices.worker import InlineWorker
+from ..engine.engine import Engine
 from ..engine.flow_state import FlowState
 from ..errors import ConfigError, HostError, Problem
 from ..hooks.manager import PluginManager
-from .tables import TextTable
+from .tables import TextTable, target_columns
 
 LOOPBACK = 1
 """ifindex that the kernel gives to a packet of a test run."""
@@ -51,12 +52,16 @@ class Step:
 
     function: str
     trace: PacketTrace
+    why: str
+    """Why it went as it did; never empty."""
+    target: dict[str, str] = field(default_factory=dict)
+    """What the function says of the target that the packet went to; empty: it went to none, or that is not known."""
 
     def as_json(self) -> dict[str, Any]:
         """Return what the function decided, and how it came to that."""
         row = asdict(self.trace)
-        del row["why"], row["passed_on"]
-        return row | {"output": self.trace.output.hex()}
+        del row["passed_on"]
+        return row | {"output": self.trace.output.hex(), "target": self.target, "why": self.why}
 
 
 @dataclass(frozen=True)
@@ -163,11 +168,12 @@ def trace(config: Config, plugins: PluginManager, packets: Iterable[TraceInput])
             for packet in packets:
                 before = set(engine.table.slots_in(FlowState.INSTALLED).tolist())
                 first = owners.owner(packet.mark) or chain[0]
-                steps = tuple(_walk(context, plugins, chain[chain.index(first) :], packet))
+                steps = list(_walk(context, plugins, chain[chain.index(first) :], packet))
                 engine.poll()
-                added = set(engine.table.slots_in(FlowState.INSTALLED).tolist()) - before
+                added = sorted(set(engine.table.slots_in(FlowState.INSTALLED).tolist()) - before)
                 marks = [int(engine.table.mark[slot]) for slot in added]
-                traced.append(TracedPacket(steps, marks[0] if marks else None, len(chain) > 1))
+                steps = [_with_target(step, packet.mark, engine, added) for step in steps]
+                traced.append(TracedPacket(tuple(steps), marks[0] if marks else None, len(chain) > 1))
             return traced
     finally:
         os.sched_setaffinity(0, allowed)
@@ -198,10 +204,36 @@ def _walk(context: Context, plugins: PluginManager, functions: Iterable[str], pa
             result = plugins.call(name, "trace_packet", nf=numbers[name], frame=frame, mark=packet.mark)
         if result is None:
             raise HostError(f"network function {name!r} cannot be traced: its plugin answers no hook trace_packet")
-        yield Step(name, result)
+        yield Step(name, result, result.why or _why(name, result, packet.mark))
         if not result.passed_on:
             return
         frame = result.output
+
+
+def _why(function: str, result: PacketTrace, mark: int) -> str:
+    """Say what the path shows, where the function says nothing."""
+    match result.path:
+        case "fast":
+            return f"mark {mark} is of {function} and fits the packet" if mark else "it took the fast path"
+        case "slow":
+            return f"mark {mark} did not lead to a target that fits the packet" if mark else "it has no mark"
+    return f"it is no traffic of {function}"
+
+
+def _with_target(step: Step, mark: int, engine: Engine, added: list[int]) -> Step:
+    """Add what the function says of the packet's target.
+
+    That is the one that it names, else that of the flow which it reported because of the packet, or of the mark.
+    """
+    trace, table = step.trace, engine.table
+    if trace.vip is not None and trace.real is not None:
+        return replace(step, target={"vip": trace.vip, "real": trace.real})
+    nf = next(each for each in engine.context.nfs if each.name == step.function)
+    target = trace.target
+    if target is None:
+        slots = added if trace.path != "fast" else np.flatnonzero(table.mark == mark).tolist()
+        target = next((int(table.flow["target"][slot]) for slot in slots if table.flow["nf"][slot] == nf.number), None)
+    return step if target is None else replace(step, target=dict(nf.describe(target)))
 
 
 def trace_table(packets: Iterable[TraceInput], traced: Iterable[TracedPacket]) -> TextTable:
@@ -212,14 +244,25 @@ def trace_table(packets: Iterable[TraceInput], traced: Iterable[TracedPacket]) -
         for step in packet.steps
     ]
     in_chain = any(packet.in_chain for _, _, packet, _ in rows)
-    function = ("function",) if in_chain else ()
-    table = TextTable("#", *function, "verdict", "path", "VIP", "real", "mark in", "mark given", "bytes out", "why")
-    for number, sent, packet, step in rows:
+    titles, targets = target_columns([{"nf": step.function, "target": step.target} for *_, step in rows])
+    named = in_chain and titles[0] != "function"
+    table = TextTable(
+        "#", *(["function"] if named else []), "verdict", "path", *titles, "mark in", "mark given", "bytes out", "why"
+    )
+    for (number, sent, packet, step), target in zip(rows, targets, strict=True):
         result, decided = step.trace, step is packet.steps[-1]
         allocated = packet.mark_allocated if decided else None
-        cells = ["–" if each is None else str(each) for each in (result.vip, result.real, sent.mark or None, allocated)]
-        name = (step.function,) if in_chain else ()
+        marks = ["–" if each is None else str(each) for each in (sent.mark or None, allocated)]
+        name = (step.function,) if named else ()
         verdict = result.verdict if decided else "passed on"
-        row = (*name, verdict, result.path, *cells, str(len(result.output)), result.why)
+        row = (
+            *name,
+            verdict,
+            result.path,
+            *(word or "–" for word in target),
+            *marks,
+            str(len(result.output)),
+            step.why,
+        )
         table.add_row("" if number is None else str(number), *row)
     return table

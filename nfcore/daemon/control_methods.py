@@ -17,7 +17,7 @@ from .event_queries import follow
 from .flow_queries import explain, list_flows
 from .reload import reload
 
-FLOWS_PARAMETERS = {"states", "match", "sort", "reverse", "limit"}
+FLOWS_PARAMETERS = {"states", "match", "sort", "reverse", "limit", "ended"}
 
 
 def register_methods(engine: Engine, plugins: PluginManager) -> None:

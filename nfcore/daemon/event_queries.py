@@ -22,7 +22,7 @@ from ..engine.event_kind import EventKind
 from ..engine.event_log import COLUMNS, NO_BACKEND, Note, Records
 from ..engine.state import EngineState
 from ..errors import ConfigError, Problem
-from .flow_queries import matching
+from .flow_queries import Targets, matching
 
 MOST_EVENTS = 500
 """Events in one response: some milliseconds of work."""
@@ -173,29 +173,24 @@ def _note_event(note: Note) -> dict[str, Any]:
 
 def _flow_events(state: EngineState, records: Records) -> list[dict[str, Any]]:
     columns = zip(*(records[name].tolist() for name in COLUMNS), strict=True)
-    names: dict[tuple[int, int], dict[str, str]] = {}
+    targets = Targets(state.context.nfs)
     return [
-        _flow_event(state, flow, dict(zip(COLUMNS, values, strict=True)), names)
+        _flow_event(state, flow, dict(zip(COLUMNS, values, strict=True)), targets)
         for flow, values in zip(records.flows, columns, strict=True)
     ]
 
 
-def _flow_event(
-    state: EngineState, flow: np.void, row: dict[str, Any], names: dict[tuple[int, int], dict[str, str]]
-) -> dict[str, Any]:
-    """Give an event of a flow as JSON values. names: (NF, target) → its names, filled once each."""
-    nf_number, target, device = int(flow["nf"]), int(flow["target"]), state.devices.get(int(flow["ifindex"]))
-    if (nf_number, target) not in names:
-        nf = state.context.nfs[nf_number - 1]
-        names[nf_number, target] = {"nf": nf.name, **nf.describe(target)}
+def _flow_event(state: EngineState, flow: np.void, row: dict[str, Any], targets: Targets) -> dict[str, Any]:
+    """Give an event of a flow as JSON values."""
+    device = state.devices.get(int(flow["ifindex"]))
     backends = device.backends.names if device else ()
     backend, reason, mark = row["backend"], row["reason"], row["mark"]
     event: dict[str, Any] = {
+        **targets.of(flow),
         "seq": row["seq"],
         "time": row["time"],
         "kind": EventKind(row["kind"]).word,
         "flow": _text(flow["key"], int(flow["family"])),
-        **names[nf_number, target],
     }
     if device:
         event["interface"] = device.name

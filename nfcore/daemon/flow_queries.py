@@ -9,7 +9,7 @@ Results are JSON values. Times are seconds, rates packets a second. `packets` an
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ..api.flows import ANY_CPU, PROTOCOL_NAMES, FlowBatch, FlowMatch, pack_address
 from ..api.json_rows import JsonRows
+from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason, reason_sentence, reason_word
 from ..engine.event_log import NO_BACKEND
-from ..engine.flow_state import LISTED_STATES, SORT_KEYS, FlowState, Order
+from ..engine.flow_state import LISTED_STATES, SHOWN_STATES, SORT_KEYS, FlowState, Order
 from ..engine.state import EngineState
 from ..errors import ConfigError, Problem
 
@@ -42,17 +43,19 @@ def list_flows(
     sort: str = "rate",
     reverse: bool = False,
     limit: int = 50,
+    ended: bool = False,
 ) -> dict[str, Any]:
     """List the first `limit` flows by `sort`, with `reverse` the last.
 
-    match: words that must all fit. Each is an address, a prefix, ``address:port``, or a part of the name of a VIP, a
-    real, an interface, a backend or a reason.
+    states: only these; without any, all but flows whose connections have ended, and with `ended` these, too.
+    match: words that must all fit. Each is an address, a prefix, ``address:port``, or a part of what a function
+    says of its target (VIP, real), of the name of an interface, a backend or a reason, or the name of a function.
 
     ConfigError: a parameter is wrong.
     """
     if sort not in SORT_KEYS:
         raise ConfigError("flows", [Problem("sort", f"is {sort!r}; should be one of {', '.join(SORT_KEYS)}")])
-    slots = state.table.slots_in(*_wanted(states))
+    slots = state.table.slots_in(*_wanted(states, ended=ended))
     if match:
         table = state.table
         backends = np.where(np.isin(table.state[slots], _HELD), table.backend[slots], NO_BACKEND).astype(np.uint8)
@@ -97,7 +100,8 @@ def _fits(
     for nf in state.context.nfs:
         targets = np.unique(flows["target"][flows["nf"] == nf.number])
         named = [target for target in targets.tolist() if any(word in name for name in nf.describe(target).values())]
-        fits |= (flows["nf"] == nf.number) & np.isin(flows["target"], np.array(named, dtype=np.uint64))
+        of_nf = flows["nf"] == nf.number
+        fits |= of_nf & (np.isin(flows["target"], np.array(named, dtype=np.uint64)) | (word == nf.name))
     named_reasons = [reason for reason in np.unique(reasons).tolist() if reason and word in reason_word(reason)]
     fits |= np.isin(reasons, named_reasons)
     for ifindex, device in state.devices.items():
@@ -127,13 +131,13 @@ def _has_address(flows: NDArray[np.void], text: str) -> NDArray[np.bool_]:
     return fits
 
 
-def _wanted(states: list[str] | None) -> list[FlowState]:
-    """Give the states of these names; without a name all. ConfigError: there is no such state."""
+def _wanted(states: list[str] | None, *, ended: bool) -> list[FlowState]:
+    """Give the states of these names; without a name those that are shown. ConfigError: there is no such state."""
     known = {state.word: state for state in LISTED_STATES}
     wrong = [state for state in states or () if state not in known]
     if wrong:
         raise ConfigError("flows", [Problem("state", f"is {wrong[0]!r}; should be one of {', '.join(known)}")])
-    return [known[state] for state in states] if states else list(LISTED_STATES)
+    return [known[state] for state in states] if states else list(LISTED_STATES if ended else SHOWN_STATES)
 
 
 def explain(state: EngineState, text: str) -> dict[str, Any]:
@@ -193,6 +197,26 @@ def rates_now(state: EngineState, slots: NDArray[np.int64]) -> NDArray[np.float6
     return rates
 
 
+class Targets:
+    """What functions say of their targets, asked once each."""
+
+    def __init__(self, nfs: Sequence[NetworkFunction]) -> None:
+        self._nfs = nfs
+        self._said: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def of(self, flow: np.void) -> dict[str, Any]:
+        """Give the keys of a flow's row that tell of its target: ``nf``, ``target``, and each word of its own, too.
+
+        They come first in the row, so that a function's words cannot replace what the core says.
+        """
+        number, target = int(flow["nf"]), int(flow["target"])
+        if (number, target) not in self._said:
+            nf = self._nfs[number - 1]
+            words = {str(key): str(value) for key, value in nf.describe(target).items()}
+            self._said[number, target] = {**words, "nf": nf.name, "target": words}
+        return self._said[number, target]
+
+
 class _Copy:
     """A copy of tracked flows, all at the same time: the table changes while a long response is written."""
 
@@ -201,10 +225,7 @@ class _Copy:
         self._flow = state.table.flow[slots]
         self._columns = {name: getattr(state.table, name)[slots].tolist() for name in _COLUMNS}
         self._columns["rate"] = rates_now(state, slots).tolist()
-        self._targets: dict[tuple[int, int], dict[str, str]] = {}
-        for nf in state.context.nfs:
-            for target in np.unique(self._flow["target"][self._flow["nf"] == nf.number]).tolist():
-                self._targets[nf.number, target] = {"nf": nf.name, **nf.describe(target)}
+        self._targets = Targets(state.context.nfs)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Give each flow as JSON values."""
@@ -218,6 +239,7 @@ class _Copy:
         backends = device.backends.names if device else ()
         cpu, match = int(flow["cpu"]), FlowMatch.from_key(flow["key"], int(flow["family"]))
         return {
+            **self._targets.of(flow),
             "flow": str(match),
             "src": str(match.src),
             "sport": match.sport,
@@ -240,7 +262,6 @@ class _Copy:
             "interface": device.name if device else None,
             "cpu": None if cpu == ANY_CPU else cpu,
             "ordered": values["order"] != Order.NONE,
-            **self._targets[int(flow["nf"]), int(flow["target"])],
         }
 
 

@@ -20,6 +20,8 @@ class FlowState(IntEnum):
     """Admitted, and its mark is published; waits for room on the NIC, for the budget or for a retry."""
     REFUSED = 5
     """Gets no rule; remembered with the reason."""
+    ENDED = 6
+    """Its connection was closed, and its rule is gone; remembered in case it goes on after all."""
 
     @property
     def word(self) -> str:
@@ -38,8 +40,12 @@ class Order(IntEnum):
     """Its rule is being removed; then the flow is forgotten."""
 
 
-LISTED_STATES = (FlowState.INSTALLED, FlowState.PENDING, FlowState.WAITING, FlowState.DRAINING, FlowState.REFUSED)
-"""States that `nfcore flows` lists."""
+WITHOUT_RULE = (FlowState.REFUSED, FlowState.ENDED)
+"""States in which a flow is only remembered: its next report may bring a rule."""
+SHOWN_STATES = (FlowState.INSTALLED, FlowState.PENDING, FlowState.WAITING, FlowState.DRAINING, FlowState.REFUSED)
+"""States that `nfcore flows` lists when it is not told which."""
+LISTED_STATES = (*SHOWN_STATES, FlowState.ENDED)
+"""States that `nfcore flows` can list."""
 SORT_KEYS = {
     "rate": (),
     "packets": ("packets", "past_packets"),

@@ -11,7 +11,7 @@ from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
 from .event_kind import EventKind
 from .flow_index import first_appearances
-from .flow_state import FlowState, Order
+from .flow_state import WITHOUT_RULE, FlowState, Order
 from .removal import Remover
 from .state import ACTIVE, EngineState
 
@@ -54,14 +54,14 @@ class Intake:
             self._mark(nf, slots, batch, now)
 
     def _update_known(self, batch: FlowBatch, now: float) -> tuple[NDArray[np.int64], FlowBatch]:
-        """Update the known flows. Returns those that may get a rule now: new ones, slot -1, and refused ones."""
+        """Update the known flows. Returns those that may get a rule now: new ones, slot -1, and those without one."""
         table = self._state.table
         slots = table.find(batch)
         known = slots >= 0
         candidates = ~known
         if known.any():
             batch.rows["rate"][known] = self._rates(slots[known], batch[known], now)
-            candidates[known] = table.state[slots[known]] == FlowState.REFUSED
+            candidates[known] = np.isin(table.state[slots[known]], WITHOUT_RULE)
             self._update_tracked(slots[~candidates], batch[~candidates], now)
         return slots[candidates], batch[candidates]
 
@@ -133,17 +133,17 @@ class Intake:
         return slots, batch
 
     def _make_room(self, wanted: int, keep: NDArray[np.int64]) -> None:
-        """Forget refused flows, those first whose last report is the oldest. keep: slots that stay."""
+        """Forget flows without a rule: ended ones, then those not reported for longest. keep: slots that stay."""
         table = self._state.table
         if table.room >= wanted:
             return
-        refused = np.setdiff1d(table.slots_in(FlowState.REFUSED), keep)
-        refused = refused[table.order[refused] == Order.NONE]
+        without = np.setdiff1d(table.slots_in(*WITHOUT_RULE), keep)
+        without = without[table.order[without] == Order.NONE]
         # More than needed, so that not every batch has to search for them.
-        count = min(len(refused), max(wanted - table.room, self._state.offload.remembered // 8))
+        count = min(len(without), max(wanted - table.room, self._state.offload.remembered // 8))
         if count:
-            oldest = np.argpartition(table.seen[refused], count - 1)[:count]
-            table.remove(refused[oldest])
+            age = np.where(table.state[without] == FlowState.ENDED, -np.inf, table.seen[without])
+            table.remove(without[np.argpartition(age, count - 1)[:count]])
 
     def _judge(self, nf: NetworkFunction, batch: FlowBatch) -> NDArray[np.uint8]:
         """Give the reason why each flow gets no rule, 0 if it may get one. Every policy sees every flow."""

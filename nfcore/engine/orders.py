@@ -18,7 +18,7 @@ from ..api.flows import FLOW_ROW, IDENTITY_BYTES, FlowBatch, ReportKind
 from ..api.marks import MarkState
 from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
-from .flow_state import FlowState, Order
+from .flow_state import WITHOUT_RULE, FlowState, Order
 from .intake import Intake
 from .removal import Remover
 from .state import EngineState
@@ -73,7 +73,7 @@ class Orders:
         slots = table.find(batch)
         slots = slots[slots >= 0]
         table.order[slots] = Order.WITHDRAWN
-        without_rule = table.state[slots] == FlowState.REFUSED
+        without_rule = np.isin(table.state[slots], WITHOUT_RULE)
         table.remove(slots[without_rule])
         self._remover.end_rules(slots[~without_rule], Reason.WITHDRAWN)
 
@@ -83,7 +83,7 @@ class Orders:
         table, now = self._state.table, self._state.clock()
         slots = table.find(batch)
         held = slots >= 0
-        held[held] = table.state[slots[held]] != FlowState.REFUSED
+        held[held] = ~np.isin(table.state[slots[held]], WITHOUT_RULE)
         # Flows with a rule: the same order is no news, and another one waits until the rule is gone.
         known, again = slots[held], batch[held]
         other = table.flow["target"][known] != again.rows["target"]

@@ -88,7 +88,10 @@ class Remover:
         table.reason[slots] = reason
         withdrawn = table.order[slots] == Order.WITHDRAWN
         table.remove(slots[withdrawn])
-        table.move(slots[~withdrawn], FlowState.REFUSED, state.clock())
+        # An order stands also without packets.
+        ended = (table.reason[slots] == Reason.ENDED) & (table.order[slots] == Order.NONE)
+        table.move(slots[ended], FlowState.ENDED, state.clock())
+        table.move(slots[~ended & ~withdrawn], FlowState.REFUSED, state.clock())
 
     def restore(self, flows: FlowBatch) -> NDArray[np.bool_]:
         """Make the slow path send flows to the targets of their marks. Returns whether it does, per row."""

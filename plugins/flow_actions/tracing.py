@@ -33,6 +33,7 @@ def trace(function: FlowActions, frame: bytes, mark: int) -> PacketTrace:
     actions = (after.actions - before.actions).reshape(len(Path), len(Action))
     others = [other for other in Other if after.others[other] != before.others[other]]
     grown = function.data_plane.counts(slots.astype(np.uint32))["packets"] != packets
+    targets = function.table.rows["target"][slots[grown]].tolist()
     path = "fast" if actions[Path.MARK].any() else "slow" if actions[Path.LOOK_UP].any() else "none"
     words = [f"entry {function.table.name_of(slot)!r}: {_text(function, slot)}" for slot in slots[grown].tolist()]
     if not words and path != "none":
@@ -46,6 +47,7 @@ def trace(function: FlowActions, frame: bytes, mark: int) -> PacketTrace:
         vip=None,
         real=None,
         why="; ".join(words),
+        target=targets[0] if targets else None,
         passed_on=not ended,
     )
 

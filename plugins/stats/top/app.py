@@ -101,6 +101,7 @@ class Poller:
 def parameters_of(view: View) -> dict[str, Any]:
     """Return the parameters of ``top`` that a view needs."""
     optional = {"match": view.text, "vip": view.vip, "reverse": view.backwards and view.focus == "flows"}
+    optional["ended"] = view.ended
     return {"sort": view.sort_of("flows"), "limit": FLOWS} | {key: value for key, value in optional.items() if value}
 
 
@@ -131,6 +132,7 @@ class Display:
             board = replace(self.board, flows=board.flows, vip=board.vip, reals=board.reals)
         if not self.view.paused or self.board is None:
             self.board, self._drawn = board, replace(self.history)
+            self.view = self.view.fitting(has_rows=bool(board.vips or board.reals))
 
     def press(self, key: str) -> None:
         """Handle a key."""
@@ -200,6 +202,7 @@ def once(find: Find, interval: float, view: View, *, as_json: bool, picture: Pat
     console = Console(width=width) if picture is None else Console(file=io.StringIO(), record=True, width=width)
     history = History()
     history.add(board.fast_share)
+    view = view.fitting(has_rows=bool(board.vips or board.reals))
     lines = draw(board, view, history, width, height)[:-1]  # without the line of keys
     while lines and not lines[-1].plain.strip():
         lines.pop()

@@ -21,6 +21,9 @@ def top(
         float, typer.Option("--interval", "-i", min=0.1, max=3600.0, metavar="SECONDS", help="Between two samples.")
     ] = 1.0,
     match: Annotated[str, typer.Option(help="Start with this filter: part of a name, an address, a prefix.")] = "",
+    every: Annotated[
+        bool, typer.Option("--all", "-a", help="Also flows that have ended: their connections were closed.")
+    ] = False,
     once: Annotated[bool, typer.Option("--once", help="Print one view, of two samples, and exit.")] = False,
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FILE", help="With --once: write the view as an SVG file.")
@@ -49,7 +52,7 @@ def top(
 
     if svg is not None and (as_json or not once):
         raise typer.BadParameter("goes with --once, and without --json", param_hint="--svg")
-    view = View(text=match)
+    view = View(text=match, ended=every)
     place = find_socket(config, socket) if config or socket else None
 
     def find() -> Path:

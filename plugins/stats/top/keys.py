@@ -86,6 +86,10 @@ class View:
     """The VIP that is open."""
     selected: int = 0
     """Row of the focused table."""
+    ended: bool = False
+    """Whether flows are shown, too, whose connections were closed."""
+    only_flows: bool = False
+    """There are neither VIPs nor reals, as no function counts any."""
     paused: bool = False
     helping: bool = False
     over: bool = False
@@ -97,7 +101,15 @@ class View:
     @property
     def tables(self) -> Sequence[str]:
         """The tables that are shown; with a VIP open, only reals and flows."""
+        if self.only_flows:
+            return TABLES[2:]
         return TABLES[1:] if self.vip else TABLES
+
+    def fitting(self, *, has_rows: bool) -> View:
+        """Return the view of a board that has VIPs or reals, or has none."""
+        if self.only_flows is not has_rows:
+            return self
+        return replace(self, only_flows=not has_rows, focus="vips" if has_rows else "flows", selected=0)
 
 
 def press(view: View, key: str, names: Sequence[str]) -> View:
@@ -159,6 +171,7 @@ _ACTIONS: dict[str, Callable[[View, Sequence[str]], View]] = {
     "p": lambda view, _: replace(view, paused=not view.paused),
     "/": lambda view, _: replace(view, typed=view.text),
     "r": lambda view, _: replace(view, backwards=not view.backwards),
+    "e": lambda view, _: replace(view, ended=not view.ended),
     "s": lambda view, _: _sort(view, 1),
     "S": lambda view, _: _sort(view, -1),
     "up": lambda view, names: _move(view, names, -1),

@@ -36,24 +36,26 @@ FAMILIES = (
     "nfcore_program_attached",
 )
 """Metrics in the answer. `nfcore top` shows those that the daemon does not have as unknown."""
-_TYPES = {"match": str, "sort": str, "vip": str, "limit": int, "reverse": bool}
+_TYPES = {"match": str, "sort": str, "vip": str, "limit": int, "reverse": bool, "ended": bool}
 MOST_FLOWS = 200
 
 
 def summarise(context: Context, registry: Registry, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer of ``top``. match, sort, reverse, limit: as in ``flows``; vip: only its reals and flows.
+    """Return the answer of ``top``. match, sort, reverse, limit: as in ``flows``; vip: only its reals and flows;
+    ended: also flows that have ended.
 
     ConfigError names a wrong parameter.
     """
     for name, value in parameters.items():
         if name not in _TYPES or not isinstance(value, _TYPES[name]):
-            known = "match, sort, vip (texts), limit (a number), reverse (true or false)"
+            known = "match, sort, vip (texts), limit (a number), reverse, ended (true or false)"
             raise ConfigError("top", [Problem(name, f"is {value!r}; parameters are {known}")])
     vip = parameters.get("vip", "")
     match = f"{parameters.get('match', '')} {vip}".strip()
     limit = min(int(parameters.get("limit", 50)), MOST_FLOWS)
     query = {"match": match, "sort": parameters.get("sort") or "rate", "limit": limit}
-    flows = context.services.methods["flows"](query | {"reverse": parameters.get("reverse", False)})
+    query |= {key: parameters.get(key, False) for key in ("reverse", "ended")}
+    flows = context.services.methods["flows"](query)
     return {
         "values": {family.name: JsonRows(partial(_samples, family)) for family in registry.of(FAMILIES)},
         "flows": JsonRows(lambda: (row for row in flows["flows"] if not vip or row.get("vip") == vip)),

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from nfcore.text import printable
+from nfcore.text import printable, target_text
 
 from .keys import View
 from .model import Board, History, Row, arrange
@@ -26,6 +26,7 @@ HELP = (
     ("esc, backspace", "remove the filter; then leave the VIP"),
     ("s S, → ←", "sort by the next, or previous, column (▼)"),
     ("r", "reverse the order (▲)"),
+    ("e", "show flows, too, that have ended, or hide them"),
     ("/", "filter the focused table and the flows: part of a name, address, prefix"),
     ("p, space", "pause, or continue"),
     ("q, Ctrl-C", "quit"),
@@ -164,6 +165,8 @@ def _head(board: Board, view: View, history: History, width: int) -> list[Text]:
         (gauge(fill, 16), "red" if fill > 0.9 else "cyan"),
         f"  waiting {board.states.get('waiting', 0):,}  without {board.states.get('refused', 0):,}",
     )
+    if ended := board.states.get("ended", 0):
+        table.append(f"  ended {ended:,}")
     for nic in board.nics:
         if nic.full:
             table.append(f"  {nic.name} FULL", style="bold red")
@@ -176,8 +179,8 @@ def _head(board: Board, view: View, history: History, width: int) -> list[Text]:
 
 
 def _functions(board: Board) -> list[Text]:
-    """Draw what each function of a chain does; nothing where there is one function."""
-    if len(board.functions) < 2:
+    """Draw what each function of a chain does; nothing for one function that has VIPs or reals."""
+    if len(board.functions) < 2 and (board.vips or board.reals):
         return []
     return [
         Text(f"{function}  " + "  ".join(f"{outcome} {short(rate)}/s" for outcome, rate in outcomes.items() if rate))
@@ -260,10 +263,11 @@ def _table(table: str, rows: Sequence[Any], view: View, width: int, room: int) -
 
 
 def _cells(row: Row | Mapping[str, Any], width: int) -> tuple[str, list[str]]:
-    """Return a row's name, with the real of a flow if there is room for it, and the texts of its columns."""
+    """Return a row's name, with the target of a flow if there is room for it, and the texts of its columns."""
     if isinstance(row, Row):
         shares = [percent(row.share), percent(row.fast)]
         return row.name, [short(row.packets), short(row.bits), *shares, short(row.total)]
-    name = f"{row['flow']} → {row['real']}" if row.get("real") else ""
-    name = name if 0 < len(name) <= width else str(row["flow"])
+    target = f" → {row['real']}" if row.get("real") else f"  {target_text(row.get('target') or {})}".rstrip()
+    name = f"{row['flow']}{target}"
+    name = name if len(name) <= width else str(row["flow"])
     return name, [str(row["state"]), short(row["rate"]), short(row["hardware_packets"]), str(row["mark"] or "–")]

@@ -201,3 +201,32 @@ def test_trace_walks_the_chain(site: Site, chained: Path) -> None:
     assert packets[1]["steps"][0]["path"] == "fast"
     shown = succeed("trace", str(chained), *marked)
     assert "passed on" in shown and "first" in shown
+    assert "port 80" in shown and "198.18.10.1:80/tcp → 198.18.20." in shown
+    assert packets[0]["steps"][0]["target"] == packets[1]["steps"][0]["target"] == {"port": "80"}
+    assert (packets[2]["target"].keys(), packets[3]["target"]) == ({"vip", "real"}, {"port": "8080"})
+    assert [[step["why"] for step in packet["steps"]] for packet in packets] == [
+        ["it has no mark", "it has no mark"],
+        ["mark 1 is of first and fits the packet", "the mark has no entry"],
+        ["mark 6 is of katran_accel and fits the packet"],
+        ["no port of [first]", "it is no traffic of katran_accel", "it has no mark"],
+    ]
+
+
+def test_each_function_is_shown_with_its_own_words(site: Site, chained: Path) -> None:
+    with site.running(chained):
+        for _ in range(3):
+            site.exchange(TO_VIP)
+            send_frame(site.network, to_host(8080))
+        assert site.installed(2)
+        socket_option = ("--socket", str(site.socket))
+        (mine,) = site.flows("--match", "last")
+        assert (mine["nf"], mine["target"], mine["port"]) == ("last", {"port": "8080"}, "8080")
+        both = succeed("flows", *socket_option)
+        for words in ("function", "target", "port 8080", "[2001:db8:10::1]:53/udp → 2001:db8:20::1"):
+            assert words in both
+        alone = succeed("flows", "--match", "last", *socket_option).splitlines()
+        assert alone[1].split("┃")[4].strip() == "port" and alone[3].split("│")[4].strip() == "8080"
+        assert "VIP" in succeed("flows", "--match", "katran_accel", *socket_option)
+        assert "last: port 8080" in succeed("explain", mine["flow"], *socket_option)
+        assert "(port 8080)" in succeed("events", "--match", "8080", *socket_option)
+        assert f"{mine['flow']}  port 8080" in succeed("top", "--once", "--interval", "0.1", *socket_option)

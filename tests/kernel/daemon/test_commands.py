@@ -173,6 +173,16 @@ def test_the_end_of_a_connection_ends_its_rule(site: Site, rounds: Rounds, strat
         assert eventually(lambda: site.metric("nfcore_ended_total", reason="ended") == 3)
         assert eventually(lambda: site.rules() == 5)
         assert nic_marks(site).keys() == {flow_text(number) for number in range(3, 8)}
+        closed = {flow_text(number) for number in range(3)}
+        assert eventually(lambda: {row["flow"] for row in site.flows("--state", "ended")} == closed)
+        assert site.metric("nfcore_flows", state="ended") == 3
+        assert {row["flow"] for row in site.flows()} == nic_marks(site).keys()
+        assert closed < {row["flow"] for row in site.flows("--all")}
+        assert "3 ended" in succeed("flows", "--socket", str(site.socket))
+        for options, number in (((), 0), (("--all",), 3)):
+            top = ("top", "--once", "--json", "--interval", "0.1", "--socket", str(site.socket))
+            assert len(closed & {row["flow"] for row in json.loads(succeed(*top, *options))["flows"]}) == number
+        assert "its connection was closed" in succeed("explain", flow_text(0), "--socket", str(site.socket))
         rounds.run(range(3, 8))
         assert rounds.steady() and ending.steady()
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from nfcore.cli import tables
-from nfcore.cli.tables import MOST_DRAWN, PIPE_WIDTH, TextTable, show
+from nfcore.cli.tables import MOST_DRAWN, PIPE_WIDTH, TextTable, show, target_columns
 
 WORDS = st.text(st.sampled_from("abcdefgh0123456789.:/[]>-–ä負載"), min_size=1, max_size=20)
 LINES = set("│┃━─┏┓┗┛└┘├┤┬┴┼╇╈╋┡┩┳┻")
@@ -120,3 +120,15 @@ print(*(name for name in ("rich", "numpy", "pydantic") if name in sys.modules), 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == ""
     assert len(done.stdout.splitlines()) == 60_001
+
+
+def test_columns_are_the_words_of_the_only_function() -> None:
+    balancer = {"nf": "lb", "target": {"vip": "v", "real": "r"}}
+    meter, gone = {"nf": "meter", "target": {"port": "80"}}, {"nf": "meter", "target": {}}
+    wordy = {"nf": "wordy", "target": {"a": "1", "b": "2", "c": "3", "d": "4"}}
+    assert target_columns([balancer]) == (["VIP", "real"], [["v", "r"]])
+    assert target_columns([meter, gone]) == (["port"], [["80"], [""]])
+    both = (["function", "target"], [["lb", "v → r"], ["meter", "port 80"]])
+    assert target_columns([balancer, meter]) == both
+    assert target_columns([wordy]) == (["function", "target"], [["wordy", "a 1, b 2, c 3, d 4"]])
+    assert target_columns([]) == (["function", "target"], [])

@@ -44,7 +44,7 @@ def busy(make: Callable[..., World]) -> World:
 def test_all_flows_with_all_that_is_known_of_them(busy: World) -> None:
     answer = materialize(list_flows(busy.engine.state))
     assert answer == json.loads(json.dumps(answer))
-    assert answer["states"] == {"installed": 2, "pending": 0, "waiting": 1, "draining": 0, "refused": 1}
+    assert answer["states"] == {"installed": 2, "pending": 0, "waiting": 1, "draining": 0, "refused": 1, "ended": 0}
     assert (answer["matching"], answer["offload"]) == (4, True)
     (first,) = [flow for flow in answer["flows"] if flow["flow"] == TEXT.format(1001)]
     assert first["mark"] in busy.nf.entries
@@ -231,3 +231,28 @@ def test_a_flow_that_nobody_reported(busy: World) -> None:
     assert "min_packets = 8" in answer["why"]
     busy.engine.switch(on=False)
     assert explain(busy.engine.state, TEXT.format(4242))["why"] == Reason.SWITCHED_OFF.sentence
+
+
+def test_flows_whose_connections_were_closed_are_listed_only_when_asked_for(busy: World) -> None:
+    batch = busy.flows(1001, target=107, marks=[0])
+    batch.rows["kind"] = ReportKind.ENDED
+    busy.nf.reports.append(batch)
+    busy.engine.poll()
+    busy.pass_time(GRACE)
+    closed, state = TEXT.format(1001), busy.engine.state
+    answer = materialize(list_flows(state))
+    assert (answer["states"]["ended"], answer["matching"]) == (1, 3)
+    assert closed not in names(list_flows(state))
+    assert names(list_flows(state, states=["ended"])) == [closed]
+    assert set(names(list_flows(state, ended=True))) == {*names(list_flows(state)), closed}
+    (found,) = materialize(explain(state, closed))["found"]
+    assert (found["state"], found["reason"]) == ("ended", "ended")
+    assert found["why"] == "it has no rule: its rule was removed because its connection was closed"
+
+
+def test_a_functions_words_replace_nothing_of_the_core(busy: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"state": "happy", "mark": "none", "nf": "me", "zone": "a"}
+    monkeypatch.setattr(busy.nf, "describe", lambda target: words)
+    rows = materialize(list_flows(busy.engine.state, states=["installed"]))["flows"]
+    assert {(row["state"], row["nf"], row["zone"]) for row in rows} == {("installed", "nf", "a")}
+    assert all(row["target"] == words and row["mark"] != "none" for row in rows)

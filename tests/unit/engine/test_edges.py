@@ -36,6 +36,21 @@ def test_the_end_of_a_connection_ends_its_rule_without_losing_its_real(
     assert [rule.match.sport for rule in world.nic.rules.values()] == [1002]
     world.pass_time(GRACE)
     assert world.why(1001) is Reason.ENDED
+    assert world.ports(FlowState.ENDED) == [1001]
+    assert world.adds_up()
+
+
+def test_ended_flows_are_forgotten_before_refused_ones(make: Callable[..., World]) -> None:
+    world = make("flow-id", offload={"remembered": 20_000})
+    world.start()
+    world.report(*range(2000, 6000), marks=[0] * 4000)
+    world.report(1001)
+    tell(world, ReportKind.ENDED, 1001)
+    world.pass_time(GRACE)
+    world.engine.table.capacity = 4001
+    world.report(1002, marks=[0])
+    assert world.ports(FlowState.ENDED) == []
+    assert len(world.ports(FlowState.REFUSED)) > 1000
     assert world.adds_up()
 
 

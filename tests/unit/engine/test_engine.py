@@ -385,7 +385,7 @@ def test_figures_are_those_of_the_table(make: Callable[..., World]) -> None:
     assert values["nfcore_installed_total"] == {(): 2}
     assert values["nfcore_not_offloaded_total"] == {("plugin_64",): 1}
     assert values["nfcore_deferred_total"] == {("nic_full",): 1}
-    states = {"waiting": 1, "pending": 0, "installed": 2, "draining": 0, "refused": 1}
+    states = {"waiting": 1, "pending": 0, "installed": 2, "draining": 0, "refused": 1, "ended": 0}
     assert values["nfcore_flows"] == {(state,): number for state, number in states.items()}
     assert values["nfcore_marks_in_use"] == {("flow-id",): 3}
     assert values["nfcore_nic_full"] == {("eth1",): 1}

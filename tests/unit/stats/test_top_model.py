@@ -383,3 +383,24 @@ def test_room_is_shared_out(wanted: dict[str, int], focus: str, room: int) -> No
     given_room = share_out(wanted, focus, room)
     assert all(0 <= given_room[table] <= wanted[table] for table in TABLES)
     assert sum(given_room.values()) == min(sum(wanted.values()), max(0, room))
+
+
+def test_without_vips_and_reals_there_are_only_flows(display: Display) -> None:
+    flow = {"flow": "198.18.1.2:1 > 198.18.2.2:80/tcp", "nf": "meter", "target": {"port": "80"}, "state": "installed"}
+    flow |= {"rate": 1.0, "packets": 0, "hardware_packets": 1, "mark": 1}
+    display.take(answer(1, flows=[flow]), 0)
+    lines = [line.plain.rstrip() for line in display.lines(100, 24)]
+    assert not [line for line in lines if line.startswith(("VIP", "REAL"))]
+    assert any(line.startswith("198.18.1.2:1 > 198.18.2.2:80/tcp  port 80") for line in lines)
+    display.press("tab")
+    assert display.view.focus == "flows"
+    display.take(answer(2, vips={"a": 1}), 0)
+    assert display.view.tables == TABLES
+
+
+def test_ended_flows_are_counted_and_asked_for_by_a_key(display: Display) -> None:
+    display.take(answer(1, vips={"a": 0}, states={"refused": 2, "ended": 1621}), 0)
+    assert any("without 2  ended 1,621" in line.plain for line in display.lines(100, 24))
+    assert "ended" not in parameters_of(display.view)
+    display.press("e")
+    assert parameters_of(display.view)["ended"] is True

@@ -106,15 +106,18 @@ class MyNamePlugin:
 
     @hookimpl
     def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:
-        """Run a frame through the program, for `nfcore trace`; the counter that changes shows the path."""
+        """Run a frame through the program, for `nfcore trace`; the counter that changes shows port and path."""
         meter = self._meter
         if nf != meter.number:
             return None
-        before = meter.counted().sum(axis=0)
+        before = meter.counted()
         run = meter.program.test_run(frame, metadata=struct.pack("=I", mark) if mark else b"")
-        fast, slow = (meter.counted().sum(axis=0) - before).tolist()
+        grown = meter.counted() - before
+        fast, slow = grown.sum(axis=0).tolist()
         path = "fast" if fast else "slow" if slow else "none"
-        return PacketTrace(run.verdict.name, run.output, path, None, None, passed_on=True)
+        port = int(meter.ports[grown.sum(axis=1).argmax()]) if grown.any() else None
+        why = "" if port else f"no port of [{NAME}]"
+        return PacketTrace(run.verdict.name, run.output, path, None, None, why, passed_on=True, target=port)
 
     @property
     def _meter(self) -> Meter:
