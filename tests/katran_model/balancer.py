@@ -74,6 +74,8 @@ def _process(run: Run, frame: bytes) -> Outcome | Again | Verdict:
     packet = read_ip(frame, run.features)
     if isinstance(packet, Verdict):
         return packet
+    if packet.is_fragment:
+        return _balance_fragment(run, packet)
     if is_icmp(packet):
         if not run.features.icmp:
             return Verdict.PASS
@@ -99,6 +101,21 @@ def _balance(run: Run, packet: Packet) -> Outcome:
     run.counters.stat(Stat.LRU, v1=1)
     number = _choose(run, packet, vip, key)
     return number if isinstance(number, Outcome) else _send(run, packet, vip, number)
+
+
+def _balance_fragment(run: Run, packet: Packet) -> Outcome:
+    """What may have no ports goes to the real that the ring has for the source address alone, and is not remembered."""
+    vip = run.maps.fragment_vips.get((packet.dst, packet.protocol))
+    if not vip:
+        return packet.outcome(Verdict.PASS)
+    if is_too_big(run, packet):
+        return tell_client(run, packet)
+    packet.spread_src = packet.src
+    ring = run.maps.rings.get(vip.number)
+    number = ring[flow_slot(packet.family, packet.src, 0, 0)] if ring else 0
+    if not run.maps.real(number):
+        return _no_real(run, packet, number)
+    return _send(run, packet, vip, number)
 
 
 def _choose(run: Run, packet: Packet, vip: Vip, key: VipKey) -> int | Outcome:
@@ -133,13 +150,18 @@ def _decide(run: Run, packet: Packet, vip: Vip, key: VipKey, table: connections.
     if found or run.quirks.misses_before_ring:
         run.counters.stat(Stat.LRU, v2=1)
     if not number or not found:
-        run.counters.stat(Stat.RING_DROP, int(bool(number)), int(not number))
-        return packet.outcome(Verdict.DROP)
+        return _no_real(run, packet, number or 0)
     if run.maps.vip_of_misses == key:
         run.counters.field(f"lru_miss_stats[{number}]")
     if not (flood or packet.flags & RST or vip.flags & VipFlag.LRU_BYPASS):
         connections.store(run, packet, flow, table, number)
     return number
+
+
+def _no_real(run: Run, packet: Packet, number: int) -> Outcome:
+    """The ring has nothing for the packet, or the number of a real that is not there."""
+    run.counters.stat(Stat.RING_DROP, int(bool(number)), int(not number))
+    return packet.outcome(Verdict.DROP)
 
 
 def _by_source(run: Run, packet: Packet, vip: Vip) -> int | None:

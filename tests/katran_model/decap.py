@@ -30,6 +30,8 @@ class Decap:
         packet = read_ip(frame, self.features)
         if isinstance(packet, Verdict):
             return packet, frame, run.counters
+        if packet.is_fragment:
+            return Verdict.DROP, frame, run.counters
         inner = self._inner(run, packet)
         if inner is None:
             return Verdict.PASS, frame, run.counters

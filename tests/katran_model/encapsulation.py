@@ -80,6 +80,8 @@ def _gue_sport(packet: Packet, family: int) -> int:
 
 def _inside_sum(run: Run, packet: Packet) -> int | None:
     """The sum of all words inside, derived from the inner checksums; None if these do not tell it."""
+    if packet.is_fragment:
+        return None
     frame, l4 = packet.frame, packet.l4
     header = words(frame[packet.ip : l4])
     if len(frame) < l4 + L4_HEADER[packet.flow_protocol]:

@@ -94,6 +94,8 @@ class Features:
     introspection: bool = False
     vlan: bool = False
     """nfcore's own: frames with one or two tags are balanced, the tags stay."""
+    fragments: bool = False
+    """nfcore's own: fragments of a VIP go to a real by their source address, all of a datagram to the same one."""
     decap_tcp_server_ids: bool = False
     """DECAP_TPR_STATS, of the program for reals."""
     healthcheck_dst_match: bool = False

@@ -10,7 +10,7 @@ from .checksum import ipv4_header, ipv6_header
 from .counters import Counters
 from .features import Features
 from .maps import Real, VipKey
-from .packet import ETHERTYPES, IP_HEADER, IPIP, IPV6, UDP, Packet, Verdict, read_ip, read_ports
+from .packet import ETHERTYPES, IPIP, IPV6, UDP, Packet, Verdict, read_ip, read_link, read_ports
 
 STATS = "hc_stats_map"
 TTL = 64
@@ -43,12 +43,13 @@ class Healthcheck:
         if real is None:
             counters.field(f"{STATS}.pckts_skipped")
             return Verdict.UNSPEC, frame, counters
-        if isinstance(packet, Verdict):
+        ip, family = read_link(frame, self.features)
+        if family is None:
             counters.field(f"{STATS}.pckts_dropped")
             return Verdict.SHOT, frame, counters
         counters.field(f"{STATS}.pckts_processed")
         self._count_key(packet, counters)
-        return Verdict.REDIRECT, self._encapsulate(packet, real, sport), counters
+        return Verdict.REDIRECT, self._encapsulate(frame, ip, family, real, sport), counters
 
     def _matched(self, packet: Packet | Verdict, counters: Counters) -> Real | None:
         """The real of a probe without a mark, by its addresses."""
@@ -64,28 +65,27 @@ class Healthcheck:
                 return real
         return None
 
-    def _count_key(self, packet: Packet, counters: Counters) -> None:
-        if read_ports(packet) is None:
+    def _count_key(self, packet: Packet | Verdict, counters: Counters) -> None:
+        if not isinstance(packet, Verdict) and read_ports(packet) is None:
             slot = self.keys.get(VipKey(packet.dst, packet.dport, packet.protocol))
             if slot is not None:
                 counters.field(f"per_hckey_stats[{slot}]")
 
-    def _encapsulate(self, packet: Packet, real: Real, sport: int) -> bytes:
-        family, frame = 6 if real.v6 else 4, packet.frame
-        inner = len(frame) - packet.ip
-        protocol, udp = IPIP if packet.family == 4 else IPV6, b""
+    def _encapsulate(self, frame: bytes, ip: int, inside: int, real: Real, sport: int) -> bytes:
+        """`ip`, `inside`: offset and family of the probe's IP header."""
+        family, length = 6 if real.v6 else 4, len(frame) - ip
+        protocol, udp = IPIP if inside == 4 else IPV6, b""
         if self.features.encapsulation == "gue":
-            udp = struct.pack(">HHHH", sport, self.features.gue_port, inner + 8, 0)
-            protocol = UDP
+            protocol, udp = UDP, struct.pack(">HHHH", sport, self.features.gue_port, length + 8, 0)
         size = 4 if family == 4 else 16
         src, dst = self.sources.get(family, bytes(16))[:size], real.address[:size]
         if family == 4:
-            outer = ipv4_header(0, IP_HEADER[4] + len(udp) + inner, TTL, protocol, src, dst)
+            outer = ipv4_header(0, 20 + len(udp) + length, TTL, protocol, src, dst)
         else:
-            outer = ipv6_header(0, len(udp) + inner, protocol, TTL, src, dst)
-        ethertype = ETHERTYPES[6 if self.features.quirks.healthcheck_keeps_ethertype and packet.family == 6 else family]
-        link = self.gateway_mac + self.source_mac + frame[12 : packet.ip - 2] + ethertype
-        return link + outer + udp + frame[packet.ip :]
+            outer = ipv6_header(0, len(udp) + length, protocol, TTL, src, dst)
+        kept = self.features.quirks.healthcheck_keeps_ethertype and inside == 6
+        link = self.gateway_mac + self.source_mac + frame[12 : ip - 2] + ETHERTYPES[6 if kept else family]
+        return link + outer + udp + frame[ip:]
 
 
 def without_outer_sport(frame: bytes) -> bytes:

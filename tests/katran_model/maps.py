@@ -95,6 +95,8 @@ class Maps:
     vips: dict[VipKey, Vip] = field(default_factory=dict)
     prefix_vips: dict[tuple[Prefix, int, int], Vip] = field(default_factory=dict)
     """Prefix, port and protocol → VIP."""
+    fragment_vips: dict[tuple[bytes, int], Vip] = field(default_factory=dict)
+    """Address and protocol → the VIP whose ring fragments are for: most of them have no ports."""
     reals: dict[int, Real] = field(default_factory=dict)
     rings: dict[int, Sequence[int]] = field(default_factory=dict)
     """Number of a VIP → its ring; none: all slots 0."""

@@ -67,6 +67,7 @@ class Packet:
     spread_src: bytes = b""
     """What the outer header's source is made of: address, as in the maps."""
     spread_sport: int = 0
+    is_fragment: bool = False
 
     @property
     def key(self) -> FlowKey:
@@ -99,40 +100,53 @@ def number(data: bytes) -> int:
     return int.from_bytes(data, "big")
 
 
+def read_link(frame: bytes, features: Features) -> tuple[int, int | None]:
+    """Offset of what follows the Ethernet header, and its family; None: it is not IP."""
+    ip = 14
+    while features.vlan and frame[ip - 2 : ip] in _TAGS and ip < 14 + 4 * _MAX_TAGS:
+        ip += 4
+    return ip, FAMILIES.get(frame[ip - 2 : ip])
+
+
 def read_ip(frame: bytes, features: Features) -> Packet | Verdict:
     """Read an Ethernet and an IP header; a verdict ends the run."""
-    ip = 14
-    if features.vlan:
-        while frame[ip - 2 : ip] in _TAGS and ip < 14 + 4 * _MAX_TAGS:
-            ip += 4
-    family = FAMILIES.get(frame[ip - 2 : ip])
+    ip, family = read_link(frame, features)
     if family is None:
         return Verdict.DROP if len(frame) < ip else Verdict.PASS
     if len(frame) < ip + IP_HEADER[family]:
         return Verdict.DROP
-    return _read_ipv4(frame, ip) if family == 4 else _read_ipv6(frame, ip)
-
-
-def _read_ipv4(frame: bytes, ip: int) -> Packet | Verdict:
-    if frame[ip] & 15 != 5 or number(frame[ip + 6 : ip + 8]) & 0x3FFF:
+    packet = _read_ipv4(frame, ip) if family == 4 else _read_ipv6(frame, ip)
+    if packet is None or (packet.is_fragment and not features.fragments):
         return Verdict.DROP
-    src, dst = frame[ip + 12 : ip + 16], frame[ip + 16 : ip + 20]
-    length = number(frame[ip + 2 : ip + 4])
-    return Packet(frame, ip, 4, frame[ip + 9], length, frame[ip + 1], src.ljust(16, b"\0"), dst.ljust(16, b"\0"))
+    return packet
 
 
-def _read_ipv6(frame: bytes, ip: int) -> Packet | Verdict:
-    if frame[ip + 6] == FRAGMENT:
-        return Verdict.DROP
-    traffic_class = number(frame[ip : ip + 2]) >> 4 & 0xFF
-    length = number(frame[ip + 4 : ip + 6])
-    return Packet(frame, ip, 6, frame[ip + 6], length, traffic_class, frame[ip + 8 : ip + 24], frame[ip + 24 : ip + 40])
+def _read_ipv4(frame: bytes, ip: int) -> Packet | None:
+    """Read the header; None: one with options."""
+    if frame[ip] & 15 != 5:
+        return None
+    src, dst = (frame[start : start + 4].ljust(16, b"\0") for start in (ip + 12, ip + 16))
+    packet = Packet(frame, ip, 4, frame[ip + 9], number(frame[ip + 2 : ip + 4]), frame[ip + 1], src, dst)
+    packet.is_fragment = bool(number(frame[ip + 6 : ip + 8]) & 0x3FFF)
+    return packet
+
+
+def _read_ipv6(frame: bytes, ip: int) -> Packet | None:
+    """Read the header, and that of a fragment; None: not all of that."""
+    traffic_class, length = number(frame[ip : ip + 2]) >> 4 & 0xFF, number(frame[ip + 4 : ip + 6])
+    src, dst = frame[ip + 8 : ip + 24], frame[ip + 24 : ip + 40]
+    packet = Packet(frame, ip, 6, frame[ip + 6], length, traffic_class, src, dst)
+    if packet.protocol == FRAGMENT:
+        if len(frame) < packet.l4 + 8:
+            return None
+        packet.protocol, packet.is_fragment = frame[packet.l4], True
+    return packet
 
 
 def read_ports(packet: Packet) -> Verdict | None:
     """Read the TCP or UDP header into the packet; a verdict ends the run."""
     l4, size = packet.l4, L4_HEADER.get(packet.protocol)
-    if size is None:
+    if size is None or packet.is_fragment:
         return Verdict.PASS
     if len(packet.frame) < l4 + size:
         return Verdict.DROP

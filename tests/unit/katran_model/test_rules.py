@@ -262,6 +262,20 @@ def test_what_a_real_takes_off_is_what_came(packet: bytes, encapsulation: str) -
     assert counters.fields["decap_counters.total"] == 1
 
 
+@pytest.mark.parametrize("encapsulation", ["ipip", "gue"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_all_fragments_of_a_datagram_go_to_one_real(family: int, encapsulation: str) -> None:
+    program = balancer({"fragments": True, "encapsulation": encapsulation})
+    address = VIP[family].ljust(16, b"\0")
+    program.maps.fragment_vips[address, UDP] = program.maps.vips[VipKey(address, 80, UDP)]
+    bits = (0x2000, 0x2010, 0x0020) if family == 4 else (1, 0x101, 0x200)
+    steps = [send(program, frames.fragment(udp(family, sport=sport), each)) for sport in (1, 2) for each in bits]
+    assert len({sent_to(step) for step in steps}) == 1
+    assert program.memory.tables == {}
+    assert send(program, frames.fragment(tcp(family), bits[0])).verdict is Verdict.PASS
+    assert send(balancer(), frames.fragment(udp(family), bits[0])).verdict is Verdict.DROP
+
+
 def test_probes_are_matched_by_address_too() -> None:
     frame = frames.ethernet(tcp())
     program = Healthcheck(
@@ -279,6 +293,7 @@ def test_probes_that_cannot_be_sent_are_shot_and_keys_are_counted() -> None:
     arp = frames.LINK + b"\x08\x06" + bytes(28)
     assert program.step(arp, 1)[0] is Verdict.SHOT
     assert program.step(arp, 0)[0] is Verdict.UNSPEC
+    assert program.step(frames.ethernet(frames.with_options(tcp(), b"\1" * 4)), 1)[0] is Verdict.REDIRECT
     assert program.step(frames.ethernet(tcp()), 1)[2].fields["per_hckey_stats[7]"] == 1
 
 
