@@ -58,6 +58,11 @@ class Problem:
         return f"{self.path}: {self.message}" if self.path else self.message
 
 
+@dataclass(frozen=True)
+class Remark(Problem):
+    """Something in a configuration that is allowed and hardly meant. It is told, and hinders nothing."""
+
+
 class ConfigError(NfcoreError):
     """The configuration cannot be used. Has every problem that one reading found."""
 

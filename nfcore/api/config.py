@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from ..errors import ConfigError, Problem, describe_error
+from ..errors import ConfigError, Problem, Remark, describe_error
 
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 NO_BACKEND = "none"
@@ -170,7 +170,10 @@ class OffloadTable(ConfigTable):
 
 
 CheckTable = Callable[[Mapping[str, Any], str], Iterable[Problem]]
-"""Further checks of a plugin's raw table; the text is the path of the table. Runs also when single values are wrong."""
+"""Further checks of a plugin's raw table; the text is the path of the table. Runs also when single values are wrong.
+
+A `nfcore.errors.Remark` among the problems is told and hinders nothing.
+"""
 CheckWhole = Callable[["Config"], Iterable[Problem]]
 """Checks of a plugin's table against other tables, such as `[marking]`. Runs once all of them could be read."""
 
@@ -199,6 +202,8 @@ class Config:
     """Plugin name → its table."""
     overrides: Sequence[str] = ()
     """The ``key.path=VALUE`` that were applied to the file."""
+    remarks: Sequence[Remark] = ()
+    """What the checks found that is allowed and hardly meant."""
 
     def resolved(self) -> dict[str, Any]:
         """Give all values that are in effect, defaults included, as the TOML would have them.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..control.client import request
 from ..engine.event_kind import EventKind
 from ..engine.flow_state import LISTED_STATES, SORT_KEYS
 from ..errors import ConfigError, Problem
+from ..logs import print_user
 from ..text import json_text, printable, target_text
 from .options import JsonOption, OptionalConfig, SocketOption, find_socket, request_metrics
 from .tables import TextTable, show, target_columns
@@ -332,3 +334,5 @@ def reload(config: OptionalConfig = None, socket: SocketOption = None, as_json: 
         print(f"{answer['source']}: changed: {changed}; {ended:,} accelerated flows ended")
     else:
         print(f"{answer['source']}: nothing has changed")
+    for warning in () if as_json else answer["warnings"]:
+        print_user(logging.WARNING, f"warning: {answer['source']}: {warning}")

@@ -57,6 +57,7 @@ def examine_machine() -> Iterator[Finding]:
 
 def examine(config: Config, plugins: PluginManager) -> Iterator[Finding]:
     """Check daemon, interfaces, backends and network functions of a configuration."""
+    yield from (Finding(remark.path, WARNING, remark.message) for remark in config.remarks)
     finding, programs = _examine_daemon(Path(config.nf.socket))
     running = {interface: program["id"] for interface, program in programs.items()}
     yield finding

@@ -101,7 +101,8 @@ def check(
 ) -> None:
     """Check CONFIG without touching the machine.
 
-    Names every mistake by its full key, with its value and what would be right, and exits with status 2.
+    Names every mistake by its full key, with its value and what would be right, and exits with status 2. What is
+    allowed and hardly meant, such as a VIP without reals, is a warning on standard error.
 
     Examples:
 
@@ -110,6 +111,8 @@ def check(
       nfcore check examples/demo.toml --resolved --set offload.min_packets=1
     """
     loaded, _ = _load(config, overrides)
+    for remark in loaded.remarks:
+        print_user(logging.WARNING, f"warning: {config}: {remark}")
     if as_json:
         print(json_text(loaded.resolved()))
     elif resolved:

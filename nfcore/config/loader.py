@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..api.config import Config, ConfigTable, InterfaceTable, MarkingTable, NfTable, OffloadTable
@@ -42,7 +43,7 @@ def load_config(path: Path, plugins: PluginManager, overrides: Sequence[str] = (
     check_whole(reader, plugins, config)
     if reader.problems:
         raise ConfigError(str(path), reader.problems)
-    return config
+    return replace(config, remarks=tuple(reader.remarks))
 
 
 def _load_plugins(reader: Reader, plugins: PluginManager) -> None:

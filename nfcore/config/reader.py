@@ -17,7 +17,7 @@ import toml
 from pydantic import BaseModel, ValidationError
 
 from ..api.config import ConfigTable
-from ..errors import ConfigError, Problem, describe_error, key_path
+from ..errors import ConfigError, Problem, Remark, describe_error, key_path
 from ..hooks.faults import replacement
 
 _T = TypeVar("_T", bound=ConfigTable)
@@ -94,6 +94,7 @@ class Reader:
     def __init__(self, raw: dict[str, Any]) -> None:
         self.raw = raw
         self.problems: list[Problem] = []
+        self.remarks: list[Remark] = []
 
     def table(self, model: type[_T], raw: object, path: str) -> _T | None:
         """Read one table at `path`; None when it has problems."""
@@ -137,8 +138,12 @@ class Reader:
             return None
 
     def check(self, plugin: str, purpose: str, function: Callable[..., Any], *arguments: object) -> None:
-        """Let a function of a plugin find problems."""
-        self.problems += self.call(plugin, purpose, _read_problems, function, *arguments) or ()
+        """Let a function of a plugin find problems, and what is to be remarked."""
+        for problem in self.call(plugin, purpose, _read_problems, function, *arguments) or ():
+            if isinstance(problem, Remark):
+                self.remarks.append(problem)
+            else:
+                self.problems.append(problem)
 
 
 def _read_problems(found: Iterable[Any]) -> list[Problem]:

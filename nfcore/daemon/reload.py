@@ -48,6 +48,8 @@ class Reloaded:
     """Accelerated flows whose target no longer exists."""
     waiting_ended: int
     """Flows that waited for a rule, and whose target no longer exists."""
+    warnings: list[str]
+    """What is allowed in the TOML and hardly meant."""
 
 
 def reload(engine: Engine, plugins: PluginManager) -> Reloaded:
@@ -81,7 +83,9 @@ def _reload(engine: Engine, plugins: PluginManager) -> Reloaded:
     gone = _take_over(engine, old, new, [table for table in changed if table in new.sections], plugins)
     ended = engine.apply(new, gone)
     log.info("configuration read again: %s", ", ".join(changed) if changed else "nothing has changed")
-    return Reloaded(new.source, changed, ended.accelerated, ended.waiting)
+    for remark in new.remarks:
+        log.warning("%s: %s", new.source, remark)
+    return Reloaded(new.source, changed, ended.accelerated, ended.waiting, [str(remark) for remark in new.remarks])
 
 
 def _take_over(

@@ -51,6 +51,8 @@ def run(config: Config, plugins: PluginManager, announce: Callable[[str], None])
     """Run until SIGINT or SIGTERM, then leave the machine as it was. HostError: the machine is not as needed."""
     if not config.interfaces:
         raise ConfigError(config.source, [Problem("interfaces", "there is none; add a table with name and chain")])
+    for remark in config.remarks:
+        log.warning("%s: %s", config.source, remark)
     results: Results = queue.SimpleQueue()
     context = make_context(config, plugins, find_devices(config), call_soon=results.put)
     socket, group = Path(config.nf.socket), config.nf.socket_group

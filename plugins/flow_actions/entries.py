@@ -77,7 +77,13 @@ def _protocol(value: object) -> int:
     raise ValueError("should be 'tcp', 'udp' or a number from 0 to 255")
 
 
-Port = Annotated[int, Field(ge=1, le=65_535)]
+def _port(value: object) -> object:
+    if isinstance(value, list | str):
+        raise ValueError("should be one port from 1 to 65535; for several ports, write an entry for each")
+    return value
+
+
+Port = Annotated[int, BeforeValidator(_port), Field(ge=1, le=65_535)]
 Protocol = Annotated[int, BeforeValidator(_protocol)]
 Amount = Annotated[int, Field(ge=1, le=FASTEST)]
 

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from nfcore.api.config import ConfigTable, Network, parse_network
 from nfcore.api.flows import PROTOCOL_NUMBERS, Address
-from nfcore.errors import Problem
+from nfcore.errors import Problem, Remark
 
 from .layouts import MAX_PREFIX_VIPS, MAX_REALS, MAX_VIPS, VipFlag
 
@@ -22,23 +22,58 @@ NAME = "katran_accel"
 FLAG_NAMES = {flag.name.lower(): flag for flag in VipFlag if flag.name}
 
 
-def _address(value: object) -> Address:
-    try:
-        # A zone ("fe80::1%eth0") means something on one link only, and a packet cannot carry it.
-        return _parse_address(value if isinstance(value, str) and "%" not in value else "")
-    except ValueError:
-        raise ValueError("should be an IPv4 or IPv6 address such as '198.18.20.11'") from None
+_NO_HOSTS = {
+    ip_network(text): what
+    for text, what in {
+        "0.0.0.0/8": "an unspecified address",
+        "127.0.0.0/8": "a loopback address",
+        "169.254.0.0/16": "a link-local address",
+        "224.0.0.0/4": "a multicast address",
+        "255.255.255.255": "the broadcast address",
+        "::": "the unspecified address",
+        "::1": "the loopback address",
+        "::/96": "an IPv4 address within IPv6",
+        "::ffff:0:0/96": "an IPv4 address within IPv6",
+        "fe80::/10": "a link-local address",
+        "ff00::/8": "a multicast address",
+    }.items()
+}
+"""Addresses to which no router sends a packet for one host."""
+
+
+def _no_host(network: Network) -> str:
+    """Say what addresses are that no host can have; empty when hosts can have them."""
+    for each, what in _NO_HOSTS.items():
+        if each.version == network.version and network.subnet_of(each):  # type: ignore[arg-type]
+            mapped = getattr(network.network_address, "ipv4_mapped", None)
+            return f"{what}: '{mapped}'" if mapped else what
+    return ""
 
 
 # A real's address is parsed twice for each VIP that it serves: for the model and by check_table().
-_parse_address = lru_cache(2 * MAX_REALS)(ipaddress.ip_address)
+@lru_cache(2 * MAX_REALS)
+def _parse_server(text: str) -> Address:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise ValueError("should be an IPv4 or IPv6 address such as '198.18.20.11'") from None
+    if what := _no_host(ip_network(address)):
+        raise ValueError(f"should be the address of one server, not {what}")
+    return address
 
 
 def _server_address(value: object) -> Address:
-    address = _address(value)
-    if address.is_multicast or address.is_unspecified:
-        raise ValueError("should be the address of one server, neither multicast nor unspecified")
-    return address
+    # A zone ("fe80::1%eth0") means something on one link only, and a packet cannot carry it.
+    return _parse_server(value if isinstance(value, str) and "%" not in value else "")
+
+
+_PORT_ADVICE = "for several ports, write one [[katran_accel.vips]] for each"
+
+
+def _port(value: object) -> object:
+    if isinstance(value, list | str):
+        raise ValueError(f"should be one port from 0 (every port) to 65535; {_PORT_ADVICE}")
+    return value
 
 
 def _mac(value: object) -> str:
@@ -102,11 +137,12 @@ class VipTable(ConfigTable):
     """One VIP."""
 
     address: Annotated[Network, BeforeValidator(parse_network), PlainSerializer(format_network)]
-    port: int = Field(ge=0, le=65_535)
+    port: Annotated[int, BeforeValidator(_port), Field(ge=0, le=65_535)]
     """0 takes every port."""
     protocol: Literal["tcp", "udp"]
     flags: list[Annotated[str, BeforeValidator(_flag)]] = Field(default=[])
-    reals: list[RealTable] = Field(min_length=1)
+    reals: list[RealTable]
+    """Without any, or without any that has a weight, packets of new connections are dropped and counted."""
 
     @property
     def name(self) -> str:
@@ -173,17 +209,18 @@ def count_pairs(table: KatranTable) -> int:
 def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     """Find duplicates, impossible pairs and too many entries. Values that cannot be parsed are reported elsewhere."""
     vips = raw.get("vips")
+    tables = [vip if isinstance(vip, dict) else {} for vip in (vips if isinstance(vips, list) else ())]
+    networks = [_try(parse_network, vip.get("address")) for vip in tables]
     seen: dict[tuple[object, ...], int] = {}
     of_keys: dict[tuple[object, ...], tuple[int, Network]] = {}
     reals: set[Address] = set()
-    prefixes = 0
-    for number, vip in enumerate(vips if isinstance(vips, list) else ()):
-        if not isinstance(vip, dict):
-            continue
+    services: dict[Address, int] = {}
+    for number, network in enumerate(networks):
+        if network is not None and network.prefixlen == network.max_prefixlen:
+            services.setdefault(network.network_address, number)
+    for number, (vip, network) in enumerate(zip(tables, networks, strict=True)):
         where = f"{path}.vips[{number}]"
-        network = _try(parse_network, vip.get("address"))
         if network is not None:
-            prefixes += network.prefixlen < network.max_prefixlen
             service = (str(vip.get("port")), str(vip.get("protocol")))
             text = f"VIP {format_network(network)}:{'/'.join(service)}"
             first = seen.setdefault((network, *service), number)
@@ -193,17 +230,27 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
             elif known.version != network.version:
                 equal = f"{text} and {format_network(known)} of {path}.vips[{other}] have the same key in Katran's maps"
                 yield Problem(where, f"{equal}: give one of them another port, or divide a prefix into two")
-        yield from _check_reals(vip.get("reals"), network, where, reals)
+            if what := _no_host(network):
+                text = f"is {vip.get('address')!r}; should be the address or the prefix of a service, not {what}"
+                yield Problem(f"{where}.address", text)
+        if "ports" in vip:
+            yield Problem(f"{where}.ports", _PORT_ADVICE)
+        yield from _remark_reals(vip.get("reals"), where)
+        yield from _check_reals(vip.get("reals"), network, where, reals, services)
+    prefixes = sum(network is not None and network.prefixlen < network.max_prefixlen for network in networks)
     if prefixes > MAX_PREFIX_VIPS:
         yield Problem(f"{path}.vips", f"has {prefixes} prefixes; at most {MAX_PREFIX_VIPS} fit")
     if len(reals) >= MAX_REALS:
         yield Problem(f"{path}.vips", f"has {len(reals)} different reals; at most {MAX_REALS - 1} fit")
 
 
-def _check_reals(raw: object, vip: Network | None, where: str, reals: set[Address]) -> Iterator[Problem]:
+def _check_reals(
+    raw: object, vip: Network | None, where: str, reals: set[Address], services: Mapping[Address, int]
+) -> Iterator[Problem]:
+    """Check one VIP's reals, and add them to `reals`. `services`: VIPs of one address, by it."""
     known: dict[Address, int] = {}
     for number, real in enumerate(raw if isinstance(raw, list) else ()):
-        address = _try(_address, real.get("address")) if isinstance(real, dict) else None
+        address = _try(_server_address, real.get("address")) if isinstance(real, dict) else None
         if address is None:
             continue
         reals.add(address)
@@ -212,6 +259,24 @@ def _check_reals(raw: object, vip: Network | None, where: str, reals: set[Addres
             yield Problem(here, f"{str(address)!r} is already reals[{known[address]}] of this VIP")
         if vip is not None and vip.version == 6 and address.version == 4:
             yield Problem(here, f"{str(address)!r} cannot serve an IPv6 VIP: IPv6 is encapsulated in IPv6 only")
+        if (service := services.get(address)) is None:
+            continue
+        if vip == ip_network(address):
+            yield Problem(here, f"{str(address)!r} is the VIP itself: a packet sent there would come back")
+        else:
+            text = f"{str(address)!r} is that of vips[{service}], too: a packet sent there may come back"
+            yield Remark(here, text)
+
+
+def _remark_reals(raw: object, where: str) -> Iterator[Remark]:
+    """Find a VIP that nobody serves. It is allowed: one empty service must not hinder the others' changes."""
+    if not isinstance(raw, list):
+        return
+    if not raw:
+        yield Remark(f"{where}.reals", "is []: packets to this VIP are dropped and counted")
+    elif all(isinstance(real, dict) and type(real.get("weight")) is int and real["weight"] == 0 for real in raw):
+        text = "have weight 0, all of them: packets of new connections to this VIP are dropped and counted"
+        yield Remark(f"{where}.reals", text)
 
 
 def _try(parse: Any, value: object) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -153,6 +154,23 @@ def test_a_reload_that_cannot_be_changes_nothing_and_says_why(site: Site, old: s
         # And the next one can be.
         site.config()
         assert "nothing has changed" in nfcore("reload", str(config)).stdout
+
+
+def test_a_vip_without_reals_does_not_hinder_the_others(site: Site) -> None:
+    empty = '[[katran_accel.vips]]\naddress = "198.18.10.7"\nport = 80\nprotocol = "tcp"\nreals = []\n'
+    said = "katran_accel.vips[2].reals: is []: packets to this VIP are dropped and counted"
+    config = site.config()
+    with site.running(config), Rounds(flow_frames(10)) as rounds:
+        before = rounds.run()
+        site.config(vips=vip_toml(*OTHERS) + SIX + empty)
+        reloaded = nfcore("reload", str(config))
+        assert (reloaded.returncode, reloaded.stderr.strip()) == (0, f"warning: {config}: {said}")
+        assert json.loads(nfcore("reload", str(config), "--json").stdout)["warnings"] == [said]
+        assert sent_to(rounds.several(3)) == set(OTHERS) and set(before.values()) > set(OTHERS)
+        checked = nfcore("check", str(config))
+        assert (checked.returncode, checked.stderr.strip()) == (0, f"warning: {config}: {said}")
+    with site.running(config):
+        assert said in site.daemons.logged()
 
 
 @pytest.fixture

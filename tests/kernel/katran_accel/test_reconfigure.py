@@ -283,6 +283,40 @@ def test_a_drained_real_keeps_its_flows_and_gets_no_new_ones(tmp_path: Path, str
         assert {b.to(frame) for frame in new} == {B, C}
 
 
+def test_a_vip_without_reals_drops_and_counts_until_it_has_one(tmp_path: Path, strategy: str) -> None:
+    nobody: Vips = BOTH | {(WEB, 80, "tcp"): []}
+    with bench(tmp_path, BOTH, strategy) as b:
+        marks = {frame: b.mark(frame) for frame in [*flows(30), *flows(30, DNS)]}
+        before = {frame: b.to(frame) for frame in marks}
+        assert b.reload(nobody) == {make_target(b.vip(WEB), number) for number in (1, 2, 3)}
+        assert all(key[16:20] == ip_address(DNS).packed for key in b.known())
+        drops, sent = (figure(b, f"nfcore_{name}_total") for name in ("drops", "vip_packets"))
+        for frame in flows(30):
+            assert b.send(frame, marks[frame]).verdict.name == b.send(frame).verdict.name == "XDP_DROP"
+        assert figure(b, "nfcore_drops_total", reason="no_real") == drops + 60
+        assert figure(b, "nfcore_vip_packets_total") == sent
+        for frame in flows(30, DNS):
+            assert b.to(frame, marks[frame]) == b.to(frame) == before[frame]
+        b.reload(BOTH | {(WEB, 80, "tcp"): [B]})
+        assert {real for frame in flows(30) for real in (b.to(frame, marks[frame]), b.to(frame))} == {B}
+    with bench(tmp_path, nobody | {("2001:db8:10::1", 80, "tcp"): []}, strategy) as b:
+        for frame in (flows(1)[0], tcp("2001:db8::1", "2001:db8:10::1")):
+            assert b.send(frame).verdict.name == "XDP_DROP"
+        assert figure(b, "nfcore_drops_total", reason="no_real") == 2
+
+
+def test_when_all_weights_are_0_flows_stay_and_new_ones_are_dropped(tmp_path: Path, strategy: str) -> None:
+    with bench(tmp_path, BOTH, strategy) as b:
+        marks = {frame: b.mark(frame) for frame in flows(30)}
+        before = {frame: b.to(frame) for frame in marks}
+        assert b.reload(BOTH | {(WEB, 80, "tcp"): [f"{A}*0", f"{B}*0", f"{C}*0"]}) == set()
+        for frame, real in before.items():
+            assert b.to(frame, marks[frame]) == b.to(frame) == real
+        drops = figure(b, "nfcore_drops_total", reason="no_real")
+        assert b.send(tcp("198.18.1.3", WEB)).verdict.name == "XDP_DROP"
+        assert figure(b, "nfcore_drops_total", reason="no_real") == drops + 1
+
+
 def test_a_removed_vip_is_passed_to_the_stack(tmp_path: Path, strategy: str) -> None:
     with bench(tmp_path, BOTH, strategy) as b:
         frame, other = flows(1)[0], flows(1, DNS)[0]

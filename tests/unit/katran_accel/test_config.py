@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from nfcore.errors import Remark
 from nfcore.plugins.katran_accel.config import KatranTable, VipTable, check_table
 from nfcore.plugins.katran_accel.layouts import MAX_PREFIX_VIPS, MAX_REALS, VipFlag
 
@@ -21,7 +22,8 @@ def vip(address: str = "198.18.10.1", **changes: Any) -> dict[str, Any]:
 
 
 def problems(*vips: object) -> dict[str, str]:
-    return {problem.path: problem.message for problem in check_table({"vips": list(vips)}, "katran_accel")}
+    found = check_table({"vips": list(vips)}, "katran_accel")
+    return {problem.path: problem.message for problem in found if not isinstance(problem, Remark)}
 
 
 def error_of(table: dict[str, Any]) -> str:
@@ -80,6 +82,81 @@ def test_an_ipv4_real_cannot_serve_an_ipv6_vip() -> None:
     assert "IPv6 is encapsulated in IPv6 only" in found.popitem()[1]
 
 
+NO_HOSTS = ["0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.0.1", "169.254.1.1", "224.0.0.1", "239.1.1.1"]
+NO_HOSTS += ["255.255.255.255", "::", "::1", "::198.18.1.1", "::ffff:198.18.20.11", "fe80::1", "ff02::1", "ff0e::1"]
+
+
+@pytest.mark.parametrize("address", NO_HOSTS)
+def test_an_address_that_no_host_can_have(address: str) -> None:
+    assert "reals.0.address: Value error, should be the address of one server, not " in error_of(
+        vip(reals=[{"address": address}])
+    )
+    (message,) = problems(vip(address, reals=[])).values()
+    assert message.startswith(f"is '{address}'; should be the address or the prefix of a service, not ")
+
+
+def test_an_ipv4_address_within_ipv6_is_said_to_be_one() -> None:
+    (message,) = problems(vip("::ffff:198.18.20.11", reals=[])).values()
+    assert message.endswith("not an IPv4 address within IPv6: '198.18.20.11'")
+
+
+@pytest.mark.parametrize("prefix", ["127.0.0.0/30", "224.0.0.0/24", "fe80::/64", "::ffff:0:0/120"])
+def test_a_prefix_that_no_host_can_have(prefix: str) -> None:
+    (message,) = problems(vip(prefix, reals=[])).values()
+    assert "should be the address or the prefix of a service, not " in message
+
+
+@pytest.mark.parametrize(
+    "prefix", ["0.0.0.0/0", "::/0", "128.0.0.0/1", "198.18.0.0/15", "240.0.0.0/8", "2000::/3", "fc00::/7"]
+)
+def test_a_prefix_in_which_hosts_can_be(prefix: str) -> None:
+    reals = [{"address": "2001:db8::2"}]
+    assert str(VipTable.model_validate(vip(prefix, reals=reals)).address) == prefix
+    assert problems(vip(prefix, reals=reals)) == {}
+
+
+def test_a_vip_is_not_its_own_real() -> None:
+    found = problems(vip(reals=[{"address": "198.18.20.11"}, {"address": "198.18.10.1"}]))
+    assert found == {
+        "katran_accel.vips[0].reals[1].address": "'198.18.10.1' is the VIP itself: a packet sent there would come back"
+    }
+    # A real within a VIP's prefix is no VIP: what is sent there is encapsulated, neither TCP nor UDP.
+    assert problems(vip("198.18.0.0/15")) == {}
+
+
+def test_the_address_of_another_vip_is_remarked() -> None:
+    (found,) = check_table({"vips": [vip(), vip("198.18.10.2", reals=[{"address": "198.18.10.1"}])]}, "k")
+    assert isinstance(found, Remark)
+    assert str(found) == (
+        "k.vips[1].reals[0].address: '198.18.10.1' is that of vips[0], too: a packet sent there may come back"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reals", "said"),
+    [
+        ([], "is []: packets to this VIP are dropped and counted"),
+        (
+            [{"address": "198.18.20.11", "weight": 0}, {"address": "198.18.20.12", "weight": 0}],
+            "have weight 0, all of them: packets of new connections to this VIP are dropped and counted",
+        ),
+    ],
+)
+def test_a_vip_that_nobody_serves_is_allowed_and_remarked(reals: list[Any], said: str) -> None:
+    (found,) = check_table({"vips": [vip("198.18.10.2"), vip(reals=reals)]}, "k")
+    assert isinstance(found, Remark)
+    assert str(found) == f"k.vips[1].reals: {said}"
+    VipTable.model_validate(vip(reals=reals))
+    served = [*reals, {"address": "198.18.20.13"}]
+    assert problems(vip(reals=served)) == {}
+
+
+def test_several_ports_are_several_vips() -> None:
+    assert problems(vip(ports=[80, 443])) == {
+        "katran_accel.vips[0].ports": "for several ports, write one [[katran_accel.vips]] for each"
+    }
+
+
 def test_an_ipv6_real_may_serve_an_ipv4_vip() -> None:
     assert problems(vip(reals=[{"address": "2001:db8::2"}])) == {}
 
@@ -126,7 +203,11 @@ def test_values_of_any_type_can_be_checked(vips: list[Any]) -> None:
         ({"port": 65_536}, "port: Input should be less than or equal to 65535"),
         ({"port": -1}, "port: Input should be greater than or equal to 0"),
         ({"protocol": "sctp"}, "protocol: Input should be 'tcp' or 'udp'"),
-        ({"reals": []}, "reals: List should have at least 1 item"),
+        (
+            {"port": [80, 443]},
+            "port: Value error, should be one port from 0 (every port) to 65535; for several ports, ",
+        ),
+        ({"port": "80-90"}, "port: Value error, should be one port"),
         ({"reals": [{"address": "198.18.20.0/24"}]}, "reals.0.address: Value error, should be an IPv4 or IPv6 address"),
         ({"reals": [{"address": "fe80::1%eth0"}]}, "reals.0.address: Value error, should be an IPv4 or IPv6 address"),
         ({"reals": [{"address": "198.18.20.1", "weight": -1}]}, "reals.0.weight"),
