@@ -14,10 +14,11 @@ from .hashing import flow_slot
 from .icmp import is_icmp, read_icmp
 from .inline_decap import Again, inline_decap
 from .maps import FlowKey, Maps, Memory, Vip, VipFlag, VipKey
-from .packet import IPIP, IPV6, RST, TCP, Outcome, Packet, Verdict, read_ip, read_ports
+from .packet import IPIP, IPV6, RST, TCP, Outcome, Packet, Verdict, has_ports, read_header, read_ip
 from .run import NEW_TCP, Event, Run
 from .too_big import is_too_big, tell_client
-from .vip import find_vip
+from .unfit import can_hash_addresses, is_unfit, verdict_of_unfit
+from .vip import find_vip, vip_of_address
 
 _VERDICT_SLOTS = {Verdict.TX: Stat.TX, Verdict.DROP: Stat.DROP, Verdict.PASS: Stat.PASS}
 _MOST_RUNS = 34
@@ -74,15 +75,24 @@ def _process(run: Run, frame: bytes) -> Outcome | Again | Verdict:
     packet = read_ip(frame, run.features)
     if isinstance(packet, Verdict):
         return packet
-    if packet.is_fragment:
+    if run.features.fragments and can_hash_addresses(packet):
         return _balance_fragment(run, packet)
-    if is_icmp(packet):
-        if not run.features.icmp:
-            return Verdict.PASS
+    if is_unfit(packet):
+        read_header(packet)
+        return verdict_of_unfit(run, packet)
+    return _by_protocol(run, packet)
+
+
+def _by_protocol(run: Run, packet: Packet) -> Outcome | Again | Verdict:
+    if is_icmp(packet) and run.features.icmp:
         return read_icmp(run, packet) or _balance(run, packet)
     if packet.protocol in (IPIP, IPV6):
-        return inline_decap(run, packet, packet.protocol) or Verdict.PASS
-    return read_ports(packet) or inline_decap(run, packet, packet.protocol) or _balance(run, packet)
+        return inline_decap(run, packet) or Verdict.PASS
+    if not has_ports(packet):
+        return Verdict.PASS
+    if not read_header(packet):
+        return verdict_of_unfit(run, packet)
+    return inline_decap(run, packet) or _balance(run, packet)
 
 
 def _balance(run: Run, packet: Packet) -> Outcome:
@@ -94,10 +104,8 @@ def _balance(run: Run, packet: Packet) -> Outcome:
     vip, key = found
     if is_too_big(run, packet):
         return tell_client(run, packet)
-    if vip.flags & VipFlag.HASH_NO_SRC_PORT:
-        packet.sport = 0
-        if not run.quirks.outer_sport_unhidden:
-            packet.spread_sport = 0
+    if not run.quirks.outer_sport_unhidden:
+        packet.spread_sport = packet.hash_sport
     run.counters.stat(Stat.LRU, v1=1)
     number = _choose(run, packet, vip, key)
     return number if isinstance(number, Outcome) else _send(run, packet, vip, number)
@@ -105,7 +113,7 @@ def _balance(run: Run, packet: Packet) -> Outcome:
 
 def _balance_fragment(run: Run, packet: Packet) -> Outcome:
     """What may have no ports goes to the real that the ring has for the source address alone, and is not remembered."""
-    vip = run.maps.fragment_vips.get((packet.dst, packet.protocol))
+    vip = vip_of_address(run, packet, packet.protocol)
     if not vip:
         return packet.outcome(Verdict.PASS)
     if is_too_big(run, packet):
@@ -142,7 +150,7 @@ def _decide(run: Run, packet: Packet, vip: Vip, key: VipKey, table: connections.
     if packet.flow_protocol == TCP and not packet.syn:
         run.sample(NEW_TCP, packet.frame)
     flood = connections.is_flood(run)
-    flow = packet.key
+    flow = connections.key_of(run, packet)
     number = None if flood else _by_source(run, packet, vip)
     if number is None:
         number, flow = _by_ring(run, packet, vip)
@@ -178,9 +186,9 @@ def _by_source(run: Run, packet: Packet, vip: Vip) -> int | None:
 
 def _by_ring(run: Run, packet: Packet, vip: Vip) -> tuple[int, FlowKey]:
     """What the ring has for a flow, and the flow as it is to be stored."""
-    flow, hashed = packet.key, packet.key
+    flow, hashed = connections.key_of(run, packet), packet.published_key
     if vip.flags & VipFlag.HASH_DPORT_ONLY:
-        hashed = flow._replace(src=bytes(16), sport=flow.dport)
+        hashed = hashed._replace(src=bytes(16), sport=hashed.dport)
         if run.quirks.dport_only_forgets:
             flow, packet.spread_src = hashed, bytes(16)
     ring = run.maps.rings.get(vip.number)

@@ -25,6 +25,14 @@ def table_of(run: Run) -> Table:
     return run.memory.tables.setdefault(run.cpu if own else _SHARED, {})
 
 
+def key_of(run: Run, packet: Packet) -> FlowKey:
+    """The flow's key in the local tables."""
+    if run.quirks.equal_hashes_share_entry:
+        return packet.published_key
+    family = 0 if run.quirks.families_share_keys else packet.family
+    return FlowKey(packet.src, packet.dst, packet.sport, packet.dport, packet.flow_protocol, family)
+
+
 def find(run: Run, packet: Packet, vip: Vip, table: Table) -> int | None:
     """Number of the real that a flow has. A SYN begins a new flow."""
     if packet.syn:
@@ -36,7 +44,7 @@ def find(run: Run, packet: Packet, vip: Vip, table: Table) -> int | None:
 
 
 def _find_local(run: Run, packet: Packet, table: Table) -> int | None:
-    entry = table.get(packet.key)
+    entry = table.get(key_of(run, packet))
     if entry is None:
         return None
     if packet.flow_protocol == UDP:
@@ -51,7 +59,7 @@ def _find_global(run: Run, packet: Packet) -> int | None:
     if flows is None:
         run.counters.stat(Stat.GLOBAL_LRU, v1=1)
         flows = run.maps.fallback_global_lru
-    number = flows.get(packet.key)
+    number = flows.get(packet.published_key)
     if number is None or not run.maps.real(number):
         return None
     run.counters.stat(Stat.GLOBAL_LRU, v2=1)
@@ -73,10 +81,11 @@ def store(run: Run, packet: Packet, key: FlowKey, table: Table, number: int) -> 
 
 def correct(run: Run, packet: Packet, table: Table, number: int) -> bool | None:
     """Let a flow's entry have the real that an id names: whether it had that real; None: there was no entry."""
-    entry = table.get(packet.key)
+    key = key_of(run, packet)
+    entry = table.get(key)
     if entry is None:
         if not is_flood(run):
-            table[packet.key] = Connection(number, 0)
+            table[key] = Connection(number, 0)
         return None
     same = entry.real == number
     entry.real = number

@@ -9,7 +9,7 @@ from .counters import Counters
 from .features import Features
 from .inline_decap import inner_packet, without_outer
 from .maps import Maps, Memory
-from .packet import IP_HEADER, IPIP, IPV6, TCP, UDP, Packet, Verdict, read_ip, read_ports
+from .packet import IP_HEADER, IPIP, IPV6, TCP, UDP, Packet, Verdict, read_header, read_ip
 from .run import Run
 from .tcp_server_ids import server_id
 
@@ -30,7 +30,7 @@ class Decap:
         packet = read_ip(frame, self.features)
         if isinstance(packet, Verdict):
             return packet, frame, run.counters
-        if packet.is_fragment:
+        if packet.is_fragment or packet.options:
             return Verdict.DROP, frame, run.counters
         inner = self._inner(run, packet)
         if inner is None:
@@ -50,19 +50,20 @@ class Decap:
         gue = (
             self.features.inline_decap_gue
             and packet.protocol == UDP
-            and read_ports(packet) is None
+            and read_header(packet)
             and packet.dport == self.features.gue_port
         )
         if not gue and packet.protocol not in (IPIP, IPV6):
             return None
-        strict = self.features.strict_decap and packet.dst not in self.maps.decap_addresses
+        flags = self.maps.decap_flags(packet.dst, packet.family, self.features.quirks.families_share_keys)
+        strict = self.features.strict_decap and flags is None
         if strict and packet.dst != self.maps.sources.get(packet.family):
             return None
         return inner_packet(packet, run, gue)
 
     def _count_id(self, run: Run, frame: bytes) -> None:
         packet = read_ip(frame, self.features)
-        if isinstance(packet, Verdict) or packet.protocol != TCP or read_ports(packet) or packet.syn:
+        if isinstance(packet, Verdict) or packet.protocol != TCP or not read_header(packet) or packet.syn:
             return
         server = server_id(packet)
         if self.own_id and server:

@@ -19,6 +19,12 @@ class Quirks:
     """ICMP errors that quote an IPv4 header with options are dropped. Off: the ports behind them are read."""
     dport_only_forgets: bool = False
     """Flows of a HASH_DPORT_ONLY VIP are stored without source, and never found again. Off: they are found."""
+    equal_hashes_share_entry: bool = False
+    """What a VIP's hash ignores is not in a connection's key either. Off: each connection has an entry of its own."""
+    families_share_keys: bool = False
+    """198.18.10.1 and c612:a01:: are the same key. Off: a packet goes to a VIP of its family."""
+    unfit_dropped_for_all: bool = False
+    """Fragments, IP options, cut TCP and UDP headers are dropped whoever they are for. Off: if they are for a VIP."""
     stable_unknown_real_goes_on: bool = False
     """A stable-routing id with a real that is not there is counted as dropped, and routed. Off: it is dropped."""
     ipip_decap_counts_as_v6: bool = False
@@ -39,8 +45,6 @@ class Quirks:
     """Not Katran's, but nfcore's so far: a prefix VIP with a port of its own keeps the port in hash and flow."""
     outer_sport_unhidden: bool = False
     """Not Katran's, but nfcore's so far: with HASH_NO_SRC_PORT the outer source is made with the source port."""
-    families_share_prefixes: bool = False
-    """Not Katran's, but nfcore's so far: an IPv4 destination is in an IPv6 prefix that begins like it, and so on."""
     too_big_counts: bool = False
     """Not Katran's, but nfcore's so far: a packet that is too big is counted without too-big generation, too."""
     misses_before_ring: bool = False
@@ -50,7 +54,6 @@ class Quirks:
 NFCORE_ONLY = (
     "exact_prefix_port",
     "outer_sport_unhidden",
-    "families_share_prefixes",
     "too_big_counts",
     "misses_before_ring",
 )

@@ -19,18 +19,14 @@ Destination = tuple[bytes, int, int]
 
 ACK, SYN, RST, FIN = 0x10, 0x02, 0x04, 0x01
 _STRANGERS = {4: bytes([198, 18, 200, 1]), 6: bytes.fromhex("20010db8ffff00000000000000000001")}
+SIZES = {4: 4, 6: 16}
 _SERVER_OPTION = 0xB7
-
-
-def _unpadded(address: bytes) -> bytes:
-    """An address of the maps; those of IPv4 end with 12 zeros."""
-    return address[:4] if not any(address[4:]) else address
 
 
 def _within(prefix: Prefix) -> list[bytes]:
     """Addresses in a prefix, and one of the other family that begins with the same bytes."""
     head = (prefix.value << 128 - prefix.bits).to_bytes(16, "big")
-    size = 4 if prefix.family == 4 else 16
+    size = SIZES[prefix.family]
     ends = [b"\1", b"\2"] if size * 8 - prefix.bits >= 8 else [b""]
     other = head if prefix.family == 4 else head[:4]
     return [*(head[: size - len(end)] + end for end in ends), other]
@@ -51,14 +47,14 @@ class Population:
     @classmethod
     def of(cls, maps: Maps, features: Features) -> Population:
         """Find the destinations in the maps; some beside them, too."""
-        exact = [(_unpadded(vip.address), vip.port, vip.protocol) for vip in maps.vips]
+        exact = [(key.address[: SIZES[vip.family]], key.port, key.protocol) for key, vip in maps.vips.items()]
         within = [
             (address, port, protocol) for prefix, port, protocol in maps.prefix_vips for address in _within(prefix)
         ]
         beside = [(address, 80, protocol) for address in _STRANGERS.values() for protocol in (TCP, UDP)]
         tunnels: dict[int, list[bytes]] = {4: [_STRANGERS[4]], 6: [_STRANGERS[6]]}
-        for address in [*maps.decap_addresses, *maps.sources.values()]:
-            tunnels[4 if not any(address[4:]) else 6].append(_unpadded(address))
+        for address, family in [*maps.decap_addresses, *((source, family) for family, source in maps.sources.items())]:
+            tunnels[family].append(address[: SIZES[family]])
         unknown = [0, 1, 1234, 16_777_213, 16_777_214, 16_777_215]
         clients = {
             4: [bytes([192, 168, third, last]) for third in (1, 100, 200) for last in (1, 77, 200)],

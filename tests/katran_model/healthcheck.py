@@ -10,7 +10,7 @@ from .checksum import ipv4_header, ipv6_header
 from .counters import Counters
 from .features import Features
 from .maps import Real, VipKey
-from .packet import ETHERTYPES, IPIP, IPV6, UDP, Packet, Verdict, read_ip, read_link, read_ports
+from .packet import ETHERTYPES, IPIP, IPV6, UDP, Packet, Verdict, read_header, read_ip, read_link
 
 STATS = "hc_stats_map"
 TTL = 64
@@ -53,7 +53,7 @@ class Healthcheck:
 
     def _matched(self, packet: Packet | Verdict, counters: Counters) -> Real | None:
         """The real of a probe without a mark, by its addresses."""
-        if isinstance(packet, Verdict) or read_ports(packet):
+        if isinstance(packet, Verdict) or not read_header(packet):
             return None
         for wanted, reals, address, port, name in (
             (self.features.healthcheck_dst_match, self.by_destination, packet.dst, packet.dport, "dst"),
@@ -66,7 +66,7 @@ class Healthcheck:
         return None
 
     def _count_key(self, packet: Packet | Verdict, counters: Counters) -> None:
-        if not isinstance(packet, Verdict) and read_ports(packet) is None:
+        if not isinstance(packet, Verdict) and read_header(packet):
             slot = self.keys.get(VipKey(packet.dst, packet.dport, packet.protocol))
             if slot is not None:
                 counters.field(f"per_hckey_stats[{slot}]")

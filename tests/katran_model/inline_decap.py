@@ -9,8 +9,9 @@ from typing import NamedTuple
 from . import icmp
 from .counters import Stat
 from .maps import VipKey
-from .packet import ETHERTYPES, IP_HEADER, IPIP, IPV6, UDP, Outcome, Packet, Verdict, number, read_ip, read_ports
+from .packet import ETHERTYPES, IP_HEADER, IPIP, IPV6, UDP, Outcome, Packet, Verdict, number, read_header, read_ip
 from .run import Run
+from .unfit import is_unfit
 
 _EGRESS = 2
 """Flag of an address: what is inside goes out again as it is."""
@@ -22,14 +23,14 @@ class Again(NamedTuple):
     frame: bytes
 
 
-def inline_decap(run: Run, packet: Packet, protocol: int) -> Outcome | Again | None:
+def inline_decap(run: Run, packet: Packet) -> Outcome | Again | None:
     """Decapsulate a packet of IPIP or UDP, if it is one to be decapsulated; None: it is not."""
     features = run.features
-    ipip = features.inline_decap_ipip and protocol in (IPIP, IPV6)
-    gue = features.inline_decap_gue and protocol == UDP and packet.dport == features.gue_port
+    ipip = features.inline_decap_ipip and packet.protocol in (IPIP, IPV6)
+    gue = features.inline_decap_gue and packet.protocol == UDP and packet.dport == features.gue_port
     if not ipip and not gue:
         return None
-    flags = run.maps.decap_addresses.get(packet.dst)
+    flags = run.maps.decap_flags(packet.dst, packet.family, run.quirks.families_share_keys)
     if flags is not None:
         run.counters.stat(Stat.DECAP_ADDRESS, v1=1)
     elif features.strict_decap and packet.dst != run.maps.sources.get(packet.family):
@@ -92,14 +93,14 @@ def take_off(packet: Packet, run: Run, gue: bool) -> tuple[bytes, int, bool] | N
 def _pass_on(run: Run, frame: bytes, gue: bool) -> Outcome:
     """Pass what is inside to the stack; that of GUE is counted for its VIP."""
     inner = read_ip(frame, run.features)
-    if not gue or isinstance(inner, Verdict):
+    if not gue or isinstance(inner, Verdict) or is_unfit(inner):
         return Outcome(Verdict.PASS, frame)
     if icmp.is_icmp(inner):
         kind = inner.frame[inner.l4 : inner.l4 + 1]
         is_echo = kind == bytes([icmp.ECHO_REQUEST[inner.family]]) and len(frame) >= inner.l4 + 8
         answered = run.quirks.echo_in_decap and is_echo
         return Outcome(Verdict.PASS, icmp.echo_reply(inner) if answered else frame)
-    if read_ports(inner) is None:
+    if read_header(inner):
         vip = run.maps.vips.get(VipKey(inner.dst, inner.dport, inner.protocol))
         if vip:
             run.counters.add("decap_vip_stats", vip.number, v1=1)

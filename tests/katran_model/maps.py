@@ -41,6 +41,8 @@ class Vip(NamedTuple):
 
     flags: int
     number: int
+    family: int
+    """What Katran's maps do not say: 4 or 6."""
 
 
 class Real(NamedTuple):
@@ -59,6 +61,8 @@ class FlowKey(NamedTuple):
     sport: int
     dport: int
     protocol: int
+    family: int = 0
+    """4 or 6, where keys of both families are told apart."""
 
 
 def padded(address: str) -> bytes:
@@ -95,16 +99,14 @@ class Maps:
     vips: dict[VipKey, Vip] = field(default_factory=dict)
     prefix_vips: dict[tuple[Prefix, int, int], Vip] = field(default_factory=dict)
     """Prefix, port and protocol → VIP."""
-    fragment_vips: dict[tuple[bytes, int], Vip] = field(default_factory=dict)
-    """Address and protocol → the VIP whose ring fragments are for: most of them have no ports."""
     reals: dict[int, Real] = field(default_factory=dict)
     rings: dict[int, Sequence[int]] = field(default_factory=dict)
     """Number of a VIP → its ring; none: all slots 0."""
     server_ids: dict[int, int] = field(default_factory=dict)
     source_routes: dict[int, dict[Prefix, int]] = field(default_factory=lambda: {4: {}, 6: {}})
     """Family → prefix → number of a real."""
-    decap_addresses: dict[bytes, int] = field(default_factory=dict)
-    """Address → flags."""
+    decap_addresses: dict[tuple[bytes, int], int] = field(default_factory=dict)
+    """Address and family → flags."""
     down_reals: dict[VipKey, set[int]] = field(default_factory=dict)
     vip_of_misses: VipKey | None = None
     """`vip_miss_stats`: the VIP whose misses are counted by real."""
@@ -118,6 +120,11 @@ class Maps:
     def real(self, number: int) -> Real | None:
         """The real of a number."""
         return self.reals.get(number) if number < MAX_REALS else None
+
+    def decap_flags(self, address: bytes, family: int, shared: bool) -> int | None:
+        """Flags of an address that tunnels end at; None: it is none. `shared`: by its bytes, whatever the family."""
+        other = self.decap_addresses.get((address, 10 - family)) if shared else None
+        return self.decap_addresses.get((address, family), other)
 
     def server_id(self, server: int, hashed: bool) -> int | None:
         """Number of the real of a server id, 0 for none; None: the map has no such index."""

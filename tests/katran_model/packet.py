@@ -68,16 +68,21 @@ class Packet:
     """What the outer header's source is made of: address, as in the maps."""
     spread_sport: int = 0
     is_fragment: bool = False
+    options: int = 0
+    """Bytes of IPv4 options; may be negative when the header lies about its length."""
+    hash_sport: int = 0
+    """What the ring's hash is made of: 0 where the VIP ignores a port."""
+    hash_dport: int = 0
 
     @property
-    def key(self) -> FlowKey:
-        """The flow as it is now."""
-        return FlowKey(self.src, self.dst, self.sport, self.dport, self.flow_protocol)
+    def published_key(self) -> FlowKey:
+        """The flow's key in Katran's connection tables."""
+        return FlowKey(self.src, self.dst, self.hash_sport, self.hash_dport, self.flow_protocol)
 
     @property
     def l4(self) -> int:
         """Offset of what follows the IP header."""
-        return self.ip + IP_HEADER[self.family]
+        return self.ip + IP_HEADER[self.family] + self.options
 
     @property
     def syn(self) -> bool:
@@ -115,42 +120,41 @@ def read_ip(frame: bytes, features: Features) -> Packet | Verdict:
         return Verdict.DROP if len(frame) < ip else Verdict.PASS
     if len(frame) < ip + IP_HEADER[family]:
         return Verdict.DROP
-    packet = _read_ipv4(frame, ip) if family == 4 else _read_ipv6(frame, ip)
-    if packet is None or (packet.is_fragment and not features.fragments):
-        return Verdict.DROP
-    return packet
+    return _read_ipv4(frame, ip) if family == 4 else _read_ipv6(frame, ip)
 
 
-def _read_ipv4(frame: bytes, ip: int) -> Packet | None:
-    """Read the header; None: one with options."""
-    if frame[ip] & 15 != 5:
-        return None
+def _read_ipv4(frame: bytes, ip: int) -> Packet:
     src, dst = (frame[start : start + 4].ljust(16, b"\0") for start in (ip + 12, ip + 16))
     packet = Packet(frame, ip, 4, frame[ip + 9], number(frame[ip + 2 : ip + 4]), frame[ip + 1], src, dst)
     packet.is_fragment = bool(number(frame[ip + 6 : ip + 8]) & 0x3FFF)
+    packet.options = (frame[ip] & 15) * 4 - 20
     return packet
 
 
-def _read_ipv6(frame: bytes, ip: int) -> Packet | None:
-    """Read the header, and that of a fragment; None: not all of that."""
+def _read_ipv6(frame: bytes, ip: int) -> Packet:
+    """Read the header. Of a fragment the protocol is what its fragment header says."""
     traffic_class, length = number(frame[ip : ip + 2]) >> 4 & 0xFF, number(frame[ip + 4 : ip + 6])
     src, dst = frame[ip + 8 : ip + 24], frame[ip + 24 : ip + 40]
     packet = Packet(frame, ip, 6, frame[ip + 6], length, traffic_class, src, dst)
     if packet.protocol == FRAGMENT:
-        if len(frame) < packet.l4 + 8:
-            return None
-        packet.protocol, packet.is_fragment = frame[packet.l4], True
+        packet.is_fragment = True
+        packet.protocol = frame[packet.l4] if len(frame) > packet.l4 else FRAGMENT
     return packet
 
 
-def read_ports(packet: Packet) -> Verdict | None:
-    """Read the TCP or UDP header into the packet; a verdict ends the run."""
-    l4, size = packet.l4, L4_HEADER.get(packet.protocol)
-    if size is None or packet.is_fragment:
-        return Verdict.PASS
-    if len(packet.frame) < l4 + size:
-        return Verdict.DROP
-    packet.flow_protocol, packet.payload = packet.protocol, l4 + size
-    packet.sport, packet.dport = number(packet.frame[l4 : l4 + 2]), number(packet.frame[l4 + 2 : l4 + 4])
-    packet.flags = packet.frame[l4 + 13] if packet.protocol == TCP else 0
-    return None
+def has_ports(packet: Packet) -> bool:
+    """Whether it is TCP or UDP."""
+    return packet.protocol in L4_HEADER
+
+
+def read_header(packet: Packet) -> bool:
+    """Read the TCP or UDP header, or as much of it as the ports. Whether the packet is whole and can be balanced."""
+    frame, l4 = packet.frame, packet.l4
+    if not has_ports(packet) or packet.is_fragment or len(frame) < l4 + 4:
+        return False
+    packet.flow_protocol, packet.payload = packet.protocol, l4 + L4_HEADER[packet.protocol]
+    packet.sport, packet.dport = number(frame[l4 : l4 + 2]), number(frame[l4 + 2 : l4 + 4])
+    if packet.options or len(frame) < packet.payload:
+        return False
+    packet.flags = frame[l4 + 13] if packet.protocol == TCP else 0
+    return True

@@ -8,7 +8,7 @@ import struct
 from .checksum import checksum, minus, words
 from .counters import Counters
 from .features import Features
-from .packet import TCP, UDP, Verdict, number, read_ip, read_ports
+from .packet import TCP, UDP, Verdict, number, read_header, read_ip
 
 STATS = "tc_srcmatch_map"
 _NEEDED = 14 + 40 + 8 + 40 + 20
@@ -22,7 +22,7 @@ def match_source(features: Features, frame: bytes) -> tuple[Verdict, bytes, Coun
         counters.field(f"{STATS}.packets_need_pull")
         return Verdict.PIPE, frame, counters
     outer = read_ip(frame, features)
-    if isinstance(outer, Verdict) or outer.family != 6 or outer.protocol != UDP or read_ports(outer):
+    if isinstance(outer, Verdict) or outer.family != 6 or outer.protocol != UDP or not read_header(outer):
         return Verdict.PIPE, frame, counters
     inner = outer.l4 + 8
     is_tcp = frame[inner] >> 4 == 6 and frame[inner + 6] == TCP

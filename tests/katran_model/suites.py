@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from tests.paths import DATA
@@ -167,7 +167,9 @@ def maps_of(facts: Facts, settings: Settings) -> Maps:
         sources={4: padded(settings.source_v4), 6: padded(settings.source_v6)},
         reals={number: real(address, number in facts.local_reals) for number, address in facts.reals.items()},
         server_ids=dict(facts.server_ids),
-        decap_addresses={padded(address): flags for address, flags in facts.decap_addresses.items()},
+        decap_addresses={
+            (padded(address), ip_address(address).version): flags for address, flags in facts.decap_addresses.items()
+        },
         down_reals={
             VipKey(padded(address), port, PROTOCOLS[protocol]): set(reals)
             for address, port, protocol, reals in facts.down_reals
@@ -182,7 +184,7 @@ def maps_of(facts: Facts, settings: Settings) -> Maps:
 
 
 def _write_vip(maps: Maps, number: int, vip: VipFacts, reals: Mapping[int, tuple[str, int]]) -> None:
-    meta, protocol = Vip(vip.flags, number), PROTOCOLS[vip.protocol]
+    meta, protocol = Vip(vip.flags, number, 6 if ":" in vip.address else 4), PROTOCOLS[vip.protocol]
     if "/" in vip.address:
         maps.prefix_vips[Prefix.of(ip_network(vip.address)), vip.port, protocol] = meta
     else:

@@ -27,10 +27,8 @@ BALANCER = Features(
     quirks=Quirks(
         exact_prefix_port=True,
         outer_sport_unhidden=True,
-        families_share_prefixes=True,
         too_big_counts=True,
         misses_before_ring=True,
-        v6_to_v4_real=True,
     ),
 )
 """What the program can do so far, and where it differs from what the model holds for right."""

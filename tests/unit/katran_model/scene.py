@@ -35,7 +35,7 @@ def maps(flags: int = 0) -> Maps:
         server_ids=dict(SERVERS),
     )
     for (family, protocol), number in NUMBERS.items():
-        made.vips[VipKey(VIP[family].ljust(16, b"\0"), 80, protocol)] = Vip(flags, number)
+        made.vips[VipKey(VIP[family].ljust(16, b"\0"), 80, protocol)] = Vip(flags, number, family)
         made.rings[number] = build_ring({each: (REALS[each], 1) for each in OF_FAMILY[family]})
     return made
 
@@ -45,9 +45,16 @@ def balancer(features: Mapping[str, Any] | None = None, flags: int = 0) -> Balan
     return Balancer(Features(**(features or {})), maps(flags))
 
 
-def tcp(family: int = 4, flags: int = ACK, options: bytes = b"", sport: int = 31337, dport: int = 80) -> bytes:
-    """A TCP packet to the VIP."""
-    src, dst = CLIENT[family], VIP[family]
+def tcp(
+    family: int = 4,
+    flags: int = ACK,
+    options: bytes = b"",
+    sport: int = 31337,
+    dport: int = 80,
+    vip: bytes | None = None,
+) -> bytes:
+    """A TCP packet to the VIP, or to another address."""
+    src, dst = CLIENT[family], vip or VIP[family]
     return frames.ip(src, dst, TCP, frames.tcp(src, dst, sport, dport, flags, options, b"some data"))
 
 

@@ -20,7 +20,7 @@ from tests.katran_model.generator import FrameSource, Population
 from tests.katran_model.healthcheck import Healthcheck
 from tests.katran_model.maps import MAX_REALS, Maps, padded
 from tests.katran_model.mutations import fuzzed, truncations
-from tests.katran_model.packet import UDP, Verdict, read_ip, read_ports
+from tests.katran_model.packet import UDP, Verdict, read_header, read_ip
 from tests.katran_model.source_match import match_source
 from tests.katran_model.suites import maps_of, published, real
 
@@ -43,7 +43,7 @@ def add_rare_cases(maps: Maps, source: random.Random) -> None:
     """Flags of all kinds, tunnels to IPv4, and numbers of reals that are not there."""
     maps.introspection = True
     maps.vips = {key: vip._replace(flags=vip.flags | some_flags(source)) for key, vip in maps.vips.items()}
-    maps.decap_addresses |= {padded("10.0.13.37"): source.choice([0, 2]), padded("198.18.200.1"): 0}
+    maps.decap_addresses |= {(padded("10.0.13.37"), 4): source.choice([0, 2]), (padded("198.18.200.1"), 4): 0}
     maps.server_ids |= {77: MAX_REALS, 0x01000000: 1, 0x81000000: 2}
     maps.reals[1] = maps.reals[1]._replace(local=True)
     for key in maps.vips:
@@ -80,7 +80,7 @@ def test_whole_packets_are_sent_with_right_outer_checksums(name: str) -> None:
             sent += 1
             if packet.family == 4:
                 assert words(step.frame[packet.ip : packet.l4]) == 0xFFFF
-            if packet.protocol == UDP and read_ports(packet) is None and packet.dport == balancer.features.gue_port:
+            if packet.protocol == UDP and read_header(packet) and packet.dport == balancer.features.gue_port:
                 datagram = step.frame[packet.l4 :]
                 pseudo = pseudo_header(*packet.addresses, len(datagram), UDP)
                 assert datagram[6:8] == b"\0\0" or (words(datagram) + pseudo) % 0xFFFF == 0

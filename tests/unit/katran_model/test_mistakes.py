@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -14,12 +15,13 @@ from tests.katran_model import frames
 from tests.katran_model.balancer import Balancer, Step
 from tests.katran_model.checksum import pseudo_header, words
 from tests.katran_model.features import Features, Quirks
+from tests.katran_model.hashing import flow_slot
 from tests.katran_model.healthcheck import Healthcheck
 from tests.katran_model.maps import MAX_REALS, Prefix, Vip, VipFlag
 from tests.katran_model.packet import TCP, UDP, Verdict
 from tests.katran_model.suites import real
 
-from .scene import ACK, CLIENT, OWN, REALS, VIP, answer, balancer, error, maps, send, sent_to, tcp, udp
+from .scene import CLIENT, OWN, REALS, SYN, VIP, answer, balancer, error, maps, send, sent_to, tcp, udp
 
 GUE: dict[str, Any] = {"encapsulation": "gue", "inline_decap_gue": True, "inline_decap_ipip": True}
 
@@ -161,15 +163,13 @@ def test_a_probe_has_the_ethertype_of_its_outer_header(encapsulation: str) -> No
 
 
 def test_the_port_of_a_prefix_vip_does_not_count() -> None:
-    ports = []
-    for features in both("exact_prefix_port"):
+    address = bytes.fromhex("fc00000900000000000000000000abcd")
+    for features, dport in zip(both("exact_prefix_port"), (443, 0), strict=True):
         program = Balancer(features, maps())
-        program.maps.prefix_vips[Prefix.of(ip_network("fc00:9::/32")), 443, TCP] = Vip(0, 2)
-        program.maps.vips.clear()
-        src, dst = CLIENT[6], bytes.fromhex("fc00000900000000000000000000abcd")
-        send(program, frames.ip(src, dst, TCP, frames.tcp(src, dst, 1000, 443, ACK)))
-        ports.append({flow.dport for flow in program.memory.tables[-1]})
-    assert ports == [{443}, {0}]
+        program.maps.prefix_vips[Prefix.of(ip_network("fc00:9::/32")), 443, TCP] = Vip(0, 2, 6)
+        for sport in range(20):
+            number = program.maps.rings[2][flow_slot(6, CLIENT[6], sport, dport)]
+            assert sent_to(send(program, tcp(6, sport=sport, dport=443, vip=address))) == real(REALS[number])
 
 
 def test_a_hidden_source_port_is_not_in_the_outer_header() -> None:
@@ -178,15 +178,56 @@ def test_a_hidden_source_port_is_not_in_the_outer_header() -> None:
     assert wrong.frame[26:30] != right.frame[26:30]
 
 
-def test_prefixes_are_those_of_the_family() -> None:
-    for features, verdict in zip(
-        both("families_share_prefixes", prefix_vips_v4=True), (Verdict.TX, Verdict.PASS), strict=True
+def test_a_packet_goes_to_a_vip_of_its_family() -> None:
+    twin = VIP[4] + bytes(12)
+    wrong, right = shown("families_share_keys", tcp(6, vip=twin))
+    assert ("stats", 0) in wrong.counters.pairs
+    assert right.verdict is Verdict.PASS
+    program = balancer({"prefix_vips_v4": True})
+    program.maps.prefix_vips[Prefix.of(ip_network("2001:db8::/32")), 80, TCP] = Vip(0, 2, 6)
+    program.maps.prefix_vips[Prefix.of(ip_network("198.18.0.0/15")), 80, TCP] = Vip(0, 0, 4)
+    verdicts = [
+        send(program, tcp(4 if len(address) == 4 else 6, vip=address)).verdict
+        for address in map(bytes.fromhex, ("20010db8", "c6120001", "c612" + "00" * 14, "20010db8" + "00" * 12))
+    ]
+    assert verdicts == [Verdict.PASS, Verdict.TX, Verdict.PASS, Verdict.TX]
+
+
+@pytest.mark.parametrize("flags", [0, VipFlag.HASH_NO_SRC_PORT])
+def test_a_new_connection_moves_no_other_whose_hash_is_the_same(flags: int) -> None:
+    new = tcp(flags=SYN, sport=1) if flags else tcp(flags=SYN, dport=81)
+    for features, moved in zip(both("equal_hashes_share_entry"), (True, False), strict=True):
+        program = Balancer(features, maps(flags))
+        if not flags:
+            program.maps.vips = {key._replace(port=0): vip for key, vip in program.maps.vips.items()}
+        program.maps.rings[0] = [1] * 65_537
+        send(program, tcp())
+        program.maps.rings[0] = [2] * 65_537
+        assert sent_to(send(program, new)) == real(REALS[2])
+        assert (sent_to(send(program, tcp())) == real(REALS[2])) == moved
+
+
+UNFIT: dict[str, Callable[[bytes], bytes]] = {
+    "options": lambda packet: frames.with_options(packet, b"\1" * 4),
+    "first fragment": lambda packet: frames.fragment(packet, 0x2000 if packet[0] >> 4 == 4 else 1),
+    "later fragment": lambda packet: frames.fragment(packet, 0x0010 if packet[0] >> 4 == 4 else 0x81),
+    "cut off behind the ports": lambda packet: packet[: (20 if packet[0] >> 4 == 4 else 40) + 7],
+    "cut off before the ports": lambda packet: packet[: (20 if packet[0] >> 4 == 4 else 40) + 3],
+}
+WITHOUT_PORTS = {"first fragment", "later fragment", "cut off before the ports"}
+
+
+@pytest.mark.parametrize(
+    ("what", "family"), [(what, family) for what in UNFIT for family in (4, 6) if (what, family) != ("options", 6)]
+)
+def test_only_what_is_for_a_vip_is_dropped(what: str, family: int) -> None:
+    for packet, for_vip in (
+        (tcp(family), True),
+        (tcp(family, dport=81), what in WITHOUT_PORTS),
+        (tcp(family, vip=CLIENT[family]), False),
     ):
-        program = Balancer(features, maps())
-        program.maps.prefix_vips[Prefix.of(ip_network("2001:db8::/32")), 80, TCP] = Vip(0, 2)
-        dst = bytes.fromhex("20010db8")
-        segment = frames.tcp(CLIENT[4], dst, 1000, 80, ACK)
-        assert send(program, frames.ip(CLIENT[4], dst, TCP, segment)).verdict is verdict
+        wrong, right = shown("unfit_dropped_for_all", UNFIT[what](packet))
+        assert (wrong.verdict, right.verdict) == (Verdict.DROP, Verdict.DROP if for_vip else Verdict.PASS)
 
 
 def test_what_is_too_big_is_counted_when_the_client_is_told() -> None:

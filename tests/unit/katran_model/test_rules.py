@@ -20,7 +20,8 @@ from tests.katran_model.suites import real
 from .scene import CLIENT, OWN, REALS, RST, SERVERS, SYN, VIP, answer, balancer, error, send, sent_to, tcp, udp
 
 SECOND = 1_000_000_000
-KEY = FlowKey(CLIENT[4].ljust(16, b"\0"), VIP[4].ljust(16, b"\0"), 31337, 80, TCP)
+PUBLISHED_KEY = FlowKey(CLIENT[4].ljust(16, b"\0"), VIP[4].ljust(16, b"\0"), 31337, 80, TCP)
+KEY = PUBLISHED_KEY._replace(family=4)
 UDP_KEY = KEY._replace(protocol=UDP)
 UDP_VIP = VipKey(VIP[4].ljust(16, b"\0"), 80, UDP)
 SERVER = {number: server for server, number in SERVERS.items()}
@@ -127,13 +128,13 @@ def test_stable_routing_leaves_the_connection_table_alone() -> None:
 
 def test_global_connections_are_asked_after_the_local_ones_and_not_copied() -> None:
     program = balancer({"global_lru": True}, VipFlag.GLOBAL_LRU)
-    program.maps.fallback_global_lru[KEY] = 5
+    program.maps.fallback_global_lru[PUBLISHED_KEY] = 5
     assert sent_to(send(program, tcp(flags=SYN))) != real(REALS[5])
     program.memory.tables.clear()
     step = send(program, tcp())
     assert (sent_to(step), program.memory.tables) == (real(REALS[5]), {-1: {}})
     assert step.counters.published()["stats[520]"] == [1, 1]
-    program.maps.global_lrus[0] = {KEY: 6}
+    program.maps.global_lrus[0] = {PUBLISHED_KEY: 6}
     step = send(program, tcp())
     assert (sent_to(step), step.counters.published()["stats[520]"]) == (real(REALS[6]), [0, 1])
 
@@ -225,7 +226,7 @@ def test_tunnels_to_unknown_addresses_pass_when_strict() -> None:
 @pytest.mark.parametrize(("depth", "verdict"), [(33, Verdict.TX), (34, Verdict.PASS)])
 def test_tunnels_in_tunnels_are_taken_off_so_often(depth: int, verdict: Verdict) -> None:
     program = balancer({"inline_decap_ipip": True, "max_frame": 9000})
-    program.maps.decap_addresses[OWN[4]] = 0
+    program.maps.decap_addresses[OWN[4], 4] = 0
     packet = tcp()
     for _ in range(depth):
         packet = frames.ipip(CLIENT[4], OWN[4][:4], packet)
@@ -266,13 +267,12 @@ def test_what_a_real_takes_off_is_what_came(packet: bytes, encapsulation: str) -
 @pytest.mark.parametrize("family", [4, 6])
 def test_all_fragments_of_a_datagram_go_to_one_real(family: int, encapsulation: str) -> None:
     program = balancer({"fragments": True, "encapsulation": encapsulation})
-    address = VIP[family].ljust(16, b"\0")
-    program.maps.fragment_vips[address, UDP] = program.maps.vips[VipKey(address, 80, UDP)]
     bits = (0x2000, 0x2010, 0x0020) if family == 4 else (1, 0x101, 0x200)
     steps = [send(program, frames.fragment(udp(family, sport=sport), each)) for sport in (1, 2) for each in bits]
     assert len({sent_to(step) for step in steps}) == 1
     assert program.memory.tables == {}
-    assert send(program, frames.fragment(tcp(family), bits[0])).verdict is Verdict.PASS
+    other = frames.fragment(tcp(family, vip=CLIENT[family]), bits[0])
+    assert send(program, other).verdict is Verdict.PASS
     assert send(balancer(), frames.fragment(udp(family), bits[0])).verdict is Verdict.DROP
 
 
