@@ -6,6 +6,7 @@
 #include "lib/packet.h"
 #include "counters.h"
 #include "fast_path.h"
+#include "flow_route.h"
 #include "katran_abi.h"
 #include "lru.h"
 #include "mark_entry.h"
@@ -67,27 +68,31 @@ static __always_inline int route_to(struct route *route, __u32 real_key)
 }
 
 /*
- * First packet of a flow on this CPU: the ring chooses the real, and the connection table stores it. The last packet of
- * a connection that is not in the table because of its mark goes to the mark's real: the ring may have changed since.
+ * First packet of a flow on this CPU: the real of the flow's rule, or the ring's choice; the connection table stores it. A
+ * SYN goes to the ring's choice, and if that is another real than the rule's, the rule must end.
  */
 static __always_inline void route_new_flow(const struct packet *packet, const struct flow_key *key,
 					   const struct hashed_ports *ports, const struct vip_meta *vip, void *lru,
-					   const struct route *marked, struct route *route, struct report *report,
-					   int family)
+					   struct route *route, struct report *report, int family)
 {
 	__u64 now = bpf_ktime_get_ns();
 	struct real_pos_lru fresh = {};
-	int by_mark = marked->real && !is_syn(packet);
-	__u32 real_key = by_mark ? marked->real_key : ring_real(packet->flow.src, ports, vip, family);
+	__u32 by_rule = real_by_rule(key, vip), real_key = is_syn(packet) ? 0 : by_rule;
 
-	if (!real_key)
-		return;
-	if (!route_to(route, real_key)) {
-		count_v1(STATS_RING_DROP);
-		return;
-	}
-	if (!by_mark)
+	if (!real_key || !route_to(route, real_key)) {
+		real_key = ring_real(packet->flow.src, ports, vip, family);
+		if (!real_key)
+			return;
+		if (!route_to(route, real_key)) {
+			count_v1(STATS_RING_DROP);
+			return;
+		}
 		count_new_flow(vip->vip_num, real_key);
+	}
+	if (is_syn(packet) && by_rule && by_rule != real_key) {
+		end_route(key);
+		report->kind = REPORT_MOVED;
+	}
 	if (is_rst(packet) || (vip->flags & VIP_LRU_BYPASS) || new_flow_flood(now))
 		return;
 	/* Before the insertion: the new entry gets the report state, and no second look-up is needed. */
@@ -109,21 +114,6 @@ static __always_inline int route_known_flow(const struct packet *packet, const s
 		report->reports = entry->reports - 1;
 	}
 	return 1;
-}
-
-/*
- * Sets the report of a connection's first or last packet that carries a mark, so that there is a rule. The rule must
- * end with the connection, and when a new connection with the same addresses goes to another real.
- */
-static __always_inline void report_edge(const struct packet *packet, const struct route *marked,
-					const struct route *route, struct report *report)
-{
-	if (!marked->real)
-		return;
-	if (!is_syn(packet))
-		report->kind = REPORT_ENDED;
-	else if (marked->real_key != route->real_key)
-		report->kind = REPORT_MOVED;
 }
 
 /* HASH_DPORT_ONLY: the source is not part of the hash, and the outer header does not show it, as published. */
@@ -162,15 +152,17 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 		erase_source(packet);
 	if (!entry || !route_known_flow(packet, vip, entry, &route, &report)) {
 		count_lru_miss(packet);
-		route_new_flow(packet, &key, &ports, vip, lru, &marked, &route, &report, family);
+		route_new_flow(packet, &key, &ports, vip, lru, &route, &report, family);
 	}
 	/* Misses are counted before look-ups, and count_slow() before send_to_real(): see counters.h. */
 	count_v1(STATS_LRU);
 	if (!route.real)
 		return XDP_DROP;
-	report_edge(packet, &marked, &route, &report);
-	if (report.kind == REPORT_MOVED)
+	if (marked.real && report.kind == REPORT_MOVED)
 		void_mark(mark);
+	/* The rule must end with the connection. */
+	if (marked.real && !is_syn(packet))
+		report.kind = REPORT_ENDED;
 	if (report.kind)
 		report_flow(ctx, packet, vip->vip_num, route.real_key, &report, family);
 	count_slow(vip->vip_num, route.real_key);

@@ -60,6 +60,21 @@ class NetworkFunction(Protocol):
     def attached(self, device: Device) -> None:
         """Note that packets of the device reach the program from now on."""
 
+    def let_go(self, batch: FlowBatch) -> None:
+        """Forget what is kept for flows while they have rules, or wait for them.
+
+        No rule is left, and the slow path decides alone. A flow may never have had anything kept.
+        """
+        return
+
+    def have_moved(self, batch: FlowBatch) -> NDArray[np.bool_]:
+        """Say which flows with rules are another target's by now, though nobody has reported ReportKind.MOVED.
+
+        Asked when a flow is reported with another target than the row's, that of its rule. A flow that has moved loses
+        its rule. One that has not is given to `restore_flows`.
+        """
+        return np.ones(len(batch), dtype=bool)
+
     orders: int = 0
     """How many flows an application may order by way of the function at a time (:class:`~.flows.ReportKind`)."""
 

@@ -39,7 +39,7 @@ class Intake:
         if not first.all():
             self._count_known(batch[~first])
             batch = batch[first]
-        slots, batch = self._update_known(batch, now)
+        slots, batch = self._update_known(nf, batch, now)
         slots, batch = self.enter(slots, batch, now)
         self.admit(nf, slots, batch, now)
 
@@ -53,7 +53,7 @@ class Intake:
         if len(batch):
             self._mark(nf, slots, batch, now)
 
-    def _update_known(self, batch: FlowBatch, now: float) -> tuple[NDArray[np.int64], FlowBatch]:
+    def _update_known(self, nf: NetworkFunction, batch: FlowBatch, now: float) -> tuple[NDArray[np.int64], FlowBatch]:
         """Update the known flows. Returns those that may get a rule now: new ones, slot -1, and those without one."""
         table = self._state.table
         slots = table.find(batch)
@@ -62,7 +62,7 @@ class Intake:
         if known.any():
             batch.rows["rate"][known] = self._rates(slots[known], batch[known], now)
             candidates[known] = np.isin(table.state[slots[known]], WITHOUT_RULE)
-            self._update_tracked(slots[~candidates], batch[~candidates], now)
+            self._update_tracked(nf, slots[~candidates], batch[~candidates], now)
         return slots[candidates], batch[candidates]
 
     def _rates(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> NDArray[np.float32]:
@@ -79,7 +79,7 @@ class Intake:
         self._state.marks.release_unused(batch.rows["mark"])
         self._state.counters.totals["events_known"] += len(batch)
 
-    def _update_tracked(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
+    def _update_tracked(self, nf: NetworkFunction, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
         """Update flows that have a rule or wait for one."""
         table = self._state.table
         self._count_known(batch)
@@ -89,12 +89,20 @@ class Intake:
         table.rate[slots[waiting]] = batch.rows["rate"][waiting]
         table.seen[slots[waiting]] = now
         table.flow["packets"][slots[waiting]] = batch.rows["packets"][waiting]
-        moved = table.flow["target"][slots] != batch.rows["target"]
-        self._remover.end_rules(slots[moved], Reason.MOVED)
+        self._settle_others(nf, slots[table.flow["target"][slots] != batch.rows["target"]])
         # A rule that works keeps its flow from being reported.
         useless = (states == FlowState.INSTALLED) & (table.since[slots] < now - RULE_EFFECT_DELAY)
         for device, _ in self._state.by_device(slots[useless]):
             device.poll_soon(now, RULE_EFFECT_DELAY)
+
+    def _settle_others(self, nf: NetworkFunction, slots: NDArray[np.int64]) -> None:
+        """Settle where flows go whose rules say one target, and the slow path another."""
+        if not len(slots):
+            return
+        flows = self._state.table.batch(slots)
+        moved = nf.have_moved(flows)
+        self._remover.end_rules(slots[moved], Reason.MOVED)
+        self._remover.restore(flows[~moved])
 
     def _end_connections(self, batch: FlowBatch) -> None:
         """End the rules of connections that are closed or whose 5-tuple a new connection uses for another target."""
@@ -216,5 +224,8 @@ class Intake:
             return
         self._next_expiry = now + state.offload.idle_timeout / 16
         waiting = table.slots_in(FlowState.WAITING)
-        silent = now - table.seen[waiting] >= state.offload.idle_timeout
-        self._remover.refuse(waiting[silent & ~state.ordered(waiting)], Reason.SHED)
+        is_silent = now - table.seen[waiting] >= state.offload.idle_timeout
+        silent = waiting[is_silent & ~state.ordered(waiting)]
+        # Others may have pushed them out of the slow path's tables since their rules vanished.
+        self._remover.restore(table.batch(silent[table.reason[silent] == Reason.VANISHED]))
+        self._remover.refuse(silent, Reason.SHED)

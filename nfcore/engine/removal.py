@@ -83,6 +83,7 @@ class Remover:
         numbers = table.flow["nf"][marked]
         for number in np.unique(numbers).tolist():
             state.marks.retire(number, table.mark[marked[numbers == number]])
+        self._let_go(marked)
         table.mark[slots] = 0
         table.attempts[slots] = 0
         table.reason[slots] = reason
@@ -92,6 +93,14 @@ class Remover:
         ended = (table.reason[slots] == Reason.ENDED) & (table.order[slots] == Order.NONE)
         table.move(slots[ended], FlowState.ENDED, state.clock())
         table.move(slots[~ended & ~withdrawn], FlowState.REFUSED, state.clock())
+
+    def _let_go(self, slots: NDArray[np.int64]) -> None:
+        """Let the network functions forget what they keep for flows with rules."""
+        flows = self._state.table.batch(slots)
+        for nf in self._state.context.nfs:
+            mine = flows.rows["nf"] == nf.number
+            if mine.any():
+                nf.let_go(flows[mine])
 
     def restore(self, flows: FlowBatch) -> NDArray[np.bool_]:
         """Make the slow path send flows to the targets of their marks. Returns whether it does, per row."""
@@ -109,6 +118,8 @@ class Remover:
         state, table = self._state, self._state.table
         if not len(slots):
             return
+        if reason == Reason.MOVED:
+            self._let_go(slots)
         states = table.state[slots]
         self.refuse(slots[states == FlowState.WAITING], reason)
         # The worker has these rules. After an installation the rule is removed; a removal that fails is retried.

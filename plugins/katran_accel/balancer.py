@@ -25,6 +25,7 @@ from nfcore.kernel import BPF_SOURCES, EventReader, PerfReader, Program, RingBuf
 from . import layouts as lay
 from .config import NAME, KatranTable
 from .connection_table import Connections, VipFinder
+from .flow_routes import FlowRoutes
 from .gateway import gateway_mac
 from .inventory import NUMBERING, Inventory, Numbering, NumbersExhaustedError
 from .map_writer import Change, MapWriter
@@ -35,6 +36,7 @@ from .maps import (
     forwarding_cpus,
     perf_pages,
     remove_pins,
+    route_room,
     unpin_other_tables,
     wait_for_programs,
 )
@@ -71,6 +73,7 @@ class Balancer(NetworkFunction):
         """The targets at the start, then each that a reload removed (-) or added (+)."""
         self._generation = 0
         self.marks: MarkEntries | None = None
+        self.routes: FlowRoutes | None = None
         self.pools: CpuPools | None = None
         self.cpus = forwarding_cpus(table.forwarding_cpus)
         self.pin_dir = Path(table.pin_dir) if table.pin_dir else None
@@ -96,6 +99,7 @@ class Balancer(NetworkFunction):
             mark_width=self.config.marking.width,
             meaning=self.meaning,
             events=self.config.offload.events,
+            routes=route_room(_most_flows(self.config)),
         )
         self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
         self.connections = Connections(self.maps)
@@ -124,6 +128,9 @@ class Balancer(NetworkFunction):
     def attached(self, device: Device) -> None:
         """Pin the program, if the maps are pinned: from now on the pins are in use."""
         self._unpin_on_close = None
+        # Flows of an earlier run whose rules are gone: from now on only the connection table knows them.
+        if self.routes is not None and len(others := self.routes.take_others()):
+            self.restore(others)
         if self.pin_dir is not None:
             (self.pin_dir / PROGRAM).unlink(missing_ok=True)
             self.program.pin(self.pin_dir / PROGRAM)
@@ -154,6 +161,7 @@ class Balancer(NetworkFunction):
         if self.meaning is None:
             return
         self.marks = MarkEntries(self.maps, self.meaning, self.cpus)
+        self.routes = FlowRoutes(self.maps)
         self.pools = self.marks.pools
         ringbuf = self.config.offload.events == "ringbuf"
         events = self.maps["hw_accel_events"]
@@ -196,8 +204,9 @@ class Balancer(NetworkFunction):
             self.connections.clear()
             if self.pin_dir is not None:
                 unpin_other_tables(self.pin_dir, self.cpus)
-            if self.marks is not None:
+            if self.marks is not None and self.routes is not None:
                 self.marks.forget()
+                self.routes.clear()
             return False
         generation = note["generation"]
         assert isinstance(generation, int)  # _read_note() has checked it
@@ -207,6 +216,10 @@ class Balancer(NetworkFunction):
             # A run with another kind of mark, or without marks, did not update these entries.
             if note.get("marks") != self.meaning:
                 self.marks.forget()
+            if self.routes is not None:
+                if note.get("marks") is None:
+                    self.routes.clear()
+                self.routes.resume()
         return True
 
     def _write_note(self, planned: Inventory | None = None) -> None:
@@ -262,6 +275,9 @@ class Balancer(NetworkFunction):
             message = f"does not fit yet: there are {self.maps.rings} VIP numbers, and the number of a removed VIP "
             message += f"rests for {self.numbering.vips.rest:g} s; wait, or restart"
             problems.append(Problem(vips, message))
+        if self.routes is not None and _most_flows(config) > self.routes.room:
+            message = f"and offload.waiting are {_most_flows(config)} together; at most {self.routes.room} fit, "
+            problems.append(Problem("offload.max_rules", message + "and more need a restart"))
         prefixes = {
             each.lpm_key(number).tobytes()
             for each in (self.inventory, inventory)
@@ -300,6 +316,8 @@ class Balancer(NetworkFunction):
             wait_for_programs()
             self.connections.purge(self.inventory, self.finder)
             self._erase_other_marks()
+            if self.routes is not None:
+                self.routes.purge(self._targets, self.finder)
         self.numbering.take(change.inventory)
         self._write_note()
         self._names[0].update({number: vip.name for number, vip in self.inventory.vips.items()})
@@ -359,12 +377,27 @@ class Balancer(NetworkFunction):
         return repr((self.inventory.vip_numbers, self.inventory.real_numbers, self._history)).encode()
 
     def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Fill in the targets of an earlier run's marks; True where the entry is live (flow-id: in pinned maps)."""
-        return self._mark_entries.recognise(batch, marks)
+        """Fill in the targets of an earlier run's marks; True where the entry is live (flow-id: in pinned maps).
+
+        These flows have routes from now on, although the maps may be new ones.
+        """
+        live = self._mark_entries.recognise(batch, marks)
+        return self._write_routes(batch, live)
 
     def publish(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Write the entries of the marks (dest-id), or check those of XDP (flow-id); True where the entry is live."""
-        return self._mark_entries.publish(batch, marks, self._targets)
+        """Write the entries of the marks (dest-id), or check those of XDP (flow-id), and the routes of the flows.
+
+        True where the entry is live and the route is there.
+        """
+        live = self._mark_entries.publish(batch, marks, self._targets)
+        return self._write_routes(batch, live)
+
+    def _write_routes(self, batch: FlowBatch, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Write the routes of the live rows; the row of a target is of no flow. Says which are still live."""
+        assert self.routes is not None, "there are no marks without a strategy"
+        flows = live & (batch.rows["family"] != 0)
+        live[flows] = self.routes.write(batch[flows])
+        return live
 
     def retire(self, marks: NDArray[np.uint32]) -> None:
         """Erase the entries of the marks."""
@@ -372,12 +405,28 @@ class Balancer(NetworkFunction):
 
     def restore(self, batch: FlowBatch) -> None:
         """Put flows back into the connection tables, except those whose target no longer exists."""
-        self.connections.restore(batch, self.inventory, self.finder)
+        assert self.routes is not None, "there are no rules without a strategy"
+        self.connections.restore(batch, self.inventory, self.finder, self.routes.stand)
+
+    def let_go(self, batch: FlowBatch) -> None:
+        """Remove the routes of flows: the connection table has them again."""
+        if self.routes is not None:
+            self.routes.remove(batch)
+
+    def have_moved(self, batch: FlowBatch) -> NDArray[np.bool_]:
+        """Say which flows a SYN has taken to another real: XDP has removed their routes."""
+        assert self.routes is not None, "there are no rules without a strategy"
+        return ~self.routes.stand(batch)
 
     @property
     def _mark_entries(self) -> MarkEntries:
         assert self.marks is not None, "there are no marks without a strategy"
         return self.marks
+
+
+def _most_flows(config: Config) -> int:
+    """How many flows may have a rule or wait for one."""
+    return config.offload.max_rules + config.offload.waiting
 
 
 def _rest_seconds(config: Config) -> float:

@@ -112,7 +112,7 @@ def open_balancer(table: KatranTable, meaning: MarkMeaning, most_flows: int) -> 
         nf=NfTable(plugins=[NAME]),
         interfaces=[],
         marking=MarkingTable(strategy=strategy, width=width),
-        offload=OffloadTable(),
+        offload=OffloadTable(max_rules=max(OffloadTable().max_rules, most_flows)),
         sections={NAME: table},
     )
     balancer = Balancer(config, table, meaning)

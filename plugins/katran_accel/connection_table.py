@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from socket import IPPROTO_UDP
 from typing import Any
 
@@ -30,6 +30,10 @@ NO_VIP = -1
 _PER_PORT = lay.VipFlag.HASH_DPORT_ONLY | lay.VipFlag.HASH_SRC_DST_PORT
 _EXACT = 129
 """Rank of a VIP of one address: above any prefix, as XDP looks into `vip_map` before `vip_lpm_map`."""
+
+
+Stand = Callable[[FlowBatch], NDArray[np.bool_]]
+"""Says for each flow whether its route stands: FlowRoutes."""
 
 
 class VipFinder:
@@ -84,7 +88,7 @@ class VipFinder:
 
     def owners_of_entries(self, entries: NDArray[np.void]) -> NDArray[np.int64]:
         """Number of the VIP of each connection, :data:`NO_VIP` without one; from :func:`entry_keys`."""
-        return self.owners(entries, _families_of_entries(entries))
+        return self.owners(entries, families_of_entries(entries))
 
     def slots(self, keys: NDArray[np.void], vips: NDArray[np.int64], families: NDArray[Any]) -> NDArray[np.int64]:
         """Slot of each flow in its VIP's ring, 0..65,536."""
@@ -111,7 +115,15 @@ def _like_ipv4(keys: NDArray[np.void]) -> NDArray[np.bool_]:
     return np.asarray(~rest.any(axis=1))
 
 
-def _families_of_entries(entries: NDArray[np.void]) -> NDArray[np.int64]:
+def flow_keys(entries: NDArray[np.void]) -> NDArray[np.void]:
+    """Keys of flows from those of their connections."""
+    keys = entries.copy()
+    keys["wild"] = 0
+    return keys
+
+
+def families_of_entries(entries: NDArray[np.void]) -> NDArray[np.int64]:
+    """4 or 6 for each key of a connection."""
     return np.where(_like_ipv4(entries) & (entries["wild"][:, 0] != 6), 4, 6)
 
 
@@ -149,16 +161,16 @@ class Connections:
         for _, table in self.tables():
             keys, values = table.lookup_all()
             owners = finder.owners_of_entries(keys)
-            valid = (owners != NO_VIP) & np.isin(_targets(owners, values["pos"]), targets)
+            valid = (owners != NO_VIP) & np.isin(targets_of(owners, values["pos"]), targets)
             _delete(table, keys[~valid])
 
-    def restore(self, batch: FlowBatch, inventory: Inventory, finder: VipFinder) -> None:
+    def restore(self, batch: FlowBatch, inventory: Inventory, finder: VipFinder, stand: Stand) -> None:
         """Put flows back into the table of the CPU that reported them, or into all tables.
 
         Into all when the CPU is unknown, and when the ring has another real for the flow by now: RSS may have moved
-        the flow to another CPU, which would then choose that real. An existing entry keeps its real. If that is the
-        flow's real, its report state starts again, as for a new flow. UDP entries are always written: marked packets
-        have not updated their time. Flows whose target is gone or that belong to another VIP by now are left out.
+        the flow to another CPU, which would then choose that real. The report state of an existing entry starts again,
+        as for a new flow. An entry of TCP with another real stays, unless the flow's route stands (`stand`): it is a
+        new connection's. Flows whose target is gone or that belong to another VIP by now are left out.
         """
         owners = finder.owners(batch.rows["key"], batch.rows["family"])
         rows = batch.rows[(owners == _vips(batch)) & np.isin(batch.rows["target"], inventory.targets())]
@@ -172,7 +184,7 @@ class Connections:
         for cpu, table in self.tables():
             here = everywhere | (~np.isin(rows["cpu"], list(self._maps.lrus)) if cpu is None else rows["cpu"] == cpu)
             if here.any():
-                _restore_into(table, keys[here], values[here])
+                _restore_into(table, FlowBatch(rows[here]), keys[here], values[here], stand)
 
     def _ring_reals(self, vips: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Real number in each flow's slot of its VIP's ring, as the map has it now."""
@@ -185,9 +197,11 @@ class Connections:
         return reals
 
 
-def _restore_into(table: Map, keys: NDArray[np.void], values: NDArray[np.void]) -> None:
+def _restore_into(table: Map, batch: FlowBatch, keys: NDArray[np.void], values: NDArray[np.void], stand: Stand) -> None:
     found, existing = table.lookup_batch_keys(keys)
     to_write = ~found | (keys["proto"] == IPPROTO_UDP) | (existing["pos"] == values["pos"])
+    if not to_write.all():
+        to_write[~to_write] = stand(batch[~to_write])
     table.update_batch(keys[to_write], values[to_write])
 
 
@@ -201,5 +215,6 @@ def _vips(batch: FlowBatch) -> NDArray[np.int64]:
     return (batch.rows["target"] >> np.uint64(32)).astype(np.int64)
 
 
-def _targets(vips: NDArray[np.int64], reals: NDArray[np.uint32]) -> NDArray[np.uint64]:
+def targets_of(vips: NDArray[np.int64], reals: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Targets of (VIP, real) pairs."""
     return vips.astype(np.uint64) << np.uint64(32) | reals.astype(np.uint64)

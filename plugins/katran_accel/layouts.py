@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The structs of bpf/balancer as numpy dtypes: katran_abi.h, mark_entry.h, mark_pool.h and report.h; and its counters.
+"""The structs of bpf/balancer as numpy dtypes: katran_abi.h, mark_entry.h, flow_route.h, mark_pool.h and report.h; and
+its counters.
 
 Addresses and ports are in network byte order, the rest in the host's. A test compares sizes and offsets with those
 that the compiler gives the structs.
@@ -53,6 +54,7 @@ HW_ACCEL_FLOW = np.dtype(
         ("pad", "<u4"),
     ]
 )
+HW_ACCEL_ROUTE = np.dtype([("vip_num", "<u4"), ("real_key", "<u4")])
 HW_ACCEL_TARGET = np.dtype(
     [("vip_num", "<u4"), ("real_key", "<u4"), ("vip_generation", "<u4"), ("real_generation", "<u4")]
 )

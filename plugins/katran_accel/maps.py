@@ -33,6 +33,8 @@ PROGRAM = "balancer_ingress"
 U32 = np.dtype("<u4")
 U64 = np.dtype("<u8")
 FALLBACK_ENTRIES = 1000
+LEAST_ROUTES = 1 << 17
+"""`hw_accel_routes` has room for a power of two of flows, 16 bytes each and 96 more while it has a rule."""
 LRU_CPUS = 128
 SPARE_RINGS = 16
 """`ch_rings` has room for a multiple of so many rings, at least one of them spare: a reload may add VIPs."""
@@ -57,11 +59,18 @@ class Sizes:
     events: str
     rings: int = 0
     """Rings that fit into `ch_rings`; 0: as many as `vips` needs."""
+    routes: int = LEAST_ROUTES
+    """Flows with rules that fit into `hw_accel_routes`."""
 
 
 def ring_room(vips: int) -> int:
     """How many rings `ch_rings` has room for when there are so many VIP numbers."""
     return min(lay.MAX_VIPS, (vips // SPARE_RINGS + 1) * SPARE_RINGS)
+
+
+def route_room(flows: int) -> int:
+    """How many flows with rules `hw_accel_routes` has room for when there are to be so many."""
+    return max(LEAST_ROUTES, 1 << (flows - 1).bit_length())
 
 
 def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
@@ -95,10 +104,16 @@ def _ring_spec(rings: int) -> MapSpec:
     return MapSpec("ch_rings", MapType.ARRAY, U32, U32, rings * lay.RING_SLOTS, MapFlags.MMAPABLE)
 
 
+def _route_spec(flows: int) -> MapSpec:
+    # Memory for a route is taken when it is written: most flows of `max_rules` do not exist.
+    return MapSpec("hw_accel_routes", MapType.HASH, FLOW_KEY, lay.HW_ACCEL_ROUTE, flows, MapFlags.NO_PREALLOC)
+
+
 def _mark_specs(sizes: Sizes) -> Iterator[MapSpec]:
     if sizes.meaning is None:
         return
     marks, shared = 1 << sizes.mark_width, MapFlags.MMAPABLE
+    yield _route_spec(sizes.routes)
     yield MapSpec("vip_map_by_id", MapType.ARRAY, U32, lay.VIP_BY_ID, lay.MAX_VIPS, shared)
     yield MapSpec("hw_accel_reals", MapType.ARRAY, U32, U32, lay.MAX_REALS, shared)
     if sizes.meaning is MarkMeaning.FLOW:
@@ -149,7 +164,8 @@ class BalancerMaps:
             if pin_dir is not None:
                 ensure_bpffs(pin_dir)
             rings = 0 if pin_dir is None else _pinned_rings(pin_dir, sizes.vips)
-            specs = map_specs(replace(sizes, rings=rings))
+            routes = sizes.routes if pin_dir is None else _enlarged_routes(pin_dir, sizes.routes)
+            specs = map_specs(replace(sizes, rings=rings, routes=routes))
             # Reports and pools belong to one run only. Rings are built at every start.
             renewed = {"hw_accel_events", "markid_pool_mapping"} | ({"ch_rings"} if not rings else set())
             for name, spec in specs.items():
@@ -187,6 +203,24 @@ def _pinned_rings(pin_dir: Path, vips: int) -> int:
     except HostError:
         return 0
     return rings
+
+
+def _enlarged_routes(pin_dir: Path, wanted: int) -> int:
+    """How many flows fit into the pinned `hw_accel_routes`, which is replaced by a larger one when they are too few.
+
+    `wanted` when there is none.
+    """
+    pin = pin_dir / "hw_accel_routes"
+    if not pin.exists():
+        return wanted
+    room = pinned_entries(pin)
+    if room >= wanted:
+        return room
+    with Map.open_pinned(pin, _route_spec(room)) as old, Map.create(_route_spec(wanted)) as new:
+        new.update_batch(*old.lookup_all())
+        pin.unlink()
+        new.pin(pin)
+    return wanted
 
 
 def unpin_other_tables(pin_dir: Path, cpus: list[int]) -> None:

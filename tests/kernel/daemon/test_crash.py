@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from nfcore.api.flows import FlowMatch
 from nfcore.api.rules import Rule, RuleBatch, SetMark, split_cookies
-from tests.kernel.site import Site, command_line, eventually, ip, nfcore, succeed
+from tests.kernel.site import REALS, SIX, Site, command_line, eventually, ip, nfcore, succeed, vip_toml
 from tests.kernel.traffic import Rounds, flood, flow_frames, flow_text
 
 pytestmark = pytest.mark.usefixtures("_one_cpu")
@@ -146,6 +147,37 @@ def test_rules_that_are_wiped_are_put_back(site: Site, rounds: Rounds, strategy:
         rounds.run()
         assert site.metric("nfcore_packets_total", path="fast") - fast == FLOWS
         assert rounds.steady()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_flows_keep_their_reals_when_all_else_has_forgotten_them(
+    site: Site, rounds: Rounds, strategy: str, killed: bool
+) -> None:
+    """Two of three reals are drained, others have pushed the flows out of the connection table, the rules are wiped."""
+    katran = f'pin_dir = "{site.pins}"'
+    config = partial(site.config, strategy=strategy, idle_timeout="20s", lru_size=128, katran=katran)
+    daemon = site.start(config())
+    try:
+        rounds.offload(site)
+        drained = config(vips=vip_toml(f"{REALS[0]}*0", f"{REALS[1]}*0", REALS[2]) + SIX)
+        succeed("reload", str(drained))
+        flood(4_000, "A")
+        if killed:
+            daemon.kill()
+            daemon.wait()
+        with site.backend() as nic:
+            nic.remove(RuleBatch(np.ascontiguousarray(nic.dump()["rule"])))
+        rounds.several(3)
+        assert rounds.steady() and len(set().union(*rounds.reals)) == len(REALS)
+        if killed:
+            daemon = site.start(drained)
+        flood(4_000, "A", first=30_000)
+        rounds.offload(site)
+        rounds.several(3)
+        assert rounds.steady()
+        assert killed or site.metric("nfcore_ended_total", reason="moved") == 0
+    finally:
+        site.daemons.kill_all()
 
 
 def test_a_nic_that_is_made_anew_gets_its_rules_back(site: Site, rounds: Rounds, strategy: str) -> None:

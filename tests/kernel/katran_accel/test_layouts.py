@@ -29,6 +29,7 @@ STRUCTS = {
     "vip_by_id": lay.VIP_BY_ID,
     "hw_accel_flow": lay.HW_ACCEL_FLOW,
     "hw_accel_target": lay.HW_ACCEL_TARGET,
+    "hw_accel_route": lay.HW_ACCEL_ROUTE,
     "hw_accel_event": lay.HW_ACCEL_EVENT,
     "mark_pool": lay.MARK_POOL,
 }

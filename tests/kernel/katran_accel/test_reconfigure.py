@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from operator import attrgetter
 from pathlib import Path
@@ -23,8 +23,9 @@ from scapy.layers.l2 import Ether
 
 from nfcore.api.config import Config
 from nfcore.api.context import Context
-from nfcore.api.flows import ANY_CPU, FlowBatch
+from nfcore.api.flows import ANY_CPU, FlowBatch, FlowMatch
 from nfcore.api.marks import MarkAllocator, MarkMeaning
+from nfcore.api.rules import Device
 from nfcore.api.state_file import StateFile
 from nfcore.config.loader import load_config
 from nfcore.errors import ConfigError
@@ -203,6 +204,36 @@ def test_nothing_goes_to_a_removed_real_and_the_others_flows_stay(tmp_path: Path
         assert b.count(AccelCounter.FAST) - fast == (steered if marked else 0)
         # A real's last packets find no mark and no connection, and the connections of the others were not touched.
         assert b.count(AccelCounter.REAL_GONE) == 0
+
+
+def test_no_route_leads_to_what_is_removed(tmp_path: Path, strategy: str) -> None:
+    """Flows with rules find their reals without the connection table: those of a removed one get a new one."""
+    with bench(tmp_path, BOTH, strategy) as b:
+        marks = {frame: b.mark(frame) for frame in [*flows(60), *flows(30, DNS)]}
+        before = {frame: b.to(frame) for frame in marks}
+        b.reload({(WEB, 80, "tcp"): [B, C], (DNS, 53, "udp"): [A, D]})
+        left = {frame for frame in flows(60) if before[frame] == A}
+        assert left and len(b.balancer.maps["hw_accel_routes"].lookup_all()[0]) == len(marks) - len(left)
+        for vip, reals in (((WEB, 80, "tcp"), [f"{B}*0", f"{C}*0", D]), ((DNS, 53, "udp"), [f"{A}*0", f"{D}*0", B])):
+            b.reload({(WEB, 80, "tcp"): [B, C], (DNS, 53, "udp"): [A, D]} | {vip: reals})
+            b.forget()
+            for frame in flows(60 if vip[0] == WEB else 30, vip[0]):
+                assert b.to(frame) == (reals[2] if frame in left else before[frame])
+
+
+def test_more_rules_than_routes_need_a_restart(tmp_path: Path) -> None:
+    with bench(tmp_path, BOTH, "dest-id") as b:
+        path = tmp_path / "bench.toml"
+        for most, fits in ((100_000, True), (200_000, False)):
+            config = load_config(path, PluginManager(), [f"offload.max_rules={most}"])
+            table = config.sections[NAME]
+            assert isinstance(table, KatranTable)
+            if fits:
+                b.balancer.reconfigure(config, table)
+                continue
+            with pytest.raises(ConfigError, match="216384 together; at most 131072 fit") as refused:
+                b.balancer.reconfigure(config, table)
+            assert [problem.path for problem in refused.value.problems] == ["offload.max_rules"]
 
 
 def test_the_others_are_not_disturbed_while_it_happens(tmp_path: Path, strategy: str) -> None:
@@ -632,6 +663,56 @@ def pins(tmp_path: Path) -> Iterator[str]:
     folder = tmp_path / "pins"
     yield f'pin_dir = "{folder}"'
     list(remove_pins(folder))
+
+
+@pytest.mark.parametrize("rules", ["all", "none"])
+def test_a_restart_with_pins_knows_where_flows_with_rules_go(
+    tmp_path: Path, strategy: str, pins: str, rules: str
+) -> None:
+    """The next run takes over the rules, or finds that they have vanished; the connection table has lost the flows."""
+    frames, dns = flows(60), flows(20, DNS)
+    drained = {(WEB, 80, "tcp"): [f"{A}*0", f"{B}*0", C], (DNS, 53, "udp"): [f"{A}*0", D]}
+    with bench(tmp_path, BOTH, strategy, pins, pinned=True) as b:
+        marks = {frame: b.mark(frame) for frame in [*frames, *dns]}
+        before = {frame: b.to(frame) for frame in marks}
+        keys = b.balancer.maps["hw_accel_routes"].lookup_all()[0]
+        b.forget()
+    with bench(tmp_path, drained, strategy, pins, pinned=True) as b:
+        batch = FlowBatch.empty(len(keys) if rules == "all" else 0)
+        batch.rows["key"], batch.rows["family"], batch.rows["cpu"] = keys[: len(batch)], 4, ANY_CPU
+        if rules == "all":
+            given = np.array([marks[frame_of(key)] for key in keys], dtype=np.uint32)
+            assert b.balancer.recognise(batch, given).all()
+        b.balancer.attached(Device("bench", 1, ()))
+        assert len(b.balancer.maps["hw_accel_routes"].lookup_all()[0]) == len(batch)
+        assert {frame: b.to(frame) for frame in marks} == before
+
+
+def frame_of(key: np.void) -> bytes:
+    match = FlowMatch.from_key(key, 4)
+    return (tcp if match.proto == 6 else udp)(str(match.src), str(match.dst), sport=match.sport)
+
+
+def test_a_restart_with_pins_and_many_rules_makes_room_for_their_routes(
+    tmp_path: Path, strategy: str, pins: str
+) -> None:
+    with bench(tmp_path, BOTH, strategy, pins, pinned=True) as b:
+        frame, _ = flows(1)[0], b.mark(flows(1)[0])
+        real = b.to(frame)
+    more = read(tmp_path, BOTH, strategy, pins)
+    more = replace(more, offload=more.offload.model_copy(update={"max_rules": 200_000}))
+    for config, room in ((more, 1 << 18), (read(tmp_path, BOTH, strategy, pins), 1 << 18)):
+        table = config.sections[NAME]
+        assert isinstance(table, KatranTable)
+        balancer = Balancer(config, table, STRATEGIES[strategy])
+        context = Context(config, [], None, MarkAllocator(16, 0.0), state_file=StateFile(tmp_path / "notes.state"))
+        with on_one_cpu(), closing(balancer), context.locks:
+            balancer.open(context)
+            balancer._unpin_on_close = None
+            assert balancer.routes is not None and balancer.routes.room == room
+            balancer.connections.clear()
+            balancer.maps["ch_rings"].write_array(0, np.zeros(65_537, dtype="<u4"))
+            assert sent_to(balancer.program.test_run(frame, metadata=b"")) == real
 
 
 def test_a_restart_with_pins_keeps_the_connections_of_what_stays(tmp_path: Path, strategy: str, pins: str) -> None:
