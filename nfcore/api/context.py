@@ -21,7 +21,7 @@ from .locks import Locks
 from .mark_owners import MarkOwners, NoOwners
 from .marks import MarkAllocator, StrategyInfo
 from .metrics import MetricFamily
-from .network_function import NetworkFunction
+from .network_function import NetworkFunction, TargetFacts
 from .rules import Device
 from .state_file import StateFile
 
@@ -139,6 +139,14 @@ class Context:
         """Add a network function for the engine and give it a number, from 1."""
         nf.number = len(self.nfs) + 1
         self.nfs.append(nf)
+
+    def target_facts(self, nf: int, target: int) -> TargetFacts:
+        """Give what a network function, by its number, says of a target; nothing where there is no such function."""
+        if not 0 < nf <= len(self.nfs):
+            return TargetFacts()
+        # A function need not have the protocol as its base.
+        ask = getattr(self.nfs[nf - 1], "target_facts", None)
+        return ask(target) if ask is not None else TargetFacts()
 
     def chain_build(self, nf_name: str) -> ChainBuild:
         """Give the compiler flags and maps by which a network function passes packets on to the next of its chain."""

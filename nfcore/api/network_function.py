@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kernel import Program
-from .flows import FlowBatch, FlowMatch
+from .config import Network
+from .flows import Address, FlowBatch, FlowMatch
 from .mark_pools import CpuPools
 from .rules import Device
 
@@ -44,6 +45,13 @@ class NetworkFunction(Protocol):
 
         The keys are the function's own words; commands use them as titles of columns. At most three fit there.
         """
+
+    def target_facts(self, target: int) -> TargetFacts:
+        """Say what is known of a target as values, for strategies and policies; nothing of one that is gone.
+
+        Called by way of :meth:`.context.Context.target_facts`.
+        """
+        return TargetFacts()
 
     def fingerprint(self) -> bytes:
         """Give bytes that are equal in two runs only if each target means the same in both."""
@@ -100,6 +108,24 @@ class NetworkFunction(Protocol):
     def explain(self, match: FlowMatch) -> Explanation | None:
         """Say what the function does with packets of a flow because of an order; None where there is no order."""
         return None
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What a network function knows of a target. None: it does not apply to this function, or to this target."""
+
+    network: Network | None = None
+    """The addresses that clients send to, such as a VIP's."""
+    port: int | None = None
+    """The port that clients send to; 0: any."""
+    protocol: int | None = None
+    """IP protocol, such as 6 for TCP."""
+    destination: Address | None = None
+    """Where the packets go, such as a real's address."""
+    weight: int | None = None
+    """The target's share against the others of its group (`groups`); 0: it is to get no new flows."""
+    own: Mapping[str, object] = field(default_factory=dict)
+    """Values that only this function has; its guide names them."""
 
 
 @dataclass(frozen=True)

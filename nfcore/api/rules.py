@@ -15,7 +15,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from .flows import FLOW_KEY, FlowMatch
+from .flows import FLOW_KEY, PROTOCOL_NAMES, FlowMatch
 
 COOKIE_TAG = 0x6E66
 """Upper 16 bits of nfcore's cookies ("nf"); then come 16 bits of generation, one that is set for rules of ordered
@@ -178,6 +178,9 @@ class Capabilities:
     """Number of rules that fit, if the device reports it."""
     notes: tuple[str, ...] = ()
     """Further lines, such as a feature that the device refuses, with the kernel's message."""
+    protocols: tuple[int, ...] | None = None
+    """IP protocols, such as (6, 17), of the rules that it takes: it gets none that names another. None: of any. Whether
+    a rule may leave the protocol open is `masks`."""
 
     def describe(self) -> str:
         """Describe them in one line."""
@@ -185,6 +188,9 @@ class Capabilities:
         parts = [marks, "IPv6" if self.ipv6 else "no IPv6", "drop" if self.drop else "no drop"]
         if self.masks:
             parts.append("masked rules")
+        if self.protocols is not None:
+            names = (PROTOCOL_NAMES.get(number, f"IP protocol {number}") for number in self.protocols)
+            parts.append("only " + " and ".join(names) if self.protocols else "no protocol")
         if not self.counters:
             parts.append("no counters")
         if self.table_size is not None:

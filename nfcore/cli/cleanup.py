@@ -14,6 +14,7 @@ from ..daemon.bootstrap import CORE, find_devices, lock_all, make_context, state
 from ..daemon.chain import remove_leftovers
 from ..errors import HostError
 from ..hooks.manager import PluginManager
+from ..hooks.results import check_result
 
 
 def cleanup(config: Config, plugins: PluginManager) -> list[str]:
@@ -39,7 +40,7 @@ def cleanup(config: Config, plugins: PluginManager) -> list[str]:
             steps.append((plugin, partial(plugins.call, plugin, "cleanup", context=context)))
         for owner, step in steps:
             try:
-                lines += step() or ()
+                lines += check_result("cleanup", {}, step())
             except Exception as error:  # noqa: BLE001 - the others still clean up; all faults are reported
                 faults.append(f"{owner}: {error}")
     if faults:

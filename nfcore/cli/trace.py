@@ -28,6 +28,7 @@ from ..engine.engine import Engine
 from ..engine.flow_state import FlowState
 from ..errors import ConfigError, HostError, Problem
 from ..hooks.manager import PluginManager
+from ..hooks.results import ResultError, check_result
 from .tables import TextTable, target_columns
 
 LOOPBACK = 1
@@ -201,13 +202,23 @@ def _walk(context: Context, plugins: PluginManager, functions: Iterable[str], pa
     for name in functions:
         result: PacketTrace | None = None
         if name in numbers and name in plugins.implementing("trace_packet"):
-            result = plugins.call(name, "trace_packet", nf=numbers[name], frame=frame, mark=packet.mark)
+            result = _traced(plugins, name, nf=numbers[name], frame=frame, mark=packet.mark)
         if result is None:
             raise HostError(f"network function {name!r} cannot be traced: its plugin answers no hook trace_packet")
         yield Step(name, result, result.why or _why(name, result, packet.mark))
         if not result.passed_on:
             return
         frame = result.output
+
+
+def _traced(plugins: PluginManager, name: str, **arguments: Any) -> PacketTrace | None:
+    try:
+        result: PacketTrace | None = check_result(
+            "trace_packet", arguments, plugins.call(name, "trace_packet", **arguments)
+        )
+    except ResultError as error:
+        raise HostError(f"plugin {name}: trace_packet {error}") from None
+    return result
 
 
 def _why(function: str, result: PacketTrace, mark: int) -> str:

@@ -17,6 +17,7 @@ from ..engine.engine import Engine
 from ..engine.event_kind import EventKind
 from ..errors import ConfigError, NfcoreError, Problem
 from ..hooks.manager import PluginManager
+from ..hooks.results import check_result
 from ..logs import AUDIT
 
 log = logging.getLogger(AUDIT)
@@ -114,7 +115,8 @@ def _take_over(
 
 def _reconfigure(plugin: str, config: Config, plugins: PluginManager) -> NDArray[np.uint64] | None:
     try:
-        targets: NDArray[np.uint64] | None = plugins.call(plugin, "reconfigure", config=config)
+        result = plugins.call(plugin, "reconfigure", config=config)
+        targets: NDArray[np.uint64] | None = check_result("reconfigure", {}, result)
     except NfcoreError:
         raise
     except Exception as error:

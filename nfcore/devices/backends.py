@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.flows import join_rows
+from ..api.flows import Anything, join_rows
 from ..api.rules import INSTALLED_ROW, Action, Capabilities, Device, Outcome, Outcomes, RuleBatch
 from ..hooks.manager import PluginManager
 from .latency import LatencyHistograms, Operation
@@ -22,6 +22,7 @@ from .rule_counters import Counts
 
 UNKNOWN = Capabilities(mark_width=32)
 """What a backend counts as that was not probed, or returned nothing: it drops, and takes no masked rules."""
+_IPV6 = 6
 _FIELDS = (24, 8, 8, 8)
 """Bits of `wild`, protocol, family and action in the number of a shape."""
 
@@ -51,6 +52,22 @@ class RuleShapes:
         """Which are of masked rules."""
         masked: NDArray[np.bool_] = self.numbers & (1 << _FIELDS[0]) - 1 != 0
         return masked
+
+    @property
+    def of_any_protocol(self) -> NDArray[np.bool_]:
+        """Which are of rules that leave the protocol open."""
+        of_any: NDArray[np.bool_] = self.numbers & Anything.PROTO != 0
+        return of_any
+
+    @property
+    def protocols(self) -> NDArray[np.int64]:
+        """Numbers of the IP protocols."""
+        return self.numbers >> _FIELDS[0] & (1 << _FIELDS[1]) - 1
+
+    @property
+    def families(self) -> NDArray[np.int64]:
+        """4 or 6."""
+        return self.numbers >> sum(_FIELDS[:2]) & (1 << _FIELDS[2]) - 1
 
     @property
     def drops(self) -> NDArray[np.bool_]:
@@ -181,6 +198,10 @@ class BackendChain:
             refused |= shapes.drops
         if not can.mark_width:
             refused |= ~shapes.drops
+        if not can.ipv6:
+            refused |= shapes.families == _IPV6
+        if can.protocols is not None:
+            refused |= ~(np.isin(shapes.protocols, can.protocols) | shapes.of_any_protocol)
         if known := self._refused.get(backend):
             refused |= np.isin(shapes.numbers, list(known))
         return refused

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from ..api.flows import FlowMatch
+from ..api.flows import PROTOCOL_NAMES, PROTOCOL_NUMBERS, FlowMatch
 from ..api.rules import Outcome, RuleBatch, SetMark
 from .driver import DUMP, INSTALL, PROBE, REMOVE, BackendDriver, other_protocols, statuses
 from .nic import NicUnderTest, Seen
@@ -57,6 +57,9 @@ class BackendConformance:
         size = found.table_size
         backend.expect(size is None or size > 0, f"table_size is {size}; should be None if it is not known", hook=PROBE)
         backend.expect(all(isinstance(note, str) for note in found.notes), f"notes are {found.notes!r}", hook=PROBE)
+        taken = PROTOCOL_NAMES if found.protocols is None else found.protocols
+        missing = [name for name in backend.nic.protocols if PROTOCOL_NUMBERS[name] not in taken]
+        backend.expect(not missing, f"protocols is {found.protocols}, without {', '.join(missing)}", hook=PROBE)
         for ability in ("mark_width", "ipv6", "drop", "masks", "counters") if known is not None else ():
             value, correct = getattr(found, ability), getattr(known, ability)
             backend.expect(value == correct, f"{ability} is {value}, and should be {correct}", hook=PROBE)

@@ -102,7 +102,9 @@ class BackendDriver(PluginDriver):
     def shapes(self) -> list[tuple[int, str]]:
         """All (family, protocol) that the NIC matches."""
         families = (4, 6) if self.capabilities.ipv6 else (4,)
-        return [(family, protocol) for family in families for protocol in self.nic.protocols]
+        taken = self.capabilities.protocols
+        protocols = [name for name in self.nic.protocols if taken is None or PROTOCOL_NUMBERS[name] in taken]
+        return [(family, protocol) for family in families for protocol in protocols]
 
     def flows(self, count: int, first: int = 1) -> list[FlowMatch]:
         """Sample flows of the first shape, numbered from `first`."""
@@ -129,7 +131,7 @@ class BackendDriver(PluginDriver):
         frame = sent if isinstance(sent, bytes) else sample_frame(sent)
         seen: Seen | None = self.needs("send")(frame, count)
         if seen is None:
-            self._end_without("arrival", "it cannot be seen how frames arrive")
+            self._end_without("arrival", f"the suite cannot {ABILITIES['arrival']}")
         return seen
 
     def eventually(self, holds: Callable[[], bool]) -> bool:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..api.flows import FlowBatch
-from ..api.network_function import NetworkFunction
+from ..api.network_function import NetworkFunction, TargetFacts
 from ..api.rules import Device
 from ..kernel import Program
 
@@ -48,6 +50,14 @@ class SampleFunction(NetworkFunction):
         """The names of VIP and real."""
         vip, real = divmod(target, self.REALS)
         return {"vip": f"198.18.10.{vip}:80/tcp", "real": f"198.18.{20 + vip}.{real}"}
+
+    def target_facts(self, target: int) -> TargetFacts:
+        """VIP and real; the weight is the real's number."""
+        vip, real = divmod(target, self.REALS)
+        vip_address, real_address = (
+            ipaddress.ip_address(text) for text in (f"198.18.10.{vip}", f"198.18.{20 + vip}.{real}")
+        )
+        return TargetFacts(ipaddress.ip_network(vip_address), 80, socket.IPPROTO_TCP, real_address, real)
 
     def fingerprint(self) -> bytes:
         """A digest of the numbering of targets."""

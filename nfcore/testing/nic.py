@@ -14,8 +14,16 @@ ABILITIES = {
     "table_size": "fill the NIC's table",
     "foreign": "install a rule of another program",
     "leftovers": "list what is left of the plugin",
+    "arrival": "see how frames arrive",
 }
-"""Optional field of :class:`NicUnderTest` → what the test can do with it, for messages."""
+"""Ability → what the test can do with it, for messages: optional fields of :class:`NicUnderTest`, and `arrival`, which
+is missing when `send` returns None. They are the keys of its `lacks`."""
+
+
+def require_known(what: str, lacks: Mapping[str, str], abilities: Mapping[str, str]) -> None:
+    """ValueError for a key of `lacks` that is no ability."""
+    if unknown := sorted(lacks.keys() - abilities.keys()):
+        raise ValueError(f"{what}.lacks has {unknown[0]!r}; its keys are {', '.join(abilities)}")
 
 
 @dataclass(frozen=True)
@@ -57,13 +65,16 @@ class NicUnderTest:
     protocols: Sequence[str] = ("tcp", "udp")
     """Protocols that the NIC matches."""
     lacks: Mapping[str, str] = field(default_factory=dict)
-    """Missing ability (a key of :data:`ABILITIES`, or `arrival` when `send` returns None) → the reason."""
+    """Missing ability, a key of :data:`ABILITIES` → the reason."""
     patience: float = 5.0
     """Seconds that counters, and the end of marks of removed rules, may be late."""
     batch: int = 500
     """Rules in a batch of the throughput test, which has four batches."""
     messages: list[str] = field(default_factory=list)
     """Messages that the plugin has returned so far; a plugin need not repeat a message."""
+
+    def __post_init__(self) -> None:
+        require_known("NicUnderTest", self.lacks, ABILITIES)
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from nfcore.api.context import Context
 from nfcore.api.flows import ANY_CPU, FLOW_ROW, FlowBatch, FlowMatch, ReportKind, join_rows
 from nfcore.api.marks import MarkMeaning
-from nfcore.api.network_function import Explanation, NetworkFunction
+from nfcore.api.network_function import Explanation, NetworkFunction, TargetFacts
 from nfcore.api.reasons import reason_sentence
 from nfcore.api.rules import Device
 
@@ -232,6 +232,11 @@ class FlowActions(NetworkFunction):
         """Name the action of a target."""
         found = self.table.targets.get(target)
         return {"action": action_text(found) if found is not None else f"target {target}"}
+
+    def target_facts(self, target: int) -> TargetFacts:
+        """Give the keys of an entry that has the target: ``action`` and its parameters."""
+        found = self.table.targets.get(target)
+        return TargetFacts(own=found.parameters() if found is not None else {})
 
     def fingerprint(self) -> bytes:
         """Give a digest of the targets and their numbers; nothing for flow-id, whose marks show their flows."""

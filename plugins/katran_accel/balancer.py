@@ -17,7 +17,7 @@ from nfcore.api.context import Context
 from nfcore.api.flows import FlowBatch
 from nfcore.api.mark_pools import CpuPools
 from nfcore.api.marks import MarkMeaning
-from nfcore.api.network_function import NetworkFunction
+from nfcore.api.network_function import NetworkFunction, TargetFacts
 from nfcore.api.rules import Device
 from nfcore.errors import ConfigError, Problem
 from nfcore.kernel import BPF_SOURCES, EventReader, PerfReader, Program, RingBufferReader, compile_program
@@ -365,6 +365,15 @@ class Balancer(NetworkFunction):
         """Name VIP and real; removed ones too, until their number is given again."""
         vip, real = target >> 32, target & 0xFFFF_FFFF
         return {"vip": self._names[0].get(vip, f"VIP {vip}"), "real": self._names[1].get(real, f"real {real}")}
+
+    def target_facts(self, target: int) -> TargetFacts:
+        """Give VIP, real and weight of a target of the present configuration."""
+        vip, real = target >> 32, target & 0xFFFF_FFFF
+        table, weight = self.inventory.vips.get(vip), None
+        if table is None or (weight := self.inventory.shares(vip).get(real)) is None:
+            return TargetFacts()
+        address = next(address for address, number in self.inventory.reals.items() if number == real)
+        return TargetFacts(table.address, table.port, table.proto, address, weight)
 
     def fingerprint(self) -> bytes:
         """Give bytes that are equal in two runs when marks mean the same in both.

@@ -13,7 +13,7 @@ import pytest
 from nfcore.api.flows import FlowBatch, FlowMatch, ReportKind
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
-from nfcore.devices.backends import BackendChain
+from nfcore.devices.backends import BackendChain, RuleShapes
 from nfcore.devices.device_state import DeviceState
 from nfcore.devices.null_backend import NULL_BACKEND, NullBackend
 from nfcore.devices.token_bucket import TokenBucket
@@ -349,3 +349,46 @@ def test_a_thread_that_hangs_is_reported(loop: Loop, gate: threading.Event) -> N
     worker.submit(lambda: gate.wait(PATIENCE), lambda result: None)
     assert worker.stop(0.01) is False
     gate.set()
+
+
+FAMILIES = [
+    ("198.18.1.1:1 > 198.18.10.1:80/tcp", SetMark(1)),
+    ("198.18.1.1:2 > 198.18.10.1:80/udp", SetMark(1)),
+    ("[2001:db8::1]:3 > [2001:db8::2]:80/tcp", SetMark(1)),
+    ("198.18.1.1:4 > 198.18.10.1:0/47", Drop()),
+    ("198.18.0.0/16:1 > 198.18.10.1:*/*", Drop()),
+    ("198.18.0.0/16:* > 198.18.10.1:80/udp", Drop()),
+]
+
+
+class Cookies(Able):
+    """Tells the cookies of the rules that it was asked for, and takes them all."""
+
+    @hookimpl
+    def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+        self.asked.append(rules.rows["cookie"].tolist())
+        return Outcomes.all(Outcome.INSTALLED, len(rules))
+
+
+@pytest.mark.parametrize(
+    ("able", "asked"),
+    [
+        (Capabilities(32, masks=True), [0, 1, 2, 3, 4, 5]),
+        (Capabilities(32, masks=True, protocols=(6,)), [0, 2, 4]),
+        (Capabilities(32, masks=True, protocols=(6, 17)), [0, 1, 2, 4, 5]),
+        (Capabilities(32, protocols=(17,), ipv6=False), [1]),
+        (Capabilities(32, masks=True, ipv6=False), [0, 1, 3, 4, 5]),
+        (Capabilities(32, protocols=()), []),
+    ],
+    ids=str,
+)
+def test_a_backend_is_asked_only_for_protocols_and_families_that_it_has(able: Capabilities, asked: list[int]) -> None:
+    backend = Cookies(able)
+    device, _ = backends(only=backend)
+    device.probe()
+    rules = RuleBatch.of([Rule(FlowMatch.parse(flow), action, n) for n, (flow, action) in enumerate(FAMILIES)])
+    status = device.install(rules).status
+    assert backend.asked == ([asked] if asked else [])
+    assert [n for n in range(len(rules)) if status[n] != Outcome.UNSUPPORTED] == asked
+    shapes = RuleShapes.of(rules.rows["key"], rules.rows["family"], rules.rows["action"])
+    assert np.flatnonzero(~device.unsupported(shapes)).tolist() == asked

@@ -5,17 +5,22 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 
 import pytest
 
-from nfcore.api.flows import FLOW_ROW
+from nfcore.api.context import Context
+from nfcore.api.flows import FLOW_ROW, Anything, FlowMatch, Wild
 from nfcore.api.hookspecs import ROLES, CalledOn
-from nfcore.api.rules import RULE_ROW, Capabilities
+from nfcore.api.network_function import TargetFacts
+from nfcore.api.rules import COOKIE_TAG, RULE_ROW, Capabilities, Device, Drop, Rule, SetMark
 from nfcore.hooks import discovery
 from nfcore.hooks.faults import Fault
 from nfcore.hooks.manager import TRACE_VARIABLE, PluginManager
 from nfcore.hooks.signatures import HOOKS, describe
+from nfcore.testing import NicUnderTest
+from nfcore.testing.nic import ABILITIES as NIC_ABILITIES
 from tests.paths import ROOT
 
 from .guide import TEXT, example, label, sections, signature
@@ -97,3 +102,32 @@ def test_links_are_valid() -> None:
     titles = re.findall(r"^#+ (.*)$", TEXT, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
     assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
+
+
+OBJECTS = (FlowMatch, Wild, Rule, SetMark, Drop, TargetFacts)
+
+
+def test_the_objects_of_flows_and_rules_are_those_of_the_code() -> None:
+    given = re.findall(r"^\| `(\w+)\((.*?)\)` \(`([\w.]+)`\) \|", TEXT, flags=re.MULTILINE)
+    right = [(each.__name__, ", ".join(field.name for field in fields(each)), each.__module__) for each in OBJECTS]
+    assert given == right
+    section = TEXT.split("## Flows and rules as objects", 1)[1].split("\n## ", 1)[0]
+    assert re.search(r"`COOKIE_TAG` \(`nfcore.api.rules`\), (0x\w+),", section)[1] == hex(COOKIE_TAG)  # type: ignore[index]
+    assert re.findall(r"`Anything\.(\w+)` \((\d)\)", section) == [(each.name, str(each.value)) for each in Anything]
+    for name in ("to_key", "from_key", "parse", "family"):
+        assert name in section and hasattr(FlowMatch, name)
+    assert "context.target_facts(" in section and hasattr(Context, "target_facts")
+
+
+@pytest.mark.parametrize(("what", "abilities"), [("NIC", NIC_ABILITIES)])
+def test_the_keys_of_lacks_are_those_of_the_suite(what: str, abilities: Mapping[str, str]) -> None:
+    section = TEXT.split("\n## Testing\n", 1)[1].split("\n## ", 1)[0]
+    (keys,) = re.findall(
+        rf"State in `lacks` what your {what}.*?Its keys:\n\n((?:- .*\n(?:  .*\n)*)+)", section, re.DOTALL
+    )
+    assert re.findall(r"^- `(\w+)`", keys, flags=re.MULTILINE) == list(abilities)
+
+
+def test_a_key_of_lacks_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ValueError, match="lacks has 'sned'; its keys are send, restart"):
+        NicUnderTest(object(), Device("eth1", 1), lacks={"sned": "no NIC"})

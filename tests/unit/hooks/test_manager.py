@@ -25,6 +25,7 @@ from nfcore.api.flows import FlowBatch, FlowMatch
 from nfcore.api.hookspecs import API, ROLES, CalledOn, Hooks, hookimpl
 from nfcore.api.marks import MarkMeaning, StrategyInfo
 from nfcore.api.metrics import MetricFamily, MetricKind, gauge
+from nfcore.api.network_function import PacketTrace
 from nfcore.api.rules import Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
 from nfcore.errors import NfcoreError
@@ -344,7 +345,42 @@ WRONG_RESULTS: dict[str, tuple[str, Any, str]] = {
     ),
     "no array": ("on_new_flow", [0, 0], r"returned \[0, 0\]; should be an array of 2 reasons, one per flow"),
     "a reason too large": ("on_new_flow", np.array([0, 256]), r"returned 256 for a flow; .* from 0 to 255"),
-    "floating reasons": ("on_new_flow", np.zeros(2), r"returned an array of float64"),
+    "floating reasons": (
+        "on_new_flow",
+        np.zeros(2),
+        r"returned an array of float64; should be an array of 2 reasons, one per flow, of dtype uint8",
+    ),
+    "floating marks": (
+        "allocate_mark",
+        np.zeros(2),
+        r"returned an array of float64; should be an array of 2 marks, one per flow, of dtype uint32",
+    ),
+    "floating truth": ("publish_marks", np.ones(2), r"array of float64; should be .* truth values.*, of dtype bool"),
+    "floating counts": (
+        "remove_offload",
+        Outcomes(np.full(2, 5, np.uint8), counted=np.zeros((2, 2))),
+        r"counted = an array of float64, shape \(2, 2\); should be integers of shape \(2, 2\), .* of dtype uint64",
+    ),
+    "floating rows": ("dump_offload", np.zeros(2), r"returned an array of float64; should be rows of .*INSTALLED_ROW"),
+    "floating targets": ("reconfigure", np.zeros(2), r"array of float64, shape \(2,\); should be .* of dtype uint64"),
+    "targets as a list": ("reconfigure", [1], r"returned \[1\]; should be an array of the targets that are gone"),
+    "a verdict alone": ("trace_packet", "XDP_TX", r"returned 'XDP_TX'; should be nfcore.*PacketTrace, or None"),
+    "a frame as text": ("trace_packet", PacketTrace("XDP_TX", "", "slow", None, None), r"output = ''; should be bytes"),
+    "an odd path": (
+        "trace_packet",
+        PacketTrace("XDP_TX", b"", "quick", None, None),
+        r"path = 'quick'; should be",
+    ),
+    "a real as number": ("trace_packet", PacketTrace("XDP_TX", b"", "slow", None, 5), r"real = 5; should be a text"),
+    "one text of what was cleaned up": ("cleanup", "all", r"returned 'all'; should be texts"),
+    "paths of what was cleaned up": ("cleanup", [Path("/x")], r"among others; should be texts"),
+    "protocols as text": (
+        "probe_offload",
+        Capabilities(16, protocols="tcp"),
+        r"protocols = 'tcp'; should be a",
+    ),
+    "a protocol too large": ("probe_offload", Capabilities(16, protocols=(256,)), r"protocols = \(256,\); should be"),
+    "masks as a number": ("probe_offload", Capabilities(16, masks=1), r"masks = 1; should be True or False"),
     "negative marks": ("allocate_mark", np.array([1, -1]), r"returned -1 for a flow"),
     "one number for all": ("publish_marks", True, r"returned True; should be an array of 2 truth values"),
     "numbers for truth": ("publish_marks", np.ones(2, np.uint8), r"returned an array of uint8"),
@@ -402,6 +438,10 @@ def test_a_wrong_result_is_a_fault(plugins: PluginManager, case: str, caplog: py
         "device": Device("eth1", 4),
         "rules": rules,
         "context": None,
+        "config": None,
+        "nf": 1,
+        "frame": b"",
+        "mark": 0,
     }
     taken = [name for name in inspect.signature(vars(Hooks)[hook]).parameters if name != "self"]
     plugins.register(hooked(hook, taken, lambda **_: result), "wrong")

@@ -107,6 +107,7 @@ class NtupleBackend:
             drop=any((shape, Action.DROP) not in self._refused for shape in FLOW_TYPES),
             counters=False,
             table_size=None if locations is None else len(locations),
+            protocols=tuple(sorted({protocol for _, protocol in markable})),
             notes=(f"{self._queues} queues", *notes),
         )
 

@@ -13,7 +13,7 @@ from nfcore.api.rules import Capabilities, Device, Rule, SetMark
 from nfcore.testing import BackendConformance, NicUnderTest, Seen, context_for
 
 from nfcore_my_name import MyNamePlugin
-from nfcore_my_name.nic import MARK_WIDTH, Entry, find_nic, forget_nic
+from nfcore_my_name.nic import MARK_WIDTH, PROTOCOLS, Entry, find_nic, forget_nic
 from nfcore_my_name.plugin import NAME
 
 from .wire import flow_of
@@ -30,7 +30,7 @@ class TestConformance(BackendConformance):
         yield NicUnderTest(
             plugin=set_up(tmp_path),
             device=DEVICE,
-            capabilities=Capabilities(mark_width=MARK_WIDTH, table_size=SIZE),
+            capabilities=Capabilities(MARK_WIDTH, table_size=SIZE, protocols=PROTOCOLS),
             send=send,
             restart=lambda: set_up(tmp_path),
             table_size=SIZE,

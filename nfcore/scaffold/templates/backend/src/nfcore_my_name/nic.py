@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from nfcore.api.flows import PROTOCOL_NAMES, FlowMatch
 from nfcore.api.rules import COOKIE_TAG, Outcome, Rule, SetMark
 
+PROTOCOLS = tuple(PROTOCOL_NAMES)
+"""IP protocols of the flows that the NIC can match: TCP and UDP."""
 MARK_WIDTH = 16
 """Bits of a mark that arrive at XDP."""
 
@@ -35,7 +37,7 @@ class Nic:
 
     def install(self, rule: Rule) -> tuple[Outcome, str]:
         """Install one rule: its status, and a message if it failed. It replaces an earlier rule of its flow."""
-        if rule.match.proto not in PROTOCOL_NAMES:
+        if rule.match.proto not in PROTOCOLS:
             return Outcome.UNSUPPORTED, f"protocol {rule.match.proto} is neither tcp nor udp"
         if isinstance(rule.action, SetMark) and rule.action.mark >> MARK_WIDTH:
             return Outcome.UNSUPPORTED, f"mark {rule.action.mark} is wider than {MARK_WIDTH} bits"

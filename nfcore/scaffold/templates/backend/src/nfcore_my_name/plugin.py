@@ -13,7 +13,7 @@ from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outco
 from numpy.typing import NDArray
 from pydantic import Field
 
-from .nic import MARK_WIDTH, Nic, find_nic
+from .nic import MARK_WIDTH, PROTOCOLS, Nic, find_nic
 
 NAME = "my_name"
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class MyNamePlugin:
     def probe_offload(self, device: Device) -> Capabilities | None:
         """Find out what the device can do; if possible, by trial."""
         nic = self._nics.get(device.ifindex)
-        return None if nic is None else Capabilities(mark_width=MARK_WIDTH, table_size=nic.size)
+        return None if nic is None else Capabilities(MARK_WIDTH, table_size=nic.size, protocols=PROTOCOLS)
 
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:

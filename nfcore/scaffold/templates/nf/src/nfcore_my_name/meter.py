@@ -14,7 +14,7 @@ import numpy as np
 from nfcore.api.carriers import Carrier, carrier_defines
 from nfcore.api.context import Context
 from nfcore.api.flows import FLOW_KEY, Anything, FlowBatch
-from nfcore.api.network_function import NetworkFunction
+from nfcore.api.network_function import NetworkFunction, TargetFacts
 from nfcore.api.rules import Device
 from nfcore.kernel import Map, MapSpec, MapType, RingBufferReader, compile_program
 from numpy.typing import NDArray
@@ -116,6 +116,10 @@ class Meter(NetworkFunction):
     def describe(self, target: int) -> Mapping[str, str]:
         """Name a port, for `nfcore flows` and `explain`."""
         return {"port": str(target)}
+
+    def target_facts(self, target: int) -> TargetFacts:
+        """Give the port as a value, for strategies and policies."""
+        return TargetFacts(port=target) if target in self.ports else TargetFacts()
 
     def fingerprint(self) -> bytes:
         """Give the ports in their order: with equal bytes, a mark means the same in two runs."""
