@@ -44,7 +44,7 @@ static __always_inline enum parse_result read_flow(struct packet *packet, __u32 
 	struct ethhdr *eth = data;
 
 	if ((void *)(eth + 1) > data_end)
-		return PARSE_MALFORMED;
+		return PARSE_NO_ADDRESSES;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		*family = 4;
 		return read_ipv4(packet, data, data_end);
