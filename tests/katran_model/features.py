@@ -35,8 +35,12 @@ class Quirks:
     """A decapsulated echo request is passed as its reply. Off: as it came."""
     ttl_0_wraps: bool = False
     """Decapsulation makes a TTL of 0 255. Off: the packet is dropped."""
-    gue_v4_holds_v4: bool = False
-    """What is inside GUE over IPv4 counts as IPv4. Off: by its version field."""
+    inner_version_unchecked: bool = False
+    """GUE over IPv4 holds IPv4, over IPv6 what two bits say. Off: its version; what has none is no tunnel."""
+    decap_drops_all_unfit: bool = False
+    """The program for reals drops all fragments and IP options. Off: those of tunnels."""
+    ids_in_gue_only: bool = False
+    """The program for reals counts server ids in GUE alone. Off: in IPIP, too."""
     v6_to_v4_real: bool = False
     """An IPv6 packet for an IPv4 real goes to an IPv6 address that begins with it. Off: GUE can do it, IPIP drops."""
     healthcheck_keeps_ethertype: bool = False
@@ -101,6 +105,8 @@ class Features:
     """nfcore's own: fragments of a VIP go to a real by their source address, all of a datagram to the same one."""
     decap_tcp_server_ids: bool = False
     """DECAP_TPR_STATS, of the program for reals."""
+    decap_drops: bool = False
+    """nfcore's own: the program for reals counts what it drops."""
     healthcheck_dst_match: bool = False
     healthcheck_src_match: bool = False
     source_match_port: int = 9887

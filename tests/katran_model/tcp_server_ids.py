@@ -44,7 +44,7 @@ def server_id(packet: Packet) -> int:
         if options[:1] == bytes([_NOTHING]):
             options = options[1:]
             continue
-        if len(options) < 2 or options[0] == _END or options[1] > len(options):
+        if len(options) < 2 or options[0] == _END or not 2 <= options[1] <= len(options):
             return 0
         if options[0] == _KIND:
             return int.from_bytes(options[2:6], "little") if options[1] == _LENGTH else 0

@@ -15,14 +15,14 @@ def find_vip(run: Run, packet: Packet) -> tuple[Vip, VipKey] | None:
     packet.hash_sport, packet.hash_dport = packet.sport, packet.dport
     key = VipKey(packet.dst, packet.dport, packet.flow_protocol)
     port_counts = True
-    vip = _exact(run, packet, key)
+    vip = exact_vip(run, packet, key)
     if not vip:
         port_counts = run.quirks.exact_prefix_port
         vip = _by_prefix(run, packet, key)
     if not vip:
         port_counts = False
         key = key._replace(port=0)
-        vip = _exact(run, packet, key) or _by_prefix(run, packet, key)
+        vip = exact_vip(run, packet, key) or _by_prefix(run, packet, key)
     if not vip:
         return None
     if not (port_counts or vip.flags & _PORT_COUNTS):
@@ -32,7 +32,8 @@ def find_vip(run: Run, packet: Packet) -> tuple[Vip, VipKey] | None:
     return vip, key
 
 
-def _exact(run: Run, packet: Packet, key: VipKey) -> Vip | None:
+def exact_vip(run: Run, packet: Packet, key: VipKey) -> Vip | None:
+    """The VIP of just this address, port and protocol, and of the packet's family."""
     vip = run.maps.vips.get(key)
     return vip if vip and (run.quirks.families_share_keys or vip.family == packet.family) else None
 

@@ -16,9 +16,10 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from nfcore.plugins.katran_accel.decap.program import DecapOptions, Decapsulation
+from tests.katran_model.decap import Decap
+from tests.katran_model.features import Features, Quirks
+from tests.katran_model.maps import Maps, padded
 from tests.katran_model.suites import published
-
-from .decap_model import decapsulate
 
 GUE = 6080
 OWN = 0x01020304
@@ -60,19 +61,37 @@ def test_every_frame_comes_out_as_published(name: str) -> None:
 
 
 PUBLISHED = {"v4": "decap_v4", "v6": "decap_v6"}
+OURS = {published: ours for ours, published in PUBLISHED.items()}
 DROPS = {"fragments", "options", "malformed"}
+
+
+def model_of(options: DecapOptions) -> Decap:
+    """The model of a program with these options."""
+    features = Features(
+        gue_port=options.gue_port or GUE,
+        inline_decap_gue=options.gue_port is not None,
+        strict_decap=bool(options.destinations),
+        decap_tcp_server_ids=options.server_id is not None,
+        decap_drops=True,
+        quirks=Quirks(decap_drops_all_unfit=options.drop_all_fragments),
+    )
+    ends = {(padded(str(address)), address.version): 0 for address in options.destinations}
+    return Decap(features, Maps(decap_addresses=ends), options.server_id or 0)
 
 
 def check(build: tuple[DecapOptions, Decapsulation], frames: list[bytes]) -> Counter[str]:
     """Run frames; verdict, bytes and counters are the model's. What became of them."""
     options, opened = build
     before, total, verdicts = counted(opened), Counter[str](), Counter[str]()
+    model = model_of(options)
     for frame in frames:
-        expected = decapsulate(frame, options)
+        verdict, output, counters = model.step(frame)
         run = opened.program.test_run(frame)
-        assert (run.verdict.name, run.output.hex()) == (expected.verdict, expected.output.hex()), frame.hex()
-        total += expected.counted
-        verdicts[expected.verdict if run.output == frame else "decapsulated"] += 1
+        assert (run.verdict.name, run.output.hex()) == (verdict.value, output.hex()), frame.hex()
+        for name, count in counters.fields.items():
+            field = name.partition(".")[2]
+            total[OURS.get(field, field)] += count
+        verdicts[verdict.value if run.output == frame else "decapsulated"] += 1
     assert counted(opened) - before == total
     return verdicts
 

@@ -14,11 +14,12 @@ import pytest
 from tests.katran_model import frames
 from tests.katran_model.balancer import Balancer, Step
 from tests.katran_model.checksum import pseudo_header, words
+from tests.katran_model.decap import Decap
 from tests.katran_model.features import Features, Quirks
 from tests.katran_model.hashing import flow_slot
 from tests.katran_model.healthcheck import Healthcheck
 from tests.katran_model.maps import MAX_REALS, Prefix, Vip, VipFlag
-from tests.katran_model.packet import TCP, UDP, Verdict
+from tests.katran_model.packet import IPIP, TCP, UDP, Verdict
 from tests.katran_model.suites import real
 
 from .scene import CLIENT, OWN, REALS, SYN, VIP, answer, balancer, error, maps, send, sent_to, tcp, udp
@@ -135,8 +136,35 @@ def test_a_packet_whose_time_is_over_is_dropped(ttl: int) -> None:
 
 
 def test_ipv6_in_gue_over_ipv4_stays_ipv6() -> None:
-    wrong, right = shown("gue_v4_holds_v4", tunnel(4, tcp(6), gue=True), **GUE)
+    wrong, right = shown("inner_version_unchecked", tunnel(4, tcp(6), gue=True), **GUE)
     assert (wrong.frame[12:14], right.frame[12:14]) == (b"\x08\x00", b"\x86\xdd")
+
+
+def test_gue_of_another_variant_is_left_alone_and_a_lie_is_dropped() -> None:
+    other = tunnel(6, b"\0" * 60, gue=True)
+    wrong, right = shown("inner_version_unchecked", other, **GUE)
+    assert (len(wrong.frame), right.frame) == (14 + 60, frames.ethernet(other))
+    lie = frames.ip(CLIENT[4], OWN[4][:4], IPIP, tcp(6))
+    wrong, right = shown("inner_version_unchecked", lie, **GUE)
+    assert (wrong.verdict, right.verdict) == (Verdict.PASS, Verdict.DROP)
+
+
+def test_the_program_for_reals_drops_unfit_tunnels_alone() -> None:
+    for packet, wanted in (
+        (frames.fragment(udp(), 0x2000), (Verdict.DROP, Verdict.PASS)),
+        (frames.with_options(udp(), b"\1" * 4), (Verdict.DROP, Verdict.PASS)),
+        (frames.fragment(tunnel(4, udp()), 0x2000), (Verdict.DROP, Verdict.DROP)),
+        (frames.fragment(tunnel(6, udp(), gue=True), 1), (Verdict.DROP, Verdict.DROP)),
+    ):
+        both_ways = both("decap_drops_all_unfit", inline_decap_gue=True)
+        assert tuple(Decap(features).step(frames.ethernet(packet))[0] for features in both_ways) == wanted
+
+
+def test_ids_are_counted_in_ipip_too() -> None:
+    inner = tcp(options=b"\xb7\6\1\0\0\0\0\0")
+    for features, count in zip(both("ids_in_gue_only", decap_tcp_server_ids=True), (0, 1), strict=True):
+        _, _, counters = Decap(features, own_id=7).step(frames.ethernet(tunnel(4, inner)))
+        assert counters.fields["decap_counters.tpr_misrouted"] == count
 
 
 @pytest.mark.parametrize("encapsulation", ["ipip", "gue"])
