@@ -39,15 +39,14 @@ UNCOMPARED = {StatsSlot.NEW_FLOWS, StatsSlot.RING}
 
 
 def vips_toml(facts: Facts) -> str:
-    """The VIPs as TOML. Flags that the program does not know are left out; a VIP without reals has one of weight 0."""
+    """The VIPs as TOML. Flags that the program does not know are left out."""
     tables = []
     for vip in facts.vips:
         flags = [flag.name.lower() for flag in VipFlag if flag & vip.flags and flag.name]
         reals = [f'{{ address = "{facts.reals[number]}" }}' for number in vip.reals]
-        none = f'{{ address = "{"fc00::1" if ":" in vip.address else "10.0.0.1"}", weight = 0 }}'
         tables.append(
             f'[[katran_accel.vips]]\naddress = "{vip.address}"\nport = {vip.port}\nprotocol = "{vip.protocol}"\n'
-            f"flags = {flags}\nreals = [{', '.join(reals or [none])}]\n"
+            f"flags = {flags}\nreals = [{', '.join(reals)}]\n"
         )
     return "".join(tables)
 
