@@ -24,7 +24,9 @@ class Quirks:
     families_share_keys: bool = False
     """198.18.10.1 and c612:a01:: are the same key. Off: a packet goes to a VIP of its family."""
     unfit_dropped_for_all: bool = False
-    """Fragments, IP options, cut TCP and UDP headers are dropped whoever they are for. Off: if they are for a VIP."""
+    """Fragments, IP options, cut headers are dropped whoever they are for. Off: if they are for a VIP."""
+    echo_for_all: bool = False
+    """Echo requests are answered whoever they are for. Off: those for a VIP, others are the stack's."""
     stable_unknown_real_goes_on: bool = False
     """A stable-routing id with a real that is not there is counted as dropped, and routed. Off: it is dropped."""
     ipip_decap_counts_as_v6: bool = False

@@ -9,6 +9,7 @@ from .checksum import checksum, words
 from .counters import Stat
 from .packet import ICMP, ICMPV6, IP_HEADER, TCP, UDP, Outcome, Packet, Verdict, number
 from .run import Run
+from .vip import vip_of_address
 
 ECHO_REQUEST = {4: 8, 6: 128}
 ERRORS = {4: (3,), 6: (1, 2)}
@@ -29,10 +30,17 @@ def is_icmp(packet: Packet) -> bool:
 
 def read_icmp(run: Run, packet: Packet) -> Outcome | Verdict | None:
     """Answer an echo request, or read the flow of an error into the packet: then None."""
+    for_vip = any(vip_of_address(run, packet, protocol) for protocol in (TCP, UDP))
+    result = _read(run, packet, for_vip)
+    is_nobodys = result is Verdict.DROP and not (for_vip or run.quirks.unfit_dropped_for_all)
+    return Verdict.PASS if is_nobodys else result
+
+
+def _read(run: Run, packet: Packet, for_vip: bool) -> Outcome | Verdict | None:
     if len(packet.frame) < packet.l4 + _HEADER:
         return Verdict.DROP
     kind, code = packet.frame[packet.l4], packet.frame[packet.l4 + 1]
-    if kind == ECHO_REQUEST[packet.family]:
+    if kind == ECHO_REQUEST[packet.family] and (for_vip or run.quirks.echo_for_all):
         return Outcome(Verdict.TX, echo_reply(packet))
     if kind not in ERRORS[packet.family]:
         return Verdict.PASS

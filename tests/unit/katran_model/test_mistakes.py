@@ -149,6 +149,18 @@ def test_gue_of_another_variant_is_left_alone_and_a_lie_is_dropped() -> None:
     assert (wrong.verdict, right.verdict) == (Verdict.PASS, Verdict.DROP)
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_echo_requests_and_broken_errors_of_nobody_are_the_stacks(family: int) -> None:
+    kind, error_kind = (8, 3) if family == 4 else (128, 1)
+    for dst, wanted in ((VIP[family], (Verdict.TX, Verdict.DROP)), (CLIENT[family], (Verdict.PASS, Verdict.PASS))):
+        echo = frames.icmp(CLIENT[family], dst, kind, 0)
+        broken = frames.icmp(CLIENT[family], dst, error_kind, 0, 0, answer(family)[:19])
+        wrong, right = shown("echo_for_all", echo)
+        assert (wrong.verdict, right.verdict) == (Verdict.TX, wanted[0])
+        wrong, right = shown("unfit_dropped_for_all", broken)
+        assert (wrong.verdict, right.verdict) == (Verdict.DROP, wanted[1])
+
+
 def test_the_program_for_reals_drops_unfit_tunnels_alone() -> None:
     for packet, wanted in (
         (frames.fragment(udp(), 0x2000), (Verdict.DROP, Verdict.PASS)),
