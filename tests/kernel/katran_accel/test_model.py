@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nfcore.plugins.katran_accel.layouts import AccelCounter
@@ -14,12 +15,12 @@ from tests.katran_model.balancer import Step
 from tests.katran_model.counters import Stat
 from tests.katran_model.generator import FrameSource, Population
 from tests.katran_model.mutations import fuzzed
-from tests.katran_model.packet import Verdict
+from tests.katran_model.packet import Verdict, read_header, read_ip
 from tests.katran_model.suites import Facts, published
 
 from .twin import BALANCER, Twin, open_twin
 
-FRAMES = 20_000
+FRAMES = 10_000
 """How many frames by chance. Some seconds; more find more."""
 SEED = 1
 LATER = ("echo", "ICMP", "quic")
@@ -66,13 +67,6 @@ def every_flag() -> Facts:
     return Facts.of({"reals": SERVERS, "vips": [dict(zip(names, vip, strict=True)) for vip in EVERY_FLAG]})
 
 
-@pytest.fixture(scope="module")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
-    """With VIPs of every kind."""
-    with open_twin(tmp_path_factory.mktemp("twin"), every_flag()) as opened:
-        yield opened
-
-
 def test_published_packets_count_as_published(tmp_path: Path) -> None:
     suite = published().suites["ipip"]
     with open_twin(tmp_path, suite.state, cpus="[]") as twin:
@@ -108,43 +102,77 @@ def test_published_frames_of_all_suites(tmp_path: Path, name: str, cpus: str) ->
             assert twin.counters() == twin.model.total.published()
 
 
-def test_frames_by_chance(twin: Twin) -> None:
+def test_frames_by_chance(tmp_path: Path) -> None:
     verdicts: Counter[Verdict] = Counter()
-    source = FrameSource(Population.of(twin.model.maps, BALANCER), SEED)
-    for number in range(FRAMES):
-        verdicts[twin.send(fuzzed(source)).verdict] += 1
-        if number % 1000 == 999:
-            assert twin.counters() == twin.model.total.published()
+    with open_twin(tmp_path, every_flag()) as twin:
+        source = FrameSource(Population.of(twin.model.maps, BALANCER), SEED)
+        for number in range(FRAMES):
+            verdicts[twin.send(fuzzed(source)).verdict] += 1
+            if number % 1000 == 999:
+                assert twin.counters() == twin.model.total.published()
     assert min(verdicts[verdict] for verdict in (Verdict.TX, Verdict.DROP, Verdict.PASS)) > FRAMES / 10
 
 
-def test_a_mark_changes_nothing_of_a_frame(twin: Twin) -> None:
-    """Marks of the packet's own VIP and real, of others, and of nobody."""
-    source = FrameSource(Population.of(twin.model.maps, BALANCER), SEED + 1)
-    rows = twin.world.balancer.maps["hw_accel_targets"].read_array()
-    offloaded = {
-        number
-        for number, (address, _, _, flags, reals) in enumerate(EVERY_FLAG)
-        if reals and "/" not in address and not flags & (BYPASS | DPORT_ONLY)
-    }
-    marks = {
-        (int(row["vip_num"]), int(row["real_key"])): mark
-        for mark, row in enumerate(rows)
-        if row["vip_generation"] and int(row["vip_num"]) in offloaded
-    }
+class TargetMarks:
+    """Marks of (VIP, real), of those VIPs whose flows are offloaded."""
 
-    def mark_of(step: Step) -> int:
+    def __init__(self, twin: Twin) -> None:
+        offloaded = {
+            number
+            for number, (address, _, _, flags, reals) in enumerate(EVERY_FLAG)
+            if reals and "/" not in address and not flags & (BYPASS | DPORT_ONLY)
+        }
+        self._marks = {
+            (int(row["vip_num"]), int(row["real_key"])): mark
+            for mark, row in enumerate(twin.world.balancer.maps["hw_accel_targets"].read_array())
+            if row["vip_generation"] and int(row["vip_num"]) in offloaded
+        }
+
+    def of(self, step: Step, frame: bytes) -> tuple[int, list[int]]:
+        """The mark of a frame, 0 for none, and the marks of others."""
         vips = [number for name, number in step.counters.pairs if name == "stats" and number < Stat.LRU]
         reals = [number for name, number in step.counters.pairs if name == "reals_stats"]
-        right = marks.get((vips[0], reals[0]), 0) if vips else 0
-        others = [mark for (vip, _), mark in marks.items() if vip not in vips]
-        return source.random.choice([right, right, source.random.choice(others), source.random.getrandbits(32)])
+        others = [mark for (vip, _), mark in self._marks.items() if vip not in vips]
+        return self._marks.get((vips[0], reals[0]), 0) if vips else 0, others
 
-    fast = twin.world.count(AccelCounter.FAST)
-    for _ in range(FRAMES):
-        twin.send(fuzzed(source), mark_of)
-    assert twin.world.count(AccelCounter.FAST) - fast > FRAMES / 50
-    slots = [f"stats[{slot}]" for slot in [*range(len(EVERY_FLAG)), *range(Stat.TOTAL, Stat.PASS + 1)]]
-    slots += [f"reals_stats[{number}]" for number in range(1, len(SERVERS) + 1)]
-    came, wanted = twin.counters(), twin.model.total.published()
-    assert [(slot, came.get(slot)) for slot in slots] == [(slot, wanted.get(slot)) for slot in slots]
+
+class FlowMarks:
+    """Marks of flows, as far as these are installed."""
+
+    def __init__(self, twin: Twin) -> None:
+        twin.world.engine.poll()
+        table = twin.world.engine.table
+        rows = np.flatnonzero(table.mark)
+        self._marks = {table.flow["key"][row].tobytes()[:37]: int(table.mark[row]) for row in rows}
+
+    def of(self, step: Step, frame: bytes) -> tuple[int, list[int]]:
+        """The mark of a frame, 0 for none, and the marks of others."""
+        packet, own = read_ip(frame, BALANCER), 0
+        if not isinstance(packet, Verdict) and read_header(packet):
+            ports = struct.pack(">HHB", packet.sport, packet.dport, packet.protocol)
+            own = self._marks.get(packet.src + packet.dst + ports, 0)
+        return own, [mark for mark in self._marks.values() if mark != own] or [0]
+
+
+@pytest.mark.parametrize(("strategy", "marks_of"), [("dest-id", TargetMarks), ("flow-id", FlowMarks)])
+def test_a_mark_changes_nothing_of_a_frame(
+    tmp_path: Path, strategy: str, marks_of: type[TargetMarks] | type[FlowMarks]
+) -> None:
+    """Marks of the packet's own flow, of others, and of nobody."""
+    with open_twin(tmp_path, every_flag(), strategy=strategy, min_packets=1) as twin:
+        source = FrameSource(Population.of(twin.model.maps, BALANCER), SEED + 1)
+        for _ in range(20):
+            marks = marks_of(twin)
+            for _ in range(FRAMES // 20):
+                frame = fuzzed(source)
+
+                def mark_of(step: Step, frame: bytes = frame, marks: TargetMarks | FlowMarks = marks) -> int:
+                    own, others = marks.of(step, frame)
+                    return source.random.choice([own, own, source.random.choice(others), source.random.getrandbits(32)])
+
+                twin.send(frame, mark_of)
+        assert twin.world.count(AccelCounter.FAST) > FRAMES / 100
+        slots = [f"stats[{slot}]" for slot in [*range(len(EVERY_FLAG)), *range(Stat.TOTAL, Stat.PASS + 1)]]
+        slots += [f"reals_stats[{number}]" for number in range(1, len(SERVERS) + 1)]
+        came, wanted = twin.counters(), twin.model.total.published()
+        assert [(slot, came.get(slot)) for slot in slots] == [(slot, wanted.get(slot)) for slot in slots]

@@ -85,11 +85,23 @@ class Twin:
 
 @contextmanager
 def open_twin(
-    folder: Path, facts: Facts, *, features: Features = BALANCER, cpus: str = '"all"', lru_size: int = 262_144
+    folder: Path,
+    facts: Facts,
+    *,
+    features: Features = BALANCER,
+    cpus: str = '"all"',
+    strategy: str = "dest-id",
+    min_packets: int = 32_767,
 ) -> Iterator[Twin]:
-    """Open both. `cpus`: `forwarding_cpus` of the TOML."""
-    katran, rare = f"forwarding_cpus = {cpus}", "min_packets = 32767"
-    with open_world(folder, vips=vips_toml(facts), katran=katran, offload=rare, lru_size=lru_size) as world:
+    """Open both. `cpus`: `forwarding_cpus` of the TOML. `min_packets`: so many until a flow is reported."""
+    with open_world(
+        folder,
+        vips=vips_toml(facts),
+        strategy=strategy,
+        katran=f"forwarding_cpus = {cpus}",
+        offload=f"min_packets = {min_packets}",
+        lru_size=262_144,
+    ) as world:
         numbers = {number: str(address) for address, number in world.balancer.inventory.reals.items()}
         assert numbers.items() <= facts.reals.items(), "reals are numbered as their VIPs name them"
         maps = maps_of(facts, SETTINGS)
