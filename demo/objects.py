@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from nfcore.kernel import Program, map_ids
+from nfcore.kernel import Program
 from nfcore.kernel.syscall import Command, fd_by_id
 
 from .lab import Lab
@@ -36,7 +36,7 @@ class KernelObjects:
         maps: set[int] = set()
         for number in programs:
             with Program.from_id(number) as program:
-                maps.update(map_ids(program))
+                maps.update(program.map_ids())
         return cls(frozenset(programs), frozenset(maps))
 
     def left(self) -> list[str]:

@@ -15,7 +15,7 @@ Knows neither network functions nor NICs. bcc is needed only to compile, and onl
 it: this package imports without it.
 """
 
-from .compiler import BPF_SOURCES, CompileError, VerifierError, compile_program
+from .compiler import BPF_SOURCES, CompileError, VerifierError, compile_as, compile_program
 from .cpus import online_cpus, possible_cpus
 from .event_buffers import EventReader, PerfReader, RingBufferReader
 from .headers import Headers, find_headers
@@ -24,8 +24,10 @@ from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
 from .objects import Closing
 from .ownership import Owner, Ownership, owner_of
 from .pins import ensure_bpffs, obj_get, obj_pin, remove_bpffs
-from .program_maps import map_ids, program_map
+from .program_maps import program_map
 from .programs import Program, TestRun, XdpAction
+from .tc_egress import attach_egress, detach_egress, egress_programs
+from .tc_programs import TcAction, TcProgram, TcTestRun
 from .xdp import (
     AttachedXdp,
     XdpMode,
@@ -54,20 +56,26 @@ __all__ = [
     "PerfReader",
     "Program",
     "RingBufferReader",
+    "TcAction",
+    "TcProgram",
+    "TcTestRun",
     "TestRun",
     "UpdateFlags",
     "VerifierError",
     "XdpAction",
     "XdpMode",
+    "attach_egress",
     "attach_xdp",
     "attached_xdp",
+    "compile_as",
     "compile_program",
+    "detach_egress",
     "detach_xdp",
+    "egress_programs",
     "ensure_bpffs",
     "find_headers",
     "interface_index",
     "interface_name",
-    "map_ids",
     "obj_get",
     "obj_pin",
     "occupied_message",

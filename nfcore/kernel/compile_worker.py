@@ -22,7 +22,6 @@ _LOG_SIZE = 16 << 20
 """Bytes for the verifier's log."""
 _RULE_SIZE = 1 << 20
 """Bytes of the list of included files, at most."""
-_XDP = 6
 _COMPILER_LIBRARY = re.compile(r"/lib(bcc|bpf|LLVM|clang)[^/]*\.so")
 
 
@@ -64,7 +63,7 @@ def _serve(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         names = [lib.bpf_function_name(module, index).decode() for index in range(count)]
         return {"status": "no-function", "functions": names}, []
     if request["load"]:
-        return _load(lib, module, function)
+        return _load(lib, module, function, request["type"])
     code = ctypes.string_at(lib.bpf_function_start(module, function), lib.bpf_function_size(module, function))
     return {
         "status": "compiled",
@@ -88,25 +87,25 @@ def _compiler_libraries() -> list[str]:
     return sorted({line[5] for line in lines if len(line) == 6 and _COMPILER_LIBRARY.search(line[5])})
 
 
-def _load(lib: ctypes.CDLL, module: int, function: bytes) -> tuple[dict[str, Any], list[int]]:
-    fd, _ = _func_load(lib, module, function, 0, None)
+def _load(lib: ctypes.CDLL, module: int, function: bytes, kind: int) -> tuple[dict[str, Any], list[int]]:
+    fd, _ = _func_load(lib, module, function, kind, 0, None)
     if fd >= 0:
         return {"status": "loaded"}, [fd]
     # Refused: load again with the verifier's log, which is slow.
     log = ctypes.create_string_buffer(_LOG_SIZE)
-    fd, code = _func_load(lib, module, function, 1, log)
+    fd, code = _func_load(lib, module, function, kind, 1, log)
     if fd >= 0:
         return {"status": "loaded"}, [fd]
     return {"status": "refused", "errno": code, "log": log.value.decode(errors="replace")}, []
 
 
 def _func_load(
-    lib: ctypes.CDLL, module: int, function: bytes, level: int, log: ctypes.Array[ctypes.c_char] | None
+    lib: ctypes.CDLL, module: int, function: bytes, kind: int, level: int, log: ctypes.Array[ctypes.c_char] | None
 ) -> tuple[int, int]:
     ctypes.set_errno(0)
     fd = lib.bcc_func_load(
         module,
-        _XDP,
+        kind,
         function,
         lib.bpf_function_start(module, function),
         lib.bpf_function_size(module, function),

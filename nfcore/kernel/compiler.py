@@ -37,13 +37,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from ..errors import HostError
 from .headers import Headers, find_headers
 from .maps import Map
 from .program_cache import Compiled, ProgramCache, cache_key, placeholders, relocate
-from .programs import Program
+from .programs import LoadedProgram, Program, ProgramType
 from .syscall import Command, bpf, lift_locked_memory_limit
 
 BPF_SOURCES = Path(__file__).resolve().parents[1] / "bpf"
@@ -58,7 +58,6 @@ _MAIN_FILE = "/virtual/main.c"
 _PROG_LOAD = struct.Struct("=IIQQIIQII16s")
 """Head of ``union bpf_attr`` for BPF_PROG_LOAD: type, count of instructions, pointers to them and to the
 license, log level, log size, log, kernel version, flags, name."""
-_TYPE_XDP = 6
 _INSTRUCTION_SIZE = 8
 _LONGEST_NAME = 15
 _LOG_TAIL = 20
@@ -66,6 +65,7 @@ _LOG_TAIL = 20
 _ERRORS_SHOWN = 3
 # One compilation at a time: a second one would gain little and need the memory twice.
 _COMPILER_LOCK = threading.Lock()
+_Kind = TypeVar("_Kind", bound=LoadedProgram)
 
 
 class CompileError(HostError):
@@ -96,6 +96,31 @@ def compile_program(
 ) -> Program:
     """Compile ``source``, or take it from the cache, and load its ``function`` as an XDP program.
 
+    Arguments and errors are those of :func:`compile_as`.
+    """
+    return compile_as(
+        *(Program, source, function),
+        defines=defines,
+        maps=maps,
+        include_dirs=include_dirs,
+        headers=headers,
+        cache=cache,
+    )
+
+
+def compile_as(
+    kind: type[_Kind],
+    source: Path,
+    function: str,
+    *,
+    defines: Mapping[str, int | str],
+    maps: Mapping[str, Map],
+    include_dirs: Sequence[Path] = (),
+    headers: Headers | None = None,
+    cache: ProgramCache | None = None,
+) -> _Kind:
+    """Compile ``source``, or take it from the cache, and load its ``function`` as a program of ``kind``.
+
     ``defines`` become ``-D`` flags; ``maps`` become ``FD_<name>``, the number that ``MAP(name)`` in the source needs.
     Includes are searched in the source's own folder, then ``include_dirs``, then :data:`BPF_SOURCES`. In the kernel
     the program's name is ``function``, cut to 15 characters. ``cache`` defaults to that of this user.
@@ -110,17 +135,17 @@ def compile_program(
     numbers = placeholders(maps)
     searched = (source.parent, *include_dirs, BPF_SOURCES)
     flags = _flags(searched, defines)
-    request = _Request(source, function, [*flags, *_map_flags(numbers)], headers)
+    request = _Request(source, function, [*flags, *_map_flags(numbers)], headers, kind.type)
     with _COMPILER_LOCK:
         compiled = _find_or_compile(request, searched, cache or ProgramCache())
         try:
             code = relocate(compiled.instructions, {numbers[name]: map_.fd for name, map_ in maps.items()})
-            return Program(_load(code, compiled.license, function))
+            return kind(_load(kind.type, code, compiled.license, function))
         except (OSError, KeyError):
             # KeyError: the source declares a map by bcc's macros, so that map exists in the worker only.
             descriptors = {name: map_.fd for name, map_ in maps.items()}
-            loading = _Request(source, function, [*flags, *_map_flags(descriptors)], headers)
-            return _compile_and_load(loading, list(descriptors.values()))
+            loading = _Request(source, function, [*flags, *_map_flags(descriptors)], headers, kind.type)
+            return kind(_compile_and_load(loading, list(descriptors.values())))
 
 
 @dataclass(frozen=True)
@@ -131,10 +156,12 @@ class _Request:
     function: str
     flags: list[str]
     headers: Headers
+    type: ProgramType
 
     def payload(self, *, load: bool) -> dict[str, Any]:
         """The request to the worker."""
-        return {"source": str(self.source), "function": self.function, "flags": self.flags, "load": load}
+        request = {"source": str(self.source), "function": self.function, "flags": self.flags}
+        return {**request, "load": load, "type": int(self.type)}
 
     def key(self) -> str:
         """The key in the cache."""
@@ -175,19 +202,19 @@ def _find_or_compile(request: _Request, searched: Iterable[Path], cache: Program
     return compiled
 
 
-def _compile_and_load(request: _Request, fds: Sequence[int]) -> Program:
+def _compile_and_load(request: _Request, fds: Sequence[int]) -> int:
     answer, fd, printed = _run_worker(request.payload(load=True), request.headers, fds)
     if fd is None:
         raise _error(request.source, request.function, answer, printed)
-    return Program(fd)
+    return fd
 
 
-def _load(code: bytes, license_: str, name: str) -> int:
-    """Load an XDP program and return its descriptor. OSError, without the verifier's log, when the kernel refuses."""
+def _load(kind: ProgramType, code: bytes, license_: str, name: str) -> int:
+    """Load a program and return its descriptor. OSError, without the verifier's log, when the kernel refuses."""
     instructions = ctypes.create_string_buffer(code, len(code))
     text = ctypes.create_string_buffer(license_.encode())
     attr = _PROG_LOAD.pack(
-        *(_TYPE_XDP, len(code) // _INSTRUCTION_SIZE, ctypes.addressof(instructions), ctypes.addressof(text)),
+        *(kind, len(code) // _INSTRUCTION_SIZE, ctypes.addressof(instructions), ctypes.addressof(text)),
         *(0, 0, 0, 0, 0, name.encode()[:_LONGEST_NAME]),
     )
     try:

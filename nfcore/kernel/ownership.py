@@ -23,7 +23,7 @@ from ..errors import HostError
 from .maps import Map
 from .mapspec import MapSpec, MapType
 from .objects import Closing
-from .programs import Program
+from .programs import LoadedProgram, Program
 from .syscall import Command, bpf
 
 _MAGIC = b"nfcore\0\1"
@@ -75,7 +75,7 @@ class Ownership(Closing):
             self.close()
             raise
 
-    def claim(self, program: Program) -> None:
+    def claim(self, program: LoadedProgram) -> None:
         """Make a program the owner's: before it is attached. HostError when the kernel refuses."""
         if self._lives is not None:
             self._lives.update(0, program)
@@ -89,9 +89,12 @@ class Ownership(Closing):
                 each.close()
 
 
-def owner_of(program_id: int) -> Owner | None:
-    """Find whose the program with this id is; None when it says nothing of that. HostError: it cannot be opened."""
-    with Program.from_id(program_id) as program:
+def owner_of(program_id: int, program_type: type[LoadedProgram] = Program) -> Owner | None:
+    """Find whose the program with this id is; None when it says nothing of that.
+
+    HostError: it cannot be opened, or is not of this type.
+    """
+    with program_type.from_id(program_id) as program:
         maps = program.map_ids()
     for identifier in maps:
         record = _read_record(identifier)
@@ -130,7 +133,7 @@ def _as_bytes(place: str) -> bytes:
     return os.fsencode(place)[:_PLACE_BYTES]
 
 
-def _bind(program: Program, bound: Map) -> None:
+def _bind(program: LoadedProgram, bound: Map) -> None:
     try:
         bpf(Command.PROG_BIND_MAP, bytearray(struct.pack("=III", program.fd, bound.fd, 0)))
     except OSError as error:

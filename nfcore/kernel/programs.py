@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loaded XDP programs: their metadata in the kernel, pins, and test runs on a packet without a NIC."""
+"""Loaded programs: their metadata in the kernel, pins, and, of XDP, test runs on a packet without a NIC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -24,7 +24,6 @@ _PROG_INFO = struct.Struct("=II8sIIQQQIIQ16s")
 load_time, created_by_uid, nr_map_ids, a pointer, name."""
 _MAP_IDS = 52
 """Offset of nr_map_ids, which the pointer to the ids follows."""
-_TYPE_XDP = 6
 _SHORTEST_FRAME = 14
 """Bytes of an Ethernet header: the kernel runs a program on no shorter frame."""
 _ROOM = 4096
@@ -65,14 +64,25 @@ class TestRun:
     """Mean time of one repetition, whole nanoseconds, truncated by the kernel."""
 
 
-class Program(KernelObject):
-    """A loaded XDP program. Owns its file descriptor; a context manager."""
+class ProgramType(enum.IntEnum):
+    """``enum bpf_prog_type``, the types used here."""
+
+    SCHED_CLS = 3
+    XDP = 6
+
+
+class LoadedProgram(KernelObject):
+    """A loaded program of one type. Owns its file descriptor; a context manager."""
+
+    type: ClassVar[ProgramType]
+    type_name: ClassVar[str]
+    """In messages."""
 
     def __init__(self, fd: int) -> None:
         """Take over ``fd``. Raises HostError (and leaves ``fd`` open) when it is no BPF program."""
         kind = object_kind(fd)
         if kind != "bpf-prog":
-            raise HostError(f"a {kind} was found where an XDP program was expected")
+            raise HostError(f"a {kind} was found where {self.type_name} was expected")
         info = _PROG_INFO.unpack_from(object_info(fd, 128))
         super().__init__(fd)
         self._type: int = info[0]
@@ -90,12 +100,12 @@ class Program(KernelObject):
 
     @classmethod
     def open_pinned(cls, path: Path) -> Self:
-        """Open the XDP program pinned at ``path``. Raises HostError."""
+        """Open the program pinned at ``path``. Raises HostError."""
         return cls._adopt(obj_get(path), f"the pin {path}")
 
     @classmethod
     def from_id(cls, identifier: int) -> Self:
-        """Open the XDP program with this id. Raises HostError."""
+        """Open the program with this id. Raises HostError."""
         return cls._adopt(*open_by_id(Command.PROG_GET_FD_BY_ID, identifier, "program"))
 
     @classmethod
@@ -105,9 +115,9 @@ class Program(KernelObject):
         except HostError as error:
             os.close(fd)
             raise HostError(f"{place}: {error}") from None
-        if program._type != _TYPE_XDP:
+        if program._type != cls.type:
             program.close()
-            raise HostError(f"{place} is a BPF program of type {program._type}, not an XDP program")
+            raise HostError(f"{place} is a BPF program of type {program._type}, not {cls.type_name}")
         return program
 
     def map_ids(self) -> list[int]:
@@ -120,6 +130,20 @@ class Program(KernelObject):
             raise HostError(f"cannot read which maps program {self.name} uses: {error.strerror}") from error
         found: list[int] = ids[:count].tolist()
         return found
+
+    def _run(self, attr: bytearray, ifindex: int = 0) -> None:
+        """Run the program on the test packet that ``attr`` describes. Raises HostError."""
+        try:
+            bpf(Command.PROG_TEST_RUN, attr)
+        except OSError as error:
+            raise HostError(f"cannot run program {self.name} on a test packet: {_reason(error, ifindex)}") from error
+
+
+class Program(LoadedProgram):
+    """A loaded XDP program."""
+
+    type = ProgramType.XDP
+    type_name = "an XDP program"
 
     def test_run(
         self, frame: bytes, *, metadata: bytes = b"", ifindex: int = 0, rx_queue_index: int = 0, repeat: int = 1
@@ -151,10 +175,7 @@ class Program(KernelObject):
                 *(0, 0, 0, 0),
             )
         )
-        try:
-            bpf(Command.PROG_TEST_RUN, attr)
-        except OSError as error:
-            raise HostError(f"cannot run program {self.name} on a test packet: {_reason(error, ifindex)}") from error
+        self._run(attr, ifindex)
         _, verdict, _, size = struct.unpack_from("=IIII", attr)
         duration: int = struct.unpack_from("=I", attr, 36)[0]
         left = data_out[:size].tobytes()

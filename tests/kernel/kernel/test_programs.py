@@ -24,7 +24,6 @@ from nfcore.kernel import (
     compile_program,
     ensure_bpffs,
     find_headers,
-    map_ids,
     program_map,
 )
 from tests.paths import PROGRAMS
@@ -56,7 +55,7 @@ def verdict_program(counts: Map, verdict: XdpAction, count_as: int = 0) -> Progr
 
 
 def test_the_maps_of_a_program_are_found_by_name_and_shape(counts: Map, meta: Program) -> None:
-    assert map_ids(meta) == [counts.id]
+    assert meta.map_ids() == [counts.id]
     counts.update(2, 77)
     with Program.from_id(meta.id) as foreign, program_map(foreign, counts.spec) as found:  # type: ignore[union-attr]
         assert (found.id, found.lookup(2)) == (counts.id, 77)
