@@ -17,11 +17,13 @@ from nfcore.kernel import (
     Closing,
     Map,
     MapSpec,
+    Owner,
     Program,
     attached_xdp,
     compile_program,
     interface_name,
     occupied_message,
+    owner_of,
     program_map,
 )
 
@@ -29,6 +31,8 @@ from . import layouts as lay
 
 FUNCTION = "nfcore_decap"
 """The program's name, also in the kernel."""
+KIND = "decapsulation"
+"""How the program is marked, with the interface's name."""
 
 
 @dataclass(frozen=True)
@@ -141,20 +145,19 @@ def _sums(counters: Map) -> dict[str, int]:
     return {name: int(values[name].sum()) for name in values.dtype.names or ()}
 
 
-def find_attached(ifindex: int) -> Program | None:
-    """Open the interface's program if it is one of :class:`Decapsulation`; None when it has none.
+def find_attached(ifindex: int) -> tuple[Program, Owner] | None:
+    """Open the interface's program if it is one of :class:`Decapsulation`, and tell whose; None when it has none.
 
-    HostError when it is another one. Name and counters tell whose it is: neither notes nor pins are needed.
+    HostError when it is another one.
     """
     there = attached_xdp(ifindex)
     if there is None:
         return None
-    program = Program.from_id(there.id)
-    if program.name == FUNCTION and (counters := program_map(program, lay.COUNTERS)) is not None:
-        counters.close()
-        return program
-    program.close()
-    raise HostError(occupied_message(interface_name(ifindex), there))
+    owner = owner_of(there.id)
+    if owner is None or owner.kind != KIND:
+        whose = f" (it belongs to the {owner.kind} at {owner.place})" if owner is not None else ""
+        raise HostError(occupied_message(interface_name(ifindex), there) + whose)
+    return Program.from_id(there.id), owner
 
 
 def read_attached(program: Program) -> DecapCounts:

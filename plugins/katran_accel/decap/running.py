@@ -8,14 +8,14 @@ import logging
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from nfcore.api.locks import Locks
 from nfcore.errors import HostError
-from nfcore.kernel import XdpMode, attach_xdp, attached_xdp, detach_xdp, interface_index
+from nfcore.kernel import Ownership, Program, XdpMode, attach_xdp, attached_xdp, detach_xdp, interface_index
 from nfcore.kernel.link_monitor import LinkMonitor
 
-from .program import DecapCounts, DecapOptions, Decapsulation, find_attached, read_attached
+from .program import KIND, DecapCounts, DecapOptions, Decapsulation, find_attached, read_attached
 
 log = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,7 +36,9 @@ async def _serve(interface: str, ifindex: int, options: DecapOptions, mode: XdpM
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     # Before anything is attached: a signal during the start is handled once that is done, and undone.
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.set)
+        # One that is ignored stays so: nohup, or a shell's job in the background.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop.set)
     lost: list[str] = []
 
     def check_link() -> None:
@@ -60,14 +62,14 @@ async def _serve(interface: str, ifindex: int, options: DecapOptions, mode: XdpM
 @contextmanager
 def _attached(interface: str, ifindex: int, options: DecapOptions, mode: XdpMode) -> Iterator[Decapsulation]:
     """Attach the program. It replaces that of a killed run, and continues its counters."""
-    previous = find_attached(ifindex)
-    try:
-        decapsulation = Decapsulation(options, previous)
-    finally:
+    with ExitStack() as opened:
+        previous = _left_by_killed(interface, ifindex)
         if previous is not None:
-            previous.close()
-    with decapsulation:
+            opened.enter_context(previous)
+        decapsulation = Decapsulation(options, previous)
+    with decapsulation, Ownership(KIND, interface) as ownership:
         program = decapsulation.program
+        ownership.claim(program)
         replaced = None if previous is None else previous.id
         there = attached_xdp(ifindex)
         if there is not None and there.id == replaced and mode not in (XdpMode.AUTO, there.mode):
@@ -91,19 +93,31 @@ def remove(interface: str) -> int | None:
     ifindex = interface_index(interface)
     with Locks() as locks:
         locks.interface(interface, ifindex)
-        program = find_attached(ifindex)
+        program = _left_by_killed(interface, ifindex)
         if program is None:
             return None
         with program:
             return program.id if detach_xdp(ifindex, expected=program.id) else None
 
 
+def _left_by_killed(interface: str, ifindex: int) -> Program | None:
+    """Open the program that a killed run left. HostError: a run goes on, or it is another program."""
+    found = find_attached(ifindex)
+    if found is None:
+        return None
+    program, owner = found
+    if owner.lives:
+        program.close()
+        raise HostError(f"interface {interface} is in use by another nfcore, process {owner.process}: stop it first")
+    return program
+
+
 def read(interface: str) -> DecapCounts:
     """Read the counters on an interface, whoever attached the program. HostError: there is none."""
-    program = find_attached(interface_index(interface))
-    if program is None:
+    found = find_attached(interface_index(interface))
+    if found is None:
         raise HostError(f"interface {interface} has no decapsulation: start it with nfcore decap {interface}")
-    with program:
+    with found[0] as program:
         return read_attached(program)
 
 
