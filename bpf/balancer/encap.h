@@ -5,24 +5,11 @@
 #include <linux/if_ether.h>
 
 #include "lib/carriers/carrier.h"
+#include "lib/ipv4_checksum.h"
 #include "lib/packet.h"
 #include "counters.h"
 #include "katran_abi.h"
 #include "outer_header.h"
-
-/* One's complement sum over an IPv4 header whose check field is zero. */
-static __always_inline __u16 ipv4_checksum(const struct iphdr *ip)
-{
-	const __u16 *words = (const void *)ip;
-	__u32 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < (int)(sizeof(*ip) / 2); i++)
-		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum += sum >> 16;
-	return ~sum;
-}
 
 /*
  * Moves the head by `outer_bytes` and writes the Ethernet header: from the address that the frame was sent to, to the

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
@@ -17,11 +18,14 @@ from nfcore.api.flows import FlowBatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily
 from nfcore.api.network_function import PacketTrace
+from nfcore.errors import HostError
 
 from .balancer import Balancer
 from .config import NAME, KatranTable, check_table, count_pairs
 from .decap.command import decap
 from .diagnosis import diagnose
+from .healthcheck import service as healthcheck
+from .healthcheck.command import healthcheck as show_healthcheck
 from .inventory import NUMBERING
 from .maps import remove_pins
 from .metrics import BalancerMetrics
@@ -34,6 +38,7 @@ class KatranAccelPlugin:
     def __init__(self) -> None:
         self._balancer: Balancer | None = None
         self._metrics: BalancerMetrics | None = None
+        self._healthcheck: healthcheck.Healthcheck | None = None
 
     @hookimpl
     def config_section(self) -> Section:
@@ -42,30 +47,43 @@ class KatranAccelPlugin:
 
     @hookimpl
     def register_commands(self, app: typer.Typer) -> None:
-        """Add `nfcore decap`."""
+        """Add `nfcore decap` and `nfcore healthcheck`."""
         app.command("decap")(decap)
+        app.command("healthcheck")(show_healthcheck)
 
     @hookimpl
     def setup(self, context: Context) -> None:
         """Create the maps, load the program, register the network function."""
+        table = _table(context.config)
         meaning = context.strategy.meaning if context.strategy else None
-        self._balancer = Balancer(context.config, _table(context.config), meaning)
+        self._balancer = Balancer(context.config, table, meaning)
         self._balancer.open(context)
         self._metrics = BalancerMetrics(self._balancer)
         context.register_nf(self._balancer)
+        context.services.register_method("healthcheck", self._report_healthcheck, reads=True)
+        if table.healthcheck is not None and not context.tracing:
+            self._healthcheck = healthcheck.Healthcheck(context, table, table.healthcheck)
+            self._healthcheck.follow(self._balancer.inventory)
+            context.services.when_running(self._healthcheck.attach)
 
     @hookimpl
     def reconfigure(self, config: Config) -> NDArray[np.uint64]:
         """Change VIPs, reals, weights and the gateway while packets flow."""
+        path = None if self._healthcheck is None else self._healthcheck.plan(_table(config))
         try:
             return self._running.reconfigure(config, _table(config))
         finally:
             if self._metrics is not None:
                 self._metrics.follow()
+            if self._healthcheck is not None and self._running.config is config:
+                self._healthcheck.follow(self._running.inventory, path)
 
     @hookimpl
     def teardown(self) -> None:
         """Detach the program and close it and its maps."""
+        if self._healthcheck is not None:
+            self._healthcheck.close()
+            self._healthcheck = None
         if self._balancer is not None:
             self._balancer.close()
             self._balancer = self._metrics = None
@@ -88,7 +106,8 @@ class KatranAccelPlugin:
     @hookimpl
     def collect_stats(self) -> Iterable[MetricFamily]:
         """Read packets and bytes per VIP and real, paths, verdicts and drops."""
-        return list(self._metrics.families()) if self._metrics is not None else ()
+        families = list(self._metrics.families()) if self._metrics is not None else []
+        return families if self._healthcheck is None else [*families, *self._healthcheck.metrics()]
 
     @hookimpl
     def trace_packet(self, nf: int, frame: bytes, mark: int) -> PacketTrace | None:
@@ -98,16 +117,17 @@ class KatranAccelPlugin:
     @hookimpl
     def diagnose(self, context: Context) -> Iterable[Finding]:
         """Check that the program loads and that the gateway can be found, without attaching anything."""
-        return list(diagnose(context, _table(context.config)))
+        table = _table(context.config)
+        return [*diagnose(context, table), *healthcheck.diagnose(context, table)]
 
     @hookimpl
     def cleanup(self, context: Context) -> Iterable[str]:
         """Remove the pins of a killed daemon."""
         table = _table(context.config)
-        if not table.pin_dir:
-            return ()
-        lines = [f"{NAME}: removed pin {pin}" for pin in remove_pins(Path(table.pin_dir))]
-        context.state_file.remove(NUMBERING)
+        lines = list(healthcheck.remove_leftovers(context))
+        if table.pin_dir:
+            lines += [f"{NAME}: removed pin {pin}" for pin in remove_pins(Path(table.pin_dir))]
+            context.state_file.remove(NUMBERING)
         return lines
 
     @hookimpl
@@ -116,6 +136,11 @@ class KatranAccelPlugin:
         from .benchmark import KatranWorkload  # noqa: PLC0415 - a daemon has no use for it
 
         return KatranWorkload()
+
+    def _report_healthcheck(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._healthcheck is None:
+            raise HostError("the daemon has no health checks: add [katran_accel.healthcheck] to its TOML")
+        return self._healthcheck.report()
 
     @property
     def _running(self) -> Balancer:

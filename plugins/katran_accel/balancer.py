@@ -44,7 +44,7 @@ from .mark_entries import MarkEntries
 
 NO_GATEWAY = "00:00:00:00:00:00"
 """Used by `nfcore trace` on a machine that does not have the interface."""
-NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir")
+NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir", "healthcheck")
 """Keys of the table that are read only at the start."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal
 
@@ -83,6 +83,13 @@ def _mac(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}", value):
         return value.lower()
     raise ValueError("should be 'auto' or the MAC address of one station, such as '02:00:5e:10:00:01'")
+
+
+def _source(version: int, value: object) -> str:
+    address = None if value == "auto" else _try(_server_address, value)
+    if value != "auto" and (address is None or address.version != version):
+        raise ValueError(f"should be 'auto' or an IPv{version} address of this host")
+    return str(value if address is None else address)
 
 
 def _absolute_path(value: object) -> str | None:
@@ -185,6 +192,24 @@ class VipTable(ConfigTable):
         return alike and length < other.address.prefixlen and not different >> (128 - length)
 
 
+class HealthcheckTable(ConfigTable):
+    """`[katran_accel.healthcheck]`: packets of health checkers reach the real that their socket's mark stands for."""
+
+    interface: str = ""
+    """Interface whose egress they pass; empty: the balancer's first."""
+    out_interface: str = ""
+    """Interface by which they leave, with their outer header; empty: `interface`."""
+    base_mark: int = Field(default=1_000_000, ge=1, le=0xFFFF_FFFF - MAX_REALS)
+    """SO_MARK of the real with number 0, which no real has: real 1 has the next one."""
+    encapsulation: Literal["ipip", "gue"] = "ipip"
+    gue_port: int = Field(default=6080, ge=1, le=65_535)
+    gateway_mac: Annotated[str, BeforeValidator(_mac)] = "auto"
+    """`auto`: as the balancer's where both use the same interface, else the gateway of `out_interface`."""
+    source_v4: Annotated[str, BeforeValidator(partial(_source, 4))] = "auto"
+    """Source of outer headers; `auto`: the one that the kernel uses towards the reals."""
+    source_v6: Annotated[str, BeforeValidator(partial(_source, 6))] = "auto"
+
+
 class KatranTable(ConfigTable):
     """`[katran_accel]`."""
 
@@ -199,6 +224,7 @@ class KatranTable(ConfigTable):
     pin_dir: Annotated[str | None, BeforeValidator(_absolute_path)] = None
     """Folder of a bpf file system where program and maps are pinned and outlive the daemon."""
     vips: list[VipTable] = Field(min_length=1, max_length=MAX_VIPS)
+    healthcheck: HealthcheckTable | None = None
 
 
 def count_pairs(table: KatranTable) -> int:

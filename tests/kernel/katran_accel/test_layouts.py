@@ -12,6 +12,8 @@ from nfcore.api.flows import FLOW_KEY
 from nfcore.api.marks import MarkMeaning
 from nfcore.kernel import CompileError, Map, compile_program
 from nfcore.plugins.katran_accel import layouts as lay
+from nfcore.plugins.katran_accel.decap import layouts as decap
+from nfcore.plugins.katran_accel.healthcheck import layouts as healthcheck
 from nfcore.plugins.katran_accel.maps import Sizes, map_specs
 from tests.paths import PROGRAMS
 
@@ -32,6 +34,12 @@ STRUCTS = {
     "hw_accel_route": lay.HW_ACCEL_ROUTE,
     "hw_accel_event": lay.HW_ACCEL_EVENT,
     "mark_pool": lay.MARK_POOL,
+    "decap_counters": decap.DECAP_COUNTERS,
+    "decap_drops": decap.DECAP_DROPS,
+    "hc_address": healthcheck.HC_ADDRESS,
+    "hc_mac": healthcheck.HC_MAC,
+    "hc_key": healthcheck.HC_KEY,
+    "hc_stats": healthcheck.HC_STATS,
 }
 NAMES_IN_C = {"wild": "pad"}
 """Field → its name in C, where that is another one."""
@@ -44,6 +52,11 @@ ABI_SIZES = {
     "real_pos_lru": 16,
     "lb_stats": 16,
     "ctl_value": 8,
+    "decap_counters": 40,
+    "hc_address": 20,
+    "hc_mac": 6,
+    "hc_key": 20,
+    "hc_stats": 48,
 }
 
 
@@ -65,6 +78,7 @@ def compile_with(structs: dict[str, np.dtype], tmp_path: Path) -> None:
     source = tmp_path / "layouts.c"
     source.write_text(PROGRAM.read_text().replace("CHECK_LAYOUTS", assertions(structs)))
     specs = map_specs(Sizes(1, 128, 4, MarkMeaning.FLOW, "ringbuf"))
+    specs |= {spec.name: spec for spec in (decap.COUNTERS, decap.DROPS)}
     maps = {name: Map.create(spec) for name, spec in specs.items()}
     try:
         defines = {"POOL_SLOTS": lay.POOL_SLOTS}

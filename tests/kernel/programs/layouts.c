@@ -7,6 +7,8 @@
 #include <linux/bpf.h>
 
 #include "balancer/slow_path.h"
+#include "decap/counters.h"
+#include "healthcheck/abi.h"
 
 CHECK_LAYOUTS
 

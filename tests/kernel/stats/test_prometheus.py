@@ -32,6 +32,13 @@ OWN_LABELS = {"instance", "le", "alertname", "severity"}
 """Of Prometheus itself, and of the alerts."""
 
 
+HEALTHCHECK = """
+[katran_accel.healthcheck]
+source_v4 = "198.18.2.2"
+source_v6 = "2001:db8:2::2"
+"""
+
+
 @dataclass(frozen=True)
 class Seen:
     """A daemon's figures by its socket and by HTTP."""
@@ -54,7 +61,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     with (
         on_one_cpu(),
         open_chained_site(tmp_path_factory.mktemp("site")) as site,
-        site.running(site.chain_config(strategy="flow-id")),
+        site.running(site.chain_config(strategy="flow-id", balancer=HEALTHCHECK)),
     ):
         with Rounds(flow_frames(5)) as rounds:
             rounds.offload(site)

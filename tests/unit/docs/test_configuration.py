@@ -10,7 +10,7 @@ import pytest
 from nfcore.api.config import ConfigTable, InterfaceTable, MarkingTable, NfTable, OffloadTable
 from nfcore.plugins.flow_actions.config import FlowActionsTable
 from nfcore.plugins.flow_actions.entries import EntryTable
-from nfcore.plugins.katran_accel.config import KatranTable, VipTable
+from nfcore.plugins.katran_accel.config import HealthcheckTable, KatranTable, VipTable
 from nfcore.plugins.softnic import SoftnicTable
 from nfcore.plugins.stats.config import StatsTable
 from nfcore.plugins.tc_offload import DeviceTable, TcOffloadTable
@@ -24,6 +24,7 @@ TABLES = {
     "`[offload]`": OffloadTable,
     "`[katran_accel]`": KatranTable,
     "`[[katran_accel.vips]]`": VipTable,
+    "`[katran_accel.healthcheck]`": HealthcheckTable,
     "`[flow_actions]`": FlowActionsTable,
     "`[[flow_actions.flows]]`": EntryTable,
     "`[tc_offload]`": TcOffloadTable,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nfcore.errors import Remark
-from nfcore.plugins.katran_accel.config import KatranTable, VipTable, check_table
+from nfcore.plugins.katran_accel.config import HealthcheckTable, KatranTable, VipTable, check_table
 from nfcore.plugins.katran_accel.layouts import MAX_PREFIX_VIPS, MAX_REALS, VipFlag
 
 REALS = [{"address": "198.18.20.11"}]
@@ -270,3 +270,30 @@ def test_bad_cpu_lists(cpus: object) -> None:
 def test_bad_mac(mac: object) -> None:
     with pytest.raises(ValidationError, match="should be 'auto' or the MAC address"):
         KatranTable.model_validate({"vips": [vip()], "gateway_mac": mac})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "right"),
+    [
+        ("source_v4", "2001:db8::1", "should be 'auto' or an IPv4 address of this host"),
+        ("source_v4", "198.18.2", "should be 'auto' or an IPv4 address of this host"),
+        ("source_v6", "198.18.2.2", "should be 'auto' or an IPv6 address of this host"),
+        ("source_v6", "ff02::1", "should be 'auto' or an IPv6 address of this host"),
+        ("source_v6", 7, "should be 'auto' or an IPv6 address of this host"),
+        ("gateway_mac", "01:00:5e:00:00:01", "should be 'auto' or the MAC address of one station"),
+        ("encapsulation", "vxlan", "Input should be 'ipip' or 'gue'"),
+        ("gue_port", 0, "greater than or equal to 1"),
+        ("base_mark", 0, "greater than or equal to 1"),
+        ("base_mark", (1 << 32) - MAX_REALS, "less than or equal to"),
+    ],
+)
+def test_mistakes_in_health_checks(key: str, value: object, right: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        HealthcheckTable.model_validate({key: value})
+    (error,) = refused.value.errors()
+    assert error["loc"] == (key,) and right in error["msg"]
+
+
+def test_every_real_has_a_mark_of_its_own_and_none_has_mark_0() -> None:
+    largest = HealthcheckTable(base_mark=(1 << 32) - 1 - MAX_REALS)
+    assert 0 < largest.base_mark + 1 < largest.base_mark + MAX_REALS - 1 < 1 << 32

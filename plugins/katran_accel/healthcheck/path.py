@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How probes leave the machine: interfaces, MAC addresses, and the sources of their outer headers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+
+from nfcore.api.context import Context
+from nfcore.api.flows import Address
+from nfcore.errors import ConfigError, HostError, Problem
+from nfcore.kernel.netlink import RTM_GETLINK, NetlinkError, link_request
+
+from ..config import NAME, HealthcheckTable, KatranTable
+from ..gateway import DISCARD_PORT, gateway_mac
+
+TABLE = f"{NAME}.healthcheck"
+_IFLA_ADDRESS = 1
+_MAC_BYTES = 6
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+@dataclass(frozen=True)
+class ProbePath:
+    """What the maps need of the machine."""
+
+    interface: str
+    ifindex: int
+    """Of the interface whose egress has the program."""
+    out_interface: str
+    out_ifindex: int
+    """Of the interface by which encapsulated probes leave."""
+    source_mac: bytes
+    destination_mac: bytes
+    sources: Mapping[int, Address]
+    """IP version → source of the outer header, of the versions that the reals need."""
+
+
+def find_path(context: Context, table: KatranTable, wanted: HealthcheckTable) -> ProbePath:
+    """Resolve what the TOML leaves open. ConfigError and HostError name the key and what would be right."""
+    source, devices = context.config.source, context.devices_of(NAME)
+    default = wanted.interface or (devices[0].name if devices else "")
+    names = {"interface": default, "out_interface": wanted.out_interface or default}
+    present = {name: index for index, name in socket.if_nameindex()}
+    problems = [
+        Problem(f"{TABLE}.{key}", f"there is no interface {name!r} (there are: {', '.join(sorted(present))})")
+        for key, name in names.items()
+        if name not in present
+    ]
+    if problems:
+        raise ConfigError(source, problems)
+    out = names["out_interface"]
+    own_mac = _own_mac(out, present[out])
+    mac = _configured_gateway(context, table, wanted, out)
+    gateway = gateway_mac(out, present[out]) if mac == "auto" else mac
+    return ProbePath(
+        *(default, present[default], out, present[out]),
+        *(own_mac, parse_mac(gateway)),
+        _sources(context, table, wanted, out),
+    )
+
+
+def follow_table(path: ProbePath, context: Context, table: KatranTable, wanted: HealthcheckTable) -> ProbePath:
+    """Give the path under another table: with its gateway, unless that is "auto", and sources for its reals.
+
+    ConfigError: there is no source for some.
+    """
+    mac = _configured_gateway(context, table, wanted, path.out_interface)
+    destination = path.destination_mac if mac == "auto" else parse_mac(mac)
+    return replace(path, destination_mac=destination, sources=_sources(context, table, wanted, path.out_interface))
+
+
+def _sources(context: Context, table: KatranTable, wanted: HealthcheckTable, interface: str) -> dict[int, Address]:
+    """Find a source for each IP version that the reals have. ConfigError: there is none for some."""
+    reals: dict[int, list[Address]] = {}
+    for vip in table.vips:
+        for real in vip.reals:
+            reals.setdefault(real.address.version, []).append(real.address)
+    found: dict[int, Address] = {}
+    problems = []
+    for version, addresses in sorted(reals.items()):
+        configured = wanted.source_v4 if version == 4 else wanted.source_v6
+        source = _source_towards(interface, addresses) if configured == "auto" else ip_address(configured)
+        if source is None:
+            text = f"is 'auto', but {interface} has no IPv{version} address towards {addresses[0]}; set one"
+            problems.append(Problem(f"{TABLE}.source_v{version}", text))
+        else:
+            found[version] = source
+    if problems:
+        raise ConfigError(context.config.source, problems)
+    return found
+
+
+def _source_towards(interface: str, reals: Iterable[Address]) -> Address | None:
+    """Give the source that the kernel chooses for packets to the reals by an interface. Sends nothing."""
+    for real in reals:
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(_FAMILIES[real.version], socket.SOCK_DGRAM) as any_socket,
+        ):
+            any_socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+            any_socket.connect((str(real), DISCARD_PORT))
+            chosen = ip_address(any_socket.getsockname()[0].partition("%")[0])
+            if not (chosen.is_unspecified or chosen.is_link_local or chosen.is_loopback):
+                return chosen
+    return None
+
+
+def _own_mac(interface: str, ifindex: int) -> bytes:
+    try:
+        mac = link_request(RTM_GETLINK, ifindex).get(_IFLA_ADDRESS, b"")
+    except NetlinkError as error:
+        raise HostError(f"cannot query interface {interface}: {error.strerror}") from error
+    if len(mac) != _MAC_BYTES or not any(mac):
+        raise HostError(f"{TABLE}: interface {interface} has no Ethernet address; probes can leave by Ethernet only")
+    return mac
+
+
+def _configured_gateway(context: Context, table: KatranTable, wanted: HealthcheckTable, interface: str) -> str:
+    """Give the Ethernet destination as configured, or as the balancer's on the same interface is; or "auto"."""
+    same = interface in {device.name for device in context.devices_of(NAME)}
+    return table.gateway_mac if wanted.gateway_mac == "auto" and same else wanted.gateway_mac
+
+
+def parse_mac(text: str) -> bytes:
+    """Read a MAC address with colons."""
+    return bytes.fromhex(text.replace(":", ""))

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health-check encapsulation in the daemon: attached while it runs, following the reals of the TOML."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from nfcore.api.context import Context
+from nfcore.api.findings import Finding, Status
+from nfcore.api.metrics import MetricFamily, counter, gauge
+from nfcore.errors import HostError, NfcoreError
+from nfcore.kernel import Ownership, TcProgram, attach_egress, detach_egress, egress_programs
+
+from ..config import NAME, HealthcheckTable, KatranTable
+from ..inventory import Inventory
+from .path import TABLE, ProbePath, find_path, follow_table
+from .program import FILTER_PRIORITY, KIND, ProbeProgram, find_attached
+
+
+class Healthcheck:
+    """Probes of one balancer. HostError: this machine cannot do it."""
+
+    def __init__(self, context: Context, table: KatranTable, wanted: HealthcheckTable) -> None:
+        """Find the way of the probes and load the program. Attaches nothing."""
+        self._context, self._wanted = context, wanted
+        self._path = path = find_path(context, table, wanted)
+        context.locks.interface(path.interface, path.ifindex)
+        with ExitStack() as opened:
+            previous = _program_to_replace(context, path)
+            if previous is not None:
+                opened.enter_context(previous)
+            self._previous = None if previous is None else previous.id
+            self._program = ProbeProgram(path, _gue_port(wanted), previous)
+        self._ownership = Ownership(KIND, context.config.nf.socket)
+        self._marks: dict[int, str] = {}
+        self._vips: dict[int, str] = {}
+
+    def plan(self, table: KatranTable) -> ProbePath:
+        """Find the path under another table of the TOML. Changes nothing. ConfigError: some reals have no source."""
+        return follow_table(self._path, self._context, table, self._wanted)
+
+    def follow(self, inventory: Inventory, path: ProbePath | None = None) -> None:
+        """Give each real its mark, and count the probes of each VIP; by another path, if it is given."""
+        if path is not None:
+            self._path = path
+            self._program.write_path(path)
+        reals = {self._wanted.base_mark + number: address for address, number in inventory.reals.items()}
+        self._program.write_marks(reals)
+        single = {number: vip for number, vip in inventory.vips.items() if vip.port and not vip.is_prefix}
+        keys = {number: (vip.address.network_address, vip.port, vip.proto) for number, vip in single.items()}
+        self._program.write_keys(keys)
+        self._marks = {mark: str(address) for mark, address in sorted(reals.items())}
+        self._vips = {number: vip.name for number, vip in single.items()}
+
+    def attach(self) -> None:
+        """Attach the program, in place of the one that a killed run left."""
+        self._ownership.claim(self._program.program)
+        attach_egress(self._path.ifindex, self._program.program, FILTER_PRIORITY, replace=self._previous)
+
+    def close(self) -> None:
+        """Detach the program and close it."""
+        if self._is_attached():
+            detach_egress(self._path.ifindex, self._program.program.id, FILTER_PRIORITY)
+        self._ownership.close()
+        self._program.close()
+
+    def _is_attached(self) -> bool:
+        return _exists(self._path.ifindex) and self._program.program.id in egress_programs(
+            self._path.ifindex, FILTER_PRIORITY
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Answer the method `healthcheck` of the socket."""
+        probes = self._program.probes()
+        return {
+            "interface": self._path.interface,
+            "out_interface": self._path.out_interface,
+            "encapsulation": self._wanted.encapsulation,
+            "attached": self._is_attached(),
+            "marks": [{"real": real, "mark": mark} for mark, real in self._marks.items()],
+            "packets": self._program.packets(),
+            "probes": [{"vip": vip, "packets": int(probes[number])} for number, vip in self._vips.items()],
+        }
+
+    def metrics(self) -> Iterator[MetricFamily]:
+        """Give the counters, and whether the program is still there."""
+        text = "Whether the program of health checks is attached to the egress of its interface."
+        attached = gauge("nfcore_healthcheck_attached", text, "", "interface")
+        attached.add(int(self._is_attached()), interface=self._path.interface)
+        yield attached
+        text = "Packets at the egress that health checks pass: processed, i.e. encapsulated; dropped; skipped."
+        packets = counter("nfcore_healthcheck_packets_total", text, "packets", "result")
+        for result, value in self._program.packets().items():
+            packets.add(value, result=result)
+        yield packets
+        probes = counter("nfcore_healthcheck_probes_total", "Encapsulated packets to a VIP.", "packets", "vip")
+        counts = self._program.probes()
+        for number, vip in self._vips.items():
+            probes.add(int(counts[number]), vip=vip)
+        yield probes
+
+
+def _program_to_replace(context: Context, path: ProbePath) -> TcProgram | None:
+    """Open the program of a killed daemon. HostError: it is a living one's, or the kernel cannot do it."""
+    try:
+        there = find_attached(path.ifindex)
+    except NfcoreError as error:
+        raise HostError(f"{context.config.source}: {TABLE}: {error}") from error
+    if there is None:
+        return None
+    if there.owner.lives:
+        process = f"process {there.owner.process} with the socket {there.owner.place}"
+        raise HostError(f"the egress of {path.interface} is in use by another nfcore, {process}: stop it first")
+    return there.open()
+
+
+def remove_leftovers(context: Context) -> Iterator[str]:
+    """Detach what killed daemons with this socket left, at whatever interface; yields a line for each."""
+    for ifindex, name in socket.if_nameindex():
+        try:
+            there = find_attached(ifindex)
+        except HostError:  # the interface has just gone
+            continue
+        if there is None or there.owner.lives or not there.owner.is_at(context.config.nf.socket):
+            continue
+        if detach_egress(ifindex, there.id, FILTER_PRIORITY):
+            yield f"{NAME}: detached program {there.id} from the egress of {name}"
+
+
+def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:
+    """Find, for `nfcore doctor`, whether health checks can be encapsulated."""
+    if table.healthcheck is None:
+        return
+    try:
+        path = find_path(context, table, table.healthcheck)
+        egress_programs(path.ifindex, FILTER_PRIORITY)
+        ProbeProgram(path, _gue_port(table.healthcheck)).close()
+    except NfcoreError as error:
+        yield Finding(f"{NAME}: health checks", Status.FAULT, str(error))
+        return
+    sources = ", ".join(map(str, path.sources.values()))
+    text = f"the program loads; probes pass {path.interface} and leave by {path.out_interface} from {sources}"
+    yield Finding(f"{NAME}: health checks", Status.OK, text)
+
+
+def _gue_port(wanted: HealthcheckTable) -> int | None:
+    return wanted.gue_port if wanted.encapsulation == "gue" else None
+
+
+def _exists(ifindex: int) -> bool:
+    return ifindex in {index for index, _ in socket.if_nameindex()}
