@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The netlink messages that XDP needs, with the kernel's reason when it refuses.
+"""Requests to the kernel by netlink, with its reason when it refuses.
 
 Layouts and numbers: ``include/uapi/linux/{netlink,rtnetlink,if_link,genetlink,netdev}.h``; native byte order. A request
 goes to the network namespace of the calling thread.
@@ -12,14 +12,19 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from .objects import Closing
+
+RTM_NEWLINK = 16
 RTM_GETLINK = 18
 RTM_SETLINK = 19
 
-_REQUEST, _ACK = 0x1, 0x4
-_ERROR = 2
-_HEADER = struct.Struct("=IHHII")
+REQUEST, ACK, CREATE = 0x1, 0x4, 0x400
+"""Flags of a request."""
+_DUMP = 0x300
+_ERROR, _DONE = 2, 3
+HEADER = struct.Struct("=IHHII")
 """``struct nlmsghdr``: length, type, flags, sequence number, port."""
-_LINK = struct.Struct("=BxHiII")
+LINK = struct.Struct("=BxHiII")
 """``struct ifinfomsg``: family, device type, index, flags, change mask."""
 _ATTRIBUTE = struct.Struct("=HH")
 _NESTED = 0x8000
@@ -32,7 +37,9 @@ _COMMAND = struct.Struct("=BBxx")
 _CTRL, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2
 _GET_DEVICE, _DEVICE_IFINDEX, _DEVICE_XDP_FEATURES, _XMIT = 1, 1, 3, 4
 """Of the generic family ``netdev``; _XMIT: ``NETDEV_XDP_ACT_NDO_XMIT``."""
-_SOL_NETLINK, _EXT_ACK, _CAP_ACK = 270, 11, 10
+SOL_NETLINK, _EXT_ACK, _CAP_ACK = 270, 11, 10
+_ROOM = 1 << 17
+"""Bytes of the longest answer that is read."""
 
 
 class NetlinkError(OSError):
@@ -65,9 +72,9 @@ def link_request(message: int, ifindex: int, *payload: bytes) -> dict[int, bytes
     Raises NetlinkError.
     """
     # RTM_GETLINK has an answer; an acknowledgement after it would stay unread.
-    flags = _REQUEST | (_ACK if message == RTM_SETLINK else 0)
-    body = _LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0) + b"".join(payload)
-    return dict(attributes(_exchange(_ROUTE, message, flags, body)[_LINK.size :]))
+    flags = REQUEST | (ACK if message == RTM_SETLINK else 0)
+    body = LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0) + b"".join(payload)
+    return dict(attributes(_exchange(_ROUTE, message, flags, body)[LINK.size :]))
 
 
 def route_request(message: int, body: bytes, *, flags: int = 0) -> bytes:
@@ -94,23 +101,70 @@ def accepts_redirects(ifindex: int) -> bool | None:
 
 
 def _generic(family: int, command: int, payload: bytes) -> bytes:
-    return _exchange(_GENERIC, family, _REQUEST, _COMMAND.pack(command, 1) + payload)[_COMMAND.size :]
+    return _exchange(_GENERIC, family, REQUEST, _COMMAND.pack(command, 1) + payload)[_COMMAND.size :]
 
 
 def _exchange(protocol: int, message: int, flags: int, body: bytes) -> bytes:
-    """Send a message; return the answer without its header, nothing for an acknowledgement. Raises NetlinkError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as channel:
-        channel.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
-        channel.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
-        channel.bind((0, 0))
-        channel.send(_HEADER.pack(_HEADER.size + len(body), message, flags, 1, 0) + body)
-        answer = channel.recv(1 << 17)
-    length, kind, answer_flags, _, _ = _HEADER.unpack_from(answer)
-    content = answer[_HEADER.size : length]
-    if kind == _ERROR:
-        _raise_refusal(content, answer_flags)
+    """Send a message by a socket of its own; return the answer, see :meth:`Channel.ask`. Raises NetlinkError."""
+    with Channel(protocol) as channel:
+        return channel.ask(message, flags, body)
+
+
+class Channel(Closing):
+    """A netlink socket for several requests in turn, of one thread. OSError: there is none to be had."""
+
+    def __init__(self, protocol: int = _ROUTE) -> None:
+        """Open it in the network namespace of the calling thread, where its requests will go."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._sequence = 0
+        try:
+            self._socket.setsockopt(SOL_NETLINK, _EXT_ACK, 1)
+            self._socket.setsockopt(SOL_NETLINK, _CAP_ACK, 1)
+            self._socket.bind((0, 0))
+        except OSError:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self._socket.close()
+
+    def ask(self, message: int, flags: int, body: bytes) -> bytes:
+        """Send a request; return the answer without its header, nothing for an acknowledgement. Raises NetlinkError."""
+        for _, content in self._answers(message, flags | REQUEST, body):
+            return content
         return b""
-    return content
+
+    def dump(self, message: int, body: bytes) -> Iterator[bytes]:
+        """Send a request for many answers; yield each without its header. Raises NetlinkError."""
+        for kind, content in self._answers(message, REQUEST | _DUMP, body):
+            if kind == _DONE:
+                return
+            yield content
+
+    def _answers(self, message: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yield kind and content of each answer to a request, up to the acknowledgement or for ever."""
+        self._sequence += 1
+        self._socket.send(HEADER.pack(HEADER.size + len(body), message, flags, self._sequence, 0) + body)
+        while True:
+            for kind, answer_flags, sequence, content in messages(self._socket.recv(_ROOM)):
+                if sequence != self._sequence:
+                    continue  # the rest of an earlier dump that nobody has read to its end
+                if kind == _ERROR:
+                    _raise_refusal(content, answer_flags)
+                    return
+                yield kind, content
+
+
+def messages(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Kind, flags, sequence number and content of each whole message in a datagram."""
+    offset = 0
+    while offset + HEADER.size <= len(datagram):
+        length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
+        if not HEADER.size <= length <= len(datagram) - offset:
+            return
+        yield kind, flags, sequence, datagram[offset + HEADER.size : offset + length]
+        offset += length + -length % 4
 
 
 def _raise_refusal(content: bytes, flags: int) -> None:
@@ -120,7 +174,7 @@ def _raise_refusal(content: bytes, flags: int) -> None:
     reason = os.strerror(code)
     if flags & _ERROR_ATTRIBUTES:
         # The request follows the error code: only its header if the answer is capped.
-        request = _HEADER.size if flags & _ERROR_CAPPED else struct.unpack_from("=I", content, 4)[0]
+        request = HEADER.size if flags & _ERROR_CAPPED else struct.unpack_from("=I", content, 4)[0]
         message = dict(attributes(content[4 + request :])).get(_ERROR_MESSAGE)
         if message:
             reason = f"{message.rstrip(bytes(1)).decode(errors='replace')} ({reason})"
