@@ -51,6 +51,9 @@ class Health:
         """Interface → gives for how many seconds the present job of its worker has been running."""
         self.attached: dict[str, Attachment] = {}
         """Interface → its program at the last check; a new check here could take long."""
+        self.trouble_sources: list[Callable[[], Iterable[str]]] = []
+        """Functions of plugins that say what is wrong, so that packets may be lost, a sentence each; any thread calls
+        them."""
         self.warning_sources: list[Callable[[], Iterable[str]]] = []
         """Functions of plugins that give warnings, a sentence each; any thread calls them."""
         self._clock = clock
@@ -90,6 +93,8 @@ class Health:
         for interface, attachment in self.attached.items():
             if not attachment.works:
                 yield f"{interface}: {attachment.message}"
+        for source in self.trouble_sources:
+            yield from source()
 
     def warnings(self) -> Iterator[str]:
         """Yield what an operator should know, though the daemon works, a sentence each."""

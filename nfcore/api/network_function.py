@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -104,6 +104,16 @@ class NetworkFunction(Protocol):
         was seen to grow, infinite when it was not.
         """
         return
+
+    def resolve(self) -> Callable[[], Sequence[str]] | None:
+        """Look anew at what the function has from the network: next hops, neighbours, addresses of its devices.
+
+        Called whenever links, addresses, neighbours, routes or rules may have changed, every few seconds, and at every
+        reload. It must not change anything: it runs on a thread of its own and may wait for the kernel, but not for
+        other machines. Returns what is to be done on the engine's thread, which returns what has changed, a sentence
+        each; None: nothing. What is wrong belongs into `Health.trouble_sources`.
+        """
+        return None
 
     def explain(self, match: FlowMatch) -> Explanation | None:
         """Say what the function does with packets of a flow because of an order; None where there is no order."""

@@ -336,3 +336,6 @@ def reload(config: OptionalConfig = None, socket: SocketOption = None, as_json: 
         print(f"{answer['source']}: nothing has changed")
     for warning in () if as_json else answer["warnings"]:
         print_user(logging.WARNING, f"warning: {answer['source']}: {warning}")
+    if not as_json:
+        for sentence in answer["found"]:
+            print(f"found anew: {sentence}")

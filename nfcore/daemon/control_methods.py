@@ -6,7 +6,7 @@ Methods that only read are for all who may open the socket, the others for root 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,8 +20,11 @@ from .reload import reload
 FLOWS_PARAMETERS = {"states", "match", "sort", "reverse", "limit", "ended"}
 
 
-def register_methods(engine: Engine, plugins: PluginManager) -> None:
-    """Register ``flows``, ``explain``, ``events`` and ``health``, which only read, and ``offload`` and ``reload``."""
+def register_methods(engine: Engine, plugins: PluginManager, look: Callable[[], Sequence[str]] = lambda: ()) -> None:
+    """Register ``flows``, ``explain``, ``events`` and ``health``, which only read, and ``offload`` and ``reload``.
+
+    look: looks at the network anew, see :func:`reload`.
+    """
     services = engine.context.services
 
     def flows(parameters: Mapping[str, Any]) -> Any:
@@ -51,7 +54,7 @@ def register_methods(engine: Engine, plugins: PluginManager) -> None:
         return {"on": engine.state.switched_on, "rules_removed": removed}
 
     def reload_configuration(parameters: Mapping[str, Any]) -> Any:
-        return asdict(reload(engine, plugins))
+        return asdict(reload(engine, plugins, look))
 
     def events(parameters: Mapping[str, Any]) -> Any:
         return follow(engine.state, parameters)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +51,15 @@ class Reloaded:
     """Flows that waited for a rule, and whose target no longer exists."""
     warnings: list[str]
     """What is allowed in the TOML and hardly meant."""
+    found: list[str] = field(default_factory=list)
+    """What was found changed in the network, a sentence each: reloading looks at next hops and addresses anew."""
 
 
-def reload(engine: Engine, plugins: PluginManager) -> Reloaded:
+def reload(engine: Engine, plugins: PluginManager, look: Callable[[], Sequence[str]] = lambda: ()) -> Reloaded:
     """Read the TOML again, with the same overrides, and take it over.
 
-    ConfigError when the TOML is wrong or changes something that takes a restart: then everything stays as it was.
+    look: looks at the network anew and gives what has changed there. ConfigError when the TOML is wrong or changes
+    something that takes a restart: then everything stays as it was.
     """
     events = engine.state.events
     try:
@@ -64,6 +67,7 @@ def reload(engine: Engine, plugins: PluginManager) -> Reloaded:
     except NfcoreError as error:
         events.note(EventKind.RELOAD, f"refused, everything stays as it was: {error}")
         raise
+    done.found.extend(look())
     changed = f"changed: {', '.join(done.changed)}" if done.changed else "nothing has changed"
     waited = f", {done.waiting_ended:,} that waited" if done.waiting_ended else ""
     events.note(EventKind.RELOAD, f"{changed}; {done.flows_ended:,} accelerated flows ended{waited}")

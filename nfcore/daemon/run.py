@@ -10,7 +10,7 @@ import logging
 import queue
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from .attachment import Attachments
 from .bootstrap import find_devices, make_context, make_engine, set_up
 from .chain import Chains
 from .control_methods import register_methods
+from .network_watcher import NetworkWatcher
 from .program_monitor import ProgramMonitor
 from .reload import reload
 from .signals import STOP_SIGNALS, StoppedError, StopSwitch
@@ -71,7 +72,7 @@ def run(config: Config, plugins: PluginManager, announce: Callable[[str], None])
                 set_up(context, plugins, stop.check),
                 _running(context, plugins, results, stop, chains) as daemon,
             ):
-                register_methods(daemon.engine, plugins)
+                register_methods(daemon.engine, plugins, daemon.look)
                 services = context.services
                 rights = (services.read_methods, group, services.order_methods, config.nf.order_group)
                 server = ControlServer(socket, services.methods, *rights)
@@ -95,7 +96,11 @@ def _running(
     engine = make_engine(context, plugins, workers)
     health = context.services.health
     health.workers = {device.name: workers[device.ifindex].busy_seconds for device in context.devices}
-    with ExitStack() as cleanup, LinkMonitor(workers) as links:
+    with (
+        ExitStack() as cleanup,
+        LinkMonitor(workers) as links,
+        NetworkWatcher(engine.state, results.put) as network,
+    ):
         cleanup.callback(_stop_workers, engine, workers)
         programs = ProgramMonitor(engine.state, health, chains)
         stop.check()
@@ -110,7 +115,8 @@ def _running(
                 nf.attached(device)
             programs.add(device)
         chains.remove_earlier()
-        yield _Daemon(engine, links, programs, results)
+        network.start()
+        yield _Daemon(engine, links, programs, results, network.look_now)
 
 
 def _stop_workers(engine: Engine, workers: dict[int, DeviceWorker]) -> None:
@@ -129,6 +135,8 @@ class _Daemon:
     links: LinkMonitor
     programs: ProgramMonitor
     results: Results
+    look: Callable[[], Sequence[str]] = lambda: ()
+    """Looks at the network anew, see :meth:`NetworkWatcher.look_now`."""
 
     async def serve(self, server: ControlServer, switch: StopSwitch, announce: Callable[[], None]) -> None:
         """Serve the socket and run the engine until a stop signal comes."""
@@ -154,7 +162,7 @@ class _Daemon:
 
     def _reload(self) -> None:
         try:
-            reload(self.engine, self.engine.plugins)
+            reload(self.engine, self.engine.plugins, self.look)
         except NfcoreError as error:
             log.error("the configuration stays as it was: %s", error)
         except Exception as error:

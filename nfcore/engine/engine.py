@@ -274,6 +274,7 @@ class Engine:
         for nf in self.context.nfs:
             batch = nf.read_events(READ_LIMIT)
             if len(batch):
+                self.state.name_devices(batch)
                 taken += len(batch)
                 self.counters.totals["events"] += len(batch)
                 self._take(nf, batch)

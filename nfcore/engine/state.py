@@ -51,6 +51,8 @@ class EngineState:
     events: EventLog
     devices: Mapping[int, DeviceState] = field(default_factory=dict)
     """By ifindex."""
+    ports: Mapping[int, int] = field(default_factory=dict)
+    """ifindex of a port → that of the device whose packets it receives, such as a bond's."""
     switched_on: bool = True
     """False after `nfcore offload off`: no flow gets a rule."""
 
@@ -84,6 +86,12 @@ class EngineState:
     def claimed(self, nf: NetworkFunction, batch: FlowBatch) -> NDArray[np.bool_]:
         """Which flows an earlier function of the chain must see."""
         return nf.claims(batch) if len(batch) else np.zeros(0, dtype=bool)
+
+    def name_devices(self, batch: FlowBatch) -> None:
+        """Give reports that came by way of a device's port the device's own ifindex."""
+        ifindexes = batch.rows["ifindex"]
+        for port, device in self.ports.items():
+            ifindexes[ifindexes == port] = device
 
     def flow_bytes(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
         """Copy tracked flows as plain bytes, for the event log: numpy copies these at once, not field by field."""
