@@ -2,12 +2,12 @@
 /*
  * The L4 load balancer.
  *
- *   frame ──► fixed headers ──► mark? ──► entry ──► checks ──► encapsulate ──► XDP_TX
+ *   frame ──► to us? ──► fixed headers ──► mark? ──► entry ──► checks ──► encapsulate ──► XDP_TX
  *                                 │         any mismatch │        ▲
  *                                 └──────────────────────┴► VIP ──► LRU ──► ring
  *
  * Build-time choices: CARRIER_*, MARK_IS_FLOW | MARK_IS_TARGET, EVENTS_RINGBUF | EVENTS_PERF, MIN_PACKETS,
- * POOL_SLOTS, CHAIN_NEXT, and FD_<map> for every map.
+ * POOL_SLOTS, CHAIN_NEXT, those of device.h, and FD_<map> for every map.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -16,6 +16,7 @@
 #include "lib/chain.h"
 #include "lib/packet.h"
 #include "counters.h"
+#include "device.h"
 #include "fast_path.h"
 #include "katran_abi.h"
 #include "real.h"
@@ -30,9 +31,10 @@ static __always_inline int finish(struct xdp_md *ctx, int verdict, __u64 bytes)
 }
 
 /* `family` is a constant in both calls: the compiler makes separate code for each. */
-static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_end, __u32 mark, int family)
+static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_end, const struct device *device,
+				   __u32 mark, int family)
 {
-	struct packet packet = {.frame_bytes = data_end - data};
+	struct packet packet = {.frame_bytes = data_end - data, .device = device};
 	enum parse_result result =
 		family == AF_INET ? read_ipv4(&packet, data, data_end) : read_ipv6(&packet, data, data_end);
 	int verdict;
@@ -66,15 +68,18 @@ int balancer_ingress(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
+	const struct device *device = device_of(ctx);
 	__u32 mark = carrier_mark(ctx);
 
 	if ((void *)(eth + 1) > data_end) {
 		count(ACCEL_MALFORMED);
 		return count_verdict(XDP_DROP, data_end - data);
 	}
+	if (!device || !is_addressed(eth, device))
+		return chain_next(ctx, XDP_PASS);
 	if (eth->h_proto == bpf_htons(ETH_P_IP))
-		return balance(ctx, data, data_end, mark, AF_INET);
+		return balance(ctx, data, data_end, device, mark, AF_INET);
 	if (eth->h_proto == bpf_htons(ETH_P_IPV6))
-		return balance(ctx, data, data_end, mark, AF_INET6);
+		return balance(ctx, data, data_end, device, mark, AF_INET6);
 	return finish(ctx, XDP_PASS, data_end - data);
 }

@@ -8,15 +8,16 @@
 #include "lib/ipv4_checksum.h"
 #include "lib/packet.h"
 #include "counters.h"
+#include "device.h"
 #include "katran_abi.h"
 #include "outer_header.h"
 
 /*
- * Moves the head by `outer_bytes` and writes the Ethernet header: from the address that the frame was sent to, to the
- * gateway. Returns a pointer to the outer IP header, or NULL.
+ * Moves the head by `outer_bytes` and writes the Ethernet header: from the interface to the gateway. Returns a pointer
+ * to the outer IP header, or NULL.
  */
-static __always_inline void *open_headroom(struct xdp_md *ctx, const struct ctl_value *gateway, __be16 protocol,
-					   int outer_bytes)
+static __always_inline void *open_headroom(struct xdp_md *ctx, const struct packet *packet,
+					   const struct ctl_value *gateway, __be16 protocol, int outer_bytes)
 {
 	struct ethhdr *old, *new;
 	void *data, *data_end;
@@ -30,7 +31,11 @@ static __always_inline void *open_headroom(struct xdp_md *ctx, const struct ctl_
 	old = data + outer_bytes;
 	if ((void *)(old + 1) > data_end)
 		return NULL;
+#ifdef OWN_SOURCE
+	__builtin_memcpy(new->h_source, packet->device->mac, ETH_ALEN);
+#else
 	__builtin_memcpy(new->h_source, old->h_dest, ETH_ALEN);
+#endif
 	__builtin_memcpy(new->h_dest, gateway->mac, ETH_ALEN);
 	new->h_proto = protocol;
 	return new + 1;
@@ -41,7 +46,7 @@ static __always_inline int encap_ipv4(struct xdp_md *ctx, const struct packet *p
 {
 	/* The bytes of the port are swapped, as in the published outer addresses. */
 	__u16 spread = __builtin_bswap16(bpf_ntohs(packet->flow.sport)) ^ (bpf_ntohl(packet->flow.src[0]) & 0xffff);
-	struct iphdr *ip = open_headroom(ctx, gateway, bpf_htons(ETH_P_IP), sizeof(*ip));
+	struct iphdr *ip = open_headroom(ctx, packet, gateway, bpf_htons(ETH_P_IP), sizeof(*ip));
 
 	if (!ip) {
 		count_v1(STATS_ENCAP_FAIL);
@@ -66,7 +71,7 @@ static __always_inline int encap_ipv6(struct xdp_md *ctx, const struct packet *p
 {
 	__be32 spread = family == AF_INET ? packet->flow.src[0] : packet->flow.src[3];
 	__u16 inner = family == AF_INET ? packet->ip_bytes : packet->ip_bytes + sizeof(struct ipv6hdr);
-	struct ipv6hdr *ip = open_headroom(ctx, gateway, bpf_htons(ETH_P_IPV6), sizeof(*ip));
+	struct ipv6hdr *ip = open_headroom(ctx, packet, gateway, bpf_htons(ETH_P_IPV6), sizeof(*ip));
 
 	if (!ip) {
 		count_v2(STATS_ENCAP_FAIL);

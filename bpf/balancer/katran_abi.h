@@ -56,6 +56,7 @@ enum stats_slot {
 	STATS_XDP_TX = STATS_VIPS + 17,
 	STATS_XDP_DROP = STATS_VIPS + 18,
 	STATS_XDP_PASS = STATS_VIPS + 19,
+	STATS_NO_NEXT_HOP = STATS_VIPS + 510, /* nfcore's own: the MAC address to send to is not known */
 	STATS_RING = STATS_VIPS + 511, /* nfcore's own: routed by a ring / put into a connection table */
 };
 
@@ -91,7 +92,8 @@ struct vip_meta {
 struct real_definition {
 	__be32 addr[4];
 	__u8 flags;
-	__u8 pad[3];
+	__u8 pad;
+	__u16 next_hop; /* nfcore's own, padding in Katran's, which writes 0: see device.h */
 };
 
 /* `left` and `reports` use the ABI's padding word. Katran writes 0 there: nothing reported yet. */

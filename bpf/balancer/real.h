@@ -5,6 +5,7 @@
 #include "lib/map_handle.h"
 #include "lib/packet.h"
 #include "counters.h"
+#include "device.h"
 #include "encap.h"
 #include "katran_abi.h"
 
@@ -27,11 +28,10 @@ static __always_inline struct real_definition *live_real(__u32 real_key)
 static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet *packet, const struct route *route,
 					int family)
 {
-	__u32 slot = CTL_GATEWAY_MAC;
-	struct ctl_value *gateway = bpf_map_lookup_elem(MAP(ctl_array), &slot);
+	const struct ctl_value *gateway = next_hop(packet->device, route->real);
 
 	if (!gateway) {
-		count_v1(STATS_RING_DROP);
+		count_v1(STATS_NO_NEXT_HOP);
 		return XDP_DROP;
 	}
 	count_bytes(route->vip_num, packet->ip_bytes);

@@ -11,6 +11,7 @@
 #include "lib/map_handle.h"
 #include "lib/packet.h"
 #include "counters.h"
+#include "device.h"
 #include "katran_abi.h"
 #include "mark_entry.h"
 #include "mark_pool.h"
@@ -117,7 +118,7 @@ static __always_inline void fill_event(struct hw_accel_event *event, struct xdp_
 	event->vip_num = vip_num;
 	event->real_key = real_key;
 	event->packets = (__u32)MIN_PACKETS * ((2u << (report->reports & 15)) - 1);
-	event->ifindex = ctx->ingress_ifindex;
+	event->ifindex = packet->device->ifindex;
 	event->cpu = bpf_get_smp_processor_id();
 	event->family = family == AF_INET ? 4 : 6;
 	event->kind = report->kind - REPORT_FLOW;

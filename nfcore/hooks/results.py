@@ -135,7 +135,7 @@ def _traced(arguments: Arguments, result: Any) -> Any:
         raise ResultError(f"returned {_short(result)}; should be nfcore.api.network_function.PacketTrace, or None")
     text = (str, "a text")
     optional = ((str, type(None)), "a text, or None")
-    wanted = {
+    wanted: dict[str, tuple[Any, str]] = {
         "verdict": text,
         "output": (bytes, "bytes: the frame afterwards"),
         "path": text,

@@ -82,7 +82,7 @@ def route_request(message: int, body: bytes, *, flags: int = 0) -> bytes:
 
     ``flags`` are those beside NLM_F_REQUEST and NLM_F_ACK.
     """
-    return _exchange(_ROUTE, message, _REQUEST | _ACK | flags, body)
+    return _exchange(_ROUTE, message, REQUEST | ACK | flags, body)
 
 
 def accepts_redirects(ifindex: int) -> bool | None:

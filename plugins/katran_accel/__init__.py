@@ -21,9 +21,9 @@ from nfcore.api.network_function import PacketTrace
 from nfcore.errors import HostError
 
 from .balancer import Balancer
-from .config import NAME, KatranTable, check_table, count_pairs
+from .config import NAME, KatranTable, check_table, check_whole, count_pairs
 from .decap.command import decap
-from .diagnosis import diagnose
+from .diagnosis import METHOD, diagnose
 from .healthcheck import service as healthcheck
 from .healthcheck.command import healthcheck as show_healthcheck
 from .inventory import NUMBERING
@@ -43,7 +43,7 @@ class KatranAccelPlugin:
     @hookimpl
     def config_section(self) -> Section:
         """Declare `[katran_accel]`."""
-        return Section(KatranTable, check_table, count_pairs)
+        return Section(KatranTable, check_table, count_pairs, check_whole)
 
     @hookimpl
     def register_commands(self, app: typer.Typer) -> None:
@@ -60,10 +60,12 @@ class KatranAccelPlugin:
         self._balancer.open(context)
         self._metrics = BalancerMetrics(self._balancer)
         context.register_nf(self._balancer)
+        context.services.register_method(METHOD, self._balancer.next_hops, reads=True)
         context.services.register_method("healthcheck", self._report_healthcheck, reads=True)
         if table.healthcheck is not None and not context.tracing:
             self._healthcheck = healthcheck.Healthcheck(context, table, table.healthcheck)
-            self._healthcheck.follow(self._balancer.inventory)
+            self._healthcheck.follow(self._balancer.inventory, table)
+            self._balancer.also_resolve = self._healthcheck.resolve
             context.services.when_running(self._healthcheck.attach)
 
     @hookimpl
@@ -76,7 +78,7 @@ class KatranAccelPlugin:
             if self._metrics is not None:
                 self._metrics.follow()
             if self._healthcheck is not None and self._running.config is config:
-                self._healthcheck.follow(self._running.inventory, path)
+                self._healthcheck.follow(self._running.inventory, _table(config), path)
 
     @hookimpl
     def teardown(self) -> None:

@@ -21,12 +21,12 @@ from nfcore.api.network_function import NetworkFunction, TargetFacts
 from nfcore.api.rules import Device
 from nfcore.errors import ConfigError, Problem
 from nfcore.kernel import BPF_SOURCES, EventReader, PerfReader, Program, RingBufferReader, compile_program
+from nfcore.kernel.links import format_mac
 
 from . import layouts as lay
 from .config import NAME, KatranTable
 from .connection_table import Connections, VipFinder
 from .flow_routes import FlowRoutes
-from .gateway import gateway_mac
 from .inventory import NUMBERING, Inventory, Numbering, NumbersExhaustedError
 from .map_writer import Change, MapWriter
 from .maps import (
@@ -41,10 +41,23 @@ from .maps import (
     wait_for_programs,
 )
 from .mark_entries import MarkEntries
+from .next_hops import (
+    NO_MAC,
+    Facts,
+    Sending,
+    assume,
+    changes,
+    look,
+    look_patiently,
+    require_next_hops,
+    require_routes,
+    send_by,
+)
 
-NO_GATEWAY = "00:00:00:00:00:00"
-"""Used by `nfcore trace` on a machine that does not have the interface."""
-NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir", "healthcheck")
+LOOPBACK = 1
+"""ifindex of test packets."""
+ADVICE = 'add the route or neighbour, or set katran_accel.gateway_mac to the MAC address instead of "auto"'
+NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir", "destination_mac", "healthcheck")
 """Keys of the table that are read only at the start."""
 
 
@@ -72,6 +85,8 @@ class Balancer(NetworkFunction):
         self._history: list[str] = []
         """The targets at the start, then each that a reload removed (-) or added (+)."""
         self._generation = 0
+        self._devices: list[Device] = []
+        self.sending = Sending()
         self.marks: MarkEntries | None = None
         self.routes: FlowRoutes | None = None
         self.pools: CpuPools | None = None
@@ -79,6 +94,8 @@ class Balancer(NetworkFunction):
         self.pin_dir = Path(table.pin_dir) if table.pin_dir else None
         self._unpin_on_close: Path | None = None
         self._reader: EventReader | None = None
+        self.also_resolve: Callable[[], Callable[[], Sequence[str]]] | None = None
+        """Of a part of the plugin that has something from the network, too."""
 
     # Start and stop
 
@@ -89,7 +106,8 @@ class Balancer(NetworkFunction):
         self._context, self._state = context, context.state_file
         if self.pin_dir is not None:
             context.locks.folder(self.pin_dir)
-        gateway = self._gateway(self.table)
+        self._devices = context.devices_of(NAME)
+        facts = require_next_hops(look_patiently(lambda: self._look(self.table, self.inventory)), ADVICE)
         # Pins of an earlier run are kept. Those that this start creates are removed again when it fails.
         self._unpin_on_close = self.pin_dir if self.pin_dir is not None and not self.pin_dir.exists() else None
         note = self._read_note()
@@ -100,15 +118,19 @@ class Balancer(NetworkFunction):
             meaning=self.meaning,
             events=self.config.offload.events,
             routes=route_room(_most_flows(self.config)),
+            devices=max(len(self._devices), 1),
         )
         self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
         self.connections = Connections(self.maps)
-        self.program = self._load(context)
+        self.program = self._load(context, facts)
         self._open_marks()
-        self._writer = MapWriter(self.maps, self.marks)
+        self._writer = MapWriter(self.maps, self.marks, self.table.listed_macs)
         resumed = self._resume_maps(note)
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
-        self._apply(Change.between(self.numbering, None, self.inventory, gateway, purge=resumed))
+        sending = send_by(Sending(), facts)
+        self._apply(Change.between(self.numbering, None, self.inventory, sending, purge=resumed))
+        context.services.health.trouble_sources.append(lambda: self.sending.troubles)
+        context.services.health.warning_sources.append(lambda: self.sending.warnings)
 
     def close(self) -> None:
         """Close program and maps. Pinned ones stay in the kernel, and the state file keeps their numbers."""
@@ -135,7 +157,7 @@ class Balancer(NetworkFunction):
             (self.pin_dir / PROGRAM).unlink(missing_ok=True)
             self.program.pin(self.pin_dir / PROGRAM)
 
-    def _load(self, context: Context) -> Program:
+    def _load(self, context: Context, facts: Facts) -> Program:
         defines: dict[str, int | str] = {
             "MIN_PACKETS": self.config.offload.min_packets,
             "POOL_SLOTS": lay.POOL_SLOTS,
@@ -145,17 +167,70 @@ class Balancer(NetworkFunction):
         defines |= carrier_defines(carrier, tracing=context.tracing)
         if self.meaning is not None:
             defines["MARK_IS_FLOW" if self.meaning is MarkMeaning.FLOW else "MARK_IS_TARGET"] = 1
+        defines |= self._device_defines(facts)
         chain = context.chain_build(NAME)
         defines, maps = {**defines, **chain.defines}, {**self.maps.maps, **chain.maps}
         return compile_program(BPF_SOURCES / "balancer/balancer.c", PROGRAM, defines=defines, maps=maps)
 
-    def _gateway(self, table: KatranTable) -> str:
-        if table.gateway_mac != "auto":
-            return table.gateway_mac
-        devices = self._context.devices_of(NAME)
-        if self._context.tracing or not devices:
-            return NO_GATEWAY
-        return gateway_mac(devices[0].name, devices[0].ifindex)
+    def _device_defines(self, facts: Facts) -> dict[str, int | str]:
+        """Give the build choices of bpf/balancer/device.h."""
+        defines: dict[str, int | str] = {"DEVICES": max(len(self._devices), 1)}
+        # Test packets come by no interface, and some interfaces have no address: the loopback's is zeros.
+        if any(device.mac == NO_MAC for device in facts.devices):
+            return defines
+        defines["OWN_SOURCE"] = 1
+        if self.table.destination_mac != "any":
+            defines["OWN_DESTINATION"] = 1
+            if self.table.listed_macs or any(device.is_aggregate for device in facts.devices):
+                defines["MORE_DESTINATIONS"] = 1
+        return defines
+
+    # What packets are sent by
+
+    def _look(self, table: KatranTable, inventory: Inventory) -> Facts:
+        """Ask the kernel where packets go, for another table and inventory too."""
+        fixed = [table.fixed_mac(device.name) for device in self._devices]
+        if self._context.tracing or not self._devices:
+            given = [table.gateway_mac] if isinstance(table.gateway_mac, str) else [*table.gateway_mac.values()]
+            macs = [bytes.fromhex(mac.replace(":", "")) for mac in given if mac != "auto"]
+            return assume(Device("trace", LOOPBACK), macs[0] if macs else NO_MAC, inventory.reals)
+        return look(self._devices, fixed, inventory.reals)
+
+    def resolve(self) -> Callable[[], Sequence[str]]:
+        """Ask the kernel again where packets go, on a thread of its own."""
+        table, inventory, before = self.table, self.inventory, self.sending
+        facts = self._look(table, inventory)
+        # With thousands of reals this takes a while, and mostly nothing has changed.
+        now = before if facts.devices == before.devices else send_by(before, facts)
+        also = () if self.also_resolve is None else (self.also_resolve(),)
+
+        def follow() -> Sequence[str]:
+            own = self._follow(before, now) if before is self.sending and inventory is self.inventory else ()
+            return [*own, *(sentence for each in also for sentence in each())]
+
+        return follow
+
+    def _follow(self, before: Sending, now: Sending) -> Sequence[str]:
+        """Send by what was found, unless the program does so already."""
+        self.sending = now
+        if self._writer.sends_by(now, self.inventory):
+            return changes(before, now) if now is not before else ()
+        self._writer.send_by(now, self.inventory)
+        if now is before:
+            return ["another program has changed by what packets are sent: it is as it was again"]
+        return changes(before, now)
+
+    def next_hops(self, parameters: Mapping[str, object]) -> object:
+        """Answer the method `katran_accel.next_hops`: where the program sends packets now, from the maps."""
+        devices = self.sending.devices
+        found: dict[tuple[str, str, str], list[str]] = {}
+        for real, macs in self._writer.macs_in_use(self.inventory, max(len(devices), 1)).items():
+            for place, facts in enumerate(devices):
+                hop = self.sending.members[self.sending.groups[real]][place]
+                key = facts.device.name, format_mac(macs[place]), "unknown" if hop is None else str(hop)
+                found.setdefault(key, []).append(str(real))
+        keys = ("interface", "mac", "next_hop")
+        return [{**dict(zip(keys, key, strict=True)), "reals": reals} for key, reals in found.items()]
 
     def _open_marks(self) -> None:
         if self.meaning is None:
@@ -242,7 +317,7 @@ class Balancer(NetworkFunction):
         """Apply another table while packets flow. Returns the targets whose rules must end, sorted.
 
         Those are targets that no longer exist, to which no packet is sent any more, and targets of VIPs that now lose
-        packets to a new VIP. ConfigError with every problem, and HostError when the gateway does not answer, are
+        packets to a new VIP. ConfigError with every problem, and HostError when there is no way to the reals, are
         raised before anything changes.
         """
         change = self._plan(config, table)
@@ -289,9 +364,12 @@ class Balancer(NetworkFunction):
             problems.append(Problem(vips, message))
         if problems:
             raise ConfigError(config.source, problems)
-        gateway = None if table.gateway_mac == self.table.gateway_mac else self._gateway(table)
+        facts = self._look(table, inventory)
+        if table.gateway_mac != self.table.gateway_mac:
+            require_routes(facts, ADVICE)
+        sending = send_by(self.sending, facts)
         targets_changed = set(inventory.targets().tolist()) != set(self.inventory.targets().tolist())
-        return Change.between(self.numbering, self.inventory, inventory, gateway, purge=targets_changed)
+        return Change.between(self.numbering, self.inventory, inventory, sending, purge=targets_changed)
 
     def _overlapped_targets(self, before: Inventory) -> NDArray[np.uint64]:
         """Targets of VIPs that now lose packets to a VIP to which they lost none before.
@@ -310,6 +388,7 @@ class Balancer(NetworkFunction):
         self._write_note(change.inventory)
         self._writer.add(change, self._generation)
         self._set_inventory(change.inventory)
+        self.sending = change.sending
         self._writer.remove(change)
         if change.purge:
             self._erase_other_marks()

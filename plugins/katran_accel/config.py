@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from nfcore.api.config import ConfigTable, Network, parse_network
+from nfcore.api.config import Config, ConfigTable, Network, parse_network
 from nfcore.api.flows import PROTOCOL_NUMBERS, Address
 from nfcore.errors import Problem, Remark
 
@@ -19,6 +19,7 @@ from .layouts import MAX_PREFIX_VIPS, MAX_REALS, MAX_VIPS, VipFlag
 
 NAME = "katran_accel"
 """Name of the plugin, of its table and of its network function."""
+MAC_WANTED = "should be 'auto' or the MAC address of one station, such as '02:00:5e:10:00:01'"
 FLAG_NAMES = {flag.name.lower(): flag for flag in VipFlag if flag.name}
 
 
@@ -82,7 +83,26 @@ def _mac(value: object) -> str:
     # The lowest bit of the first byte marks a group, which no gateway is.
     if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}", value):
         return value.lower()
-    raise ValueError("should be 'auto' or the MAC address of one station, such as '02:00:5e:10:00:01'")
+    raise ValueError(MAC_WANTED)
+
+
+def _gateway_mac(value: object) -> str | dict[str, str]:
+    # check_table() says which of several is wrong.
+    return {name: str(mac).lower() for name, mac in value.items()} if isinstance(value, dict) else _mac(value)
+
+
+def _destinations(value: object) -> str | list[str]:
+    if value in ("own", "any") and isinstance(value, str):
+        return value
+    macs = isinstance(value, list) and all(each == "own" or _is_mac(each) for each in value)
+    if isinstance(value, list) and value and macs:
+        return [each.lower() for each in value]
+    example = "['own', '00:00:5e:00:01:0a']"
+    raise ValueError(f"should be 'own', 'any', or a list of MAC addresses and 'own', such as {example}")
+
+
+def _is_mac(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", value) is not None
 
 
 def _source(version: int, value: object) -> str:
@@ -213,8 +233,11 @@ class HealthcheckTable(ConfigTable):
 class KatranTable(ConfigTable):
     """`[katran_accel]`."""
 
-    gateway_mac: Annotated[str, BeforeValidator(_mac)] = "auto"
-    """MAC address to which encapsulated packets go; `auto`: the gateway of the first interface's default route."""
+    gateway_mac: Annotated[str | dict[str, str], BeforeValidator(_gateway_mac)] = "auto"
+    """MAC address to which encapsulated packets go; `auto`: as the kernel would send them to each real. Or a table by
+    interface; interfaces that it does not name are `auto`."""
+    destination_mac: Annotated[str | list[str], BeforeValidator(_destinations)] = "own"
+    """Frames that are taken: to the `own` MAC address of the interface that they come by, to `any`, or a list."""
     forwarding_cpus: Annotated[list[int] | None, BeforeValidator(_cpus), PlainSerializer(_format_cpus)] = "all"  # type: ignore[assignment]
     """CPUs with a connection table and marks of their own; the others share the fallback table."""
     lru_size: int = Field(default=262_144, ge=128, le=64_000_000)
@@ -226,6 +249,29 @@ class KatranTable(ConfigTable):
     vips: list[VipTable] = Field(min_length=1, max_length=MAX_VIPS)
     healthcheck: HealthcheckTable | None = None
 
+    def fixed_mac(self, interface: str) -> bytes | None:
+        """Give the MAC address that `gateway_mac` gives for an interface; None: it is to be found out."""
+        mac = self.gateway_mac if isinstance(self.gateway_mac, str) else self.gateway_mac.get(interface, "auto")
+        return None if mac == "auto" else bytes.fromhex(mac.replace(":", ""))
+
+    @property
+    def listed_macs(self) -> list[bytes]:
+        """The MAC addresses of `destination_mac` beside the interface's own."""
+        listed = self.destination_mac if isinstance(self.destination_mac, list) else []
+        return [bytes.fromhex(mac.replace(":", "")) for mac in listed if mac != "own"]
+
+
+def check_whole(config: Config) -> Iterator[Problem]:
+    """Find interfaces in `gateway_mac` that do not have the balancer."""
+    table = config.sections[NAME]
+    assert isinstance(table, KatranTable)  # config_section() declares it
+    known = [interface.name for interface in config.interfaces if NAME in interface.chain]
+    for name in table.gateway_mac if isinstance(table.gateway_mac, dict) else ():
+        if name not in known:
+            there = ", ".join(known) or "none"
+            message = f"is no interface of [[interfaces]] with {NAME} in its chain; there are: {there}"
+            yield Problem(f"{NAME}.gateway_mac.{name}", message)
+
 
 def count_pairs(table: KatranTable) -> int:
     """Count the (VIP, real) pairs: the balancer's targets."""
@@ -234,6 +280,10 @@ def count_pairs(table: KatranTable) -> int:
 
 def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     """Find duplicates, impossible pairs and too many entries. Values that cannot be parsed are reported elsewhere."""
+    macs = raw.get("gateway_mac")
+    for name, mac in macs.items() if isinstance(macs, dict) else ():
+        if _try(_mac, mac) is None:
+            yield Problem(f"{path}.gateway_mac.{name}", f"is {mac!r}; {MAC_WANTED}")
     vips = raw.get("vips")
     tables = [vip if isinstance(vip, dict) else {} for vip in (vips if isinstance(vips, list) else ())]
     networks = [_try(parse_network, vip.get("address")) for vip in tables]

@@ -3,19 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from nfcore.api.context import Context
 from nfcore.api.findings import Finding, Status
+from nfcore.api.rules import Device
+from nfcore.control.client import daemon_answers, request
 from nfcore.errors import NfcoreError
 from nfcore.kernel.ethtool import link_facts
+from nfcore.kernel.links import format_mac
 
-from .balancer import Balancer
+from .balancer import ADVICE, Balancer
 from .config import NAME, KatranTable
-from .gateway import gateway_mac
+from .next_hops import NO_MAC, DeviceFacts, Facts, look, look_patiently, name_reals, require_next_hops
 
+METHOD = f"{NAME}.next_hops"
+"""The daemon's method that tells where its program sends packets."""
 IPV4_OUTER, IPV6_OUTER = 20, 40
 """Bytes of the outer header."""
+MOST_HOPS = 3
+"""Next hops that a finding names."""
 
 
 def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:
@@ -24,10 +32,7 @@ def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:
     devices = context.devices_of(NAME)
     for device in devices:
         yield _mtu(table, device.name, device.ifindex)
-    if table.gateway_mac != "auto":
-        yield Finding(f"{NAME}: gateway", Status.OK, f"{table.gateway_mac}, as configured")
-    elif devices:
-        yield _gateway(devices[0].name, devices[0].ifindex)
+    yield from _gateways(context, table, devices)
 
 
 def _program(context: Context, table: KatranTable) -> Finding:
@@ -42,12 +47,48 @@ def _program(context: Context, table: KatranTable) -> Finding:
         balancer.close()
 
 
-def _gateway(name: str, ifindex: int) -> Finding:
+def _gateways(context: Context, table: KatranTable, devices: Sequence[Device]) -> Iterator[Finding]:
+    """Where packets go from each device, and whether a running daemon's program sends them there."""
+    reals = dict.fromkeys(real.address for vip in table.vips for real in vip.reals)
+    fixed = [table.fixed_mac(device.name) for device in devices]
+    facts = look_patiently(lambda: look(devices, fixed, reals))
+    used = _in_use(Path(context.config.nf.socket))
+    for found in facts.devices:
+        what = f"{NAME}: gateway" if len(devices) == 1 else f"{NAME}: gateway of {found.device.name}"
+        try:
+            require_next_hops(Facts((found,), facts.reals), ADVICE)
+        except NfcoreError as error:
+            yield Finding(what, Status.FAULT, str(error))
+            continue
+        yield _compare(what, found, used)
+
+
+def _in_use(socket: Path) -> Mapping[tuple[str, str], str] | None:
+    """(interface, real) → the MAC address to which a running daemon's program sends; None: no daemon tells."""
     try:
-        mac = gateway_mac(name, ifindex)
-        return Finding(f"{NAME}: gateway", Status.OK, f"{mac}, by the default route of {name}")
-    except NfcoreError as error:
-        return Finding(f"{NAME}: gateway", Status.FAULT, str(error))
+        rows = request(socket, METHOD) if daemon_answers(socket) else None
+    except NfcoreError:
+        return None
+    return None if rows is None else {(row["interface"], real): row["mac"] for row in rows for real in row["reals"]}
+
+
+def _compare(what: str, found: DeviceFacts, used: Mapping[tuple[str, str], str] | None) -> Finding:
+    """Compare what the kernel says with what the program uses."""
+    name = found.device.name
+    for real, hop in found.hops.items():
+        mac = format_mac(found.macs.get(hop, NO_MAC))
+        program = mac if used is None else used.get((name, str(real)), mac)
+        if program != mac and hop in found.macs:
+            text = f"the program sends packets for {real} to {program}, but {hop} has {mac}"
+            return Finding(
+                what, Status.FAULT, text, "nfcore reload CONFIG; the daemon's log says why it did not follow"
+            )
+    hops = [f"{format_mac(found.macs[hop])}, {hop}" for hop in dict.fromkeys(found.hops.values()) if hop in found.macs]
+    text = "; ".join(hops[:MOST_HOPS]) + (f" and {len(hops) - MOST_HOPS} more" if len(hops) > MOST_HOPS else "")
+    missing = [real for real, hop in found.hops.items() if hop not in found.macs]
+    if missing:
+        return Finding(what, Status.WARNING, f"{text}; {name_reals(missing)} on the link do not answer", "ip neigh")
+    return Finding(what, Status.OK, text)
 
 
 def _mtu(table: KatranTable, name: str, ifindex: int) -> Finding:

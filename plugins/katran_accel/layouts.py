@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The structs of bpf/balancer as numpy dtypes: katran_abi.h, mark_entry.h, flow_route.h, mark_pool.h and report.h; and
-its counters.
+"""The structs of bpf/balancer as numpy dtypes: katran_abi.h, device.h, mark_entry.h, flow_route.h, mark_pool.h and
+report.h; and its counters.
 
 Addresses and ports are in network byte order, the rest in the host's. A test compares sizes and offsets with those
 that the compiler gives the structs.
@@ -26,10 +26,12 @@ VIP_LPM_KEY = np.dtype([("prefixlen", "<u4"), ("port", ">u2"), ("proto", "u1"), 
 VIP_ADDRESS_KEY = np.dtype(
     [("prefixlen", "<u4"), ("family", "u1"), ("proto", "u1"), ("pad", "<u2"), ("addr", "u1", (16,))]
 )
-REAL_DEFINITION = np.dtype([("addr", "u1", (16,)), ("flags", "u1"), ("pad", "u1", (3,))])
+REAL_DEFINITION = np.dtype([("addr", "u1", (16,)), ("flags", "u1"), ("pad", "u1"), ("next_hop", "<u2")])
 REAL_POS_LRU = np.dtype([("pos", "<u4"), ("left", "<u2"), ("reports", "<u2"), ("atime", "<u8")])
 LB_STATS = np.dtype([("v1", "<u8"), ("v2", "<u8")])
 CTL_VALUE = np.dtype([("mac", "u1", (6,)), ("pad", "u1", (2,))])
+"""Also a row of `hw_accel_next_hops`, where pad[0] is 1 when the MAC address is known; and a key of `hw_accel_macs`."""
+DEVICE = np.dtype([("ifindex", "<u4"), ("number", "<u4"), ("mac", "u1", (6,)), ("pad", "u1", (2,))])
 
 VIP_BY_ID = np.dtype(
     [
@@ -119,6 +121,8 @@ class StatsSlot(IntEnum):
     XDP_TX = 529
     XDP_DROP = 530
     XDP_PASS = 531
+    NO_NEXT_HOP = 1022
+    """nfcore's own."""
     RING = 1023
     """nfcore's own; the others are Katran's."""
 

@@ -8,20 +8,23 @@ remove: VIPs ─► reals ─► entries of marks                            one
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.flows import Address
 from nfcore.errors import HostError
-from nfcore.kernel import Map, possible_cpus
+from nfcore.kernel import Map, MapType, possible_cpus
 
 from . import layouts as lay
 from .inventory import Inventory, Numbering
 from .maglev_kernel import RingBuilder
 from .maps import BalancerMaps
 from .mark_entries import MarkEntries
+from .next_hops import Sending, device_rows
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,14 @@ class Change:
     new_reals: frozenset[int]
     gone_vips: frozenset[int]
     gone_reals: frozenset[int]
-    gateway: str | None
-    """MAC address; None: unchanged."""
+    sending: Sending
+    """By what packets are sent from then on."""
     purge: bool
     """Whether connections or marks of removed VIPs or reals may exist."""
 
     @classmethod
     def between(
-        cls, numbering: Numbering, before: Inventory | None, after: Inventory, gateway: str | None, *, purge: bool
+        cls, numbering: Numbering, before: Inventory | None, after: Inventory, sending: Sending, *, purge: bool
     ) -> Change:
         """Compare a plan with the current numbers. Changes nothing."""
         vips, reals = set(numbering.vips.taken.values()), set(numbering.reals.taken.values())
@@ -58,16 +61,20 @@ class Change:
             new_reals=frozenset(after.reals.values()) - reals,
             gone_vips=frozenset(vips - set(after.vips)),
             gone_reals=frozenset(reals - set(after.reals.values())),
-            gateway=gateway,
+            sending=sending,
             purge=purge,
         )
 
 
 class MapWriter:
-    """Writes changes into a balancer's maps. `marks`: the entries of the marks; None without marks."""
+    """Writes changes into a balancer's maps.
 
-    def __init__(self, maps: BalancerMaps, marks: MarkEntries | None) -> None:
-        self._maps = maps
+    marks: the entries of the marks; None without marks. macs: addresses beside the interfaces' own whose frames are
+    taken.
+    """
+
+    def __init__(self, maps: BalancerMaps, marks: MarkEntries | None, macs: Sequence[bytes] = ()) -> None:
+        self._maps, self._macs = maps, frozenset(macs)
         self._marks = marks
         self._rings = RingBuilder()
 
@@ -78,10 +85,6 @@ class MapWriter:
     def add(self, change: Change, generation: int) -> None:
         """Write what is new, each thing before what leads to it. HostError when the kernel refuses a key."""
         inventory, maps = change.inventory, self._maps
-        if change.gateway is not None:
-            ctl = np.zeros(1, dtype=lay.CTL_VALUE)
-            ctl["mac"][0] = np.frombuffer(bytes.fromhex(change.gateway.replace(":", "")), dtype=np.uint8)
-            maps["ctl_array"].write_array(0, ctl)
         for names, new in (
             (("stats", "vip_slow_stats"), change.new_vips),
             (("reals_stats", "real_slow_stats"), change.new_reals),
@@ -91,10 +94,7 @@ class MapWriter:
                 _write(maps[name], np.array(sorted(new), dtype=np.uint32), zeros)
         if self._marks is not None:
             self._marks.give_generations(inventory, generation)
-        reals = maps["reals"].read_array()
-        for address, number in inventory.reals.items():
-            reals[number] = inventory.real_definition(address)
-        maps["reals"].write_array(0, reals)
+        self.send_by(change.sending, inventory)
         self._write_rings(inventory, change.rings)
         prefixes = [number for number, vip in inventory.vips.items() if vip.is_prefix]
         single = [number for number, vip in inventory.vips.items() if not vip.is_prefix]
@@ -107,6 +107,70 @@ class MapWriter:
             for row, number in enumerate(numbers):
                 keys[row], metas[row] = key_of(number), inventory.vip_meta(number)
             _write(maps[name], keys, metas)
+
+    def send_by(self, sending: Sending, inventory: Inventory) -> None:
+        """Write reals, and by what packets are sent to them. A group is complete before a real moves to it."""
+        maps, devices = self._maps, max(len(sending.devices), 1)
+        self._write_devices(sending)
+        maps["hw_accel_next_hops"].write_array(devices, sending.rows[devices:])
+        reals = maps["reals"].read_array()
+        for address, number in inventory.reals.items():
+            before = reals["next_hop"][number]
+            reals[number] = inventory.real_definition(address)
+            # Those of group 0 follow below: until then its addresses may be others.
+            reals["next_hop"][number] = sending.groups[address] or before
+        maps["reals"].write_array(0, reals)
+        default = sending.rows[:devices].copy()
+        maps["hw_accel_next_hops"].write_array(0, default)
+        default["pad"] = 0
+        maps["ctl_array"].write_array(0, default[:1])
+        for address, number in inventory.reals.items():
+            reals["next_hop"][number] = sending.groups[address]
+        maps["reals"].write_array(0, reals)
+
+    def sends_by(self, sending: Sending, inventory: Inventory) -> bool:
+        """Whether the maps are as :meth:`send_by` would leave them, whoever has written them."""
+        maps, rows = self._maps, sending.rows
+        hops, default = maps["hw_accel_next_hops"].read_slice(0, len(rows)), maps["ctl_array"].read_slice(0, 1)
+        reals = maps["reals"].read_array()["next_hop"]
+        return (
+            hops[1:].tobytes() == rows[1:].tobytes()
+            and default["mac"].tobytes() == rows["mac"][:1].tobytes()
+            and np.array_equal(
+                reals[list(inventory.reals.values())], [sending.groups[real] for real in inventory.reals]
+            )
+            and _holds(maps["hw_accel_macs"], *self._mac_rows(sending))
+            and _holds(maps["hw_accel_devices"], *self._device_rows(sending))
+        )
+
+    def macs_in_use(self, inventory: Inventory, devices: int) -> dict[Address, list[bytes]]:
+        """Read to what MAC addresses the program sends packets for each real, per device; zeros: it drops them."""
+        hops = self._maps["hw_accel_next_hops"].read_array()
+        hops[0] = self._maps["ctl_array"].read_slice(0, 1)[0]
+        reals = self._maps["reals"].read_array()["next_hop"]
+        return {
+            address: [hops["mac"][int(reals[number]) * devices + place].tobytes() for place in range(devices)]
+            for address, number in inventory.reals.items()
+        }
+
+    def _write_devices(self, sending: Sending) -> None:
+        """Write the devices' own addresses, and which ports receive their packets."""
+        for name, rows in ("hw_accel_macs", self._mac_rows(sending)), ("hw_accel_devices", self._device_rows(sending)):
+            _replace(self._maps[name], *rows)
+
+    def _device_rows(self, sending: Sending) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
+        """Give the content of `hw_accel_devices`: one device is found without its ifindex."""
+        keys, rows = device_rows(sending)
+        one = self._maps["hw_accel_devices"].spec.type is MapType.ARRAY
+        return (np.zeros(1, np.uint32), rows[:1]) if one else (keys, rows)
+
+    def _mac_rows(self, sending: Sending) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+        """Give the content of `hw_accel_macs`: the ports of a bond may have addresses of their own."""
+        macs = sorted(self._macs | {mac for facts in sending.devices for mac in facts.ports.values()})
+        keys = np.zeros(len(macs), lay.CTL_VALUE)
+        for key, mac in zip(keys, macs, strict=True):
+            key["mac"] = list(mac)
+        return keys, np.ones(len(macs), np.uint32)
 
     def _write_rings(self, inventory: Inventory, numbers: list[int]) -> None:
         self._rings.prepare(sum(len(inventory.vips[number].reals) for number in numbers))
@@ -142,3 +206,17 @@ def _write(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> None:
     result = map_.update_batch(keys, values)
     if result.errno:
         raise HostError(f"cannot set key {keys[result.done]} of map {map_.spec.name}: {os.strerror(result.errno)}")
+
+
+def _holds(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> bool:
+    """Whether a map has these entries and no others."""
+    present = dict(zip(*([each.tobytes() for each in column] for column in map_.lookup_all()), strict=True))
+    return present == {key.tobytes(): value.tobytes() for key, value in zip(keys, values, strict=True)}
+
+
+def _replace(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> None:
+    """Let a map have these entries and no others. HostError when the kernel refuses one."""
+    _write(map_, keys, values)
+    wanted = {key.tobytes() for key in keys}
+    present, _ = map_.lookup_all()
+    map_.delete_batch(present[[key.tobytes() not in wanted for key in present]])

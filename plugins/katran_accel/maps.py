@@ -35,6 +35,11 @@ U64 = np.dtype("<u8")
 FALLBACK_ENTRIES = 1000
 LEAST_ROUTES = 1 << 17
 """`hw_accel_routes` has room for a power of two of flows, 16 bytes each and 96 more while it has a rule."""
+OF_ONE_RUN = ("hw_accel_events", "markid_pool_mapping", "hw_accel_devices", "hw_accel_macs", "hw_accel_next_hops")
+MOST_DEVICES = 256
+"""Of `hw_accel_devices`: interfaces, and ports of these."""
+MOST_MACS = 256
+"""Of `hw_accel_macs`."""
 LRU_CPUS = 128
 SPARE_RINGS = 16
 """`ch_rings` has room for a multiple of so many rings, at least one of them spare: a reload may add VIPs."""
@@ -61,6 +66,8 @@ class Sizes:
     """Rings that fit into `ch_rings`; 0: as many as `vips` needs."""
     routes: int = LEAST_ROUTES
     """Flows with rules that fit into `hw_accel_routes`."""
+    devices: int = 0
+    """Interfaces that the program is attached to, at least 1 for a program that is to be loaded."""
 
 
 def ring_room(vips: int) -> int:
@@ -96,7 +103,18 @@ def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
         MapSpec("real_slow_stats", per_cpu, U32, lay.LB_STATS, lay.MAX_REALS),
         MapSpec("hw_accel_stats", per_cpu, U32, U64, len(lay.AccelCounter)),
     ]
-    return {spec.name: spec for spec in [*specs, *_mark_specs(sizes)]}
+    return {spec.name: spec for spec in [*specs, *_device_specs(sizes), *_mark_specs(sizes)]}
+
+
+def _device_specs(sizes: Sizes) -> Iterator[MapSpec]:
+    """Specify what bpf/balancer/device.h reads. One device needs no look-up by its ifindex."""
+    if sizes.devices:
+        several = sizes.devices > 1
+        kind, entries = (MapType.HASH, MOST_DEVICES) if several else (MapType.ARRAY, 1)
+        yield MapSpec("hw_accel_devices", kind, U32, lay.DEVICE, entries)
+        yield MapSpec("hw_accel_macs", MapType.HASH, lay.CTL_VALUE, U32, MOST_MACS)
+        hops = 2 * lay.MAX_REALS * sizes.devices
+        yield MapSpec("hw_accel_next_hops", MapType.ARRAY, U32, lay.CTL_VALUE, hops)
 
 
 def _ring_spec(rings: int) -> MapSpec:
@@ -166,8 +184,8 @@ class BalancerMaps:
             rings = 0 if pin_dir is None else _pinned_rings(pin_dir, sizes.vips)
             routes = sizes.routes if pin_dir is None else _enlarged_routes(pin_dir, sizes.routes)
             specs = map_specs(replace(sizes, rings=rings, routes=routes))
-            # Reports and pools belong to one run only. Rings are built at every start.
-            renewed = {"hw_accel_events", "markid_pool_mapping"} | ({"ch_rings"} if not rings else set())
+            # Reports, pools and what is found in the network belong to one run only. Rings are built at every start.
+            renewed = set(OF_ONE_RUN) | ({"ch_rings"} if not rings else set())
             for name, spec in specs.items():
                 maps.maps[name] = _open_or_create(spec, pin_dir, renew=name in renewed)
             for cpu in cpus:
@@ -274,7 +292,9 @@ def remove_pins(pin_dir: Path) -> Iterator[Path]:
     """Unpin the balancer's maps and program and remove the folder, with the file system mounted for it."""
     names = {PROGRAM}
     for meaning in MarkMeaning:
-        names |= map_specs(Sizes(vips=1, lru_entries=1, mark_width=1, meaning=meaning, events="ringbuf")).keys()
+        names |= map_specs(
+            Sizes(vips=1, lru_entries=1, mark_width=1, meaning=meaning, events="ringbuf", devices=1)
+        ).keys()
     for pin in sorted(pin_dir.iterdir()) if pin_dir.is_dir() else ():
         if pin.name in names or pin.name.startswith("lru_"):
             pin.unlink()

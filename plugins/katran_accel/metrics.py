@@ -231,6 +231,7 @@ def _verdicts(now: _Readings) -> Iterator[MetricFamily]:
     drops.add(now.of(_ACCEL.MALFORMED), reason="malformed")
     drops.add(now.both(_SLOT.TOO_BIG), reason="too_big")
     drops.add(now.both(_SLOT.RING_DROP), reason="no_real")
+    drops.add(now.v1(_SLOT.NO_NEXT_HOP), reason="no_next_hop")
     drops.add(now.both(_SLOT.ENCAP_FAIL), reason="no_headroom")
     yield drops
 

@@ -11,15 +11,15 @@ from ipaddress import ip_address
 
 from nfcore.api.context import Context
 from nfcore.api.flows import Address
+from nfcore.api.rules import Device
 from nfcore.errors import ConfigError, HostError, Problem
-from nfcore.kernel.netlink import RTM_GETLINK, NetlinkError, link_request
 
 from ..config import NAME, HealthcheckTable, KatranTable
-from ..gateway import DISCARD_PORT, gateway_mac
+from ..next_hops import NO_MAC, Sending, look, look_patiently, require_next_hops, send_by
 
 TABLE = f"{NAME}.healthcheck"
-_IFLA_ADDRESS = 1
-_MAC_BYTES = 6
+ADVICE = f"add the route or neighbour, or set {TABLE}.gateway_mac"
+_DISCARD_PORT = 9
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -33,10 +33,20 @@ class ProbePath:
     out_interface: str
     out_ifindex: int
     """Of the interface by which encapsulated probes leave."""
-    source_mac: bytes
-    destination_mac: bytes
+    sending: Sending
+    """The MAC addresses of that interface, and of what is behind it."""
     sources: Mapping[int, Address]
     """IP version → source of the outer header, of the versions that the reals need."""
+
+    @property
+    def source_mac(self) -> bytes:
+        """Of frames with probes."""
+        return self.sending.devices[0].mac
+
+    @property
+    def destination_mac(self) -> bytes:
+        """Of frames with probes, as published one for all reals: that of the gateway."""
+        return bytes(self.sending.rows[0]["mac"])
 
 
 def find_path(context: Context, table: KatranTable, wanted: HealthcheckTable) -> ProbePath:
@@ -53,24 +63,51 @@ def find_path(context: Context, table: KatranTable, wanted: HealthcheckTable) ->
     if problems:
         raise ConfigError(source, problems)
     out = names["out_interface"]
-    own_mac = _own_mac(out, present[out])
-    mac = _configured_gateway(context, table, wanted, out)
-    gateway = gateway_mac(out, present[out]) if mac == "auto" else mac
-    return ProbePath(
+    device = Device(out, present[out])
+    fixed, reals = _configured_mac(context, table, wanted, out), _reals_of(table)
+    facts = require_next_hops(look_patiently(lambda: look([device], [fixed], reals)), ADVICE)
+    if facts.devices[0].mac == NO_MAC:
+        raise HostError(f"{TABLE}: interface {out} has no Ethernet address; probes can leave by Ethernet only")
+    path = ProbePath(
         *(default, present[default], out, present[out]),
-        *(own_mac, parse_mac(gateway)),
+        send_by(Sending(), facts),
         _sources(context, table, wanted, out),
     )
+    _require_one_hop(path)
+    return path
+
+
+def look_again(path: ProbePath, context: Context, table: KatranTable, wanted: HealthcheckTable) -> ProbePath:
+    """Ask the kernel anew for the MAC addresses of a path."""
+    fixed = _configured_mac(context, table, wanted, path.out_interface)
+    facts = look([Device(path.out_interface, path.out_ifindex)], [fixed], _reals_of(table))
+    return replace(path, sending=send_by(path.sending, facts))
 
 
 def follow_table(path: ProbePath, context: Context, table: KatranTable, wanted: HealthcheckTable) -> ProbePath:
-    """Give the path under another table: with its gateway, unless that is "auto", and sources for its reals.
+    """Give the path under another table: with its gateway, and sources for its reals.
 
-    ConfigError: there is no source for some.
+    ConfigError: there is no source for some. HostError: they have no common next hop.
     """
-    mac = _configured_gateway(context, table, wanted, path.out_interface)
-    destination = path.destination_mac if mac == "auto" else parse_mac(mac)
-    return replace(path, destination_mac=destination, sources=_sources(context, table, wanted, path.out_interface))
+    sources = _sources(context, table, wanted, path.out_interface)
+    now = replace(look_again(path, context, table, wanted), sources=sources)
+    _require_one_hop(now)
+    return now
+
+
+def _require_one_hop(path: ProbePath) -> None:
+    """HostError: probes have one destination, and the reals are several stations on the link without a gateway."""
+    hops = {hop for hops in path.sending.hops.values() for hop in hops if hop is not None}
+    if len(hops) > 1 and not any(hop.gateway for hop in hops):
+        some = ", ".join(map(str, list(hops)[:2]))
+        raise HostError(
+            f"{TABLE}: health checks have one Ethernet destination for all reals, and those behind "
+            f"{path.out_interface} have no gateway in common ({some}); set {TABLE}.gateway_mac to a router's"
+        )
+
+
+def _reals_of(table: KatranTable) -> list[Address]:
+    return list(dict.fromkeys(real.address for vip in table.vips for real in vip.reals))
 
 
 def _sources(context: Context, table: KatranTable, wanted: HealthcheckTable, interface: str) -> dict[int, Address]:
@@ -102,29 +139,16 @@ def _source_towards(interface: str, reals: Iterable[Address]) -> Address | None:
             socket.socket(_FAMILIES[real.version], socket.SOCK_DGRAM) as any_socket,
         ):
             any_socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-            any_socket.connect((str(real), DISCARD_PORT))
+            any_socket.connect((str(real), _DISCARD_PORT))
             chosen = ip_address(any_socket.getsockname()[0].partition("%")[0])
             if not (chosen.is_unspecified or chosen.is_link_local or chosen.is_loopback):
                 return chosen
     return None
 
 
-def _own_mac(interface: str, ifindex: int) -> bytes:
-    try:
-        mac = link_request(RTM_GETLINK, ifindex).get(_IFLA_ADDRESS, b"")
-    except NetlinkError as error:
-        raise HostError(f"cannot query interface {interface}: {error.strerror}") from error
-    if len(mac) != _MAC_BYTES or not any(mac):
-        raise HostError(f"{TABLE}: interface {interface} has no Ethernet address; probes can leave by Ethernet only")
-    return mac
-
-
-def _configured_gateway(context: Context, table: KatranTable, wanted: HealthcheckTable, interface: str) -> str:
-    """Give the Ethernet destination as configured, or as the balancer's on the same interface is; or "auto"."""
+def _configured_mac(context: Context, table: KatranTable, wanted: HealthcheckTable, interface: str) -> bytes | None:
+    """Give the Ethernet destination as configured, or as the balancer's on the same interface is; None: "auto"."""
+    if wanted.gateway_mac != "auto":
+        return bytes.fromhex(wanted.gateway_mac.replace(":", ""))
     same = interface in {device.name for device in context.devices_of(NAME)}
-    return table.gateway_mac if wanted.gateway_mac == "auto" and same else wanted.gateway_mac
-
-
-def parse_mac(text: str) -> bytes:
-    """Read a MAC address with colons."""
-    return bytes.fromhex(text.replace(":", ""))
+    return table.fixed_mac(interface) if same else None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,7 +16,8 @@ from nfcore.kernel import Ownership, TcProgram, attach_egress, detach_egress, eg
 
 from ..config import NAME, HealthcheckTable, KatranTable
 from ..inventory import Inventory
-from .path import TABLE, ProbePath, find_path, follow_table
+from ..next_hops import changes
+from .path import TABLE, ProbePath, find_path, follow_table, look_again
 from .program import FILTER_PRIORITY, KIND, ProbeProgram, find_attached
 
 
@@ -25,7 +26,7 @@ class Healthcheck:
 
     def __init__(self, context: Context, table: KatranTable, wanted: HealthcheckTable) -> None:
         """Find the way of the probes and load the program. Attaches nothing."""
-        self._context, self._wanted = context, wanted
+        self._context, self._table, self._wanted = context, table, wanted
         self._path = path = find_path(context, table, wanted)
         context.locks.interface(path.interface, path.ifindex)
         with ExitStack() as opened:
@@ -37,13 +38,33 @@ class Healthcheck:
         self._ownership = Ownership(KIND, context.config.nf.socket)
         self._marks: dict[int, str] = {}
         self._vips: dict[int, str] = {}
+        context.services.health.trouble_sources.append(lambda: self._say(self._path.sending.troubles))
+        context.services.health.warning_sources.append(lambda: self._say(self._path.sending.warnings))
+
+    def _say(self, sentences: Sequence[str]) -> list[str]:
+        """Say of probes what is wrong, or has changed, unless the balancer says it of the same interface."""
+        same = self._path.out_interface in {device.name for device in self._context.devices_of(NAME)}
+        return [] if same else [f"health checks: {sentence}" for sentence in sentences]
+
+    def resolve(self) -> Callable[[], Sequence[str]]:
+        """Ask the kernel again where probes go, on a thread of its own; see NetworkFunction.resolve()."""
+        before, table = self._path, self._table
+        now = look_again(before, self._context, table, self._wanted)
+        return lambda: self._send_by(before, now) if before is self._path and table is self._table else ()
+
+    def _send_by(self, before: ProbePath, now: ProbePath) -> Sequence[str]:
+        self._path = now
+        if (before.source_mac, before.destination_mac) != (now.source_mac, now.destination_mac):
+            self._program.write_path(now)
+        return self._say(changes(before.sending, now.sending))
 
     def plan(self, table: KatranTable) -> ProbePath:
         """Find the path under another table of the TOML. Changes nothing. ConfigError: some reals have no source."""
         return follow_table(self._path, self._context, table, self._wanted)
 
-    def follow(self, inventory: Inventory, path: ProbePath | None = None) -> None:
+    def follow(self, inventory: Inventory, table: KatranTable, path: ProbePath | None = None) -> None:
         """Give each real its mark, and count the probes of each VIP; by another path, if it is given."""
+        self._table = table
         if path is not None:
             self._path = path
             self._program.write_path(path)

@@ -76,6 +76,27 @@ def test_port_and_protocol_make_other_vips() -> None:
     assert problems(vip(), vip(port=443), vip(protocol="udp"), vip("198.18.10.0/24")) == {}
 
 
+@pytest.mark.parametrize("macs", ["own", "any", ["own"], ["own", "00:00:5E:00:01:0a"], ["03:bf:c6:12:0a:01"]])
+def test_destinations_are_own_any_or_a_list(macs: Any) -> None:
+    table = KatranTable.model_validate({"vips": [vip()], "destination_mac": macs})
+    assert table.listed_macs == [bytes.fromhex(mac.replace(":", "")) for mac in macs if ":" in mac]
+
+
+@pytest.mark.parametrize("macs", ["", "all", [], ["any"], ["02:00"], [1], [["own"]], {"eth1": "own"}, 5, None, True])
+def test_other_destinations_are_refused(macs: Any) -> None:
+    with pytest.raises(ValidationError, match="'own', 'any', or a list"):
+        KatranTable.model_validate({"vips": [vip()], "destination_mac": macs})
+
+
+def test_a_gateway_may_be_given_by_interface() -> None:
+    table = KatranTable.model_validate({"vips": [vip()], "gateway_mac": {"eth1": "auto", "eth2": "02:00:5E:10:00:01"}})
+    assert table.fixed_mac("eth2") == bytes.fromhex("02005e100001")
+    assert table.fixed_mac("eth1") is table.fixed_mac("eth3") is None
+    for wrong in ("02:00", 5, {"eth2": "auto"}, "03:00:5e:10:00:01", ["auto"]):
+        (problem,) = check_table({"vips": [vip()], "gateway_mac": {"eth0": "auto", "eth1": wrong}}, "katran_accel")
+        assert problem.path == "katran_accel.gateway_mac.eth1" and "'auto' or the MAC address" in problem.message
+
+
 def test_an_ipv4_real_cannot_serve_an_ipv6_vip() -> None:
     found = problems(vip("2001:db8::1", reals=[{"address": "2001:db8::2"}, {"address": "198.18.20.11"}]))
     assert found.keys() == {"katran_accel.vips[0].reals[1].address"}
