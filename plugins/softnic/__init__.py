@@ -18,7 +18,8 @@ from nfcore.api.context import Context
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, counter
 from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch, split_cookies
-from nfcore.errors import ConfigError, Problem, key_path
+from nfcore.errors import ConfigError, HostError, Problem, key_path
+from nfcore.kernel.links import ports_of, read_link
 
 from .backend import SoftnicBackend
 from .commands import app as commands
@@ -77,6 +78,7 @@ class SoftnicPlugin:
         optional = {each.name for each in context.config.interfaces if NO_BACKEND in each.offload}
         for device in context.devices:
             if NAME in device.backends:
+                _refuse_aggregate(device)
                 where = f"{context.config.source}: {key_path('softnic.pins', device.name)}"
                 pin_dir = Path(table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}"))
                 context.locks.folder(pin_dir)
@@ -131,6 +133,17 @@ class SoftnicPlugin:
             return [line for ifindex, nic in self._nics.items() if (line := _remove_rules(nic, self._names[ifindex]))]
         finally:
             self.teardown()
+
+
+def _refuse_aggregate(device: Device) -> None:
+    """HostError when packets of a device come by several wires: one emulated NIC stands in front of one."""
+    link = read_link(device.ifindex)
+    if link is not None and link.is_aggregate:
+        ports = ", ".join(port.name for port in ports_of(device.ifindex)) or "none yet"
+        raise HostError(
+            f"{device.name} is a {link.kind} (its ports: {ports}), and softnic emulates one NIC on one wire: "
+            f'set offload = ["none"] for this interface, or name one port in [[interfaces]]'
+        )
 
 
 def _remove_rules(nic: SoftnicBackend, name: str) -> str:
