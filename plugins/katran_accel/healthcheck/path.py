@@ -13,9 +13,10 @@ from nfcore.api.context import Context
 from nfcore.api.flows import Address
 from nfcore.api.rules import Device
 from nfcore.errors import ConfigError, HostError, Problem
+from nfcore.kernel.links import read_link
 
 from ..config import NAME, HealthcheckTable, KatranTable
-from ..next_hops import NO_MAC, Sending, look, look_patiently, require_next_hops, send_by
+from ..next_hops import Sending, look, look_patiently, require_next_hops, send_by
 
 TABLE = f"{NAME}.healthcheck"
 ADVICE = f"add the route or neighbour, or set {TABLE}.gateway_mac"
@@ -63,11 +64,11 @@ def find_path(context: Context, table: KatranTable, wanted: HealthcheckTable) ->
     if problems:
         raise ConfigError(source, problems)
     out = names["out_interface"]
+    if (link := read_link(present[out])) is None or not any(link.mac):
+        raise HostError(f"{TABLE}: interface {out} has no Ethernet address; probes can leave by Ethernet only")
     device = Device(out, present[out])
     fixed, reals = _configured_mac(context, table, wanted, out), _reals_of(table)
     facts = require_next_hops(look_patiently(lambda: look([device], [fixed], reals)), ADVICE)
-    if facts.devices[0].mac == NO_MAC:
-        raise HostError(f"{TABLE}: interface {out} has no Ethernet address; probes can leave by Ethernet only")
     path = ProbePath(
         *(default, present[default], out, present[out]),
         send_by(Sending(), facts),

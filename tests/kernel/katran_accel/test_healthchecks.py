@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from demo.lab import VIP4, VIP6, Lab
+from nfcore.api.rules import Device
 from nfcore.bench.testbed import Daemons, config_text
 from nfcore.control.client import request
 from nfcore.errors import HostError
@@ -26,8 +27,10 @@ from nfcore.kernel import XdpMode, attach_xdp, cls_bpf, detach_egress, egress_pr
 from nfcore.plugins.katran_accel.decap.program import DecapOptions, Decapsulation
 from nfcore.plugins.katran_accel.healthcheck.path import ProbePath
 from nfcore.plugins.katran_accel.healthcheck.program import FILTER_PRIORITY, ProbeProgram
+from nfcore.plugins.katran_accel.next_hops import Sending, look, send_by
 from tests.kernel.network import enter, ip
 from tests.kernel.site import PATIENCE, command_line, succeed
+from tests.waiting import eventually
 
 GUE = 6080
 
@@ -93,6 +96,12 @@ class World:
             checker.connect((vip, 80))
             return checker.recv(100).decode()
 
+    def move_gateway(self, mac: str) -> None:
+        """Give the gateway's interface another MAC address, which the balancer's machine learns."""
+        ip(self.lab.namespace("gw"), *f"link set net0 address {mac}".split())
+        for address in ("198.18.2.1", "2001:db8:2::1"):
+            ip(self.balancer, *f"neighbour replace {address} lladdr {mac} nud permanent dev eth1".split())
+
     def refused(self, vip: str, mark: int) -> bool:
         """Whether nobody answers a socket with this mark."""
         with enter(self.balancer):
@@ -151,11 +160,11 @@ def test_each_mark_reaches_its_real_and_gets_its_answer(world: World, encapsulat
 
 def test_a_filter_does_the_same_where_the_kernel_has_no_better_way(world: World) -> None:
     real = world.lab.reals[0]
-    gateway, own = world.lab.end("gw", "net0").mac, world.lab.end("lb", "eth1").mac
-    macs = [bytes.fromhex(mac.replace(":", "")) for mac in (own, gateway)]
+    gateway = bytes.fromhex(world.lab.end("gw", "net0").mac.replace(":", ""))
     with enter(world.balancer):
         index = interface_index("eth1")
-        path = ProbePath("eth1", index, "eth1", index, *macs, {4: ip_address("198.18.2.2")})
+        sending = send_by(Sending(), look([Device("eth1", index)], [gateway], [ip_address(real.v4)]))
+        path = ProbePath("eth1", index, "eth1", index, sending, {4: ip_address("198.18.2.2")})
         with ProbeProgram(path, None) as program:
             program.write_marks({7: ip_address(real.v4)})
             cls_bpf.attach_filter(index, program.program, FILTER_PRIORITY)
@@ -265,3 +274,15 @@ def test_what_does_not_fit_the_machine_is_named_and_nothing_is_left(world: World
         world.daemons.start(world.config(keys))
     assert world.programs() == []
     assert "xdp" not in ip(world.balancer, "link", "show", "eth1")
+
+
+def test_probes_follow_a_gateway_with_another_mac_address(world: World) -> None:
+    real, before = world.lab.reals[0], world.lab.end("gw", "net0").mac
+    with running(world, world.config()):
+        mark = world.marks()[real.v4]
+        assert world.check(VIP4, mark) == real.name
+        try:
+            world.move_gateway("02:00:5e:00:77:01")
+            assert eventually(lambda: not world.refused(VIP4, mark), PATIENCE)
+        finally:
+            world.move_gateway(before)
