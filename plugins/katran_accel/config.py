@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 
 from nfcore.api.config import Config, ConfigTable, Network, parse_network
 from nfcore.api.flows import PROTOCOL_NUMBERS, Address
-from nfcore.errors import Problem, Remark
+from nfcore.errors import Problem, Remark, key_path
 
 from .layouts import MAX_PREFIX_VIPS, MAX_REALS, MAX_VIPS, VipFlag
 
@@ -270,7 +270,7 @@ def check_whole(config: Config) -> Iterator[Problem]:
         if name not in known:
             there = ", ".join(known) or "none"
             message = f"is no interface of [[interfaces]] with {NAME} in its chain; there are: {there}"
-            yield Problem(f"{NAME}.gateway_mac.{name}", message)
+            yield Problem(key_path(f"{NAME}.gateway_mac", name), message)
 
 
 def count_pairs(table: KatranTable) -> int:
@@ -283,7 +283,7 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     macs = raw.get("gateway_mac")
     for name, mac in macs.items() if isinstance(macs, dict) else ():
         if _try(_mac, mac) is None:
-            yield Problem(f"{path}.gateway_mac.{name}", f"is {mac!r}; {MAC_WANTED}")
+            yield Problem(key_path(f"{path}.gateway_mac", name), f"is {mac!r}; {MAC_WANTED}")
     vips = raw.get("vips")
     tables = [vip if isinstance(vip, dict) else {} for vip in (vips if isinstance(vips, list) else ())]
     networks = [_try(parse_network, vip.get("address")) for vip in tables]
