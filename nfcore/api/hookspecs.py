@@ -28,6 +28,7 @@ from .marks import StrategyInfo
 from .metrics import MetricFamily
 from .network_function import PacketTrace
 from .rules import Capabilities, Device, Outcomes, RuleBatch
+from .steps import Steps
 
 PROJECT = "nfcore"
 API = 1
@@ -108,11 +109,11 @@ class Hooks:
         """Prepare: create maps, open devices, register network functions. Attach nothing yet."""
 
     @hookspec
-    def reconfigure(self, config: Config) -> NDArray[np.uint64] | None:
+    def reconfigure(self, config: Config) -> NDArray[np.uint64] | Steps[NDArray[np.uint64] | None] | None:
         """Apply what `config` changes in the plugin's table, and give the targets of its NF that no longer exist.
 
         When this returns, no packet goes to such a target any more. ConfigError, before anything is changed, when a
-        change needs a restart.
+        change needs a restart. What takes long is done in steps (`nfcore.api.steps`), by a generator.
         """
 
     @hookspec

@@ -6,25 +6,21 @@ Methods that only read are for all who may open the socket, the others for root 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from ..engine.engine import Engine
 from ..errors import ConfigError, Problem
-from ..hooks.manager import PluginManager
 from .event_queries import follow
 from .flow_queries import explain, list_flows
-from .reload import reload
+from .reload import Reloader
 
 FLOWS_PARAMETERS = {"states", "match", "sort", "reverse", "limit", "ended"}
 
 
-def register_methods(engine: Engine, plugins: PluginManager, look: Callable[[], Sequence[str]] = lambda: ()) -> None:
-    """Register ``flows``, ``explain``, ``events`` and ``health``, which only read, and ``offload`` and ``reload``.
-
-    look: looks at the network anew, see :func:`reload`.
-    """
+def register_methods(engine: Engine, reloader: Reloader) -> None:
+    """Register ``flows``, ``explain``, ``events`` and ``health``, which only read, and ``offload`` and ``reload``."""
     services = engine.context.services
 
     def flows(parameters: Mapping[str, Any]) -> Any:
@@ -53,8 +49,8 @@ def register_methods(engine: Engine, plugins: PluginManager, look: Callable[[], 
         removed = 0 if on is None else engine.switch(on=on)
         return {"on": engine.state.switched_on, "rules_removed": removed}
 
-    def reload_configuration(parameters: Mapping[str, Any]) -> Any:
-        return asdict(reload(engine, plugins, look))
+    async def reload_configuration(parameters: Mapping[str, Any]) -> Any:
+        return asdict(await reloader.reload())
 
     def events(parameters: Mapping[str, Any]) -> Any:
         return follow(engine.state, parameters)

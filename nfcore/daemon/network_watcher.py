@@ -20,6 +20,7 @@ from functools import partial
 
 from ..api.network_function import NetworkFunction
 from ..api.rules import Device
+from ..api.steps import Steps
 from ..engine.event_kind import EventKind
 from ..engine.state import EngineState
 from ..kernel import Closing
@@ -67,12 +68,12 @@ class NetworkWatcher(Closing):
         """Have the thread look without a notification."""
         os.eventfd_write(self._wake, 1)
 
-    def look_now(self) -> list[str]:
-        """Look on the engine's thread, for a reload. Returns what has changed, a sentence each."""
+    def look_in_steps(self) -> Steps[list[str]]:
+        """Look for a reload, in steps. Returns what has changed, a sentence each."""
         changes: list[str] = []
         for nf in self._state.context.nfs:
             try:
-                apply = nf.resolve()
+                apply = yield nf.resolve
                 changes += [] if apply is None else self._apply(nf, apply)
             except Exception as error:
                 log.error("%s: the network cannot be looked at: %s", nf.name, error)

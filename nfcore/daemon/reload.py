@@ -3,24 +3,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..api.config import Config
+from ..api.steps import Steps, run_steps
 from ..config.loader import load_config
 from ..engine.engine import Engine
 from ..engine.event_kind import EventKind
-from ..errors import ConfigError, NfcoreError, Problem
+from ..errors import ConfigError, NfcoreError, Problem, describe_error
+from ..hooks.faults import Fault
 from ..hooks.manager import PluginManager
 from ..hooks.results import check_result
 from ..logs import AUDIT
 
 log = logging.getLogger(AUDIT)
+T = TypeVar("T")
+CORE_TABLES = {"nf", "interfaces", "marking", "offload"}
 LIVE = {
     "min_rate",
     "exclude",
@@ -55,47 +65,103 @@ class Reloaded:
     """What was found changed in the network, a sentence each: reloading looks at next hops and addresses anew."""
 
 
-def reload(engine: Engine, plugins: PluginManager, look: Callable[[], Sequence[str]] = lambda: ()) -> Reloaded:
+Look: TypeAlias = Callable[[], Steps[Sequence[str]]]
+"""Looks at the network anew, and gives what has changed there, a sentence each."""
+
+
+def look_nowhere() -> Steps[Sequence[str]]:
+    """Be a :data:`Look` that finds nothing."""
+    yield from ()
+    return ()
+
+
+class Reloader:
+    """Reloads the configuration of a running daemon while its event loop goes on: one at a time, in turn."""
+
+    def __init__(self, engine: Engine, plugins: PluginManager, look: Look) -> None:
+        self._engine, self._plugins, self._look = engine, plugins, look
+        self._turn = asyncio.Lock()
+
+    async def reload(self) -> Reloaded:
+        """As :func:`reload`. When it is cancelled, it waits until no thread works for it any more."""
+        async with self._turn:
+            return await _run_beside(reload_in_steps(self._engine, self._plugins, self._look))
+
+
+async def _run_beside(steps: Steps[T]) -> T:
+    """Do the steps, with their work in a thread."""
+    loop, resume, value = asyncio.get_running_loop(), steps.send, cast("Any", None)
+    with contextlib.closing(steps), ThreadPoolExecutor(1, "reload") as threads:
+        while True:
+            try:
+                work = resume(value)
+            except StopIteration as end:
+                return cast("T", end.value)
+            running = loop.run_in_executor(threads, work)
+            try:
+                resume, value = steps.send, await asyncio.shield(running)
+            except asyncio.CancelledError:
+                # What it works on is about to be closed.
+                await asyncio.wait([running])
+                raise
+            except Exception as error:  # noqa: BLE001 - the generator decides what to do about it
+                resume, value = steps.throw, error
+
+
+def reload(engine: Engine, plugins: PluginManager) -> Reloaded:
     """Read the TOML again, with the same overrides, and take it over.
 
-    look: looks at the network anew and gives what has changed there. ConfigError when the TOML is wrong or changes
-    something that takes a restart: then everything stays as it was.
+    ConfigError when the TOML is wrong or changes something that takes a restart: then everything stays as it was.
     """
+    return run_steps(reload_in_steps(engine, plugins))
+
+
+def reload_in_steps(engine: Engine, plugins: PluginManager, look: Look = look_nowhere) -> Steps[Reloaded]:
+    """Do :func:`reload` in steps, and look at the network."""
     events = engine.state.events
     try:
-        done = _reload(engine, plugins)
+        done = yield from _reload(engine, plugins)
     except NfcoreError as error:
         events.note(EventKind.RELOAD, f"refused, everything stays as it was: {error}")
         raise
-    done.found.extend(look())
+    done.found.extend((yield from look()))
     changed = f"changed: {', '.join(done.changed)}" if done.changed else "nothing has changed"
     waited = f", {done.waiting_ended:,} that waited" if done.waiting_ended else ""
     events.note(EventKind.RELOAD, f"{changed}; {done.flows_ended:,} accelerated flows ended{waited}")
     return done
 
 
-def _reload(engine: Engine, plugins: PluginManager) -> Reloaded:
+def _reload(engine: Engine, plugins: PluginManager) -> Steps[Reloaded]:
     old = engine.context.config
-    if Path(old.source).exists() and not Path(old.source).is_file():
-        # Reading a pipe would wait for its writer, and block the event loop.
-        raise ConfigError(old.source, [Problem("", "is no regular file: it cannot be read again")])
-    fresh = PluginManager()
-    new = load_config(Path(old.source), fresh, old.overrides)
-    changed = _changed(old, new)
-    problems = [problem for table in changed for problem in _unchangeable(table, old, new, plugins)]
-    if problems:
-        raise ConfigError(new.source, problems)
-    gone = _take_over(engine, old, new, [table for table in changed if table in new.sections], plugins)
-    ended = engine.apply(new, gone)
+    new, changed = yield partial(_read_again, old, plugins)
+    gone = yield from _take_over(engine, old, new, [table for table in changed if table in new.sections], plugins)
+    ended = yield from engine.apply_in_steps(new, gone)
     log.info("configuration read again: %s", ", ".join(changed) if changed else "nothing has changed")
     for remark in new.remarks:
         log.warning("%s: %s", new.source, remark)
     return Reloaded(new.source, changed, ended.accelerated, ended.waiting, [str(remark) for remark in new.remarks])
 
 
+def _read_again(old: Config, plugins: PluginManager) -> tuple[Config, list[str]]:
+    """Give the configuration as it is in the file now, and the tables that have changed."""
+    with contextlib.suppress(OSError):  # reading it says what is wrong
+        if not stat.S_ISREG(Path(old.source).stat().st_mode):
+            # Reading a pipe would wait for its writer.
+            raise ConfigError(old.source, [Problem("", "is no regular file: it cannot be read again")])
+    new = load_config(Path(old.source), PluginManager(), old.overrides)
+    before, after = old.resolved(), new.resolved()
+    changed = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    problems = [
+        problem for table in changed for problem in _unchangeable(table, before.get(table), after.get(table), plugins)
+    ]
+    if problems:
+        raise ConfigError(new.source, problems)
+    return new, changed
+
+
 def _take_over(
     engine: Engine, old: Config, new: Config, tables: list[str], plugins: PluginManager
-) -> dict[str, NDArray[np.uint64]]:
+) -> Steps[dict[str, NDArray[np.uint64]]]:
     """Let plugins take over their tables. Returns, by network function, the targets that no longer exist.
 
     When a plugin refuses, the plugins before it get the old configuration again. Network functions come last: they
@@ -106,10 +172,10 @@ def _take_over(
     gone: dict[str, NDArray[np.uint64]] = {}
     for plugin in sorted(tables, key=lambda name: name in functions):
         try:
-            targets = _reconfigure(plugin, new, plugins)
+            targets = yield from _reconfigure(plugin, new, plugins)
         except NfcoreError:
             for earlier in reversed(done):
-                plugins.try_call(earlier, "reconfigure", config=old)
+                yield from _undo(earlier, old, plugins)
             raise
         done.append(plugin)
         if targets is not None:
@@ -117,9 +183,11 @@ def _take_over(
     return gone
 
 
-def _reconfigure(plugin: str, config: Config, plugins: PluginManager) -> NDArray[np.uint64] | None:
+def _reconfigure(plugin: str, config: Config, plugins: PluginManager) -> Steps[NDArray[np.uint64] | None]:
     try:
         result = plugins.call(plugin, "reconfigure", config=config)
+        if isinstance(result, Generator):
+            result = yield from result
         targets: NDArray[np.uint64] | None = check_result("reconfigure", {}, result)
     except NfcoreError:
         raise
@@ -129,22 +197,21 @@ def _reconfigure(plugin: str, config: Config, plugins: PluginManager) -> NDArray
     return targets
 
 
-def _changed(old: Config, new: Config) -> list[str]:
-    """Names of the tables that have changed."""
-    before, after = old.resolved(), new.resolved()
-    return [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+def _undo(plugin: str, old: Config, plugins: PluginManager) -> Steps[None]:
+    try:
+        yield from _reconfigure(plugin, old, plugins)
+    except NfcoreError as error:
+        plugins.report_fault(plugin, "reconfigure", Fault.RAISED, f"failed: {describe_error(error)}", error)
 
 
-def _unchangeable(table: str, old: Config, new: Config, plugins: PluginManager) -> Iterator[Problem]:
-    """Give the changes of a table that take a restart."""
-    if table in new.sections and table in old.sections:
+def _unchangeable(table: str, before: Any, after: Any, plugins: PluginManager) -> Iterator[Problem]:
+    """Give the changes of a table that take a restart; `before` and `after`: as :meth:`Config.resolved` has it."""
+    if table in CORE_TABLES - {"offload"} or before is None or after is None:
+        yield Problem(table, "has changed, which takes a restart")
+    elif table != "offload":
         if table not in plugins.implementing("reconfigure"):
             yield Problem(table, "has changed, which takes a restart: this plugin reads its table at the start")
-        return
-    if table != "offload":
-        yield Problem(table, "has changed, which takes a restart")
-        return
-    before, after = old.resolved()[table], new.resolved()[table]
-    for key, value in after.items():
-        if value != before.get(key) and key not in LIVE:
-            yield Problem(f"{table}.{key}", f"is {value!r} and was {before[key]!r}; that takes a restart")
+    else:
+        for key, value in after.items():
+            if value != before.get(key) and key not in LIVE:
+                yield Problem(f"{table}.{key}", f"is {value!r} and was {before[key]!r}; that takes a restart")

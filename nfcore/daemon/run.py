@@ -10,9 +10,9 @@ import logging
 import queue
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..api.carriers import Carrier, require_carrier
@@ -33,7 +33,7 @@ from .chain import Chains
 from .control_methods import register_methods
 from .network_watcher import NetworkWatcher
 from .program_monitor import ProgramMonitor
-from .reload import reload
+from .reload import Look, Reloader, look_nowhere
 from .signals import STOP_SIGNALS, StoppedError, StopSwitch
 
 log = logging.getLogger(AUDIT)
@@ -72,7 +72,7 @@ def run(config: Config, plugins: PluginManager, announce: Callable[[str], None])
                 set_up(context, plugins, stop.check),
                 _running(context, plugins, results, stop, chains) as daemon,
             ):
-                register_methods(daemon.engine, plugins, daemon.look)
+                register_methods(daemon.engine, daemon.reloader)
                 services = context.services
                 rights = (services.read_methods, group, services.order_methods, config.nf.order_group)
                 server = ControlServer(socket, services.methods, *rights)
@@ -116,7 +116,7 @@ def _running(
             programs.add(device)
         chains.remove_earlier()
         network.start()
-        yield _Daemon(engine, links, programs, results, network.look_now)
+        yield _Daemon(engine, links, programs, results, network.look_in_steps)
 
 
 def _stop_workers(engine: Engine, workers: dict[int, DeviceWorker]) -> None:
@@ -135,8 +135,11 @@ class _Daemon:
     links: LinkMonitor
     programs: ProgramMonitor
     results: Results
-    look: Callable[[], Sequence[str]] = lambda: ()
-    """Looks at the network anew, see :meth:`NetworkWatcher.look_now`."""
+    look: Look = look_nowhere
+    _reloads: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.reloader = Reloader(self.engine, self.engine.plugins, self.look)
 
     async def serve(self, server: ControlServer, switch: StopSwitch, announce: Callable[[], None]) -> None:
         """Serve the socket and run the engine until a stop signal comes."""
@@ -144,7 +147,7 @@ class _Daemon:
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, stop.set)
         if not sys.stderr.isatty():
-            loop.add_signal_handler(signal.SIGHUP, self._reload)
+            loop.add_signal_handler(signal.SIGHUP, self._start_reload)
         try:
             switch.check()  # for a signal that came before the loop had its handlers
             await server.open()
@@ -160,9 +163,15 @@ class _Daemon:
             await server.close()
             _return_signals(loop, switch)
 
-    def _reload(self) -> None:
+    def _start_reload(self) -> None:
+        # The event loop itself does not keep a task.
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
         try:
-            reload(self.engine, self.engine.plugins, self.look)
+            await self.reloader.reload()
         except NfcoreError as error:
             log.error("the configuration stays as it was: %s", error)
         except Exception as error:

@@ -27,6 +27,7 @@ from ..api.metrics import MetricFamily
 from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
 from ..api.rules import Capabilities, RuleBatch
+from ..api.steps import Steps, run_steps
 from ..devices.backends import BackendChain, Removal
 from ..devices.device_state import DeviceState
 from ..devices.token_bucket import TokenBucket
@@ -148,7 +149,7 @@ class Engine:
             device.begin_counting(self.state.clock())
         trusted = same_meaning(self.context) and self.context.strategy is not None and self.state.switched_on
         if trusted:
-            self._publish_targets()
+            run_steps(self._publish_targets())
         else:
             # If this run is killed from here on, the next one must not trust any of the rules that are left.
             self.context.state_file.remove(FINGERPRINT)
@@ -159,7 +160,7 @@ class Engine:
                 # An earlier run's program may still forward by its marks. Their meaning must not change before the
                 # last packets with these marks have arrived.
                 time.sleep(self.state.offload.grace)
-            self._publish_targets()
+            run_steps(self._publish_targets())
         if None in removed:
             self.context.state_file.remove(FINGERPRINT)
         else:
@@ -207,10 +208,9 @@ class Engine:
             message = f"{', '.join(useless)} left out: cannot set marks here"
             self.state.events.note(EventKind.BACKEND, message, device.name)
 
-    def _publish_targets(self) -> None:
-        if self.state.marks.of_targets:
-            for nf in self.context.nfs:
-                self.state.marks.publish_targets(nf)
+    def _publish_targets(self) -> Steps[None]:
+        for nf in self.context.nfs if self.state.marks.of_targets else ():
+            yield from self.state.marks.publish_targets(nf)
 
     def _take_over(self, device: DeviceState, *, trusted: bool) -> int | None:
         """Take over or remove the rules that a NIC holds. Returns how many were removed, None when some are left."""
@@ -405,6 +405,10 @@ class Engine:
 
     def apply(self, config: Config, gone: Mapping[str, NDArray[np.uint64]]) -> Ended:
         """Continue with another configuration. gone: by NF, targets that it no longer has. Returns the ended flows."""
+        return run_steps(self.apply_in_steps(config, gone))
+
+    def apply_in_steps(self, config: Config, gone: Mapping[str, NDArray[np.uint64]]) -> Steps[Ended]:
+        """Do :meth:`apply` in steps: a reload may have given many targets."""
         self.context.config = config
         self._size_table()
         offload = config.offload
@@ -417,7 +421,7 @@ class Engine:
                 ended = self._remover.end_targets(nf, targets)
                 accelerated += ended.accelerated
                 waiting += ended.waiting
-        self._publish_targets()
+        yield from self._publish_targets()
         renew_meaning(self.context)
         return Ended(accelerated, waiting)
 

@@ -11,8 +11,12 @@ from ..api.flows import FlowBatch
 from ..api.marks import MarkMeaning
 from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
+from ..api.steps import Steps, pause
 from ..hooks.faults import Fault
 from ..hooks.manager import PluginManager
+
+_AT_ONCE = 2_048
+"""Targets that get their marks in one turn of the event loop."""
 
 
 class MarkLifecycle:
@@ -70,13 +74,16 @@ class MarkLifecycle:
             self.begin_retire(nf, np.setdiff1d(refused, nf.targets().rows["target"]))
         return published, Reason.NOT_PUBLISHED if done else Reason.HOOK_FAILED
 
-    def publish_targets(self, nf: NetworkFunction) -> None:
+    def publish_targets(self, nf: NetworkFunction) -> Steps[None]:
         """Give every known target its mark before the first flow needs it."""
         targets = nf.targets()
-        marks = self.allocate(targets)
-        given = marks != 0
-        if given.any():
-            self.publish(nf, targets[given], marks[given])
+        for first in range(0, len(targets), _AT_ONCE):
+            some = targets[np.arange(first, min(first + _AT_ONCE, len(targets)))]
+            marks = self.allocate(some)
+            given = marks != 0
+            if given.any():
+                self.publish(nf, some[given], marks[given])
+            yield pause
 
     def retire(self, nf_number: int, marks: NDArray[np.uint32]) -> None:
         """Retire and release the marks of flows; marks of targets stay, for the other flows."""

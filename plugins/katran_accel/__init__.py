@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nfcore.api.flows import FlowBatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily
 from nfcore.api.network_function import PacketTrace
+from nfcore.api.steps import Steps
 from nfcore.errors import HostError
 
 from .balancer import Balancer
@@ -69,11 +71,11 @@ class KatranAccelPlugin:
             context.services.when_running(self._healthcheck.attach)
 
     @hookimpl
-    def reconfigure(self, config: Config) -> NDArray[np.uint64]:
+    def reconfigure(self, config: Config) -> Steps[NDArray[np.uint64]]:
         """Change VIPs, reals, weights and the gateway while packets flow."""
-        path = None if self._healthcheck is None else self._healthcheck.plan(_table(config))
+        path = None if self._healthcheck is None else (yield partial(self._healthcheck.plan, _table(config)))
         try:
-            return self._running.reconfigure(config, _table(config))
+            return (yield from self._running.reconfigure_in_steps(config, _table(config)))
         finally:
             if self._metrics is not None:
                 self._metrics.follow()

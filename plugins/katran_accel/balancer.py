@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from nfcore.api.mark_pools import CpuPools
 from nfcore.api.marks import MarkMeaning
 from nfcore.api.network_function import NetworkFunction, TargetFacts
 from nfcore.api.rules import Device
-from nfcore.errors import ConfigError, Problem
+from nfcore.api.steps import Steps, pause, run_steps
+from nfcore.errors import ConfigError, HostError, Problem
 from nfcore.kernel import BPF_SOURCES, EventReader, PerfReader, Program, RingBufferReader, compile_program
 from nfcore.kernel.links import format_mac
 
@@ -87,6 +89,7 @@ class Balancer(NetworkFunction):
         self._generation = 0
         self._devices: list[Device] = []
         self.sending = Sending()
+        self._reloading = False
         self.marks: MarkEntries | None = None
         self.routes: FlowRoutes | None = None
         self.pools: CpuPools | None = None
@@ -128,7 +131,7 @@ class Balancer(NetworkFunction):
         resumed = self._resume_maps(note)
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
         sending = send_by(Sending(), facts)
-        self._apply(Change.between(self.numbering, None, self.inventory, sending, purge=resumed))
+        run_steps(self._apply(Change.between(self.numbering, None, self.inventory, sending, purge=resumed)))
         context.services.health.trouble_sources.append(lambda: self.sending.troubles)
         context.services.health.warning_sources.append(lambda: self.sending.warnings)
 
@@ -205,7 +208,9 @@ class Balancer(NetworkFunction):
         also = () if self.also_resolve is None else (self.also_resolve(),)
 
         def follow() -> Sequence[str]:
-            own = self._follow(before, now) if before is self.sending and inventory is self.inventory else ()
+            # What a reload is changing, the next look finds anew.
+            same = not self._reloading and before is self.sending and inventory is self.inventory
+            own = self._follow(before, now) if same else ()
             return [*own, *(sentence for each in also for sentence in each())]
 
         return follow
@@ -306,10 +311,14 @@ class Balancer(NetworkFunction):
         """Make an inventory the current one."""
         self.inventory = inventory
         self.finder = VipFinder(inventory)
+        self._targets = self._marked_targets(inventory)
+
+    def _marked_targets(self, inventory: Inventory) -> NDArray[np.uint64]:
+        """Targets that can have a mark."""
         targets = inventory.targets()
         if self.meaning is MarkMeaning.TARGET:
             targets = targets[~np.isin(targets >> np.uint64(32), list(inventory.shadowed()))]
-        self._targets = targets
+        return targets
 
     # Changes
 
@@ -320,10 +329,22 @@ class Balancer(NetworkFunction):
         packets to a new VIP. ConfigError with every problem, and HostError when there is no way to the reals, are
         raised before anything changes.
         """
-        change = self._plan(config, table)
+        return run_steps(self.reconfigure_in_steps(config, table))
+
+    def reconfigure_in_steps(self, config: Config, table: KatranTable) -> Steps[NDArray[np.uint64]]:
+        """Do :meth:`reconfigure` in steps. Reports are read and marks are given meanwhile."""
+        self._reloading = True
+        try:
+            return (yield from self._reconfigure(config, table))
+        finally:
+            self._reloading = False
+
+    def _reconfigure(self, config: Config, table: KatranTable) -> Steps[NDArray[np.uint64]]:
+        change = yield partial(self._plan, config, table)
         before, targets = self.inventory, self._targets
         self.numbering.let_rest_for(max(_rest_seconds(self.config), _rest_seconds(config)))
-        self._apply(change)
+        yield from self._apply(change)
+        yield pause
         self.config, self.table = config, table
         self.claim_changes += 1
         gone = np.union1d(np.setdiff1d(targets, self._targets), self._overlapped_targets(before))
@@ -368,7 +389,8 @@ class Balancer(NetworkFunction):
         if table.gateway_mac != self.table.gateway_mac:
             require_routes(facts, ADVICE)
         sending = send_by(self.sending, facts)
-        targets_changed = set(inventory.targets().tolist()) != set(self.inventory.targets().tolist())
+        targets_changed = len(np.setxor1d(inventory.targets(), self.inventory.targets())) > 0
+        inventory.shadowed()  # computed here, in the thread, for _set_inventory()
         return Change.between(self.numbering, self.inventory, inventory, sending, purge=targets_changed)
 
     def _overlapped_targets(self, before: Inventory) -> NDArray[np.uint64]:
@@ -381,26 +403,36 @@ class Balancer(NetworkFunction):
         overlapped: NDArray[np.uint64] = self._targets[np.isin(self._targets >> np.uint64(32), vips)]
         return overlapped
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: Change) -> Steps[None]:
         """Write a change into the maps while packets flow."""
         self._generation = max(self._generation + 1, time.time_ns() // 1_000_000_000 & 0xFFFF_FFFF)
         # If the run is killed before the end, this note has every number that may be in the maps.
         self._write_note(change.inventory)
-        self._writer.add(change, self._generation)
+        self._names[0].update({number: vip.name for number, vip in change.inventory.vips.items()})
+        self._names[1].update({number: str(address) for address, number in change.inventory.reals.items()})
+        # Between two rings XDP reports flows to what is new and to what is about to go: both may have marks.
+        self._targets = np.union1d(self._targets, self._marked_targets(change.inventory))
+        try:
+            yield from self._writer.add(change, self._generation)
+        except HostError:
+            self._set_inventory(self.inventory)
+            raise
         self._set_inventory(change.inventory)
         self.sending = change.sending
         self._writer.remove(change)
         if change.purge:
             self._erase_other_marks()
-            wait_for_programs()
-            self.connections.purge(self.inventory, self.finder)
+            yield self._forget_gone_connections
             self._erase_other_marks()
             if self.routes is not None:
                 self.routes.purge(self._targets, self.finder)
+        yield pause
         self.numbering.take(change.inventory)
         self._write_note()
-        self._names[0].update({number: vip.name for number, vip in self.inventory.vips.items()})
-        self._names[1].update({number: str(address) for address, number in self.inventory.reals.items()})
+
+    def _forget_gone_connections(self) -> None:
+        wait_for_programs()
+        self.connections.purge(self.inventory, self.finder)
 
     def _erase_other_marks(self) -> None:
         if self.marks is not None:

@@ -198,9 +198,16 @@ class Inventory:
             for real in reals:
                 yield number, real
 
+    @cached_property
+    def _targets(self) -> NDArray[np.uint64]:
+        counts = [len(reals) for reals in self._numbers.values()]
+        vips = np.repeat(np.array(list(self._numbers), dtype=np.uint64), counts)
+        reals = np.fromiter((real for reals in self._numbers.values() for real in reals), np.uint64, sum(counts))
+        return vips << np.uint64(32) | reals
+
     def targets(self) -> NDArray[np.uint64]:
-        """Give :meth:`pairs` as targets."""
-        return np.array([lay.make_target(*pair) for pair in self.pairs()], dtype=np.uint64)
+        """Give :meth:`pairs` as targets. Not to be written to."""
+        return self._targets
 
     @cached_property
     def winners(self) -> dict[int, frozenset[str]]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.api.flows import Address
+from nfcore.api.steps import Steps
 from nfcore.errors import HostError
 from nfcore.kernel import Map, MapType, possible_cpus
 
@@ -82,8 +84,11 @@ class MapWriter:
         """Close the program that builds rings."""
         self._rings.close()
 
-    def add(self, change: Change, generation: int) -> None:
-        """Write what is new, each thing before what leads to it. HostError when the kernel refuses a key."""
+    def add(self, change: Change, generation: int) -> Steps[None]:
+        """Write what is new, each thing before what leads to it. HostError when the kernel refuses a key.
+
+        Rings are the work of a thread. From the first one on, packets may go to what is new.
+        """
         inventory, maps = change.inventory, self._maps
         for names, new in (
             (("stats", "vip_slow_stats"), change.new_vips),
@@ -95,7 +100,10 @@ class MapWriter:
         if self._marks is not None:
             self._marks.give_generations(inventory, generation)
         self.send_by(change.sending, inventory)
-        self._write_rings(inventory, change.rings)
+        if change.rings:
+            yield partial(self._rings.prepare, sum(len(inventory.vips[number].reals) for number in change.rings))
+        for number in change.rings:
+            yield partial(self._write_ring, inventory, number)
         prefixes = [number for number, vip in inventory.vips.items() if vip.is_prefix]
         single = [number for number, vip in inventory.vips.items() if not vip.is_prefix]
         for name, key_of, numbers in (
@@ -172,10 +180,8 @@ class MapWriter:
             key["mac"] = list(mac)
         return keys, np.ones(len(macs), np.uint32)
 
-    def _write_rings(self, inventory: Inventory, numbers: list[int]) -> None:
-        self._rings.prepare(sum(len(inventory.vips[number].reals) for number in numbers))
-        for number in numbers:
-            self._maps.write_ring(number, inventory.ring(number, self._rings.build))
+    def _write_ring(self, inventory: Inventory, number: int) -> None:
+        self._maps.write_ring(number, inventory.ring(number, self._rings.build))
 
     def remove(self, change: Change) -> None:
         """End what is gone: from then on no packet is sent by it."""

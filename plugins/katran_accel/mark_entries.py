@@ -96,7 +96,10 @@ class MarkEntries:
             live &= (entries["flow"] == batch.rows["key"]) & (entries["family"] == batch.rows["family"])
             live &= self._are_live(entries, vips, reals)
             return live
-        for row in _first_per_mark(marks, live):
+        as_wanted = self._are_live(self._entries[marks], vips, reals)
+        for name, wanted in (("vip_num", vips), ("real_key", reals)):
+            as_wanted &= self._entries[name][marks] == wanted
+        for row in _first_per_mark(marks, live & ~as_wanted):
             self._write_target(int(marks[row]), int(vips[row]), int(reals[row]))
         return live
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,45 @@ def test_a_vip_without_reals_does_not_hinder_the_others(site: Site) -> None:
         assert (checked.returncode, checked.stderr.strip()) == (0, f"warning: {config}: {said}")
     with site.running(config):
         assert said in site.daemons.logged()
+
+
+def many_vips(weight: int) -> str:
+    """100 VIPs of 50 reals: their rings take more than a moment."""
+    reals = [f"198.18.21.{number}*{weight if number == 1 else 1}" for number in range(1, 51)]
+    return VIPS + "".join(vip_toml(*reals, address=f"198.18.11.{number}") for number in range(1, 101))
+
+
+def test_the_daemon_answers_and_gives_marks_while_it_reloads(site: Site, rounds: Rounds, strategy: str) -> None:
+    config = site.config(strategy=strategy, offload=EXCLUDED, vips=many_vips(1))
+    with site.running(config) as daemon:
+        rounds.offload(site, MARKED)
+        site.config(strategy=strategy, offload=EXCLUDED, vips=many_vips(3))
+        with Rounds(flow_frames(20, client=NEW_CLIENT)) as fresh, ThreadPoolExecutor(2) as clients:
+            both = [clients.submit(site.request, "reload") for _ in range(2)]
+            answered = 0
+            while not all(reload.done() for reload in both):
+                assert site.request("health")["troubles"] == []
+                fresh.run()
+                answered += 1
+            assert answered > 5
+            # Each in its turn: the second has found nothing more to do.
+            assert sorted(reload.result()["changed"] for reload in both) == [[], ["katran_accel"]]
+            fresh.offload(site, MARKED + 20)
+        rounds.several(3)
+        assert rounds.steady()
+        assert site.metrics().adds_up()
+        # And it stops in the middle of one.
+        site.config(strategy=strategy, offload=EXCLUDED, vips=many_vips(5))
+        threads = Path(f"/proc/{daemon.pid}/task")
+        before = len(list(threads.iterdir()))
+        third = begin("reload", str(config))
+        assert eventually(lambda: len(list(threads.iterdir())) > before)
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(60) == 0
+        third.communicate(timeout=60)
+        assert third.returncode == 1
+    assert "Traceback" not in site.daemons.logged()
+    assert site.program() is None
 
 
 @pytest.fixture
