@@ -15,13 +15,14 @@ from nfcore.kernel.ethtool import link_facts
 from nfcore.kernel.links import format_mac
 
 from .balancer import ADVICE, Balancer
-from .config import NAME, KatranTable
+from .config import NAME, KatranTable, VipTable
 from .next_hops import NO_MAC, DeviceFacts, Facts, look, look_patiently, name_reals, require_next_hops
 
 METHOD = f"{NAME}.next_hops"
 """The daemon's method that tells where its program sends packets."""
-IPV4_OUTER, IPV6_OUTER = 20, 40
-"""Bytes of the outer header."""
+IP_HEADER = {4: 20, 6: 40}
+"""Family → bytes of its header, without options."""
+TCP_HEADER = 20
 MOST_HOPS = 3
 """Next hops that a finding names."""
 
@@ -93,10 +94,31 @@ def _compare(what: str, found: DeviceFacts, used: Mapping[tuple[str, str], str] 
 
 def _mtu(table: KatranTable, name: str, ifindex: int) -> Finding:
     """Whether a packet of 1,500 bytes still fits with the outer header."""
-    outer = IPV6_OUTER if any(r.address.version == 6 for vip in table.vips for r in vip.reals) else IPV4_OUTER
-    mtu, wanted = link_facts(ifindex, name).mtu, 1500 + outer
-    if mtu >= wanted:
-        return Finding(f"{name}: room for encapsulation", Status.OK, f"MTU {mtu}")
+    return examine_mtu(table, name, link_facts(ifindex, name).mtu)
+
+
+def examine_mtu(table: KatranTable, name: str, mtu: int) -> Finding:
+    """Say whether a packet of 1,500 bytes still fits into `mtu` with the outer header, and what helps if not.
+
+    Clients learn from the SYN-ACK how long their segments may be. A real sends it, past the balancer: the MSS is that
+    of the real's route to its clients, in the family of the VIP.
+    """
+    what, outer = f"{name}: room for encapsulation", _outer(table.vips)
+    if mtu >= 1500 + outer:
+        return Finding(what, Status.OK, f"MTU {mtu}")
     found = f"MTU {mtu}: packets of more than {mtu - outer} bytes do not fit with {outer} bytes of outer header"
-    advice = f"an MTU of {wanted} from here to the reals, or clients' MSS clamped to {mtu - outer - 40}"
-    return Finding(f"{name}: room for encapsulation", Status.WARNING, found, advice)
+    advice = f"an MTU of {1500 + outer} from here to the reals"
+    commands = []
+    for family, ip in ((4, "ip"), (6, "ip -6")):
+        vips = [vip for vip in table.vips if vip.protocol == "tcp" and vip.address.version == family]
+        if vips:
+            mss = mtu - _outer(vips) - IP_HEADER[family] - TCP_HEADER
+            commands.append(f"{ip} route change $({ip} route show default) advmss {mss}")
+    if commands:
+        advice += f"; or have the reals announce a smaller MSS to clients, by their route there: {'; '.join(commands)}"
+    return Finding(what, Status.WARNING, found, advice)
+
+
+def _outer(vips: Sequence[VipTable]) -> int:
+    """Bytes of the longest outer header that packets of these VIPs get."""
+    return max((IP_HEADER[real.address.version] for vip in vips for real in vip.reals), default=IP_HEADER[4])

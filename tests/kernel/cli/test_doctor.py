@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.katran_accel.world import GATEWAY
-from tests.kernel.network import ip, namespaces
+from tests.kernel.network import enter, ip, namespaces
 
 NAMESPACE = f"nftest-doctor-{os.getpid()}"
+REAL, CLIENT = f"nftest-mss-real-{os.getpid()}", f"nftest-mss-client-{os.getpid()}"
 CONFIG = """
 [nf]
 plugins = ["katran_accel", "marking", "softnic"]
@@ -101,6 +103,29 @@ def test_an_mtu_without_room_is_a_warning(config: Path) -> None:
     assert status == 0
     assert told["eth1: room for encapsulation"][0] == "warning"
     assert "1520" in told["eth1: room for encapsulation"][1]
+
+
+def test_the_advised_mss_is_what_clients_then_keep_to(config: Path) -> None:
+    ip(NAMESPACE, "link", "set", "eth1", "mtu", "1500")
+    _, told = findings(config)
+    command = told["eth1: room for encapsulation"][1].rpartition(": ")[2]
+    with namespaces(REAL, CLIENT):
+        ip(REAL, "link", "add", "up0", "type", "veth", "peer", "name", "down0", "netns", CLIENT)
+        for namespace, name, address in ((REAL, "up0", "198.18.20.1"), (CLIENT, "down0", "198.18.20.2")):
+            ip(namespace, "addr", "add", f"{address}/24", "dev", name)
+            ip(namespace, "link", "set", name, "up")
+        ip(REAL, "addr", "add", "198.18.10.1/32", "dev", "up0")
+        ip(REAL, "route", "add", "default", "via", "198.18.20.2")
+        ip(CLIENT, "addr", "add", "198.18.1.2/32", "dev", "down0")
+        ip(CLIENT, "route", "add", "198.18.10.1", "via", "198.18.20.1", "src", "198.18.1.2")
+        with enter(REAL):
+            subprocess.run(["sh", "-c", command], check=True)
+            server = socket.create_server(("198.18.10.1", 80))
+        with server, enter(CLIENT), socket.create_connection(("198.18.10.1", 80), timeout=10) as client:
+            # A packet with so much data and its headers, 20 and 20 bytes, fits behind an outer header of 20 bytes.
+            segment = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+            timestamps = 12
+            assert segment == 1500 - 20 - 20 - 20 - timestamps
 
 
 def test_a_missing_nic_is_a_fault_of_its_backend(config: Path) -> None:

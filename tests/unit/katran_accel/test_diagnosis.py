@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The advice about the MTU: bytes by the family of the VIP and of its reals, and whose MSS it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nfcore.api.findings import Status
+from nfcore.plugins.katran_accel.config import KatranTable
+from nfcore.plugins.katran_accel.diagnosis import examine_mtu
+
+V4, V6 = "198.18.20.11", "2001:db8:20::11"
+
+
+def table(*vips: tuple[str, str, list[str]]) -> KatranTable:
+    """VIPs by address, protocol and reals."""
+    tables: list[dict[str, Any]] = [
+        {"address": address, "port": 80, "protocol": protocol, "reals": [{"address": real} for real in reals]}
+        for address, protocol, reals in vips
+    ]
+    return KatranTable.model_validate({"vips": tables})
+
+
+IPV4, IPV6 = "ip route change $(ip route show default) advmss", "ip -6 route change $(ip -6 route show default) advmss"
+
+
+@pytest.mark.parametrize(
+    ("vips", "mtu", "wanted", "commands"),
+    [
+        # MTU − outer header − inner header − TCP header
+        ([("198.18.10.1", "tcp", [V4])], 1500, 1520, [f"{IPV4} 1440"]),
+        ([("198.18.10.1", "tcp", [V6])], 1500, 1540, [f"{IPV4} 1420"]),
+        ([("198.18.10.1", "tcp", [V4, V6])], 1500, 1540, [f"{IPV4} 1420"]),
+        ([("2001:db8:10::1", "tcp", [V6])], 1500, 1540, [f"{IPV6} 1400"]),
+        ([("198.18.10.1", "tcp", [V4]), ("2001:db8:10::1", "tcp", [V6])], 1500, 1540, [f"{IPV4} 1440", f"{IPV6} 1400"]),
+        ([("198.18.10.1", "tcp", [V4])], 1400, 1520, [f"{IPV4} 1340"]),
+        ([("198.18.10.1", "udp", [V4])], 1500, 1520, []),
+        ([("198.18.10.1", "udp", [V4]), ("2001:db8:10::1", "tcp", [V6])], 1500, 1540, [f"{IPV6} 1400"]),
+        ([("198.18.10.1", "tcp", [])], 1500, 1520, [f"{IPV4} 1440"]),
+    ],
+)
+def test_the_mss_is_that_of_the_reals_in_the_family_of_the_vip(
+    vips: list[tuple[str, str, list[str]]], mtu: int, wanted: int, commands: list[str]
+) -> None:
+    finding = examine_mtu(table(*vips), "eth1", mtu)
+    assert finding.status is Status.WARNING
+    mtu_advice, _, mss_advice = finding.advice.partition("; or ")
+    assert mtu_advice == f"an MTU of {wanted} from here to the reals"
+    said = "have the reals announce a smaller MSS to clients, by their route there: "
+    assert mss_advice == (said + "; ".join(commands) if commands else "")
+
+
+def test_with_room_there_is_no_advice() -> None:
+    assert examine_mtu(table(("198.18.10.1", "tcp", [V4])), "eth1", 1520).status is Status.OK
+    assert examine_mtu(table(("2001:db8:10::1", "tcp", [V6])), "eth1", 1539).status is Status.WARNING
+    assert examine_mtu(table(("2001:db8:10::1", "tcp", [V6])), "eth1", 1540).status is Status.OK
