@@ -45,8 +45,12 @@ static __always_inline int make_room(struct __sk_buff *skb, __u32 bytes, __u64 f
 				    family_flag | OUTER_UDP_FLAG | BPF_F_ADJ_ROOM_FIXED_GSO);
 }
 
+/* Writes the EtherType, and the addresses, unless the kernel finds these itself when the packet is redirected. */
 static __always_inline int write_ethernet(struct __sk_buff *skb, __be16 protocol)
 {
+#ifdef KERNEL_NEXT_HOP
+	return !bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_proto), &protocol, sizeof(protocol), 0);
+#else
 	__u32 source = HC_MAC_SOURCE, destination = HC_MAC_DESTINATION;
 	struct hc_mac *from = bpf_map_lookup_elem(MAP(hc_pckt_macs), &source);
 	struct hc_mac *to = bpf_map_lookup_elem(MAP(hc_pckt_macs), &destination);
@@ -58,6 +62,21 @@ static __always_inline int write_ethernet(struct __sk_buff *skb, __be16 protocol
 	__builtin_memcpy(eth.h_dest, to->mac, ETH_ALEN);
 	eth.h_proto = protocol;
 	return !bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0);
+#endif
+}
+
+#ifdef KERNEL_NEXT_HOP
+/* bcc's own declaration has an argument too few. */
+static long (*redirect_neigh)(__u32 ifindex, void *params, int bytes, __u64 flags) = (void *)BPF_FUNC_redirect_neigh;
+#endif
+
+static __always_inline int send(__u32 interface)
+{
+#ifdef KERNEL_NEXT_HOP
+	return redirect_neigh(interface, NULL, 0, 0);
+#else
+	return bpf_redirect(interface, 0);
+#endif
 }
 
 /* The protocol by which an inner packet of this EtherType is announced. */

@@ -15,12 +15,12 @@ import socket
 import struct
 
 from ..errors import HostError
-from .netlink import NetlinkError, attribute, attributes, nested, route_request
+from .netlink import ACK, CREATE, Channel, NetlinkError, attribute, attributes, nested
 from .tc_programs import TcProgram
 from .xdp import interface_name
 
 _NEW_QDISC, _NEW_FILTER, _DELETE_FILTER, _GET_FILTER = 36, 44, 45, 46
-_EXCL, _CREATE = 0x200, 0x400
+_EXCL = 0x200
 _TC = struct.Struct("=BxxxiIII")
 """``struct tcmsg``: family, interface, handle, parent, info (of a filter: priority and protocol)."""
 _CLSACT, _CLSACT_HANDLE, _EGRESS = 0xFFFF_FFF1, 0xFFFF_0000, 0xFFFF_FFF3
@@ -34,7 +34,7 @@ _HANDLE = 1
 def filter_program(ifindex: int, prio: int) -> int | None:
     """Id of the program of the filter with this priority; None when there is none. HostError."""
     try:
-        answer = route_request(_GET_FILTER, _filter(ifindex, prio), flags=0)
+        answer = _ask(_GET_FILTER, 0, _filter(ifindex, prio))
     except NetlinkError as error:
         # EINVAL: the interface has no clsact qdisc.
         if error.errno in (errno.ENOENT, errno.EINVAL):
@@ -65,7 +65,7 @@ def attach_filter(ifindex: int, program: TcProgram, prio: int, *, replace: int |
     body = _filter(ifindex, prio, _HANDLE) + attribute(_KIND, b"bpf\0") + options
     try:
         _ensure_clsact(ifindex)
-        route_request(_NEW_FILTER, body, flags=_CREATE | (0 if there else _EXCL))
+        _ask(_NEW_FILTER, CREATE | (0 if there else _EXCL), body)
     except NetlinkError as error:
         raise HostError(
             f"cannot attach {program.name} to the egress of {name} by a filter: {error.strerror}"
@@ -77,7 +77,7 @@ def detach_filter(ifindex: int, program_id: int, prio: int) -> bool:
     if filter_program(ifindex, prio) != program_id:
         return False
     try:
-        route_request(_DELETE_FILTER, _filter(ifindex, prio, _HANDLE) + attribute(_KIND, b"bpf\0"))
+        _ask(_DELETE_FILTER, 0, _filter(ifindex, prio, _HANDLE) + attribute(_KIND, b"bpf\0"))
     except NetlinkError as error:
         if error.errno == errno.ENOENT:
             return False
@@ -89,10 +89,15 @@ def detach_filter(ifindex: int, program_id: int, prio: int) -> bool:
 def _ensure_clsact(ifindex: int) -> None:
     body = _TC.pack(socket.AF_UNSPEC, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_KIND, b"clsact\0")
     try:
-        route_request(_NEW_QDISC, body, flags=_CREATE | _EXCL)
+        _ask(_NEW_QDISC, CREATE | _EXCL, body)
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
+
+
+def _ask(message: int, flags: int, body: bytes) -> bytes:
+    with Channel() as channel:
+        return channel.ask(message, ACK | flags, body)
 
 
 def _filter(ifindex: int, prio: int, handle: int = _HANDLE) -> bytes:

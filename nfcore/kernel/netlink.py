@@ -77,14 +77,6 @@ def link_request(message: int, ifindex: int, *payload: bytes) -> dict[int, bytes
     return dict(attributes(_exchange(_ROUTE, message, flags, body)[LINK.size :]))
 
 
-def route_request(message: int, body: bytes, *, flags: int = 0) -> bytes:
-    """Send a message of rtnetlink; return the answer without its header, nothing for an acknowledgement. NetlinkError.
-
-    ``flags`` are those beside NLM_F_REQUEST and NLM_F_ACK.
-    """
-    return _exchange(_ROUTE, message, REQUEST | ACK | flags, body)
-
-
 def accepts_redirects(ifindex: int) -> bool | None:
     """Whether XDP programs of other interfaces may send frames to this one; None when the kernel does not know.
 

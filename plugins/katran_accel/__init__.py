@@ -73,14 +73,14 @@ class KatranAccelPlugin:
     @hookimpl
     def reconfigure(self, config: Config) -> Steps[NDArray[np.uint64]]:
         """Change VIPs, reals, weights and the gateway while packets flow."""
-        path = None if self._healthcheck is None else (yield partial(self._healthcheck.plan, _table(config)))
+        sources = None if self._healthcheck is None else (yield partial(self._healthcheck.plan, _table(config)))
         try:
             return (yield from self._running.reconfigure_in_steps(config, _table(config)))
         finally:
             if self._metrics is not None:
                 self._metrics.follow()
             if self._healthcheck is not None and self._running.config is config:
-                self._healthcheck.follow(self._running.inventory, _table(config), path)
+                self._healthcheck.follow(self._running.inventory, _table(config), sources)
 
     @hookimpl
     def teardown(self) -> None:

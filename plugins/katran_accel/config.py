@@ -224,7 +224,7 @@ class HealthcheckTable(ConfigTable):
     encapsulation: Literal["ipip", "gue"] = "ipip"
     gue_port: int = Field(default=6080, ge=1, le=65_535)
     gateway_mac: Annotated[str, BeforeValidator(_mac)] = "auto"
-    """`auto`: as the balancer's where both use the same interface, else the gateway of `out_interface`."""
+    """`auto`: for each probe that of the next hop towards the real, by the kernel's routes and neighbours."""
     source_v4: Annotated[str, BeforeValidator(partial(_source, 4))] = "auto"
     """Source of outer headers; `auto`: the one that the kernel uses towards the reals."""
     source_v6: Annotated[str, BeforeValidator(partial(_source, 6))] = "auto"

@@ -11,13 +11,13 @@ from typing import Any
 from nfcore.api.context import Context
 from nfcore.api.findings import Finding, Status
 from nfcore.api.metrics import MetricFamily, counter, gauge
-from nfcore.errors import HostError, NfcoreError
+from nfcore.errors import ConfigError, HostError, NfcoreError
 from nfcore.kernel import Ownership, TcProgram, attach_egress, detach_egress, egress_programs
 
 from ..config import NAME, HealthcheckTable, KatranTable
 from ..inventory import Inventory
-from ..next_hops import changes
-from .path import TABLE, ProbePath, find_path, follow_table, look_again
+from .path import TABLE, ProbePath, Sources, find_path, find_sources
+from .presence import Presence, is_attached
 from .program import FILTER_PRIORITY, KIND, ProbeProgram, find_attached
 
 
@@ -36,38 +36,36 @@ class Healthcheck:
             self._previous = None if previous is None else previous.id
             self._program = ProbeProgram(path, _gue_port(wanted), previous)
         self._ownership = Ownership(KIND, context.config.nf.socket)
+        self._presence: Presence | None = None
+        self._sources = path.sources
+        self._troubles: tuple[str, ...] = ()
+        context.services.health.trouble_sources.append(lambda: self._troubles)
         self._marks: dict[int, str] = {}
         self._vips: dict[int, str] = {}
-        context.services.health.trouble_sources.append(lambda: self._say(self._path.sending.troubles))
-        context.services.health.warning_sources.append(lambda: self._say(self._path.sending.warnings))
 
-    def _say(self, sentences: Sequence[str]) -> list[str]:
-        """Say of probes what is wrong, or has changed, unless the balancer says it of the same interface."""
-        same = self._path.out_interface in {device.name for device in self._context.devices_of(NAME)}
-        return [] if same else [f"health checks: {sentence}" for sentence in sentences]
+    def plan(self, table: KatranTable) -> Sources:
+        """Find the sources for the reals of another table. Changes nothing. ConfigError: there is none for some."""
+        return find_sources(self._context, table, self._wanted, self._path.out_interface)
 
     def resolve(self) -> Callable[[], Sequence[str]]:
-        """Ask the kernel again where probes go, on a thread of its own; see NetworkFunction.resolve()."""
-        before, table = self._path, self._table
-        now = look_again(before, self._context, table, self._wanted)
-        return lambda: self._send_by(before, now) if before is self._path and table is self._table else ()
+        """Look anew for the sources, on a thread of its own; see NetworkFunction.resolve()."""
+        before, table = self._sources, self._table
+        try:
+            now, self._troubles = self.plan(table), ()
+        except ConfigError as error:
+            now, self._troubles = before, (f"health checks: {error}",)
+        return lambda: self._send_from(now) if before is self._sources and now != before else ()
 
-    def _send_by(self, before: ProbePath, now: ProbePath) -> Sequence[str]:
-        self._path = now
-        if (before.source_mac, before.destination_mac) != (now.source_mac, now.destination_mac):
-            self._program.write_path(now)
-        return self._say(changes(before.sending, now.sending))
+    def _send_from(self, sources: Sources) -> Sequence[str]:
+        self._sources = sources
+        self._program.write_sources(sources)
+        return [f"health checks: probes have the source {' or '.join(map(str, sources.values()))} now"]
 
-    def plan(self, table: KatranTable) -> ProbePath:
-        """Find the path under another table of the TOML. Changes nothing. ConfigError: some reals have no source."""
-        return follow_table(self._path, self._context, table, self._wanted)
-
-    def follow(self, inventory: Inventory, table: KatranTable, path: ProbePath | None = None) -> None:
-        """Give each real its mark, and count the probes of each VIP; by another path, if it is given."""
+    def follow(self, inventory: Inventory, table: KatranTable, sources: Sources | None = None) -> None:
+        """Give each real its mark, and count the probes of each VIP; from other sources, if they are given."""
         self._table = table
-        if path is not None:
-            self._path = path
-            self._program.write_path(path)
+        if sources is not None:
+            self._send_from(sources)
         reals = {self._wanted.base_mark + number: address for address, number in inventory.reals.items()}
         self._program.write_marks(reals)
         single = {number: vip for number, vip in inventory.vips.items() if vip.port and not vip.is_prefix}
@@ -78,20 +76,24 @@ class Healthcheck:
 
     def attach(self) -> None:
         """Attach the program, in place of the one that a killed run left."""
-        self._ownership.claim(self._program.program)
-        attach_egress(self._path.ifindex, self._program.program, FILTER_PRIORITY, replace=self._previous)
+        program, path = self._program.program, self._path
+        self._ownership.claim(program)
+        attach_egress(path.ifindex, program, FILTER_PRIORITY, replace=self._previous)
+        self._presence = Presence(path.interface, path.ifindex, program.id)
+        self._context.services.health.warning_sources.append(self._presence.warnings)
 
     def close(self) -> None:
         """Detach the program and close it."""
-        if self._is_attached():
+        if self._presence is not None:
+            self._presence.close()
+        if is_attached(self._path.ifindex, self._program.program.id):
             detach_egress(self._path.ifindex, self._program.program.id, FILTER_PRIORITY)
         self._ownership.close()
         self._program.close()
 
-    def _is_attached(self) -> bool:
-        return _exists(self._path.ifindex) and self._program.program.id in egress_programs(
-            self._path.ifindex, FILTER_PRIORITY
-        )
+    @property
+    def _attached(self) -> bool:
+        return self._presence is not None and self._presence.attached
 
     def report(self) -> dict[str, Any]:
         """Answer the method `healthcheck` of the socket."""
@@ -100,7 +102,7 @@ class Healthcheck:
             "interface": self._path.interface,
             "out_interface": self._path.out_interface,
             "encapsulation": self._wanted.encapsulation,
-            "attached": self._is_attached(),
+            "attached": self._attached,
             "marks": [{"real": real, "mark": mark} for mark, real in self._marks.items()],
             "packets": self._program.packets(),
             "probes": [{"vip": vip, "packets": int(probes[number])} for number, vip in self._vips.items()],
@@ -110,7 +112,7 @@ class Healthcheck:
         """Give the counters, and whether the program is still there."""
         text = "Whether the program of health checks is attached to the egress of its interface."
         attached = gauge("nfcore_healthcheck_attached", text, "", "interface")
-        attached.add(int(self._is_attached()), interface=self._path.interface)
+        attached.add(int(self._attached), interface=self._path.interface)
         yield attached
         text = "Packets at the egress that health checks pass: processed, i.e. encapsulated; dropped; skipped."
         packets = counter("nfcore_healthcheck_packets_total", text, "packets", "result")
@@ -169,7 +171,3 @@ def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:
 
 def _gue_port(wanted: HealthcheckTable) -> int | None:
     return wanted.gue_port if wanted.encapsulation == "gue" else None
-
-
-def _exists(ifindex: int) -> bool:
-    return ifindex in {index for index, _ in socket.if_nameindex()}

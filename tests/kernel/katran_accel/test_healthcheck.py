@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -17,10 +16,8 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
 from nfcore.api.flows import PROTOCOL_NUMBERS
-from nfcore.api.rules import Device
 from nfcore.plugins.katran_accel.healthcheck.path import ProbePath
 from nfcore.plugins.katran_accel.healthcheck.program import ProbeProgram
-from nfcore.plugins.katran_accel.next_hops import Facts, Sending, assume, send_by
 from tests.katran_model.features import Features
 from tests.katran_model.healthcheck import Healthcheck, without_outer_sport
 from tests.katran_model.maps import VipKey
@@ -34,10 +31,8 @@ KEYS = {0: ("10.200.1.1", 80, "tcp"), 1: ("10.200.1.1", 80, "udp"), 511: ("fc00:
 @contextmanager
 def loaded(gue_port: int | None = None, reals: dict[int, str] = REALS) -> Iterator[ProbeProgram]:
     sources = {4: ip_address(SETTINGS.source_v4), 6: ip_address(SETTINGS.source_v6)}
-    servers, gateway = [ip_address(address) for address in reals.values()], mac(SETTINGS.gateway_mac)
-    (known,) = assume(Device("lo", 1), gateway, servers).devices
-    sending = send_by(Sending(), Facts((replace(known, mac=mac(SETTINGS.local_mac)),), tuple(servers)))
-    with ProbeProgram(ProbePath("lo", 1, "lo", 1, sending, sources), gue_port) as program:
+    macs = (mac(SETTINGS.local_mac), mac(SETTINGS.gateway_mac))
+    with ProbeProgram(ProbePath("lo", 1, "lo", 1, *macs, sources), gue_port) as program:
         program.write_marks({mark: ip_address(address) for mark, address in reals.items()})
         keys = {i: (ip_address(address), port, PROTOCOL_NUMBERS[proto]) for i, (address, port, proto) in KEYS.items()}
         program.write_keys(keys)

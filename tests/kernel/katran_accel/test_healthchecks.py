@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from demo.lab import VIP4, VIP6, Lab
-from nfcore.api.rules import Device
 from nfcore.bench.testbed import Daemons, config_text
 from nfcore.control.client import request
 from nfcore.errors import HostError
@@ -27,10 +26,8 @@ from nfcore.kernel import XdpMode, attach_xdp, cls_bpf, detach_egress, egress_pr
 from nfcore.plugins.katran_accel.decap.program import DecapOptions, Decapsulation
 from nfcore.plugins.katran_accel.healthcheck.path import ProbePath
 from nfcore.plugins.katran_accel.healthcheck.program import FILTER_PRIORITY, ProbeProgram
-from nfcore.plugins.katran_accel.next_hops import Sending, look, send_by
 from tests.kernel.network import enter, ip
-from tests.kernel.site import PATIENCE, command_line, succeed
-from tests.waiting import eventually
+from tests.kernel.site import PATIENCE, command_line, eventually, succeed
 
 GUE = 6080
 
@@ -86,30 +83,15 @@ class World:
 
         threading.Thread(target=accept, daemon=True).start()
 
-    def check(self, vip: str, mark: int) -> str:
+    def check(self, vip: str, mark: int, patience: float = PATIENCE) -> str:
         """Connect from beside the balancer, with a marked socket: the name of the real that answers."""
         with enter(self.balancer):
             checker = socket.socket(socket.AF_INET6 if ":" in vip else socket.AF_INET)
         with checker:
             checker.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            checker.settimeout(PATIENCE)
+            checker.settimeout(patience)
             checker.connect((vip, 80))
             return checker.recv(100).decode()
-
-    def move_gateway(self, mac: str) -> None:
-        """Give the gateway's interface another MAC address, which the balancer's machine learns."""
-        ip(self.lab.namespace("gw"), *f"link set net0 address {mac}".split())
-        for address in ("198.18.2.1", "2001:db8:2::1"):
-            ip(self.balancer, *f"neighbour replace {address} lladdr {mac} nud permanent dev eth1".split())
-
-    def refused(self, vip: str, mark: int) -> bool:
-        """Whether nobody answers a socket with this mark."""
-        with enter(self.balancer):
-            checker = socket.socket(socket.AF_INET6 if ":" in vip else socket.AF_INET)
-        with checker:
-            checker.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            checker.settimeout(0.3)
-            return checker.connect_ex((vip, 80)) != 0
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +119,8 @@ def running(world: World, config: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("encapsulation", ["ipip", "gue"])
 def test_each_mark_reaches_its_real_and_gets_its_answer(world: World, encapsulation: str) -> None:
-    with running(world, world.config(f'encapsulation = "{encapsulation}"')):
+    gateway = "" if encapsulation == "ipip" else f'gateway_mac = "{world.lab.end("gw", "net0").mac}"'
+    with running(world, world.config(f'encapsulation = "{encapsulation}"\n{gateway}')):
         marks = world.marks()
         assert marks.keys() == {address for real in world.lab.reals for address in (real.v4, real.v6)}
         assert sorted(marks.values()) == [1_000_001, 1_000_002, 1_000_003, 1_000_004]
@@ -160,11 +143,11 @@ def test_each_mark_reaches_its_real_and_gets_its_answer(world: World, encapsulat
 
 def test_a_filter_does_the_same_where_the_kernel_has_no_better_way(world: World) -> None:
     real = world.lab.reals[0]
-    gateway = bytes.fromhex(world.lab.end("gw", "net0").mac.replace(":", ""))
+    gateway, own = world.lab.end("gw", "net0").mac, world.lab.end("lb", "eth1").mac
+    macs = [bytes.fromhex(mac.replace(":", "")) for mac in (own, gateway)]
     with enter(world.balancer):
         index = interface_index("eth1")
-        sending = send_by(Sending(), look([Device("eth1", index)], [gateway], [ip_address(real.v4)]))
-        path = ProbePath("eth1", index, "eth1", index, sending, {4: ip_address("198.18.2.2")})
+        path = ProbePath("eth1", index, "eth1", index, *macs, {4: ip_address("198.18.2.2")})
         with ProbeProgram(path, None) as program:
             program.write_marks({7: ip_address(real.v4)})
             cls_bpf.attach_filter(index, program.program, FILTER_PRIORITY)
@@ -175,8 +158,9 @@ def test_a_filter_does_the_same_where_the_kernel_has_no_better_way(world: World)
 
 def test_sockets_without_a_mark_of_a_real_are_left_alone(world: World) -> None:
     with running(world, world.config()):
-        # Without a mark the packet goes the way of any client's: the balancer's own machine has no such route.
-        assert world.refused(VIP4, 1_000_000)
+        # They go the way of any client's packets: by the router to the balancer, and to some real.
+        assert world.check(VIP4, 0) in ("real1", "real2")
+        assert world.check(VIP6, 1_000_000) in ("real1", "real2")
         assert world.report()["packets"]["processed"] == 0
         assert world.report()["packets"]["skipped"] > 0
 
@@ -190,8 +174,12 @@ def test_reload_gives_and_takes_marks(world: World) -> None:
         world.config(reals=1)
         succeed("reload", str(config))
         assert world.marks().keys() == {first.v4, first.v6}
-        assert world.refused(VIP4, before[second.v4])
+        counted = world.report()["packets"]["processed"]
+        # As a client's: the only real of the VIP answers.
+        assert world.check(VIP4, before[second.v4]) == first.name
+        assert world.report()["packets"]["processed"] == counted
         assert world.check(VIP4, before[first.v4]) == first.name
+        assert world.report()["packets"]["processed"] > counted
         # Keys of the table itself are read at the start only, and nothing changes before that is said.
         world.config("base_mark = 5")
         with pytest.raises(AssertionError, match=r"katran_accel\.healthcheck: is .* a change needs a restart"):
@@ -207,6 +195,54 @@ def test_a_reload_with_the_first_ipv6_real_finds_a_source_for_it(world: World) -
         succeed("reload", str(config))
         second = world.lab.reals[1]
         assert world.check(VIP6, world.marks()[second.v6]) == second.name
+
+
+def test_routes_and_routers_may_change_while_it_runs(world: World) -> None:
+    """The kernel finds the next hop of each probe: another way to a real counts, and a router with another address."""
+    first, second = world.lab.reals
+    with running(world, world.config()):
+        marks = world.marks()
+        assert world.check(VIP4, marks[first.v4]) == first.name
+        ip(world.balancer, "route", "add", "unreachable", second.v4)
+        try:
+            with pytest.raises(OSError):
+                world.check(VIP4, marks[second.v4], patience=0.5)
+            assert world.check(VIP4, marks[first.v4]) == first.name
+        finally:
+            ip(world.balancer, "route", "del", "unreachable", second.v4)
+        assert world.check(VIP4, marks[second.v4]) == second.name
+        old = world.lab.end("gw", "net0").mac
+        try:
+            replace_router(world, "02:00:5e:77:00:01")
+            assert world.check(VIP4, marks[second.v4]) == second.name
+            assert world.check(VIP6, marks[first.v6]) == first.name
+        finally:
+            replace_router(world, old)
+
+
+def test_the_source_is_what_the_kernel_uses_now(world: World) -> None:
+    first = world.lab.reals[0]
+    default = ["default", "via", "198.18.2.1", "dev", "eth1", "onlink"]
+    with running(world, world.config()):
+        assert world.check(VIP4, world.marks()[first.v4]) == first.name
+        ip(world.balancer, "address", "add", "198.18.2.9/24", "dev", "eth1")
+        try:
+            ip(world.balancer, "route", "replace", *default, "src", "198.18.2.9")
+            said = "health checks: probes have the source 198.18.2.9 or 2001:db8:2::2 now"
+            assert eventually(lambda: said in world.daemons.logged())
+            assert world.check(VIP4, world.marks()[first.v4]) == first.name
+        finally:
+            ip(world.balancer, "route", "replace", *default)
+            ip(world.balancer, "address", "del", "198.18.2.9/24", "dev", "eth1")
+
+
+def replace_router(world: World, mac: str) -> None:
+    """Give the router another address on the balancer's link. The kernel forgets its neighbours there."""
+    gateway, own = world.lab.namespace("gw"), world.lab.end("lb", "eth1").mac
+    ip(gateway, "link", "set", "net0", "address", mac)
+    for version in ("198.18.2.", "2001:db8:2::"):
+        ip(gateway, "neighbour", "replace", f"{version}2", "lladdr", own, "nud", "permanent", "dev", "net0")
+        ip(world.balancer, "neighbour", "replace", f"{version}1", "lladdr", mac, "nud", "permanent", "dev", "eth1")
 
 
 def test_a_killed_daemon_leaves_it_working_and_the_next_one_takes_it_over(world: World) -> None:
@@ -245,7 +281,10 @@ def test_a_program_that_something_detached_is_told(world: World) -> None:
         (program,) = world.programs()
         with enter(world.balancer):
             assert detach_egress(interface_index("eth1"), program, FILTER_PRIORITY)
-        assert not world.report()["attached"]
+        assert eventually(lambda: not world.report()["attached"])
+        assert "eth1: the program of health checks is no longer at the egress" in world.daemons.logged()
+        (trouble,) = request(world.daemons.socket, "top")["troubles"]
+        assert trouble.startswith("eth1: the program of health checks is no longer at the egress")
         assert world.daemons.metric("nfcore_healthcheck_attached", interface="eth1") == 0
         assert "restart nfcore" in succeed("healthcheck", "--socket", str(world.daemons.socket))
 
@@ -274,15 +313,3 @@ def test_what_does_not_fit_the_machine_is_named_and_nothing_is_left(world: World
         world.daemons.start(world.config(keys))
     assert world.programs() == []
     assert "xdp" not in ip(world.balancer, "link", "show", "eth1")
-
-
-def test_probes_follow_a_gateway_with_another_mac_address(world: World) -> None:
-    real, before = world.lab.reals[0], world.lab.end("gw", "net0").mac
-    with running(world, world.config()):
-        mark = world.marks()[real.v4]
-        assert world.check(VIP4, mark) == real.name
-        try:
-            world.move_gateway("02:00:5e:00:77:01")
-            assert eventually(lambda: not world.refused(VIP4, mark), PATIENCE)
-        finally:
-            world.move_gateway(before)
