@@ -58,7 +58,7 @@ def _load_plugins(reader: Reader, plugins: PluginManager) -> None:
             continue  # the model reports it
         if name in names[:number]:
             reader.problems.append(Problem(where, f"{show(name)} is named twice"))
-        elif name not in installed:
+        elif name not in installed and plugins.plugin(name) is None:
             reader.problems.append(Problem(where, f"no plugin {show(name)} is installed" + suggest(name, installed)))
         else:
             try:

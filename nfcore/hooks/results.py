@@ -133,16 +133,16 @@ def _traced(arguments: Arguments, result: Any) -> Any:
         return None
     if not isinstance(result, PacketTrace):
         raise ResultError(f"returned {_short(result)}; should be nfcore.api.network_function.PacketTrace, or None")
-    text = (str, "a text")
+    text = ((str,), "a text")
     optional = ((str, type(None)), "a text, or None")
-    wanted: dict[str, tuple[Any, str]] = {
+    wanted: dict[str, tuple[tuple[type, ...], str]] = {
         "verdict": text,
-        "output": (bytes, "bytes: the frame afterwards"),
+        "output": ((bytes,), "bytes: the frame afterwards"),
         "path": text,
         "vip": optional,
         "real": optional,
         "why": text,
-        "passed_on": (bool, "True or False"),
+        "passed_on": ((bool,), "True or False"),
         "target": ((int, np.integer, type(None)), "a number, or None"),
     }
     for name, (kinds, what) in wanted.items():

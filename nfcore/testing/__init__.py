@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conformance suites for authors of offload backends and marking strategies: a pytest plugin.
+"""The conformance suites for authors of backends, marking strategies and network functions: a pytest plugin.
 
 Needs pytest and hypothesis: ``pip install 'nfcore[test]'``. Names are imported at their first use, since pytest loads
 this package in every run wherever nfcore is installed.
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import BackendConformance
+    from .function_run import FunctionDriver, FunctionUnderTest
     from .neighbour import Neighbour
+    from .network_function import NetworkFunctionConformance
     from .nic import NicUnderTest, Seen
     from .plugin_context import context_for
     from .promises import BrokenPromise, NotApplicable
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BackendConformance": "backend",
+    "FunctionDriver": "function_run",
+    "FunctionUnderTest": "function_run",
+    "NetworkFunctionConformance": "network_function",
     "Neighbour": "neighbour",
     "NicUnderTest": "nic",
     "Seen": "nic",
@@ -39,7 +44,10 @@ _REQUIRED = ("pytest", "hypothesis")
 __all__ = [
     "BackendConformance",
     "BrokenPromise",
+    "FunctionDriver",
+    "FunctionUnderTest",
     "Neighbour",
+    "NetworkFunctionConformance",
     "NicUnderTest",
     "NotApplicable",
     "Seen",

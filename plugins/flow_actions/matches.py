@@ -49,8 +49,13 @@ class Matches:
         return np.array([self._shapes.get(shape, {}).get(key, -1) for shape, key in names], dtype=np.int64)
 
     def covered(self, keys: NDArray[np.void], families: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Say for each 5-tuple whether an entry matches its packets."""
+        """Say for each match, exact or masked, whether an entry matches some of its packets."""
         found = np.zeros(len(keys), dtype=np.bool_)
+        if (masked := keys["wild"].any(axis=1)).any():
+            slots = [slot for group in self._shapes.values() for slot in group.values()]
+            found[masked] = _overlapping(self._rows[slots], keys[masked], families[masked])
+            found[~masked] = self.covered(keys[~masked], families[~masked])
+            return found
         words = _words(keys)
         for shape, group in self._shapes.items():
             left = np.flatnonzero((families == shape.family) & ~found)
@@ -77,8 +82,12 @@ class Matches:
 
 
 def covered_by(rows: NDArray[np.void], keys: NDArray[np.void], families: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Say for each 5-tuple whether one of these entries matches its packets: for few entries and many 5-tuples."""
+    """Say for each match whether one of these entries matches some of its packets: for few entries, many matches."""
     found = np.zeros(len(keys), dtype=np.bool_)
+    if (masked := keys["wild"].any(axis=1)).any():
+        found[masked] = _overlapping(rows, keys[masked], families[masked])
+        found[~masked] = covered_by(rows, keys[~masked], families[~masked])
+        return found
     words = _words(keys)
     shapes = [Shape(family, wild.tobytes()) for family, wild in zip(rows["family"], rows["key"]["wild"], strict=True)]
     for shape in set(shapes):
@@ -86,6 +95,24 @@ def covered_by(rows: NDArray[np.void], keys: NDArray[np.void], families: NDArray
         left = np.flatnonzero((families == shape.family) & ~found)
         found[left[_matching(rows["key"][entries], shape, words[:, left])]] = True
     return found
+
+
+def _overlapping(entries: NDArray[np.void], keys: NDArray[np.void], families: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Say for each masked match whether it and an entry have packets in common: what both fix is equal."""
+    words, masks = _words(entries["key"]), _words(masks_of(entries["family"], entries["key"]["wild"]))
+    own, own_masks = _words(keys), _words(masks_of(families, keys["wild"]))
+    return np.array(
+        [
+            bool(
+                (
+                    ((words ^ own[:, [at]]) & masks & own_masks[:, [at]] == 0).all(axis=0)
+                    & (entries["family"] == family)
+                ).any()
+            )
+            for at, family in enumerate(families.tolist())
+        ],
+        dtype=np.bool_,
+    )
 
 
 def _matching(entries: NDArray[np.void], shape: Shape, words: Words) -> Slots:

@@ -93,6 +93,7 @@ class MarkEntries:
         live: NDArray[np.bool_] = np.isin(batch.rows["target"], targets)
         if self.meaning is MarkMeaning.FLOW:
             entries = self._entries[marks]
+            vips, reals = np.where(live, vips, 0), np.where(live, reals, 0)
             live &= (entries["flow"] == batch.rows["key"]) & (entries["family"] == batch.rows["family"])
             live &= self._are_live(entries, vips, reals)
             return live

@@ -78,7 +78,7 @@ ROOMS = {
     "client": {"control", *GROUND},
     "daemon": {"control", "engine", "devices", "config", "hooks", "api", "kernel", *GROUND},
     "scaffold": GROUND,
-    "testing": {"daemon", "hooks", "api", "kernel", *GROUND},
+    "testing": {"daemon", "engine", "devices", "config", "hooks", "api", "kernel", *GROUND},
     "bench": {"daemon", "control", "engine", "devices", "config", "hooks", "api", "kernel", *GROUND},
     "cli": {"bench", "testing", "scaffold", "daemon", "control", "engine", "devices", "config", "hooks", "api"}
     | {"kernel", *GROUND},

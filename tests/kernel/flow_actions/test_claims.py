@@ -59,3 +59,36 @@ def test_only_newer_entries_need_to_be_asked_for(tmp_path: Path) -> None:
         assert np.array_equal(function.claims(asked), [True] * 3)
         change(parse_orders([]), [f"{each}" for each in range(2, 2 + many)])
         assert function.claims(asked).tolist() == [True, False, True]
+
+
+MASKED = {
+    "198.18.0.1:7 > 198.18.10.1:80/tcp": True,
+    "198.18.0.1:* > 198.18.10.1:*/*": True,
+    "198.18.0.0/16:* > 198.18.10.1:80/tcp": True,
+    "198.19.0.0/16:* > 198.18.10.1:80/tcp": False,
+    "198.18.0.1:* > 0.0.0.0/0:*/udp": True,
+    "0.0.0.0/0:* > 0.0.0.0/0:443/udp": True,
+    "0.0.0.0/0:* > 0.0.0.0/0:443/tcp": True,
+    "198.19.0.0/16:* > 0.0.0.0/0:*/17": True,
+    "198.19.0.0/16:* > 0.0.0.0/0:444/17": False,
+    "[::/0]:* > [::/0]:*/*": False,
+}
+"""Flow of a later function → whether an entry has packets of it."""
+
+
+def test_masked_flows_are_claimed_when_an_entry_has_some_of_their_packets(tmp_path: Path) -> None:
+    path = tmp_path / "nf.toml"
+    path.write_text(CONFIG)
+    plugins = PluginManager()
+    context = make_context(load_config(path, plugins), plugins, [Device("lo", 1, ())], tracing=True)
+    asked = FlowBatch.empty(len(MASKED))
+    for row, text in zip(asked.rows, MASKED, strict=True):
+        match = FlowMatch.parse(text)
+        row["key"], row["family"] = match.to_key(), match.family
+    with set_up(context, plugins):
+        (function,) = context.nfs
+        change = context.services.methods["flow.hello"].__self__._orders.change  # type: ignore[attr-defined]
+        quic = {"name": "quic", "family": 4, "proto": "udp", "dport": 443, "action": "drop"}
+        change(parse_orders([*sources(1, 1), quic]))
+        for since in (None, function.claim_changes - 1):
+            assert dict(zip(MASKED, function.claims(asked, since).tolist(), strict=True)) == MASKED

@@ -20,6 +20,7 @@ from nfcore.hooks.faults import Fault
 from nfcore.hooks.manager import TRACE_VARIABLE, PluginManager
 from nfcore.hooks.signatures import HOOKS, describe
 from nfcore.testing import NicUnderTest
+from nfcore.testing.function_run import FUNCTION_ABILITIES
 from nfcore.testing.nic import ABILITIES as NIC_ABILITIES
 from tests.paths import ROOT
 
@@ -119,12 +120,10 @@ def test_the_objects_of_flows_and_rules_are_those_of_the_code() -> None:
     assert "context.target_facts(" in section and hasattr(Context, "target_facts")
 
 
-@pytest.mark.parametrize(("what", "abilities"), [("NIC", NIC_ABILITIES)])
+@pytest.mark.parametrize(("what", "abilities"), [("NIC", NIC_ABILITIES), ("function", FUNCTION_ABILITIES)])
 def test_the_keys_of_lacks_are_those_of_the_suite(what: str, abilities: Mapping[str, str]) -> None:
     section = TEXT.split("\n## Testing\n", 1)[1].split("\n## ", 1)[0]
-    (keys,) = re.findall(
-        rf"State in `lacks` what your {what}.*?Its keys:\n\n((?:- .*\n(?:  .*\n)*)+)", section, re.DOTALL
-    )
+    keys = section.split(f"State in `lacks` what your {what}", 1)[1].split("Its keys:\n\n", 1)[1].split("\n\n", 1)[0]
     assert re.findall(r"^- `(\w+)`", keys, flags=re.MULTILINE) == list(abilities)
 
 

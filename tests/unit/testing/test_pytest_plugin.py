@@ -24,7 +24,15 @@ from nfcore.api.flows import FlowMatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import Device, Drop, SetMark
 from nfcore.errors import ConfigError
-from nfcore.testing import BackendConformance, StrategyConformance, context_for, sample_flow, sample_frame, sample_rules
+from nfcore.testing import (
+    BackendConformance,
+    NetworkFunctionConformance,
+    StrategyConformance,
+    context_for,
+    sample_flow,
+    sample_frame,
+    sample_rules,
+)
 from nfcore.testing.promises import promises_of
 from nfcore.testing.results import is_excused
 from nfcore.testing.samples import masked_samples
@@ -81,14 +89,21 @@ def test_all_names_are_there_and_no_other() -> None:
         _ = testing.BackendConformanse
 
 
-@pytest.mark.parametrize("suite", [BackendConformance, StrategyConformance])
+@pytest.mark.parametrize("suite", [BackendConformance, StrategyConformance, NetworkFunctionConformance])
 def test_every_promise_is_a_sentence(suite: type) -> None:
     promises = promises_of(suite)
     assert len(promises) > 10
     assert all(promise.statement.endswith(".") for promise in promises.values())
 
 
-@pytest.mark.parametrize(("suite", "kind"), [(BackendConformance, "backend"), (StrategyConformance, "strategy")])
+@pytest.mark.parametrize(
+    ("suite", "kind"),
+    [
+        (BackendConformance, "backend"),
+        (StrategyConformance, "strategy"),
+        (NetworkFunctionConformance, "network function"),
+    ],
+)
 def test_the_readme_has_every_promise(suite: type, kind: str) -> None:
     text = README.read_text(encoding="utf-8").split(f"## What a {kind} promises", 1)[1].split("\n## ", 1)[0]
     listed = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", text, flags=re.MULTILINE))
