@@ -96,11 +96,12 @@ struct real_definition {
 	__u16 next_hop; /* nfcore's own, padding in Katran's, which writes 0: see device.h */
 };
 
-/* `left` and `reports` use the ABI's padding word. Katran writes 0 there: nothing reported yet. */
+/* `left`, `reports` and `by_syn` use the ABI's padding word. Katran writes 0 there: nothing reported yet. */
 struct real_pos_lru {
 	__u32 pos;
 	__u16 left;
-	__u16 reports;
+	__u8 reports;
+	__u8 by_syn; /* a SYN has made the entry */
 	__u64 atime;
 };
 

@@ -69,15 +69,18 @@ static __always_inline int route_to(struct route *route, __u32 real_key)
 
 /*
  * First packet of a flow on this CPU: the real of the flow's rule, or the ring's choice; the connection table stores it. A
- * SYN goes to the ring's choice, and if that is another real than the rule's, the rule must end.
+ * SYN goes to the ring's choice. If it carries the mark of a rule that leads to another real, the rule must end; without
+ * a mark it has no rule to look up, which a flood of them would pay for.
  */
 static __always_inline void route_new_flow(const struct packet *packet, const struct flow_key *key,
 					   const struct hashed_ports *ports, const struct vip_meta *vip, void *lru,
-					   struct route *route, struct report *report, int family)
+					   const struct route *marked, struct route *route, struct report *report,
+					   int family)
 {
 	__u64 now = bpf_ktime_get_ns();
-	struct real_pos_lru fresh = {};
-	__u32 by_rule = real_by_rule(key, vip), real_key = is_syn(packet) ? 0 : by_rule;
+	struct real_pos_lru fresh = {.by_syn = is_syn(packet) != 0};
+	__u32 by_rule = is_syn(packet) && !marked->real ? 0 : real_by_rule(key, vip);
+	__u32 real_key = is_syn(packet) ? 0 : by_rule;
 
 	if (!real_key || !route_to(route, real_key)) {
 		real_key = ring_real(packet->flow.src, ports, vip, family);
@@ -152,7 +155,7 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 		erase_source(packet);
 	if (!entry || !route_known_flow(packet, vip, entry, &route, &report)) {
 		count_lru_miss(packet);
-		route_new_flow(packet, &key, &ports, vip, lru, &route, &report, family);
+		route_new_flow(packet, &key, &ports, vip, lru, &marked, &route, &report, family);
 	}
 	/* Misses are counted before look-ups, and count_slow() before send_to_real(): see counters.h. */
 	count_v1(STATS_LRU);

@@ -75,13 +75,14 @@ class NetworkFunction(Protocol):
         """
         return
 
-    def have_moved(self, batch: FlowBatch) -> NDArray[np.bool_]:
+    def have_moved(self, batch: FlowBatch, reported: NDArray[np.uint64] | None = None) -> NDArray[np.bool_]:
         """Say which flows with rules are another target's by now, though nobody has reported ReportKind.MOVED.
 
-        Asked when a flow is reported with another target than the row's, that of its rule. A flow that has moved loses
-        its rule. One that has not is given to `restore_flows`.
+        Asked when flows are reported with other targets (`reported`) than the rows', those of their rules, and when
+        rules have vanished (None). A flow that has moved gets no rule with the row's target any more; one that has not
+        is given to `restore_flows`.
         """
-        return np.ones(len(batch), dtype=bool)
+        return np.full(len(batch), reported is not None)
 
     orders: int = 0
     """How many flows an application may order by way of the function at a time (:class:`~.flows.ReportKind`)."""

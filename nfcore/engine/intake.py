@@ -89,18 +89,19 @@ class Intake:
         table.rate[slots[waiting]] = batch.rows["rate"][waiting]
         table.seen[slots[waiting]] = now
         table.flow["packets"][slots[waiting]] = batch.rows["packets"][waiting]
-        self._settle_others(nf, slots[table.flow["target"][slots] != batch.rows["target"]])
+        differ = table.flow["target"][slots] != batch.rows["target"]
+        self._settle(nf, slots[differ], batch.rows["target"][differ])
         # A rule that works keeps its flow from being reported.
         useless = (states == FlowState.INSTALLED) & (table.since[slots] < now - RULE_EFFECT_DELAY)
         for device, _ in self._state.by_device(slots[useless]):
             device.poll_soon(now, RULE_EFFECT_DELAY)
 
-    def _settle_others(self, nf: NetworkFunction, slots: NDArray[np.int64]) -> None:
+    def _settle(self, nf: NetworkFunction, slots: NDArray[np.int64], reported: NDArray[np.uint64]) -> None:
         """Settle where flows go whose rules say one target, and the slow path another."""
         if not len(slots):
             return
         flows = self._state.table.batch(slots)
-        moved = nf.have_moved(flows)
+        moved = nf.have_moved(flows, reported)
         self._remover.end_rules(slots[moved], Reason.MOVED)
         self._remover.restore(flows[~moved])
 

@@ -142,6 +142,7 @@ class Reconciler:
         state, table = self._state, self._state.table
         device.freed(len(slots))
         state.end_counters(device, slots)
+        self._remover.note_moved(slots)
         forced = np.isin(table.reason[slots], FORCED_ENDS)
         table.move(slots[forced], FlowState.DRAINING, now)
         self._remover.begin_grace(slots[forced], now)

@@ -102,6 +102,14 @@ class Remover:
             if mine.any():
                 nf.let_go(flows[mine])
 
+    def note_moved(self, slots: NDArray[np.int64]) -> None:
+        """Note that flows whose rules have vanished must end where a new connection has their addresses."""
+        flows = self._state.table.batch(slots)
+        for nf in self._state.context.nfs:
+            mine = np.flatnonzero(flows.rows["nf"] == nf.number)
+            if len(mine):
+                self._force(slots[mine[nf.have_moved(flows[mine])]], Reason.MOVED)
+
     def restore(self, flows: FlowBatch) -> NDArray[np.bool_]:
         """Make the slow path send flows to the targets of their marks. Returns whether it does, per row."""
         restored = np.ones(len(flows), dtype=bool)

@@ -533,10 +533,11 @@ class Balancer(NetworkFunction):
         if self.routes is not None:
             self.routes.remove(batch)
 
-    def have_moved(self, batch: FlowBatch) -> NDArray[np.bool_]:
-        """Say which flows a SYN has taken to another real: XDP has removed their routes."""
+    def have_moved(self, batch: FlowBatch, reported: NDArray[np.uint64] | None = None) -> NDArray[np.bool_]:
+        """Say which flows a SYN has taken to another real: the connection table tells, or XDP has ended the route."""
         assert self.routes is not None, "there are no rules without a strategy"
-        return ~self.routes.stand(batch)
+        moved = self.connections.moved(batch)
+        return moved if reported is None else moved | ~self.routes.stand(batch)
 
     @property
     def _mark_entries(self) -> MarkEntries:

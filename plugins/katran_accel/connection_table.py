@@ -169,8 +169,9 @@ class Connections:
 
         Into all when the CPU is unknown, and when the ring has another real for the flow by now: RSS may have moved
         the flow to another CPU, which would then choose that real. The report state of an existing entry starts again,
-        as for a new flow. An entry of TCP with another real stays, unless the flow's route stands (`stand`): it is a
-        new connection's. Flows whose target is gone or that belong to another VIP by now are left out.
+        as for a new flow. An entry of TCP with another real stays if it is a new connection's: if a SYN has made it, or
+        the flow's route does not stand any more (`stand`). Flows whose target is gone or that belong to another VIP by
+        now are left out.
         """
         owners = finder.owners(batch.rows["key"], batch.rows["family"])
         rows = batch.rows[(owners == _vips(batch)) & np.isin(batch.rows["target"], inventory.targets())]
@@ -182,9 +183,26 @@ class Connections:
         everywhere = rows["cpu"] == ANY_CPU
         everywhere |= self._ring_reals(vips, finder.slots(rows["key"], vips, rows["family"])) != values["pos"]
         for cpu, table in self.tables():
-            here = everywhere | (~np.isin(rows["cpu"], list(self._maps.lrus)) if cpu is None else rows["cpu"] == cpu)
+            here = everywhere | self._of_table(rows, cpu)
             if here.any():
                 _restore_into(table, FlowBatch(rows[here]), keys[here], values[here], stand)
+
+    def moved(self, batch: FlowBatch) -> NDArray[np.bool_]:
+        """Which flows a SYN has taken to another real, by the table of the CPU that has reported them last."""
+        keys = entry_keys(batch.rows["key"], batch.rows["family"])
+        reals = (batch.rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.uint32)
+        moved = np.zeros(len(batch), dtype=bool)
+        for cpu, table in self.tables():
+            here = self._of_table(batch.rows, cpu)
+            if here.any():
+                found, entries = table.lookup_batch_keys(keys[here])
+                moved[here] = found & (entries["by_syn"] != 0) & (entries["pos"] != reals[here])
+        return moved
+
+    def _of_table(self, rows: NDArray[np.void], cpu: int | None) -> NDArray[np.bool_]:
+        """Which flows were reported by a CPU that uses the table."""
+        known = np.isin(rows["cpu"], list(self._maps.lrus))
+        return np.asarray(~known if cpu is None else rows["cpu"] == cpu)
 
     def _ring_reals(self, vips: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Real number in each flow's slot of its VIP's ring, as the map has it now."""
@@ -201,7 +219,7 @@ def _restore_into(table: Map, batch: FlowBatch, keys: NDArray[np.void], values: 
     found, existing = table.lookup_batch_keys(keys)
     to_write = ~found | (keys["proto"] == IPPROTO_UDP) | (existing["pos"] == values["pos"])
     if not to_write.all():
-        to_write[~to_write] = stand(batch[~to_write])
+        to_write[~to_write] = stand(batch[~to_write]) & (existing["by_syn"][~to_write] == 0)
     table.update_batch(keys[to_write], values[to_write])
 
 

@@ -27,7 +27,7 @@ VIP_ADDRESS_KEY = np.dtype(
     [("prefixlen", "<u4"), ("family", "u1"), ("proto", "u1"), ("pad", "<u2"), ("addr", "u1", (16,))]
 )
 REAL_DEFINITION = np.dtype([("addr", "u1", (16,)), ("flags", "u1"), ("pad", "u1"), ("next_hop", "<u2")])
-REAL_POS_LRU = np.dtype([("pos", "<u4"), ("left", "<u2"), ("reports", "<u2"), ("atime", "<u8")])
+REAL_POS_LRU = np.dtype([("pos", "<u4"), ("left", "<u2"), ("reports", "u1"), ("by_syn", "u1"), ("atime", "<u8")])
 LB_STATS = np.dtype([("v1", "<u8"), ("v2", "<u8")])
 CTL_VALUE = np.dtype([("mac", "u1", (6,)), ("pad", "u1", (2,))])
 """Also a row of `hw_accel_next_hops`, where pad[0] is 1 when the MAC address is known; and a key of `hw_accel_macs`."""

@@ -122,12 +122,17 @@ def test_a_report_alone_moves_no_flow(tmp_path: Path, strategy: str) -> None:
 
 
 @STRATEGIES
-def test_a_syn_without_a_mark_moves_the_flow(tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize("wiped", [False, True])
+def test_a_syn_without_a_mark_moves_the_flow(tmp_path: Path, strategy: str, wiped: bool) -> None:
+    """Its first report tells, or already the connection table when the daemon finds that the rule has vanished."""
     with open_world(tmp_path, strategy=strategy) as world:
         world.offload(FLOW)
         _, other = turn_ring(world)
         assert sent_to(world.send(SYN)) == other
-        forget_connections(world)
+        if wiped:
+            (device,) = world.engine.state.devices.values()
+            installed = world.engine.table.slots_in(FlowState.INSTALLED)
+            world.engine._reconciler._vanished(device, installed, time.monotonic())
         assert sent_to(world.send(FLOW)) == other
         world.engine.poll()
         table = world.engine.table
@@ -143,11 +148,13 @@ def test_a_syn_without_a_mark_moves_the_flow(tmp_path: Path, strategy: str) -> N
 @STRATEGIES
 def test_a_lost_report_of_a_syn_is_found_out_by_the_next(tmp_path: Path, strategy: str) -> None:
     with open_world(tmp_path, strategy=strategy) as world:
-        world.offload(FLOW)
+        mark = world.offload(FLOW)
         _, other = turn_ring(world)
-        world.send(SYN)
+        world.send(SYN, mark)
         assert len(world.balancer.read_events(10)) == 1
-        world.send(FLOW)
+        assert routes(world) == 0
+        forget_connections(world)
+        assert sent_to(world.send(FLOW)) == other
         world.engine.poll()
         assert world.engine.table.count(FlowState.INSTALLED) == 0
         assert sent_to(world.send(FLOW)) == other
