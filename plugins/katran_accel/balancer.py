@@ -75,11 +75,13 @@ class Balancer(NetworkFunction):
         table: KatranTable,
         meaning: MarkMeaning | None,
         clock: Callable[[], float] = time.monotonic,
+        own_mac: bytes = NO_MAC,
     ) -> None:
+        """Take over a table. own_mac: the address that test packets have to be addressed to; NO_MAC: to any."""
         self.config = config
         self.table = table
         self.meaning = meaning
-        self._clock = clock
+        self._clock, self._own_mac = clock, own_mac
         self.numbering = Numbering(_rest_seconds(config), clock)
         self._set_inventory(self.numbering.plan(table))
         self._names: tuple[dict[int, str], dict[int, str]] = {}, {}
@@ -196,7 +198,7 @@ class Balancer(NetworkFunction):
         if self._context.tracing or not self._devices:
             given = [table.gateway_mac] if isinstance(table.gateway_mac, str) else [*table.gateway_mac.values()]
             macs = [bytes.fromhex(mac.replace(":", "")) for mac in given if mac != "auto"]
-            return assume(Device("trace", LOOPBACK), macs[0] if macs else NO_MAC, inventory.reals)
+            return assume(Device("trace", LOOPBACK), self._own_mac, macs[0] if macs else NO_MAC, inventory.reals)
         return look(self._devices, fixed, inventory.reals)
 
     def resolve(self) -> Callable[[], Sequence[str]]:

@@ -42,6 +42,8 @@ VIPS = 64
 REALS_PER_VIP = 64
 PAIRS = VIPS * REALS_PER_VIP
 PORT = 80
+NIC = bytes.fromhex("02005e000001")
+"""To this address `nfcore.bench.traffic` sends its frames."""
 GATEWAY = "02:00:5e:00:00:fe"
 FLOW_MARKS = 1 << 20
 """More than there are flows, so each has its own mark. A power of two, so that no packet needs a division."""
@@ -115,7 +117,8 @@ def open_balancer(table: KatranTable, meaning: MarkMeaning, most_flows: int) -> 
         offload=OffloadTable(max_rules=max(OffloadTable().max_rules, most_flows)),
         sections={NAME: table},
     )
-    balancer = Balancer(config, table, meaning)
+    # With the check of the address that a deployed program makes.
+    balancer = Balancer(config, table, meaning, own_mac=NIC)
     try:
         balancer.open(Context(config, [], StrategyInfo(strategy, meaning, ""), MarkAllocator(width, 0.0), tracing=True))
         yield balancer

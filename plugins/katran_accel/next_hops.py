@@ -106,10 +106,13 @@ def look(devices: Sequence[Device], fixed: Sequence[bytes | None], reals: Iterab
     return Facts(tuple(found), reals)
 
 
-def assume(device: Device, mac: bytes, reals: Iterable[Address]) -> Facts:
-    """Say what the kernel would of a device that does not exist, for test packets: all packets go to `mac`."""
+def assume(device: Device, own: bytes, mac: bytes, reals: Iterable[Address]) -> Facts:
+    """Say what the kernel would of a device that does not exist, for test packets: all packets go to `mac`.
+
+    own: the device's address; NO_MAC: it takes frames to any.
+    """
     reals = tuple(reals)
-    return Facts((DeviceFacts(device, NO_MAC, {}, False, dict.fromkeys(reals, FIXED), {}, {FIXED: mac}),), reals)
+    return Facts((DeviceFacts(device, own, {}, False, dict.fromkeys(reals, FIXED), {}, {FIXED: mac}),), reals)
 
 
 def _look_at(reader: RouteReader, device: Device, fixed: bytes | None, reals: Sequence[Address]) -> DeviceFacts:
