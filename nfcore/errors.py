@@ -13,10 +13,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .refusals import explain
+
 
 def describe_error(error: BaseException) -> str:
-    """Give the type and the message of an exception; ``str()`` of a plugin's own exception may raise itself."""
+    """Give the type and the message of an exception; for a refusal of the kernel, its cause and what to do.
+
+    ``str()`` of a plugin's own exception may raise itself.
+    """
     try:
+        if isinstance(error, OSError) and error.errno:
+            return explain(error) + (f" ({error.filename})" if error.filename else "")
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - whatever it raises, there is no message
         return f"{type(error).__name__}, whose message cannot be read"

@@ -9,6 +9,7 @@ an operator does is always written. Each message is one line, whatever it contai
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TextIO
 
+from .errors import describe_error
 from .text import printable
 
 INTERVAL = 60.0
@@ -217,6 +219,13 @@ class _Json(logging.Formatter):
 class _Text(logging.Formatter):
     """Writes lines for people. Foreign text in a message can neither end the line nor control the terminal."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record. What was raised is told on its line; where, only in a log of level debug."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not shows_tracebacks():
+            record = _with_message(record, f"{record.getMessage()}: {describe_error(error)}")
+        return super().format(record)
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
         return super().formatMessage(record)
@@ -265,7 +274,10 @@ def make_handler(form: Format, stream: TextIO, *, journal: bool) -> LogHandler:
 
 
 def set_up_logging(level: Level, form: Format) -> None:
-    """Log to standard error from now on. Further calls in the same process do nothing."""
+    """Log to standard error from now on. Further calls in the same process do nothing.
+
+    Also what Python itself would write there: warnings, and exceptions that nobody has caught. In JSON, every line.
+    """
     root = logging.getLogger()
     if any(isinstance(handler, LogHandler) for handler in root.handlers):
         return
@@ -273,6 +285,68 @@ def set_up_logging(level: Level, form: Format) -> None:
         make_handler(form, sys.stderr, journal=goes_to_journal(sys.stderr, os.environ.get("JOURNAL_STREAM")))
     )
     root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
+    sys.excepthook = lambda kind, error, where: report_unexpected("nfcore", error)
+    threading.excepthook = lambda what: report_unexpected(
+        f"thread {what.thread.name if what.thread else '?'}", what.exc_value or what.exc_type()
+    )
+    # Of a destructor: it follows from another error, which has been told.
+    sys.unraisablehook = lambda what: logging.getLogger("nfcore").debug("in %r", what.object, exc_info=what.exc_value)
+    if form is Format.JSON:
+        sys.stderr = _LineLog(sys.stderr)
+
+
+class _LineLog(io.TextIOBase):
+    """Stands for standard error in a log of JSON: what others write there becomes one object per line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._begun = stream, ""
+
+    def write(self, text: str, /) -> int:
+        """Log the lines that are complete."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            if line.strip():
+                print_user(logging.ERROR, line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: a line is written when it is complete."""
+
+    def writable(self) -> bool:
+        """Tell that it can be written to."""
+        return True
+
+    def isatty(self) -> bool:
+        """Tell whether the stream is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Give the stream's descriptor."""
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the stream."""
+        return self._stream.encoding
+
+
+def shows_tracebacks() -> bool:
+    """Whether a text log has tracebacks: at level debug. One of JSON always has them, as a member of the object."""
+    root = logging.getLogger()
+    return root.isEnabledFor(logging.DEBUG) or not any(isinstance(handler, LogHandler) for handler in root.handlers)
+
+
+def report_unexpected(what: str, error: BaseException) -> None:
+    """Log an exception that nobody expected: the kernel's refusals with their cause, others as a fault of nfcore."""
+    message = f"{what}: {describe_error(error)}"
+    if not isinstance(error, OSError | MemoryError):
+        message += ": this is a fault of nfcore or of a plugin"
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, LogHandler)]
+    if handlers and (shows_tracebacks() or handlers[0].form is Format.JSON):
+        logging.getLogger("nfcore").critical("error: %s", message, exc_info=error)
+    else:
+        print_user(logging.CRITICAL, f"error: {message}; nfcore --verbose COMMAND shows where it happened")
 
 
 def print_user(level: int, message: str) -> None:

@@ -6,17 +6,13 @@ Each carrier has a C header in ``bpf/lib/carriers/``; `docs/marks.md` describes 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
-from ..errors import HostError
 from ..kernel.btf import kernel_btf
 from ..kernel.ethtool import queue_facts
 from .findings import Finding, Status
 from .rules import Device
-
-log = logging.getLogger(__name__)
 
 
 class Carrier(StrEnum):
@@ -59,7 +55,7 @@ def examine_carrier(carrier: Carrier, device: Device) -> Finding | None:
     if carrier is not Carrier.RX_QUEUE:
         return None
     facts = queue_facts(device.name)
-    what, advice = f"{device.name}: rx-queue", f"ethtool -X {device.name} equal 1"
+    what, advice = f"{device.name}: rx-queue", f"ethtool -X {device.name} equal 1, or another [marking] carrier"
     if facts.rss and max(facts.rss) > 0:
         others = len(facts.rss - {0})
         queues = "another queue, whose number" if others == 1 else f"{others} other queues, whose numbers"
@@ -71,17 +67,9 @@ def examine_carrier(carrier: Carrier, device: Device) -> Finding | None:
     return Finding(what, Status.OK, "unmarked packets arrive on queue 0")
 
 
-def require_carrier(carrier: Carrier, devices: Iterable[Device]) -> None:
-    """Check the carrier on all devices: log what cannot be checked; HostError when packets get marks without a rule.
-
-    All devices read marks when one of them has a backend, because they run the same program.
-    """
-    devices = list(devices)
+def examine_carriers(carrier: Carrier, devices: Sequence[Device]) -> Iterator[Finding]:
+    """Check the carrier on all devices. All read marks when one has a backend, because they run the same program."""
     for device in devices if any(device.backends for device in devices) else ():
         finding = examine_carrier(carrier, device)
-        if finding is None or finding.status is Status.OK:
-            continue
-        if finding.status is Status.FAULT:
-            advice = f"{finding.advice}, or another [marking] carrier"
-            raise HostError(f"{finding.what}: {finding.found}: {advice}")
-        log.warning("%s: %s", finding.what, finding.found)
+        if finding is not None:
+            yield finding

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+
+from ..errors import NfcoreError
 
 
 class Status(StrEnum):
@@ -26,3 +29,12 @@ class Finding:
     """What was found; for a fault, why it is not sufficient."""
     advice: str = ""
     """What to do."""
+
+
+def finding_of(what: str, check: Callable[[], None], found: str = "") -> Finding:
+    """Make a finding of a check that raises NfcoreError: a fault with its text; else OK, with what was found."""
+    try:
+        check()
+    except NfcoreError as error:
+        return Finding(what, Status.FAULT, str(error))
+    return Finding(what, Status.OK, found)

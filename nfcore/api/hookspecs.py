@@ -109,6 +109,10 @@ class Hooks:
         """Prepare: create maps, open devices, register network functions. Attach nothing yet."""
 
     @hookspec
+    def preconditions(self, context: Context) -> Iterable[Finding]:
+        """Find what `setup` would refuse: `nfcore run` refuses at a fault, `nfcore doctor` reports. Change nothing."""
+
+    @hookspec
     def reconfigure(self, config: Config) -> NDArray[np.uint64] | Steps[NDArray[np.uint64] | None] | None:
         """Apply what `config` changes in the plugin's table, and give the targets of its NF that no longer exist.
 
@@ -186,6 +190,7 @@ ROLES: Mapping[str, Role] = {
     "probe_offload": Role(CalledOn.BACKEND, Runs.WORKER),
     "config_section": Role(CalledOn.ALL, Runs.START),
     "setup": Role(CalledOn.ALL, Runs.START),
+    "preconditions": Role(CalledOn.ALL, Runs.START),
     "reconfigure": Role(CalledOn.ITSELF, Runs.REQUEST),
     "teardown": Role(CalledOn.REVERSED, Runs.START),
     "cleanup": Role(CalledOn.ALL, Runs.COMMAND),

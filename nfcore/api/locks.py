@@ -16,6 +16,7 @@ from typing import Self
 
 from ..errors import HostError
 from ..folders import make_folder
+from ..refusals import explain
 
 FOLDER = Path("/run/nfcore/locks")
 ATTEMPTS = 50
@@ -52,7 +53,7 @@ class Locks:
 
     def path(self, path: Path, kind: str) -> None:
         """Lock a path, whether there is something or not; HostError when another process holds it."""
-        digest = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=8).hexdigest()
+        digest = hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=8).hexdigest()
         self.acquire(f"{kind}-{digest}", f"{kind} {path}")
 
     def acquire(self, key: str, what: str) -> None:
@@ -64,12 +65,17 @@ class Locks:
         try:
             fd = self._lock(path)
         except OSError as error:
-            raise HostError(f"cannot lock {what} by {path}: {error.strerror}") from None
+            raise HostError(f"cannot lock {what} by {path}: {explain(error, path)}") from None
         if fd is None:
             owner = path.read_text(errors="replace").strip() if path.exists() else ""
             raise HostError(f"{what} is in use by another nfcore, process {owner or '?'}: stop it first")
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            os.close(fd)
+            raise HostError(f"cannot lock {what} by {path}: {explain(error, path)}") from None
         self._held[path] = fd
 
     def _lock(self, path: Path) -> int | None:

@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 
 from ..folders import make_folder, write_file
+from ..refusals import explain
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class StateFile:
             self._write_to(self._path)
         except OSError as error:
             if not self._has_failed:
-                log.error("state file %s cannot be written: %s", self._path, error.strerror or error)
+                log.error("state file %s cannot be written: %s", self._path, explain(error, self._path))
             self._has_failed = True
             # The old file is wrong now. Without a file the next run relies on nothing.
             with contextlib.suppress(OSError):

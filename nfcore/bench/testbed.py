@@ -32,6 +32,7 @@ from ..control.client import request
 from ..errors import HostError
 from ..folders import make_folder
 from ..kernel.headers import default_cache_dir
+from ..refusals import Capability, explain
 
 HOST, WIRE, PORT, NETWORK = "eth1", "wire0", "port0", "net0"
 NIC_MAC, GATEWAY_MAC = "02:00:5e:00:00:01", "02:00:5e:00:00:fe"
@@ -213,7 +214,8 @@ def isolate() -> None:
     when it is killed. HostError with the text of what the machine refuses.
     """
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS | _CLONE_NEWNET):
-        raise HostError(f"no namespaces of its own for a testbed: {os.strerror(ctypes.get_errno())}")
+        error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise HostError(f"no namespaces of its own for a testbed: {explain(error, needs=[Capability.SYS_ADMIN])}")
     run("mount", "--make-rprivate", "/")
     run("mount", "-t", "tmpfs", "-o", "mode=0755", "none", "/run")
     run("ip", "link", "set", "lo", "up")

@@ -21,6 +21,7 @@ from ..bench.results import Results
 from ..bench.run import Bench, choose_workload, stop_on_signals
 from ..bench.sizes import PARTS, Sizes
 from ..errors import ConfigError, HostError, Problem
+from ..refusals import explain
 from .tables import show
 
 
@@ -95,7 +96,7 @@ def _write(report: Path, text: str) -> None:
     try:
         report.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise HostError(f"--report: cannot write {report}: {error.strerror or error}") from None
+        raise HostError(f"--report: cannot write {report}: {explain(error, report)}") from None
 
 
 def print_tables(results: Results) -> None:

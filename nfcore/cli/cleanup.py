@@ -12,7 +12,7 @@ from ..control.client import daemon_answers
 from ..daemon.attachment import find_leftovers
 from ..daemon.bootstrap import CORE, find_devices, lock_all, make_context, state_path
 from ..daemon.chain import remove_leftovers
-from ..errors import HostError
+from ..errors import HostError, NfcoreError, describe_error
 from ..hooks.manager import PluginManager
 from ..hooks.results import check_result
 
@@ -33,7 +33,7 @@ def cleanup(config: Config, plugins: PluginManager) -> list[str]:
         lock_all(context)
         # Programs first, so that no packet meets a function whose maps are gone.
         steps: list[tuple[str, Callable[[], Iterable[str] | None]]] = [
-            *((CORE, leftover.remove) for leftover in find_leftovers(config)),
+            *((CORE, leftover.remove) for leftover in find_leftovers(config, context.state_file)),
             (CORE, partial(remove_leftovers, config)),
         ]
         for plugin in plugins.implementing("cleanup"):
@@ -42,7 +42,7 @@ def cleanup(config: Config, plugins: PluginManager) -> list[str]:
             try:
                 lines += check_result("cleanup", {}, step())
             except Exception as error:  # noqa: BLE001 - the others still clean up; all faults are reported
-                faults.append(f"{owner}: {error}")
+                faults.append(f"{owner}: {error if isinstance(error, NfcoreError) else describe_error(error)}")
     if faults:
         done = "".join(f"\nremoved before: {line}" for line in lines)
         raise HostError("cleanup is not complete: " + "; ".join(faults) + done)

@@ -45,7 +45,9 @@ def _give(context: typer.Context, value: Path | None) -> None:
 def _declare(
     same: Annotated[
         Path | None,
-        typer.Option(*_OPTIONS, metavar="CONFIG", help="The same as the argument CONFIG.", callback=_give),
+        typer.Option(
+            *_OPTIONS, metavar="CONFIG", help="The same as the argument CONFIG.", callback=_give, readable=False
+        ),
     ] = None,
 ) -> None:
     """Only its parameter is used."""

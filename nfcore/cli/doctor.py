@@ -6,13 +6,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..api.carriers import Carrier, examine_carrier
+from ..api.carriers import Carrier
 from ..api.config import Config
 from ..api.findings import Finding, Status
 from ..api.locks import NoLocks
@@ -20,32 +21,45 @@ from ..api.rules import Capabilities, Device
 from ..control.client import daemon_answers, request
 from ..daemon.bootstrap import find_devices, make_context, set_up_plugin
 from ..daemon.chain import try_dispatcher
-from ..errors import HostError, NfcoreError, UnsupportedError
+from ..daemon.preconditions import preconditions
+from ..errors import HostError, NfcoreError, UnsupportedError, describe_error
 from ..hooks.manager import PluginManager
 from ..hooks.results import ResultError, check_result
-from ..kernel import BPF_SOURCES, XdpMode, attach_xdp, attached_xdp, compile_program, detach_xdp, find_headers
+from ..kernel import (
+    BPF_SOURCES,
+    XdpMode,
+    XdpRefusedError,
+    attach_xdp,
+    attached_xdp,
+    compile_program,
+    detach_xdp,
+    find_headers,
+    removal_advice,
+)
 from ..kernel.btf import kernel_btf
-from ..kernel.ethtool import LinkFacts, link_facts
-from ..kernel.xdp import foreign_program_advice
+from ..kernel.compiler import bcc_advice
+from ..refusals import TO_LOAD, describe_lack, missing_capabilities
+from .link_diagnosis import advise_mtu, examine_link
 
 OK, WARNING, FAULT = Status.OK, Status.WARNING, Status.FAULT
-SMALLEST_MTU = 1500
-"""Bytes; a smaller MTU draws a warning."""
+_LOSSES = re.compile(r"_(drops|lost)_total$")
+"""Metrics of packets and reports that were lost."""
 
 
 def examine_machine() -> Iterator[Finding]:
     """Check what every configuration needs."""
     yield Finding("kernel", OK, f"{platform.release()} on {platform.machine()}")
-    root = os.geteuid() == 0
-    yield Finding("privileges", OK if root else FAULT, "root" if root else "not root", "" if root else "use sudo")
+    lacking = missing_capabilities(TO_LOAD)
+    user = "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
+    yield Finding("privileges", FAULT if lacking else OK, describe_lack(lacking) if lacking else user)
     try:
         headers = find_headers()
         yield Finding("headers", OK, headers.origin)
     except HostError as error:
-        yield Finding("headers", FAULT, str(error), "install linux-libc-dev")
+        yield Finding("headers", FAULT, str(error))
     if importlib.util.find_spec("bcc") is None:
         why = f"{sys.executable} cannot import bcc"
-        yield Finding("bcc", FAULT, why, "install python3-bpfcc; a venv needs --system-site-packages")
+        yield Finding("bcc", FAULT, why, bcc_advice())
     else:
         yield Finding("bcc", OK, "can be imported")
     try:
@@ -56,37 +70,56 @@ def examine_machine() -> Iterator[Finding]:
 
 
 def examine(config: Config, plugins: PluginManager) -> Iterator[Finding]:
-    """Check daemon, interfaces, backends and network functions of a configuration."""
+    """Check the preconditions of `nfcore run`, or the daemon that runs; then interfaces, backends and functions."""
     yield from (Finding(remark.path, WARNING, remark.message) for remark in config.remarks)
-    finding, programs = _examine_daemon(Path(config.nf.socket))
-    running = {interface: program["id"] for interface, program in programs.items()}
-    yield finding
+    socket = Path(config.nf.socket)
+    runs = daemon_answers(socket)
+    programs: Mapping[str, Mapping[str, Any]] = {}
+    if runs:
+        finding, programs = _examine_daemon(socket)
+        yield finding
+        yield from _examine_drops(socket)
     try:
         devices = find_devices(config)
     except HostError as error:
         for line in str(error).splitlines():
-            yield Finding("interface", FAULT, line, "nfcore must run in the interface's network namespace")
+            yield Finding("interface", FAULT, line)
         return
     if not devices:
         yield Finding("interface", FAULT, "the configuration names none", "add a table [[interfaces]]")
-    carrier = Carrier(config.marking.carrier)
-    offloads = any(device.backends for device in devices)
+    if not runs:
+        context = make_context(config, plugins, devices)
+        with context.locks:
+            found = {finding.what: finding for finding in preconditions(context, plugins)}
+        yield from found.values()
     for device, interface in zip(devices, config.interfaces, strict=True):
-        yield from _examine_link(device, XdpMode(interface.xdp_mode), running.get(device.name))
+        yield from examine_link(device)
+        mode = XdpMode(interface.xdp_mode)
+        if runs:
+            yield _examine_attached(device, programs.get(device.name, {}).get("id"))
+        elif found[f"{device.name}: lock"].status is FAULT:
+            continue  # what is tried below would disturb the process that has it
+        elif attached_xdp(device.ifindex) is None:
+            yield _try_xdp(device, mode)
         if len(interface.chain) > 1:
             yield _examine_chain(config, device, interface.chain, programs.get(device.name, {}).get("missing", ()))
         yield from _examine_backends(config, plugins, device)
-        if offloads and (carrier_finding := examine_carrier(carrier, device)):
-            yield carrier_finding
     context = make_context(config, plugins, devices, tracing=True)
-    for _, findings in plugins.call_each("diagnose", context=context):
-        yield from findings or ()
+    for plugin in plugins.implementing("diagnose"):
+        done, findings = plugins.try_call(plugin, "diagnose", context=context)
+        yield from (findings or ()) if done else [Finding(plugin, FAULT, "its hook diagnose failed", "see the log")]
+
+
+def survive(findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Pass findings on; when the machine does not even let them be made, that is the last one."""
+    try:
+        yield from findings
+    except (NfcoreError, OSError) as error:
+        yield Finding("doctor", FAULT, str(error) if isinstance(error, NfcoreError) else describe_error(error))
 
 
 def _examine_daemon(socket: Path) -> tuple[Finding, Mapping[str, Mapping[str, Any]]]:
     """Request a running daemon's health; with it, interface → what it tells of the program that is attached there."""
-    if not daemon_answers(socket):
-        return Finding("daemon", OK, "not running", "nfcore run"), {}
     try:
         health = request(socket, "health")
     except HostError as error:
@@ -96,21 +129,22 @@ def _examine_daemon(socket: Path) -> tuple[Finding, Mapping[str, Mapping[str, An
     return Finding("daemon", status, f"running: {found}" if found else "running"), health["programs"]
 
 
-def _examine_link(device: Device, mode: XdpMode, own_program: int | None) -> Iterator[Finding]:
-    """`own_program`: ID of the program that a running daemon has attached."""
-    name = device.name
-    facts = link_facts(device.ifindex, name)
-    yield Finding(
-        f"{name}: link",
-        OK if facts.up else FAULT,
-        f"{'up' if facts.up else 'down'}, driver {facts.driver or 'unknown'}, MTU {facts.mtu}",
-        "" if facts.up else f"ip link set {name} up",
-    )
-    if facts.mtu < SMALLEST_MTU:
-        advice = f"ip link set {name} mtu {SMALLEST_MTU}"
-        yield Finding(f"{name}: MTU", WARNING, f"{facts.mtu}: full-sized packets do not arrive", advice)
-    yield _examine_xdp(device, mode, own_program)
-    yield from _examine_features(name, facts)
+def _examine_drops(socket: Path) -> Iterator[Finding]:
+    """Tell what the running daemon's own counters of lost packets and reports say; nothing without the plugin stats."""
+    try:
+        metrics = request(socket, "stats")["metrics"]
+    except HostError:
+        return
+    lost = [
+        (metric["name"], " ".join(sample["labels"].values()), int(sample["value"]))
+        for metric in metrics
+        if _LOSSES.search(metric["name"])
+        for sample in metric["samples"]
+        if sample.get("value")
+    ]
+    found = ", ".join(f"{name} {labels} {value:,}".replace("  ", " ") for name, labels, value in lost)
+    advice = "docs/metrics.md says what each of them means; nfcore stats CONFIG shows whether they grow"
+    yield Finding("daemon: drops", WARNING if lost else OK, found or "none", advice if lost else "")
 
 
 def _examine_chain(config: Config, device: Device, chain: Sequence[str], missing: Sequence[str]) -> Finding:
@@ -127,46 +161,40 @@ def _examine_chain(config: Config, device: Device, chain: Sequence[str], missing
     return Finding(what, OK, f"{order}; the program in front of them loads, {size:,} bytes")
 
 
-def _examine_features(name: str, facts: LinkFacts) -> Iterator[Finding]:
-    lro = facts.features.get("rx-lro")
-    if lro:
-        found = "on: packets are merged before XDP sees them"
-        yield Finding(f"{name}: LRO", FAULT, found, f"ethtool -K {name} lro off")
-    elif lro is not None:
-        yield Finding(f"{name}: LRO", OK, "off")
-    gro = facts.features.get("rx-gro")
-    if gro is not None:
-        yield Finding(f"{name}: GRO", OK, "on" if gro else "off")
-    offload = facts.features.get("hw-tc-offload")
-    if offload is not None:
-        can = "hw-tc-offload" not in facts.fixed
-        found = "on" if offload else f"off{'' if can else ' and fixed'}: TC filters stay in software"
-        advice = f"ethtool -K {name} hw-tc-offload on" if can and not offload else ""
-        yield Finding(f"{name}: hw-tc-offload", OK, found, advice)
-
-
-def _examine_xdp(device: Device, mode: XdpMode, own_program: int | None) -> Finding:
-    """Find what is attached; without a program, try for a moment to attach one that passes every packet."""
-    what = f"{device.name}: XDP"
-    attached = attached_xdp(device.ifindex)
-    if own_program is not None and (attached is None or attached.id != own_program):
-        found = f"the daemon's program {own_program} is no longer attached, so no packet reaches it"
-        if attached is None:
+def _examine_attached(device: Device, own: int | None) -> Finding:
+    """`own`: ID of the program that the running daemon has attached; None when it does not tell."""
+    what, there = f"{device.name}: XDP", attached_xdp(device.ifindex)
+    if own is not None and (there is None or there.id != own):
+        found = f"the daemon's program {own} is no longer attached, so no packet reaches it"
+        if there is None:
             return Finding(what, FAULT, found, "restart nfcore")
-        replaced = f"{found}: program {attached.id} is in its place"
-        return Finding(what, FAULT, replaced, f"{foreign_program_advice(device.name)}; then restart nfcore")
-    if attached is not None:
-        status = OK if attached.mode is XdpMode.NATIVE or mode is not XdpMode.NATIVE else WARNING
-        return Finding(what, status, f"program {attached.id} attached in {attached.mode} mode")
+        replaced = f"{found}: program {there.id} is in its place"
+        return Finding(what, FAULT, replaced, f"{removal_advice(device.ifindex)}; then restart nfcore")
+    if there is None:
+        return Finding(what, FAULT, "no program is attached, so no packet reaches the daemon", "restart nfcore")
+    return _judge_mode(what, there.mode, f"program {there.id} attached in {there.mode} mode")
+
+
+def _judge_mode(what: str, mode: XdpMode, found: str) -> Finding:
+    if mode is XdpMode.GENERIC:
+        return Finding(what, WARNING, f"{found}: it is slow, and most carriers do not work in it")
+    return Finding(what, OK, found)
+
+
+def _try_xdp(device: Device, mode: XdpMode) -> Finding:
+    """Try for a moment to attach a program that passes every packet."""
+    what = f"{device.name}: XDP"
     try:
         with compile_program(BPF_SOURCES / "pass.c", "pass", defines={}, maps={}) as program:
             used = attach_xdp(device.ifindex, program, mode=mode)
-            detach_xdp(device.ifindex, expected=program.id)
+            detach_xdp(device.ifindex, expected=program)
+    except XdpRefusedError as error:
+        generic = 'set xdp_mode = "generic": works, but slowly'
+        advice = f"{advise_mtu(device)}, or {generic}" if "MTU" in str(error) else generic
+        return Finding(what, FAULT, str(error), "" if mode is XdpMode.GENERIC else advice)
     except NfcoreError as error:
-        return Finding(what, FAULT, str(error), 'set xdp_mode = "generic": works, but slowly')
-    if used is XdpMode.GENERIC and mode is not XdpMode.GENERIC:
-        return Finding(what, WARNING, "only generic mode works: it is slow, and most carriers do not work in it")
-    return Finding(what, OK, f"a program can be attached in {used} mode")
+        return Finding(what, FAULT, str(error))
+    return _judge_mode(what, used, f"a program can be attached in {used} mode")
 
 
 def _examine_backends(config: Config, plugins: PluginManager, device: Device) -> Iterator[Finding]:

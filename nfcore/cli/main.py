@@ -13,7 +13,8 @@ import typer
 
 from ..api.findings import Finding, Status
 from ..errors import NfcoreError
-from ..logs import Format, Level, print_user, set_up_logging
+from ..logs import Format, Level, print_user, report_unexpected, set_up_logging
+from ..refusals import TO_LOAD, missing_capabilities
 from ..scaffold import Kind, make_skeleton, write_skeleton
 from ..text import json_text
 from ..version import __version__
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file.")]
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file.", readable=False)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as marking.strategy=flow-id. Repeatable."),
@@ -84,11 +85,11 @@ def run(config: ConfigArgument, overrides: SetOption = None) -> None:
 
       nfcore run examples/demo.toml --set marking.strategy=flow-id
     """
-    from ..daemon.bootstrap import require_root
+    from ..daemon.bootstrap import require_privileges
     from ..daemon.run import run as run_daemon
 
     loaded, plugins = _load(config, overrides)
-    require_root("run")
+    require_privileges("run")
     run_daemon(loaded, plugins, lambda message: print_user(logging.INFO, message))
 
 
@@ -126,7 +127,10 @@ def check(
 @app.command()
 def plugins(
     config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG", help="With --verbose: show the order of calls with this TOML.")
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG", help="With --verbose: show the order of calls with this TOML.", readable=False
+        ),
     ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also list each hook: where it runs, and its plugins in order.")
@@ -174,11 +178,11 @@ def cleanup(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOp
 
     Example: nfcore cleanup /etc/nfcore.toml
     """
-    from ..daemon.bootstrap import require_root
+    from ..daemon.bootstrap import require_privileges
     from .cleanup import cleanup as clean
 
     loaded, plugins = _load(config, overrides)
-    require_root("cleanup")
+    require_privileges("cleanup")
     lines = clean(loaded, plugins)
     if as_json:
         print(json_text({"removed": lines}))
@@ -188,15 +192,17 @@ def cleanup(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOp
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Also check what this TOML names.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="Also check what this TOML names.", readable=False)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find why nothing is forwarded, or would not be.
 
     Each line is ok, or has the cause and what to do. Checks kernel, headers and bcc; with CONFIG also its interfaces
-    (XDP mode, MTU, LRO, hw-tc-offload), what the offload backends can do, by trying it on the device, and what the
-    network functions need, such as the gateway's address. Attaches an XDP program for a moment to an interface that
-    has none. Exit status 1 when there is a fault.
+    (XDP mode, MTU, LRO, checksums, losses, hw-tc-offload), what the offload backends can do, by trying it on the
+    device, what the network functions need, such as the gateway's address, and all that nfcore run would refuse.
+    Attaches an XDP program for a moment to an interface that has none. Exit status 1 when there is a fault.
 
     Examples:
 
@@ -204,16 +210,16 @@ def doctor(
 
       nfcore doctor /etc/nfcore.toml --json
     """
-    from ..daemon.bootstrap import require_root
-    from .doctor import examine, examine_machine
+    from .doctor import examine, examine_machine, survive
 
     findings: list[Finding] = []
     if config is None:
-        findings += examine_machine()
+        findings += survive(examine_machine())
     else:
         loaded, plugins = _load(config, None)
-        require_root("doctor")
-        findings += [*examine_machine(), *examine(loaded, plugins)]
+        findings += survive(examine_machine())
+        if not missing_capabilities(TO_LOAD):
+            findings += survive(examine(loaded, plugins))
     faulty = any(finding.status is Status.FAULT for finding in findings)
     if as_json:
         print(json_text({"findings": [asdict(finding) for finding in findings]}))
@@ -231,7 +237,9 @@ def trace(
     frames: Annotated[
         list[str] | None, typer.Option("--hex", metavar="FRAME", help="A frame as hex. Repeatable.")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="A file with one frame per line: hex, optionally mark=N.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="A file with one frame per line: hex, optionally mark=N.", readable=False)
+    ] = None,
     as_json: JsonOption = False,
     overrides: SetOption = None,
 ) -> None:
@@ -250,7 +258,7 @@ def trace(
 
       nfcore trace examples/demo.toml --file frames.txt --json
     """
-    from ..daemon.bootstrap import require_root
+    from ..daemon.bootstrap import require_privileges
     from .trace import parse_line, read_frames, trace_table
     from .trace import trace as run_trace
 
@@ -259,7 +267,7 @@ def trace(
     packets += read_frames(file) if file else []
     if not packets:
         raise typer.BadParameter("give at least one frame, with --hex FRAME or --file FILE")
-    require_root("trace")
+    require_privileges("trace")
     traced = run_trace(loaded, plugins, packets)
     if as_json:
         print(json_text({"packets": [packet.as_json() for packet in traced]}))
@@ -276,7 +284,7 @@ def bench(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Only check that everything works; the results mean nothing.")
     ] = False,
-    report: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the HTML page.")] = Path(
+    report: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the HTML page.", readable=False)] = Path(
         "nfcore-bench.html"
     ),
     nf: Annotated[
@@ -298,11 +306,11 @@ def bench(
       nfcore bench --parts datapath,cores --json --report /tmp/datapath.html
     """
     from ..bench.sizes import Sizes
-    from ..daemon.bootstrap import require_root
+    from ..daemon.bootstrap import require_privileges
     from .bench import read_parts, run_bench
 
     chosen = read_parts(parts)
-    require_root("bench")
+    require_privileges("bench")
     sizes = Sizes.smoke() if smoke else Sizes.quick() if quick else Sizes()
     run_bench(chosen, sizes, nf, report, as_json=as_json)
 
@@ -312,7 +320,7 @@ def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The plugin's name, such as acme_nic.")],
     kind: Annotated[Kind, typer.Option(help="An offload backend, a marking strategy, or a network function.")],
     into: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where to write it; default: ./nfcore-NAME.")
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write it; default: ./nfcore-NAME.", readable=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     as_json: JsonOption = False,
@@ -368,3 +376,6 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except Exception as error:  # noqa: BLE001 - no traceback reaches a user
+        report_unexpected("nfcore", error)
+        sys.exit(1)

@@ -13,16 +13,20 @@ from ..errors import HostError, NfcoreError
 
 DEFAULT_SOCKET = "/run/nfcore/nfcore.sock"
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", metavar="CONFIG", help="Take the socket from this TOML.")
+    Path | None,
+    typer.Option("--config", "-c", metavar="CONFIG", help="Take the socket from this TOML.", readable=False),
 ]
 """Only for a command whose arguments are of any number: each argument CONFIG is an option, too."""
 OptionalConfig = Annotated[
-    Path | None, typer.Argument(metavar="CONFIG", help="Take the socket from this TOML.", show_default=False)
+    Path | None,
+    typer.Argument(metavar="CONFIG", help="Take the socket from this TOML.", show_default=False, readable=False),
 ]
 SocketOption = Annotated[
     Path | None,
     typer.Option(
-        "--socket", help=f"The daemon's socket (default {DEFAULT_SOCKET}, or that of the only running daemon)."
+        "--socket",
+        help=f"The daemon's socket (default {DEFAULT_SOCKET}, or that of the only running daemon).",
+        readable=False,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -29,6 +29,7 @@ from ..engine.flow_state import FlowState
 from ..errors import ConfigError, HostError, Problem
 from ..hooks.manager import PluginManager
 from ..hooks.results import ResultError, check_result
+from ..refusals import explain
 from .tables import TextTable, target_columns
 
 LOOPBACK = 1
@@ -121,7 +122,7 @@ def read_frames(path: Path) -> list[TraceInput]:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except OSError as error:
-        raise ConfigError(str(path), [Problem("", f"cannot be read: {error.strerror or error}")]) from None
+        raise ConfigError(str(path), [Problem("", f"cannot be read: {explain(error, path)}")]) from None
     except UnicodeDecodeError:
         raise ConfigError(str(path), [Problem("", "is not text; should be one frame per line, as hex")]) from None
     frames, problems = [], []

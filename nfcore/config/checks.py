@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..api.config import MAX_QUEUE_BITS, NO_BACKEND, Config, ConfigTable, MarkingTable, OffloadTable
 from ..errors import Problem, key_path
 from ..hooks import discovery
-from ..hooks.manager import PluginManager
+from ..hooks.manager import PluginManager, load_installed
 from .reader import Reader, show, suggest
 
 
@@ -107,7 +107,8 @@ def check_strategy(reader: Reader, plugins: PluginManager) -> None:
     lists = [table.get("offload") for table in tables]
     backends = [name for names in lists if isinstance(names, list) for name in names if name != NO_BACKEND]
     if backends and not known and wanted is None:
-        message = f'offload backend {backends[0]!r} needs a marking strategy; add "marking" to nf.plugins'
+        default = MarkingTable.model_fields["strategy"].default
+        message = f"offload backend {backends[0]!r} needs a marking strategy{_advise_strategy(default, known)}"
         reader.problems.append(Problem("nf.plugins", message))
     if isinstance(wanted, str) and known.count(wanted) > 1:
         offering = [
@@ -117,9 +118,22 @@ def check_strategy(reader: Reader, plugins: PluginManager) -> None:
         reader.problems.append(Problem("marking.strategy", message))
     if isinstance(wanted, str) and wanted not in known:
         message = f"{show(wanted)} is no marking strategy of nf.plugins" + suggest(wanted, known)
-        if not known:
-            message += '; add "marking" to nf.plugins'
-        reader.problems.append(Problem("marking.strategy", message))
+        reader.problems.append(Problem("marking.strategy", message + _advise_strategy(wanted, known)))
+
+
+def _advise_strategy(wanted: str, known: Sequence[str]) -> str:
+    """Name the installed plugin that offers a strategy; when none does and none is `known`, what is offered."""
+    offered = {
+        plugin: [info.name for info in infos or ()]
+        for plugin, infos in load_installed().call_each("marking_strategies")
+    }
+    for plugin, names in offered.items():
+        if wanted in names:
+            return f'; add "{plugin}" to nf.plugins'
+    if known:
+        return ""
+    lists = ", ".join(f'"{plugin}" ({", ".join(names)})' for plugin, names in offered.items() if names)
+    return f"; no installed plugin offers it; those with strategies are: {lists or 'none'}"
 
 
 def check_carrier(reader: Reader, marking: MarkingTable | None) -> None:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from ..api.config import ConfigTable
 from ..errors import ConfigError, Problem, Remark, describe_error, key_path
 from ..hooks.faults import replacement
+from ..refusals import explain
 
 _T = TypeVar("_T", bound=ConfigTable)
 _R = TypeVar("_R")
@@ -33,7 +34,7 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin a file with a mark
     except OSError as error:
-        raise ConfigError(str(path), [Problem("", f"cannot be read: {error.strerror or error}")]) from None
+        raise ConfigError(str(path), [Problem("", f"cannot be read: {explain(error, path)}")]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [Problem("", f"is not UTF-8 text: {error}")]) from None
     except (ValueError, RecursionError) as error:  # also numbers too long for int(), and too many brackets

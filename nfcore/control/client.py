@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import errno
+import grp
 import json
+import os
+import pwd
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from ..errors import HostError
+from ..refusals import cause_of, explain
 
 NOT_ALLOWED = "not_allowed"
 """`code` of a response: the user may not call the method."""
@@ -109,12 +115,29 @@ def describe_failure(error: Exception, path: Path) -> HostError:
     """Make an error for the user from a failure of the connection to the socket `path`."""
     match error:
         case PermissionError():
-            return NotAllowedError(
-                f"the daemon's socket {path} is not for this user: use sudo, or become a member of the "
-                "group that [nf] socket_group or order_group names"
-            )
+            return NotAllowedError(f"the daemon's socket {path} is not for this user: {_way_in(path)}")
         case FileNotFoundError() | ConnectionRefusedError():
             return NoDaemonError(f"no daemon answers at {path}; start one: nfcore run CONFIG")
         case ConnectionError():
             return EndedError(f"the daemon at {path} gave no answer: it has ended")
-    return HostError(f"the daemon at {path} gave no answer: {error}")
+    why = explain(error, path) if isinstance(error, OSError) and error.errno else str(error)
+    return HostError(f"the daemon at {path} gave no answer: {why}")
+
+
+def _way_in(path: Path) -> str:
+    """Say how this user gets to a socket that it may not open: a folder may be closed, or the socket itself."""
+    names = "the group that [nf] socket_group or order_group names"
+    try:
+        status = path.stat()
+    except OSError:
+        # The socket cannot be looked at, so whom it lets in is not known here.
+        return f"use sudo; or first {cause_of(errno.EACCES, path)}; and become a member of {names}, unless you are"
+    if not status.st_mode & 0o020:
+        return f"use sudo, or become a member of {names}; neither is set, since the socket is for no group"
+    group, user = str(status.st_gid), str(os.geteuid())
+    with suppress(KeyError):
+        group = grp.getgrgid(status.st_gid).gr_name
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        if status.st_gid in os.getgrouplist(user, pwd.getpwuid(os.geteuid()).pw_gid):
+            return f"it is for group {group}, of which {user} is a member since this session began: log in again"
+    return f"use sudo, or become a member of its group {group}: usermod -aG {group} {user}, and log in again"

@@ -34,6 +34,7 @@ from ..api.json_rows import encode
 from ..api.metrics import MetricFamily, counter, gauge
 from ..errors import HostError, NfcoreError
 from ..folders import closed_to_group, make_folder
+from ..refusals import explain
 from .client import NOT_ALLOWED, daemon_answers
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class ControlServer:
             if group is not None:
                 warn_of_closed_folders(self._path, group)
         except OSError as error:
-            raise HostError(f"nf.socket: cannot listen on {self._path}: {error.strerror or error}") from None
+            raise HostError(f"nf.socket: cannot listen on {self._path}: {explain(error, self._path)}") from None
 
     async def close(self) -> None:
         """Stop listening and remove the socket."""
@@ -384,4 +385,6 @@ def warn_of_closed_folders(path: Path, group: int) -> None:
 def refuse_second(path: Path) -> None:
     """HostError when a daemon listens on the socket `path` already."""
     if daemon_answers(path):
-        raise HostError(f"a daemon is running already: its socket {path} answers (set nf.socket to another)")
+        raise HostError(
+            f"a daemon is running already: its socket {path} answers; stop it, or change it with nfcore reload"
+        )

@@ -24,7 +24,8 @@ from ..engine.engine import Engine
 from ..errors import HostError, NfcoreError, describe_error
 from ..hooks.faults import Fault
 from ..hooks.manager import PluginManager
-from .attachment import refuse_occupied
+from ..kernel.ethtool import namespace_with
+from ..refusals import TO_LOAD, describe_lack, missing_capabilities
 from .metrics import hook_metrics, process_metrics
 
 log = logging.getLogger(__name__)
@@ -32,28 +33,38 @@ CORE = "nfcore"
 """Stands for nfcore itself where metrics have the name of their plugin."""
 
 
-def require_root(command: str) -> None:
-    """HostError when the process is not root's."""
-    if os.geteuid() != 0:
+def require_privileges(command: str) -> None:
+    """HostError names the capabilities that the process lacks, and what they are for."""
+    lacking = missing_capabilities(TO_LOAD)
+    if len(lacking) == len(TO_LOAD) and os.geteuid() != 0:
         raise HostError(f"nfcore {command} loads BPF programs and needs root: use sudo")
+    if lacking:
+        raise HostError(f"nfcore {command} {describe_lack(lacking)}")
 
 
 def find_devices(config: Config, *, all_of_them: bool = True) -> list[Device]:
     """Look up the configuration's interfaces. all_of_them: HostError when one is missing, instead of leaving it out."""
     present = {name: index for index, name in socket.if_nameindex()}
     missing = [
-        f"interfaces[{number}].name: there is no interface {interface.name!r} in this network namespace"
+        f"{config.source}: interfaces[{number}].name: there is no interface {interface.name!r} in this network "
+        f"namespace (there are: {', '.join(sorted(present))}){_elsewhere(interface.name)}"
         for number, interface in enumerate(config.interfaces)
-        if interface.name not in present
+        if interface.name not in present and all_of_them
     ]
-    if missing and all_of_them:
-        known = ", ".join(sorted(present))
-        raise HostError("\n".join(f"{config.source}: {line} (there are: {known})" for line in missing))
+    if missing:
+        raise HostError("\n".join(missing))
     return [
         Device(interface.name, present[interface.name], tuple(name for name in interface.offload if name != NO_BACKEND))
         for interface in config.interfaces
         if interface.name in present
     ]
+
+
+def _elsewhere(name: str) -> str:
+    """Say in which namespace an interface is, and how to run there; empty when it is in none that has a name."""
+    namespace = namespace_with(name)
+    # Not by `ip netns exec`: that has another mount namespace, whose pins disappear with it.
+    return "" if namespace is None else f"; it is in {namespace.name}: run nsenter --net={namespace} nfcore …"
 
 
 def find_strategy(config: Config, plugins: PluginManager) -> tuple[str, StrategyInfo] | None:
@@ -100,13 +111,11 @@ def make_context(
 def set_up(context: Context, plugins: PluginManager, before_each: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Set all plugins up; at the end tear them all down, in reverse order.
 
-    Locks socket and devices first, except for tracing: HostError when another process has one, or it has another's
-    program.
+    Locks socket and devices first, except for tracing: HostError when another process has one.
     """
     with ExitStack() as cleanup:
         if not context.tracing:
             lock_all(context)
-            refuse_occupied(context.devices)
         for plugin in plugins.implementing("setup"):
             before_each()
             set_up_plugin(plugin, context, plugins, cleanup)

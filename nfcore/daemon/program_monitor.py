@@ -18,8 +18,7 @@ from ..devices.device_state import DeviceState
 from ..engine.event_kind import EventKind
 from ..engine.state import EngineState
 from ..errors import HostError
-from ..kernel import AttachedXdp, attached_xdp
-from ..kernel.xdp import foreign_program_advice
+from ..kernel import AttachedXdp, attached_xdp, removal_advice
 from .chain import Chains
 
 log = logging.getLogger(__name__)
@@ -34,6 +33,8 @@ class _Found:
     attached: AttachedXdp | None
     missing: tuple[str, ...]
     """Functions that the device's chain has lost."""
+    advice: str = ""
+    """How to remove the program that is there instead."""
 
 
 @dataclass
@@ -44,6 +45,8 @@ class _Watched:
     due: float
     """Time of the next check."""
     checking: bool = False
+    told: int | None = None
+    """Id of the program in its place that was reported last."""
 
 
 class ProgramMonitor:
@@ -72,7 +75,9 @@ class ProgramMonitor:
 
     def _check(self, ifindex: int, watched: _Watched, next_check: float) -> None:
         def look() -> _Found:
-            return _Found(attached_xdp(ifindex), tuple(self._chains.missing(watched.chain)))
+            there, missing = attached_xdp(ifindex), tuple(self._chains.missing(watched.chain))
+            other = there is not None and there.id not in (watched.expected.id, watched.told)
+            return _Found(there, missing, removal_advice(ifindex) if other else "")
 
         def done(found: _Found | Exception) -> None:
             watched.checking = False
@@ -96,14 +101,16 @@ class ProgramMonitor:
         # HostError: the interface is gone, which the daemon has reported already.
         if now == before or isinstance(found, HostError):
             return
-        message = "the program is attached again" if now.works else f"{now.message}; {_advice(now, name)}"
+        watched.told = other
+        advice = found.advice if isinstance(found, _Found) else ""
+        message = "the program is attached again" if now.works else f"{now.message}; {_advice(now, advice)}"
         log.log(logging.WARNING if now.works else logging.ERROR, "%s: %s", name, message)
         self._state.events.note(EventKind.LINK, message, name)
 
 
-def _advice(attachment: Attachment, name: str) -> str:
+def _advice(attachment: Attachment, removal: str) -> str:
     """What to do when nfcore's program is not attached any more, or its chain is not whole."""
     if attachment.there:
         return "no packet reaches it or what comes after it; to have it back restart nfcore"
-    first = "" if attachment.other is None else f"{foreign_program_advice(name)}, and "
+    first = f"{removal}, and " if removal else ""
     return f"no packet reaches it; to have it back {first}restart nfcore"

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..api.carriers import Carrier, require_carrier
 from ..api.config import Config
 from ..api.context import Context
-from ..control.server import ControlServer, group_number, refuse_second
+from ..control.server import ControlServer
 from ..devices.worker import DeviceWorker
 from ..engine.engine import READ_LIMIT, Engine
 from ..engine.event_kind import EventKind
@@ -26,12 +26,13 @@ from ..errors import ConfigError, NfcoreError, Problem
 from ..hooks.manager import PluginManager
 from ..hooks.watchdog import Watchdog
 from ..kernel.link_monitor import LinkMonitor
-from ..logs import AUDIT
+from ..logs import AUDIT, report_unexpected
 from .attachment import Attachments
 from .bootstrap import find_devices, make_context, make_engine, set_up
 from .chain import Chains
 from .control_methods import register_methods
 from .network_watcher import NetworkWatcher
+from .preconditions import preconditions, require
 from .program_monitor import ProgramMonitor
 from .reload import Look, Reloader, look_nowhere
 from .signals import STOP_SIGNALS, StoppedError, StopSwitch
@@ -57,16 +58,10 @@ def run(config: Config, plugins: PluginManager, announce: Callable[[str], None])
     results: Results = queue.SimpleQueue()
     context = make_context(config, plugins, find_devices(config), call_soon=results.put)
     socket, group = Path(config.nf.socket), config.nf.socket_group
-    refuse_second(socket)
-    require_carrier(Carrier(config.marking.carrier), context.devices)
-    if group:
-        group_number(group)
-    if config.nf.order_group:
-        group_number(config.nf.order_group, "nf.order_group")
-    with StopSwitch() as stop:
+    with StopSwitch() as stop, context.locks:
+        require(preconditions(context, plugins))
         try:
             with (
-                context.locks,
                 Watchdog(plugins, config.nf.hook_patience) as watchdog,
                 Chains(context) as chains,
                 set_up(context, plugins, stop.check),
@@ -144,6 +139,7 @@ class _Daemon:
     async def serve(self, server: ControlServer, switch: StopSwitch, announce: Callable[[], None]) -> None:
         """Serve the socket and run the engine until a stop signal comes."""
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.set_exception_handler(_report_unexpected)
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, stop.set)
         if not sys.stderr.isatty():
@@ -215,6 +211,15 @@ class _Daemon:
                 log.error("%s: the interface is %s: restart nfcore once it is back", link.name, status)
         self.programs.run(changed)
         self.engine.tick([ifindex for ifindex, link in changed.items() if not link.gone])
+
+
+def _report_unexpected(loop: asyncio.AbstractEventLoop, about: dict[str, Any]) -> None:
+    """Log what was raised on the event loop where nobody caught it; the daemon goes on."""
+    error = about.get("exception")
+    if isinstance(error, Exception):
+        report_unexpected(about["message"], error)
+    else:
+        log.error("%s", about["message"])
 
 
 def _return_signals(loop: asyncio.AbstractEventLoop, switch: StopSwitch) -> None:

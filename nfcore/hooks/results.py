@@ -219,7 +219,7 @@ def _short(result: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-_OF_OBJECTS = {"collect_stats", "diagnose", "marking_strategies", "cleanup"}
+_OF_OBJECTS = {"collect_stats", "diagnose", "preconditions", "marking_strategies", "cleanup"}
 """Hooks that may be generators."""
 _CHECKS: Mapping[str, Callable[[Arguments, Any], Any]] = {
     "on_new_flow": partial(_numbers, np.uint8, "reasons"),
@@ -232,6 +232,7 @@ _CHECKS: Mapping[str, Callable[[Arguments, Any], Any]] = {
     "collect_stats": _objects(MetricFamily),
     "config_section": _section,
     "diagnose": _objects(Finding),
+    "preconditions": _objects(Finding),
     "marking_strategies": _objects(StrategyInfo),
     "reconfigure": _targets,
     "cleanup": _objects(str),

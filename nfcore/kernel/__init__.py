@@ -23,21 +23,14 @@ from .maps import BatchResult, Map, pinned_entries
 from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
 from .objects import Closing
 from .ownership import Owner, Ownership, owner_of
-from .pins import ensure_bpffs, obj_get, obj_pin, remove_bpffs
+from .pins import check_bpffs, ensure_bpffs, obj_get, obj_pin, remove_bpffs
 from .program_maps import program_map
 from .programs import Program, TestRun, XdpAction
 from .tc_egress import attach_egress, detach_egress, egress_programs
 from .tc_programs import TcAction, TcProgram, TcTestRun
-from .xdp import (
-    AttachedXdp,
-    XdpMode,
-    attach_xdp,
-    attached_xdp,
-    detach_xdp,
-    interface_index,
-    interface_name,
-    occupied_message,
-)
+from .xdp import XdpRefusedError, attach_xdp, detach_xdp
+from .xdp_query import AttachedXdp, XdpMode, attached_programs, attached_xdp, interface_index, interface_name
+from .xdp_removal import occupied_message, removal_advice
 
 __all__ = [
     "BPF_SOURCES",
@@ -64,9 +57,12 @@ __all__ = [
     "VerifierError",
     "XdpAction",
     "XdpMode",
+    "XdpRefusedError",
     "attach_egress",
     "attach_xdp",
+    "attached_programs",
     "attached_xdp",
+    "check_bpffs",
     "compile_as",
     "compile_program",
     "detach_egress",
@@ -84,5 +80,6 @@ __all__ = [
     "pinned_entries",
     "possible_cpus",
     "program_map",
+    "removal_advice",
     "remove_bpffs",
 ]

@@ -17,7 +17,7 @@ import struct
 from ..errors import HostError
 from .netlink import ACK, CREATE, Channel, NetlinkError, attribute, attributes, nested
 from .tc_programs import TcProgram
-from .xdp import interface_name
+from .xdp_query import interface_name
 
 _NEW_QDISC, _NEW_FILTER, _DELETE_FILTER, _GET_FILTER = 36, 44, 45, 46
 _EXCL = 0x200

@@ -31,7 +31,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +39,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from ..errors import HostError
+from ..refusals import TO_LOAD, cause_of, explain, missing_capabilities
 from .headers import Headers, find_headers
 from .maps import Map
 from .program_cache import Compiled, ProgramCache, cache_key, placeholders, relocate
@@ -230,7 +230,8 @@ def _run_worker(
 ) -> tuple[dict[str, Any], int | None, str]:
     """The worker's answer, the program's descriptor if there is one, and what libbcc printed."""
     channel, worker_end = socket.socketpair()
-    with channel, worker_end, tempfile.TemporaryFile() as output:
+    # In memory: the machine may have no folder for temporary files.
+    with channel, worker_end, os.fdopen(os.memfd_create("compiler"), "w+b") as output:
         worker = _start_worker(worker_end, headers, fds, output)
         worker_end.close()
         try:
@@ -240,7 +241,8 @@ def _run_worker(
             fd, answer = _receive(channel)
             worker.wait(_TIMEOUT)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise HostError(f"the compiler process did not answer: {error}") from error
+            reason = explain(error) if isinstance(error, OSError) else str(error)
+            raise HostError(f"the compiler process did not answer: {reason}") from error
         finally:
             if worker.poll() is None:
                 worker.kill()
@@ -284,7 +286,7 @@ def _error(source: Path, function: str, answer: Mapping[str, Any], printed: str)
     printed = printed.replace(_MAIN_FILE, str(source))
     status = answer["status"]
     if status == "no-bcc":
-        return HostError("bcc's Python bindings are missing: install python3-bpfcc")
+        return HostError(f"{sys.executable} cannot import bcc ({answer['detail']}): {bcc_advice()}")
     if status == "no-libbcc":
         return HostError(f"bcc's library cannot be loaded ({answer['detail']}): install libbpfcc")
     if status == "not-compiled":
@@ -298,13 +300,24 @@ def _error(source: Path, function: str, answer: Mapping[str, Any], printed: str)
     return HostError(f"the compiler process died with status {code} on {source}: {_tail(printed, 5)}")
 
 
+def bcc_advice() -> str:
+    """Say how this Python gets bcc's bindings, which come from the distribution alone."""
+    has_bindings = [path for path in Path("/usr/lib/python3").glob("*-packages/bcc") if path.is_dir()]
+    if not has_bindings:
+        return "apt-get install python3-bpfcc"
+    config = Path(sys.prefix) / "pyvenv.cfg"
+    if config.is_file() and "include-system-site-packages = true" not in config.read_text(encoding="utf-8"):
+        return f"they are installed, but not for this venv: python3 -m venv --system-site-packages {sys.prefix}"
+    return f"they are installed in {has_bindings[0]}, for /usr/bin/python3: use that one, or a venv of it"
+
+
 def _refusal(source: Path, function: str, code: int, log: str) -> HostError:
     name = f"{function} of {source}"
+    cause = cause_of(errno.EPERM, needs=TO_LOAD) if missing_capabilities(TO_LOAD) else cause_of(code)
     if not log.strip():
-        if code == errno.EPERM:
-            return HostError(f"not permitted to load {name} (needs root, or CAP_BPF and CAP_NET_ADMIN)")
-        return HostError(f"the kernel refused {name}: {os.strerror(code)}")
-    return VerifierError(f"the kernel's verifier refused {name}:\n{_tail(log, _LOG_TAIL)}", log)
+        return HostError(f"the kernel refused {name}: {os.strerror(code)}" + (f": {cause}" if cause else ""))
+    why = f"the kernel's verifier refused {name}" + (f" ({cause})" if missing_capabilities(TO_LOAD) else "")
+    return VerifierError(f"{why}:\n{_tail(log, _LOG_TAIL)}", log)
 
 
 def _first_errors(text: str) -> str:

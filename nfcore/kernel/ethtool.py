@@ -7,22 +7,51 @@ import ctypes
 import fcntl
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
+from typing import TypeVar
+
+from .netlink import RTM_GETLINK, attributes, link_request, namespace_number
+from .syscall import enter_network_namespace
 
 IFF_UP = 1
 HW_TC_OFFLOAD = "hw-tc-offload"
 """Feature: traffic control may offload filters to the NIC."""
 # include/uapi/linux/{sockios,ethtool}.h
-_SIOCETHTOOL = 0x8946
-_GSTRINGS, _GSSET_INFO, _GFEATURES = 0x1B, 0x37, 0x3A
+_SIOCETHTOOL, _SIOCGIFFLAGS = 0x8946, 0x8913
+_GSTRINGS, _GSTATS, _GSSET_INFO, _GFEATURES = 0x1B, 0x1D, 0x37, 0x3A
 _GRXFHINDIR, _GCHANNELS = 0x38, 0x3C
-_SS_FEATURES = 4
+_SS_STATS, _SS_FEATURES = 1, 4
+_IFLA_XDP, _XDP_ATTACHED = 43, 2
+_IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID, _INFO_KIND = 4, 5, 18, 37, 1
+_NAMESPACES = Path("/run/netns")
 _STRING_BYTES = 32
 _BLOCK_WORDS = 4
 """Words per block of 32 features."""
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The other end of a veth."""
+
+    name: str
+    namespace: str
+    """Name of its network namespace, as `ip netns` has it; empty when it is this one."""
+    features: Mapping[str, bool]
+    has_program: bool
+    """Whether an XDP program is attached to it."""
+
+    def command(self, words: str) -> str:
+        """Give the shell command that changes the link: ``ethtool -K LINK `` and some words."""
+        enter = f"ip netns exec {self.namespace} " if self.namespace else ""
+        return f"{enter}ethtool -K {self.name} {words}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +66,8 @@ class LinkFacts:
     """The kernel's name (`rx-gro`, `hw-tc-offload`, …) → whether it is on. Empty when the kernel reports none."""
     fixed: frozenset[str]
     """Features that cannot be changed."""
+    peer: Peer | None = None
+    """The other end of a veth; None when it is none, or in a namespace that has no name here."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +98,82 @@ def queue_facts(name: str) -> QueueFacts:
 
 def link_facts(ifindex: int, name: str) -> LinkFacts:
     """Read state and features of a link of this network namespace."""
-    from pyroute2 import IPRoute  # noqa: PLC0415 - takes 80 ms, which most commands need not wait
-
-    with IPRoute() as netlink:
-        (link,) = netlink.get_links(ifindex)
-    info = link.get_attr("IFLA_LINKINFO")
-    kind = info.get_attr("IFLA_INFO_KIND") if info else None
+    link = link_request(RTM_GETLINK, ifindex)
+    kind = dict(attributes(link.get(_IFLA_LINKINFO, b""))).get(_INFO_KIND, b"").rstrip(b"\0").decode()
     features = _features(name)
     return LinkFacts(
-        up=bool(link["flags"] & IFF_UP),
-        mtu=int(link.get_attr("IFLA_MTU")),
-        driver=str(kind or ""),
+        up=_is_up(name),
+        mtu=_number(link, _IFLA_MTU) or 0,
+        driver=kind,
+        peer=_find_peer(link) if kind == "veth" else None,
         features={feature: on for feature, (on, _) in features.items()},
         fixed=frozenset(feature for feature, (_, changeable) in features.items() if not changeable),
     )
+
+
+def link_counters(name: str) -> dict[str, int]:
+    """Read the driver's own counters of a link, as `ethtool -S` shows them; none when the driver has none."""
+    try:
+        names = _strings(name, _SS_STATS)
+        reply = _ethtool(name, struct.pack("=II", _GSTATS, len(names)), 8 * len(names))
+    except OSError:
+        return {}
+    return dict(zip(names, struct.unpack_from(f"={len(names)}Q", reply, 8), strict=True))
+
+
+def _number(link: Mapping[int, bytes], kind: int) -> int | None:
+    return int(struct.unpack("=i", link[kind])[0]) if kind in link else None
+
+
+def _is_up(name: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        reply = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("=16s24x", name.encode()))
+    return bool(struct.unpack_from("=H", reply, 16)[0] & IFF_UP)
+
+
+def _find_peer(link: Mapping[int, bytes]) -> Peer | None:
+    ifindex, number = _number(link, _IFLA_LINK), _number(link, _IFLA_LINK_NETNSID)
+    if ifindex is None:
+        return None
+    if number is None:
+        return _peer(ifindex, "")
+    for path, namespace in _named_namespaces():
+        if namespace_number(namespace) == number:
+            return _inside(namespace, partial(_peer, ifindex, path.name))
+    return None
+
+
+def namespace_with(name: str) -> Path | None:
+    """Find a named network namespace that has an interface of this name; None without one, or without rights."""
+    with suppress(BrokenExecutor):
+        for path, namespace in _named_namespaces():
+            if name in {other for _, other in _inside(namespace, socket.if_nameindex)}:
+                return path
+    return None
+
+
+def _named_namespaces() -> Iterator[tuple[Path, int]]:
+    """Those of `ip netns`: path and, until the next one, an open descriptor."""
+    for path in sorted(_NAMESPACES.iterdir()) if _NAMESPACES.is_dir() else ():
+        with suppress(OSError), path.open("rb") as namespace:
+            yield path, namespace.fileno()
+
+
+def _inside(namespace: int, query: Callable[[], _T]) -> _T:
+    """Call a function in a network namespace. BrokenExecutor when this process may not enter it."""
+    # A thread has a namespace of its own, so this one need not leave its own.
+    with ThreadPoolExecutor(1, "", enter_network_namespace, (namespace,)) as there:
+        return there.submit(query).result()
+
+
+def _peer(ifindex: int, namespace: str) -> Peer | None:
+    try:
+        name = socket.if_indextoname(ifindex)
+        xdp = dict(attributes(link_request(RTM_GETLINK, ifindex).get(_IFLA_XDP, b"")))
+    except OSError:
+        return None
+    features = {feature: on for feature, (on, _) in _features(name).items()}
+    return Peer(name, namespace, features, has_program=xdp.get(_XDP_ATTACHED, b"\0") != b"\0")
 
 
 def _features(name: str) -> dict[str, tuple[bool, bool]]:
@@ -124,11 +217,19 @@ def _feature_blocks(name: str, last: int) -> list[tuple[int, ...]]:
 @cache
 def _feature_numbers(name: str) -> dict[str, int]:
     """Feature → its bit, the same for all links of a kernel."""
-    reply = _ethtool(name, struct.pack("=IIQ", _GSSET_INFO, 0, 1 << _SS_FEATURES), 4)
+    return {feature: number for number, feature in enumerate(_strings(name, _SS_FEATURES))}
+
+
+def _strings(name: str, which: int) -> list[str]:
+    """Read a set of names of a link. OSError."""
+    reply = _ethtool(name, struct.pack("=IIQ", _GSSET_INFO, 0, 1 << which), 4)
+    (known,) = struct.unpack_from("=Q", reply, 8)
+    if not known:
+        return []  # the driver has no such set
     (count,) = struct.unpack_from("=I", reply, 16)
-    reply = _ethtool(name, struct.pack("=III", _GSTRINGS, _SS_FEATURES, count), _STRING_BYTES * count)
+    reply = _ethtool(name, struct.pack("=III", _GSTRINGS, which, count), _STRING_BYTES * count)
     names = [reply[12 + _STRING_BYTES * number :][:_STRING_BYTES] for number in range(count)]
-    return {name.split(b"\0")[0].decode(): number for number, name in enumerate(names)}
+    return [each.split(b"\0")[0].decode(errors="replace") for each in names]
 
 
 def _ethtool(name: str, request: bytes, room: int) -> bytes:

@@ -14,7 +14,6 @@ x86-64 guarantees; on other machines a reader could in theory copy a record befo
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import mmap
 import os
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import HostError
+from ..refusals import Capability, explain
 from .codec import round_up
 from .cpus import online_cpus
 from .maps import Map
@@ -99,7 +99,7 @@ class RingBufferReader(Closing):
             consumer_page = mmap.mmap(map.fd, page)
             read_only = mmap.mmap(map.fd, page + 2 * self._size, prot=mmap.PROT_READ, offset=page)
         except OSError as error:
-            raise HostError(f"cannot map the ring buffer {map.spec.name}: {error.strerror}") from error
+            raise HostError(f"cannot map the ring buffer {map.spec.name}: {explain(error)}") from error
         self._consumer: NDArray[np.uint64] | None = np.frombuffer(consumer_page, np.uint64, 1)
         self._producer: NDArray[np.uint64] | None = np.frombuffer(read_only, np.uint64, 1)
         self._data: NDArray[np.uint8] | None = np.frombuffer(read_only, np.uint8, offset=page)
@@ -188,7 +188,9 @@ class PerfReader(Closing):
                 map.update(cpu, self._buffers[cpu])
         except OSError as error:
             self.close()
-            raise HostError(f"cannot open perf buffers for {map.spec.name}: {_perf_reason(error)}") from error
+            raise HostError(
+                f"cannot open perf buffers for {map.spec.name}: {explain(error, needs=[Capability.PERFMON])}"
+            ) from error
         except HostError:
             self.close()
             raise
@@ -315,12 +317,6 @@ def _joined(runs: list[NDArray[Any]], record: np.dtype[Any]) -> NDArray[Any]:
     if not runs:
         return np.zeros(0, record)
     return np.concatenate(runs).view(record)
-
-
-def _perf_reason(error: OSError) -> str:
-    if error.errno in (errno.EPERM, errno.EACCES):
-        return f"{error.strerror} (needs root, or CAP_PERFMON and a higher limit of locked memory)"
-    return error.strerror or str(error)
 
 
 # Lets the type checker see that both are EventReaders.

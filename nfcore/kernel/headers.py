@@ -28,6 +28,7 @@ from pathlib import Path
 
 from ..errors import HostError, UnsupportedError
 from ..folders import make_folder, write_file
+from ..refusals import explain
 
 _ARCHITECTURES = {
     # machine: (name in the kernel tree, Debian's triplet, the kernel's own configuration symbol)
@@ -172,10 +173,9 @@ def _build(cache_dir: Path, files: Mapping[str, str], links: Mapping[str, Path])
             if not _intact(tree, files, links):
                 _replace(cache_dir, tree, files, links)
     except OSError as error:
-        raise HostError(
-            f"cannot build the header tree in {cache_dir}: {error.strerror} ({error.filename}): let NFCORE_CACHE_DIR "
-            "name a folder that can be written"
-        ) from error
+        advice = "; or let NFCORE_CACHE_DIR name another folder"
+        reason = f"{explain(error, cache_dir)}{advice}"
+        raise HostError(f"cannot build the header tree in {cache_dir}: {reason}") from error
     return tree
 
 

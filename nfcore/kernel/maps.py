@@ -24,12 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import HostError
+from ..refusals import Capability, explain
 from .codec import ValueLayout, address, encode, round_up
 from .mapspec import MapFlags, MapSpec, MapType
 from .objects import KernelObject, open_by_id
 from .pins import obj_get
 from .syscall import ENOTSUPP, Command, bpf, lift_locked_memory_limit, object_info, object_kind
 
+TO_CREATE = (Capability.BPF, Capability.NET_ADMIN)
+"""Capabilities that maps take: those of interfaces also CAP_NET_ADMIN."""
 _CHUNK = 65536
 """Elements of one batch call: its buffers take a few megabytes at most, whatever the size of the map."""
 _NO_BATCH = frozenset({errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP})
@@ -158,7 +161,7 @@ class Map(KernelObject):
         bpf(command, bytearray(struct.pack("=IIQQQ", self.fd, 0, *pointers, flags)))
 
     def _error(self, what: str, error: OSError) -> HostError:
-        reason = error.strerror or str(error)
+        reason = explain(error, needs=[Capability.BPF])
         if error.errno == errno.E2BIG:
             reason = f"it is full or the key is beyond its {self._spec.max_entries} entries"
         elif error.errno == ENOTSUPP:
@@ -437,10 +440,8 @@ def _create(spec: MapSpec, inner_fd: int) -> int:
     except OSError as error:
         if error.errno == errno.EPERM and lift_locked_memory_limit():
             return _create(spec, inner_fd)
-        reason = error.strerror or str(error)
-        if error.errno == errno.EPERM:
-            reason = "not permitted (needs root, or CAP_BPF and CAP_NET_ADMIN)"
-        elif error.errno in (errno.ENOMEM, errno.E2BIG):
+        reason = explain(error, needs=TO_CREATE)
+        if error.errno in (errno.ENOMEM, errno.E2BIG):
             reason = f"{reason}; fewer entries would need less memory"
         raise HostError(f"cannot create map {spec}: {reason}") from error
 

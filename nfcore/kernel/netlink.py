@@ -22,6 +22,7 @@ REQUEST, ACK, CREATE = 0x1, 0x4, 0x400
 """Flags of a request."""
 _DUMP = 0x300
 _ERROR, _DONE = 2, 3
+_GETNSID, _NETNSA_NSID, _NETNSA_FD = 90, 1, 3
 HEADER = struct.Struct("=IHHII")
 """``struct nlmsghdr``: length, type, flags, sequence number, port."""
 LINK = struct.Struct("=BxHiII")
@@ -75,6 +76,14 @@ def link_request(message: int, ifindex: int, *payload: bytes) -> dict[int, bytes
     flags = REQUEST | (ACK if message == RTM_SETLINK else 0)
     body = LINK.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0) + b"".join(payload)
     return dict(attributes(_exchange(_ROUTE, message, flags, body)[LINK.size :]))
+
+
+def namespace_number(namespace: int) -> int | None:
+    """The number that this network namespace has for another one, an open file; None when it has none."""
+    request = struct.pack("=B3x", socket.AF_UNSPEC) + attribute(_NETNSA_FD, struct.pack("=I", namespace))
+    answer = dict(attributes(_exchange(_ROUTE, _GETNSID, REQUEST, request)[4:]))
+    (number,) = struct.unpack("=i", answer.get(_NETNSA_NSID, b"\xff" * 4))
+    return None if number < 0 else int(number)
 
 
 def accepts_redirects(ifindex: int) -> bool | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from ..errors import HostError
+from ..refusals import Capability, explain
 from .pins import obj_pin
 from .syscall import Command, fd_by_id
 
@@ -62,4 +63,4 @@ def open_by_id(command: Command, identifier: int, kind: str) -> tuple[int, str]:
     try:
         return fd_by_id(command, identifier), place
     except OSError as error:
-        raise HostError(f"cannot open {place}: {error.strerror}") from error
+        raise HostError(f"cannot open {place}: {explain(error, needs=[Capability.SYS_ADMIN])}") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import HostError
 from ..folders import make_folder
+from ..refusals import Capability, cause_of, describe_lack, explain, missing_capabilities
 from .syscall import Command, bpf, is_on_bpffs, mount_bpffs, unmount
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,38 @@ def ensure_bpffs(path: Path) -> bool:
     try:
         make_folder(path, 0o700)
     except OSError as error:
-        raise HostError(f"cannot create the directory {path} for pins: {error.strerror}") from error
-    if not is_on_bpffs(path) and any(path.iterdir()):
-        raise HostError(f"{path} is no bpf file system and not empty: mounting one there would hide what it holds")
+        raise HostError(f"cannot create the directory {path} for pins: {explain(error, path)}") from error
+    check_bpffs(path)
     return _mount_if_missing(path) or mounted
+
+
+def check_bpffs(path: Path) -> None:
+    """HostError when :func:`ensure_bpffs` would refuse. Changes nothing."""
+    place = path
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        fits = is_on_bpffs(place)
+        if place == path and not fits and any(path.iterdir()):
+            raise HostError(f"{path} is no bpf file system and not empty: mounting one there would hide what it holds")
+        if not os.access(place, os.W_OK):
+            read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number))
+    except OSError as error:
+        raise HostError(f"cannot pin in {path}: {explain(error, path)}") from error
+    below = path != _SYSTEM_BPFFS and _SYSTEM_BPFFS in path.parents and _SYSTEM_BPFFS.is_dir()
+    mount = _SYSTEM_BPFFS if below else path
+    lacking = missing_capabilities([Capability.SYS_ADMIN])
+    if lacking and not fits and not (mount.is_dir() and is_on_bpffs(mount)):
+        raise HostError(_no_mount(mount, describe_lack(lacking)))
+
+
+def _no_mount(path: Path, reason: str) -> str:
+    folder = "" if path.is_dir() else f"mkdir -p {path} && "
+    return f"cannot mount a bpf file system at {path}: {reason}; or mount it before: {folder}mount -t bpf bpf {path}"
 
 
 def remove_bpffs(path: Path) -> None:
@@ -48,12 +77,16 @@ def remove_bpffs(path: Path) -> None:
     if path.is_mount() and path != _SYSTEM_BPFFS:
         try:
             unmount(path)
+        except PermissionError:
+            # It was mounted by somebody with more rights than this process has, so it is not nfcore's to remove.
+            log.debug("%s stays mounted: this process may not unmount it", path)
+            return
         except OSError as error:
-            raise HostError(f"cannot unmount {path}: {error.strerror}") from error
+            raise HostError(f"cannot unmount {path}: {explain(error, path)}") from error
     try:
         path.rmdir()
     except OSError as error:
-        raise HostError(f"cannot remove the directory {path}: {error.strerror}") from error
+        raise HostError(f"cannot remove the directory {path}: {explain(error, path)}") from error
 
 
 def _mount_if_missing(path: Path) -> bool:
@@ -68,9 +101,7 @@ def _mount_if_missing(path: Path) -> bool:
                 path,
             )
     except OSError as error:
-        raise HostError(
-            f"cannot mount a bpf file system at {path}: {error.strerror} (needs root, CAP_SYS_ADMIN)"
-        ) from error
+        raise HostError(_no_mount(path, explain(error, path, needs=[Capability.SYS_ADMIN]))) from error
     return True
 
 
@@ -103,9 +134,10 @@ def _pin_reason(error: OSError, path: Path) -> str:
     if error.errno == errno.EEXIST:
         return "something is pinned there already; remove it first"
     if error.errno == errno.ENOENT:
-        return "no such file or directory"
+        return cause_of(errno.ENOENT, path) or "no such file or directory"
     if error.errno == errno.EPERM and "." in path.name:
         return "a bpf file system takes no name with a dot"
     if error.errno == errno.EPERM and path.parent.is_dir() and not is_on_bpffs(path.parent):
         return f"{path.parent} is not on a bpf file system"
-    return error.strerror or str(error)
+    needs = [] if error.errno == errno.EACCES else [Capability.BPF]
+    return explain(error, path, needs=needs)

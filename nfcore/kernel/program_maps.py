@@ -7,6 +7,7 @@ import os
 import struct
 
 from ..errors import HostError
+from ..refusals import Capability, explain
 from .maps import Map
 from .mapspec import MapSpec
 from .programs import LoadedProgram
@@ -22,7 +23,8 @@ def program_map(program: LoadedProgram, spec: MapSpec) -> Map | None:
         try:
             fd = fd_by_id(Command.MAP_GET_FD_BY_ID, identifier)
         except OSError as error:
-            raise HostError(f"cannot open map {identifier} of program {program.name}: {error.strerror}") from error
+            reason = explain(error, needs=[Capability.SYS_ADMIN])
+            raise HostError(f"cannot open map {identifier} of program {program.name}: {reason}") from error
         try:
             (name,) = _MAP_NAME.unpack_from(object_info(fd, 80))
         finally:

@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from ..errors import HostError
+from ..refusals import Capability, explain
 from .codec import address
 from .objects import KernelObject, open_by_id
 from .pins import obj_get
@@ -191,6 +192,4 @@ def _action(number: int) -> XdpAction:
 def _reason(error: OSError, ifindex: int) -> str:
     if error.errno in (errno.EINVAL, errno.ENODEV) and ifindex:
         return f"{error.strerror} (is interface {ifindex} up, XDP-capable and has it that receive queue?)"
-    if error.errno == errno.EPERM:
-        return "not permitted (needs root, or CAP_BPF and CAP_NET_ADMIN)"
-    return error.strerror or str(error)
+    return explain(error, needs=[Capability.BPF, Capability.NET_ADMIN])

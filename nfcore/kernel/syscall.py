@@ -31,6 +31,9 @@ _SYSCALLS = {
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+_CLONE_NEWNET = 0x4000_0000
+
+
 class Command(IntEnum):
     """``enum bpf_cmd``, the commands used here."""
 
@@ -52,6 +55,8 @@ class Command(IntEnum):
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
+    LINK_GET_FD_BY_ID = 30
+    LINK_GET_NEXT_ID = 31
     PROG_BIND_MAP = 35
 
 
@@ -113,6 +118,11 @@ def perf_event_open(attr: bytes, cpu: int) -> int:
     close_on_exec = ctypes.c_ulong(8)
     result: int = _LIBC.syscall(_numbers()[1], attr, -1, cpu, -1, close_on_exec)
     return _checked(result, "perf_event_open")
+
+
+def enter_network_namespace(namespace: int) -> None:
+    """Move the calling thread into a network namespace, an open file. OSError."""
+    _checked(_LIBC.setns(namespace, _CLONE_NEWNET), "setns")
 
 
 def mount_bpffs(target: Path) -> None:

@@ -17,7 +17,7 @@ from ..errors import HostError
 from .codec import address
 from .syscall import Command, bpf, fd_by_id
 from .tc_programs import TcProgram
-from .xdp import interface_name
+from .xdp_query import interface_name
 
 _EGRESS = 47
 """BPF_TCX_EGRESS of ``enum bpf_attach_type``."""

@@ -20,6 +20,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
 from ..errors import ConfigError, HostError, Problem
+from ..refusals import explain
 from ..version import __version__
 
 GROUP = "nfcore.plugins"
@@ -136,7 +137,7 @@ def write_skeleton(skeleton: Skeleton, folder: Path, *, force: bool = False) -> 
             else:
                 new.replace(folder)
     except OSError as error:
-        raise HostError(f"{folder} cannot be written: {error.strerror}: {error.filename}") from None
+        raise HostError(f"{folder} cannot be written: {explain(error, folder)}") from None
     return [folder / path for path in texts]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from nfcore.api.carriers import Carrier, carrier_defines
 from nfcore.api.config import Config, Section
 from nfcore.api.context import Context
-from nfcore.api.findings import Finding, Status
+from nfcore.api.findings import Finding, Status, finding_of
 from nfcore.api.flows import FlowBatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily
@@ -27,7 +28,7 @@ from .data_plane import DataPlane
 from .entries import EntryError
 from .function import NAME, FlowActions
 from .journal import Journal, journal_path
-from .maps import Sizes, remove_pins
+from .maps import Sizes, check_pins, remove_pins
 from .methods import FlowMethods
 from .metrics import families
 from .orders import Orders
@@ -55,6 +56,21 @@ class FlowActionsPlugin:
     def config_section(self) -> Section:
         """Declare `[flow_actions]`."""
         return Section(FlowActionsTable, check_table, count_targets)
+
+    @hookimpl
+    def preconditions(self, context: Context) -> Iterable[Finding]:
+        """Check that nobody else has the folder of pins, and that counters and journal can be read."""
+        pin_dir = _table(context.config).pin_dir
+        if not pin_dir:
+            return ()
+        folder, journal = Path(pin_dir), journal_path(context.config.nf)
+
+        def check() -> None:
+            context.locks.folder(folder)
+            check_pins(folder)
+            Journal(journal).read(time.time())
+
+        return [finding_of(f"{NAME}.pin_dir", check, f"{folder}, what is kept there fits")]
 
     @hookimpl
     def setup(self, context: Context) -> None:

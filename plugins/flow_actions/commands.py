@@ -18,6 +18,7 @@ from nfcore.cli.options import ConfigOption, JsonOption, OptionalConfig, SocketO
 from nfcore.cli.tables import TextTable, show
 from nfcore.client import Flow, FlowClient, FlowError, FlowStatus
 from nfcore.errors import ConfigError, HostError, Problem
+from nfcore.refusals import explain
 from nfcore.text import json_text, printable
 
 app = typer.Typer(
@@ -239,7 +240,9 @@ def clear(
 
 @app.command()
 def load(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="One entry per line, as JSON; - is standard input.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="One entry per line, as JSON; - is standard input.", readable=False)
+    ],
     replace: Annotated[
         bool, typer.Option("--replace", help="Delete all other entries of applications in the same change.")
     ] = False,
@@ -276,7 +279,7 @@ def _read_lines(file: Path) -> tuple[list[Mapping[str, Any]], list[int]]:
     try:
         content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
-        raise HostError(f"{file}: cannot be read: {error.strerror or error}") from None
+        raise HostError(f"{file}: cannot be read: {explain(error, file)}") from None
     entries: list[Mapping[str, Any]] = []
     lines: list[int] = []
     for number, line in enumerate(content.split(b"\n"), 1):

@@ -26,6 +26,7 @@ from nfcore.api.config import NfTable
 from nfcore.api.flows import FLOW_KEY
 from nfcore.errors import HostError
 from nfcore.folders import make_folder
+from nfcore.refusals import explain
 
 from .entries import Entries, Target, read_target
 from .layouts import ENTRY
@@ -72,7 +73,9 @@ class Journal:
         except FileNotFoundError:
             lines = [b""]
         except OSError as error:
-            raise HostError(f"the entries of flows in {self._path} cannot be read: {error.strerror}") from None
+            raise HostError(
+                f"the entries of flows in {self._path} cannot be read: {explain(error, self._path)}"
+            ) from None
         damaged = len(lines[-1]) > 0  # what comes after the last line end
         if lines[:-1] and lines[0] + b"\n" != HEADER:
             log.error("%s is of another version of nfcore: the entries in it are lost", self._path)
@@ -99,7 +102,7 @@ class Journal:
             self._write(_line(change.removed_names, change.added_names, rows, targets))
         except OSError as error:
             self.take_back()
-            raise HostError(f"the change cannot be kept in {self._path}: {error.strerror}") from None
+            raise HostError(f"the change cannot be kept in {self._path}: {explain(error, self._path)}") from None
 
     def take_back(self) -> None:
         """Undo the last :meth:`append`: the change could not be made."""
@@ -132,7 +135,7 @@ class Journal:
                 draft.unlink(missing_ok=True)
                 raise
         except OSError as error:
-            message = f"the entries of flows cannot be kept in {self._path}: {error.strerror}"
+            message = f"the entries of flows cannot be kept in {self._path}: {explain(error, self._path)}"
             if self._fd < 0:
                 raise HostError(message) from None
             log.error("%s", message)

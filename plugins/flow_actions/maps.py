@@ -15,6 +15,7 @@ from nfcore.kernel import (
     MapFlags,
     MapSpec,
     MapType,
+    check_bpffs,
     ensure_bpffs,
     pinned_entries,
     possible_cpus,
@@ -121,6 +122,15 @@ def _copy_counters(pin: Path, to: Map) -> None:
         before, after = (each.mmap().reshape(blocks, -1) for each in (old, to))
         kept = min(before.shape[1], after.shape[1])
         after[:, :kept] = before[:, :kept]
+
+
+def check_pins(pin_dir: Path) -> None:
+    """HostError when :func:`open_maps` would refuse what is pinned: counters for any number of entries fit."""
+    check_bpffs(pin_dir)
+    specs = map_specs(Sizes(1, 1, 1), None)
+    for pin in (pin_dir / COUNTS, pin_dir / ENDED):
+        if pin.exists():
+            Map.open_pinned(pin, replace(specs[pin.name], max_entries=pinned_entries(pin))).close()
 
 
 def remove_pins(pin_dir: Path) -> Iterator[Path]:

@@ -25,7 +25,7 @@ from nfcore.errors import HostError
 from .balancer import Balancer
 from .config import NAME, KatranTable, check_table, check_whole, count_pairs
 from .decap.command import decap
-from .diagnosis import METHOD, diagnose
+from .diagnosis import METHOD, diagnose, preconditions
 from .healthcheck import service as healthcheck
 from .healthcheck.command import healthcheck as show_healthcheck
 from .inventory import NUMBERING
@@ -52,6 +52,11 @@ class KatranAccelPlugin:
         """Add `nfcore decap` and `nfcore healthcheck`."""
         app.command("decap")(decap)
         app.command("healthcheck")(show_healthcheck)
+
+    @hookimpl
+    def preconditions(self, context: Context) -> Iterable[Finding]:
+        """Check that nobody else has the folder of pins, and that what is pinned there fits."""
+        return list(preconditions(context, _table(context.config)))
 
     @hookimpl
     def setup(self, context: Context) -> None:

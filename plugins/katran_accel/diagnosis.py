@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nfcore.api.context import Context
-from nfcore.api.findings import Finding, Status
+from nfcore.api.findings import Finding, Status, finding_of
 from nfcore.api.rules import Device
 from nfcore.control.client import daemon_answers, request
 from nfcore.errors import NfcoreError
@@ -16,6 +16,7 @@ from nfcore.kernel.links import format_mac
 
 from .balancer import ADVICE, Balancer
 from .config import NAME, KatranTable, VipTable
+from .maps import Sizes, check_pins, forwarding_cpus
 from .next_hops import NO_MAC, DeviceFacts, Facts, look, look_patiently, name_reals, require_next_hops
 
 METHOD = f"{NAME}.next_hops"
@@ -34,6 +35,21 @@ def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:
     for device in devices:
         yield _mtu(table, device.name, device.ifindex)
     yield from _gateways(context, table, devices)
+
+
+def preconditions(context: Context, table: KatranTable) -> Iterator[Finding]:
+    """Check the folder of pins, as far as a start cannot do without."""
+    if not table.pin_dir:
+        return
+    pin_dir, meaning = Path(table.pin_dir), context.strategy.meaning if context.strategy else None
+    config = context.config
+    sizes = Sizes(1, table.lru_size, config.marking.width, meaning, config.offload.events)
+
+    def check() -> None:
+        context.locks.folder(pin_dir)
+        check_pins(sizes, forwarding_cpus(table.forwarding_cpus), pin_dir)
+
+    yield finding_of(f"{NAME}.pin_dir", check, f"{pin_dir}, what is pinned there fits")
 
 
 def _program(context: Context, table: KatranTable) -> Finding:

@@ -19,12 +19,14 @@ from nfcore.kernel import (
     MapFlags,
     MapSpec,
     MapType,
+    check_bpffs,
     ensure_bpffs,
     online_cpus,
     pinned_entries,
     possible_cpus,
     remove_bpffs,
 )
+from nfcore.refusals import explain
 
 from . import layouts as lay
 
@@ -50,6 +52,9 @@ EVENT_BYTES = 1 << 23
 PERF_PAGES = 8192
 """Pages of all CPUs' perf buffers together: with two CPUs, 190,000 reports each."""
 FEWEST_PERF_PAGES = 64
+RENEWED = frozenset({*OF_ONE_RUN, "ch_rings"})
+"""Maps that a start need not find as it wants them: reports, pools and what is found in the network are of one run;
+rings are built at every start, and kept only when they fit."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class BalancerMaps:
             with memory_map.mmap(table.fd, before + lay.RING_SLOTS * _ELEMENT_SPACING, offset=first - before) as memory:
                 np.ndarray(lay.RING_SLOTS, U32, buffer=memory, offset=before, strides=(_ELEMENT_SPACING,))[:] = ring
         except OSError as error:
-            raise HostError(f"cannot map ring {number} of map {table.spec.name}: {error.strerror}") from error
+            raise HostError(f"cannot map ring {number} of map {table.spec.name}: {explain(error)}") from error
 
     @classmethod
     def open(cls, sizes: Sizes, cpus: list[int], pin_dir: Path | None) -> BalancerMaps:
@@ -184,8 +189,7 @@ class BalancerMaps:
             rings = 0 if pin_dir is None else _pinned_rings(pin_dir, sizes.vips)
             routes = sizes.routes if pin_dir is None else _enlarged_routes(pin_dir, sizes.routes)
             specs = map_specs(replace(sizes, rings=rings, routes=routes))
-            # Reports, pools and what is found in the network belong to one run only. Rings are built at every start.
-            renewed = set(OF_ONE_RUN) | ({"ch_rings"} if not rings else set())
+            renewed = RENEWED - ({"ch_rings"} if rings else set())
             for name, spec in specs.items():
                 maps.maps[name] = _open_or_create(spec, pin_dir, renew=name in renewed)
             for cpu in cpus:
@@ -267,15 +271,34 @@ def _open_or_create(spec: MapSpec, pin_dir: Path | None, *, renew: bool) -> Map:
         return Map.create(spec)
     pin = pin_dir / spec.name
     if pin.exists() and not renew:
-        try:
-            return Map.open_pinned(pin, spec)
-        except HostError as error:
-            advice = "the pins are of another configuration: run nfcore cleanup CONFIG, or set another pin_dir"
-            raise HostError(f"{error}; {advice}") from None
+        return _open_kept(spec, pin)
     pin.unlink(missing_ok=True)
     created = Map.create(spec)
     created.pin(pin)
     return created
+
+
+def _open_kept(spec: MapSpec, pin: Path) -> Map:
+    try:
+        return Map.open_pinned(pin, spec)
+    except HostError as error:
+        advice = "the pins are of another configuration: run nfcore cleanup CONFIG, or set another pin_dir"
+        raise HostError(f"{error}; {advice}") from None
+
+
+def check_pins(sizes: Sizes, cpus: list[int], pin_dir: Path) -> None:
+    """HostError when :meth:`BalancerMaps.open` would refuse what is pinned. Changes nothing."""
+    check_bpffs(pin_dir)
+    specs = map_specs(sizes)
+    inner = specs["lru_mapping"].inner
+    assert inner is not None  # map_specs() gave it
+    routes = pin_dir / "hw_accel_routes"
+    if routes.name in specs and routes.exists():
+        specs[routes.name] = _route_spec(pinned_entries(routes))  # of any size: too small a one is replaced
+    kept = [spec for name, spec in specs.items() if name not in RENEWED]
+    for spec in [*kept, *(replace(inner, name=f"lru_{cpu}") for cpu in cpus)]:
+        if (pin_dir / spec.name).exists():
+            _open_kept(spec, pin_dir / spec.name).close()
 
 
 def forwarding_cpus(wanted: list[int] | None) -> list[int]:

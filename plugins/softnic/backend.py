@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nfcore.api.rules import INSTALLED_ROW, Capabilities, Outcome, Outcomes, RuleBatch
 from nfcore.errors import HostError
 from nfcore.kernel import Map, MapSpec, pinned_entries
+from nfcore.refusals import explain
 
 from .layouts import MATCH, RULE, SHAPES, SHAPES_SPEC, STATS_SPEC, NicCounter, rules_spec
 from .shapes import ShapeTable, can_match, shapes_of
@@ -123,8 +124,10 @@ class SoftnicBackend:
         try:
             # Read before the maps are opened: if they are replaced in between, the next batch notices it.
             pin = _identity(pin_dir)
-        except OSError:
+        except FileNotFoundError:
             raise HostError(self._no_nic(pin_dir)) from None
+        except OSError as error:
+            raise HostError(f"{self._where}: the softnic in {pin_dir} cannot be opened: {explain(error)}") from None
         if not (pin_dir / _SHAPES).exists():
             raise HostError(
                 f"{self._where}: the softnic in {pin_dir} has no map {_SHAPES}: it is of an earlier version; "

@@ -15,7 +15,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 Pin = Annotated[
-    Path, typer.Option("--pin", help="Folder of a bpf file system for the NIC's pins, by which the daemon finds it.")
+    Path,
+    typer.Option(
+        "--pin", help="Folder of a bpf file system for the NIC's pins, by which the daemon finds it.", readable=False
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ those of real rules, so that no traffic matches them.
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 
 from nfcore.api.rules import Capabilities
 from nfcore.errors import HostError
+from nfcore.kernel.ethtool import HW_TC_OFFLOAD, LinkFacts, link_facts
 
 from .filters import FilterReader
 from .messages import encode_dump, encode_rule, tc_message
@@ -151,8 +153,15 @@ def _explain_refusal(name: str, error: NetlinkError | None, *, hardware: bool) -
     if error is not None and error.number == errno.ENOENT:
         return f"{name}: this kernel lacks the classifier flower or the action skbedit ({error}); nothing is offloaded"
     if hardware:
-        return (
-            f"{name}: its driver takes no flower rules ({error}); nothing is offloaded. "
-            f"If the NIC can offload them: ethtool -K {name} hw-tc-offload on"
-        )
+        advice = advise_switch(name, link_facts(socket.if_nametoindex(name), name))
+        return f"{name}: its driver takes no flower rules ({error}); nothing is offloaded: {advice}"
     return f"{name}: the kernel takes no flower rules here ({error}); nothing is offloaded"
+
+
+def advise_switch(name: str, facts: LinkFacts) -> str:
+    """Say how it stands with the feature that lets a NIC have rules: off, fixed, unknown to the driver, or on."""
+    if facts.features.get(HW_TC_OFFLOAD):
+        return f"{HW_TC_OFFLOAD} is on, so it is the driver's own refusal: the kernel's log may have its reason"
+    if HW_TC_OFFLOAD not in facts.features or HW_TC_OFFLOAD in facts.fixed:
+        return f"it cannot offload rules of TC ({HW_TC_OFFLOAD} is fixed): use another backend"
+    return f"{HW_TC_OFFLOAD} is off: ethtool -K {name} {HW_TC_OFFLOAD} on"

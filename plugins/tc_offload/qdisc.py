@@ -8,6 +8,7 @@ import errno
 import numpy as np
 
 from nfcore.errors import HostError
+from nfcore.refusals import Capability, cause_of
 
 from .messages import encode_dump, tc_message
 from .netlink import (
@@ -59,8 +60,8 @@ def ensure_qdisc(socket: TcSocket, place: Place, name: str) -> bool:
     except NetlinkError as error:
         if error.number == errno.EEXIST:
             return False
-        hint = "; traffic control needs CAP_NET_ADMIN: use sudo" if error.number == errno.EPERM else ""
-        raise HostError(f"{name}: qdisc {_QDISC} cannot be added: {error}{hint}") from None
+        cause = cause_of(error.number, needs=[Capability.NET_ADMIN])
+        raise HostError(f"{name}: qdisc {_QDISC} cannot be added: {error}" + (f": {cause}" if cause else "")) from None
     if place.parent == EGRESS and kind != _QDISC:
         raise HostError(
             f"{name}: rules at egress need the qdisc {_QDISC}, but {kind!r} is in its place; "

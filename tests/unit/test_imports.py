@@ -61,13 +61,14 @@ def test_there_is_something_to_look_at() -> None:
 
 
 # Rooms of nfcore, and which others each may import. Arrows point down only.
-GROUND = {"errors", "text", "logs", "version", "folders"}
+GROUND = {"errors", "refusals", "text", "logs", "version", "folders"}
 ROOMS = {
-    "errors": set(),
+    "errors": {"refusals"},
+    "refusals": set(),
     "text": set(),
     "version": set(),
     "folders": set(),
-    "logs": {"text"},
+    "logs": {"errors", "refusals", "text"},
     "kernel": GROUND,
     "api": {"kernel", *GROUND},
     "hooks": {"api", *GROUND},
@@ -83,7 +84,7 @@ ROOMS = {
     "cli": {"bench", "testing", "scaffold", "daemon", "control", "engine", "devices", "config", "hooks", "api"}
     | {"kernel", *GROUND},
 }
-FOR_PLUGINS = {"api", "kernel", "errors", "text", "folders"}
+FOR_PLUGINS = {"api", "kernel", "errors", "refusals", "text", "folders"}
 FOR_THEIR_COMMANDS = {"client", "control.client", "cli.options", "cli.tables"}
 FOR_THEIR_BENCHMARK = {"bench"}
 

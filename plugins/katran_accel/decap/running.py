@@ -82,7 +82,7 @@ def _attached(interface: str, ifindex: int, options: DecapOptions, mode: XdpMode
             yield decapsulation
         finally:
             if _exists(ifindex):
-                detach_xdp(ifindex, expected=program.id)
+                detach_xdp(ifindex, expected=program)
 
 
 def remove(interface: str) -> int | None:

@@ -22,6 +22,7 @@ from rich.text import Text
 from nfcore.cli.options import request_metrics
 from nfcore.control.client import Client
 from nfcore.errors import ConfigError, HostError, NfcoreError, Problem
+from nfcore.refusals import explain
 from nfcore.text import json_text
 
 from .keys import KeyReader, View, press
@@ -212,7 +213,7 @@ def once(find: Find, interval: float, view: View, *, as_json: bool, picture: Pat
         try:
             picture.write_text(_svg(console), encoding="utf-8")
         except OSError as error:
-            raise HostError(f"--svg: cannot write {picture}: {error.strerror or error}") from None
+            raise HostError(f"--svg: cannot write {picture}: {explain(error, picture)}") from None
 
 
 def _check_picture(picture: Path) -> None:

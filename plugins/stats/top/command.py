@@ -26,7 +26,8 @@ def top(
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="Print one view, of two samples, and exit.")] = False,
     svg: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", help="With --once: write the view as an SVG file.")
+        Path | None,
+        typer.Option("--svg", metavar="FILE", help="With --once: write the view as an SVG file.", readable=False),
     ] = None,
     socket: SocketOption = None,
     as_json: Annotated[

@@ -9,9 +9,10 @@ import struct
 
 import pytest
 
-from nfcore.api.carriers import Carrier, carrier_defines, examine_carrier, require_carrier
+from nfcore.api.carriers import Carrier, carrier_defines, examine_carrier, examine_carriers
 from nfcore.api.findings import Finding, Status
 from nfcore.api.rules import Device
+from nfcore.daemon.preconditions import require
 from nfcore.errors import HostError
 from nfcore.kernel import ethtool
 from nfcore.kernel.ethtool import queue_facts
@@ -49,7 +50,7 @@ def test_rss_over_other_queues_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     simulate(monkeypatch, [0, 1, 2, 3] * 32)
     assert queue_facts("eth1").rss == {0, 1, 2, 3}
     with pytest.raises(HostError, match=r"eth1: rx-queue: RSS .* 3 other queues.*: ethtool -X eth1 equal 1"):
-        require_carrier(Carrier.RX_QUEUE, [ACCELERATED])
+        require(examine_carriers(Carrier.RX_QUEUE, [ACCELERATED]))
     simulate(monkeypatch, [0, 5])
     assert examined().status is Status.FAULT
     assert "another queue" in examined().found
@@ -58,14 +59,14 @@ def test_rss_over_other_queues_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_rss_on_queue_0_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, [0] * 128)
     assert examined().status is Status.OK
-    require_carrier(Carrier.RX_QUEUE, [ACCELERATED])
+    require(examine_carriers(Carrier.RX_QUEUE, [ACCELERATED]))
 
 
 def test_unknown_settings_of_a_driver_are_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     simulate(monkeypatch, None, combined=8)
-    require_carrier(Carrier.RX_QUEUE, [ACCELERATED])
+    require(examine_carriers(Carrier.RX_QUEUE, [ACCELERATED]))
     assert "does not report how it spreads unmarked packets" in caplog.text
     simulate(monkeypatch, None, combined=None)
     assert examined().status is Status.WARNING
@@ -75,15 +76,15 @@ def test_unknown_settings_of_a_driver_are_a_warning(
 
 def test_without_marks_the_device_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, [0, 1])
-    require_carrier(Carrier.RX_QUEUE, [PLAIN])
-    require_carrier(Carrier.METADATA, [ACCELERATED])
+    require(examine_carriers(Carrier.RX_QUEUE, [PLAIN]))
+    require(examine_carriers(Carrier.METADATA, [ACCELERATED]))
     assert examine_carrier(Carrier.METADATA, ACCELERATED) is None
 
 
 def test_all_devices_of_the_program_read_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, [0, 1])
     with pytest.raises(HostError, match="eth2: rx-queue"):
-        require_carrier(Carrier.RX_QUEUE, [Device("eth2", 2), ACCELERATED])
+        require(examine_carriers(Carrier.RX_QUEUE, [Device("eth2", 2), ACCELERATED]))
 
 
 def test_programs_are_built_for_their_carrier() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from nfcore.api.config import Config, ConfigTable, Section, format_duration, parse_duration
 from nfcore.api.hookspecs import hookimpl
+from nfcore.api.marks import MarkMeaning, StrategyInfo
 from nfcore.config.loader import load_config
 from nfcore.config.reader import read_toml, write_toml
 from nfcore.errors import ConfigError, Problem
@@ -239,6 +240,34 @@ def test_a_plugin_whose_import_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
         in found["nf.plugins[1]"]
     )
     assert "broken_nic" not in found
+
+
+class ByRack:
+    """A plugin of somebody else, with a strategy of its own."""
+
+    @hookimpl
+    def marking_strategies(self) -> list[StrategyInfo]:
+        return [StrategyInfo("rack-id", MarkMeaning.TARGET, "A mark per rack.")]
+
+
+@pytest.mark.parametrize("named", ["", '"marking", '])
+def test_the_plugin_that_offers_a_strategy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    installed_with(monkeypatch, "by_rack", f"{__name__}:ByRack")
+    monkeypatch.setattr(EntryPoint, "load", load_here(EntryPoint.load))
+    plugins = f'"katran_accel", {named}"softnic", "stats"'
+    where, message = mistake(tmp_path, f"nf.plugins=[{plugins}]", "marking.strategy=rack-id")
+    assert where == "marking.strategy"
+    assert message.endswith('add "by_rack" to nf.plugins')
+    # And so it is right.
+    overrides = (f'nf.plugins=[{plugins}, "by_rack"]', "marking.strategy=rack-id")
+    assert load_config(tmp_path / "bad.toml", PluginManager(), overrides).marking.strategy == "rack-id"
+
+
+def test_a_strategy_that_nobody_offers(tmp_path: Path) -> None:
+    _, message = mistake(tmp_path, 'nf.plugins=["katran_accel", "softnic", "stats"]', "marking.strategy=rack-id")
+    assert 'no installed plugin offers it; those with strategies are: "marking" (' in message
 
 
 def test_a_plugin_that_cannot_describe_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

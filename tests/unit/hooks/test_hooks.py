@@ -23,8 +23,9 @@ from nfcore.api.rules import Device, Outcome, Rule, RuleBatch, SetMark
 from nfcore.api.state_file import StateFile
 from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
+from nfcore.daemon.preconditions import preconditions, require
 from nfcore.devices.backends import BackendChain
-from nfcore.errors import ConfigError
+from nfcore.errors import ConfigError, HostError
 from nfcore.hooks import discovery
 from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.stats.registry import Registry
@@ -250,6 +251,15 @@ def test_cleanup(config: Config, tmp_path: Path) -> None:
     context.state_file.set("printing_nic.sheet", 1)
     assert list(plugins.call(NAME, "cleanup", context=context)) == ["printing_nic: removed the last sheet"]
     assert list(plugins.call(NAME, "cleanup", context=context)) == []
+
+
+def test_preconditions(config: Config) -> None:
+    plugins = manager_with(plugin_of("preconditions", "Careful"))
+    with pytest.raises(HostError, match="printing_nic: ink: there is none: change the cartridge"):
+        require(preconditions(make_context(config, plugins, []), plugins))
+    plugins.plugin(NAME).ink = 20  # type: ignore[attr-defined]
+    found = {finding.what: finding.found for finding in preconditions(make_context(config, plugins, []), plugins)}
+    assert found["printing_nic: ink"] == "20 %"
 
 
 def test_diagnose(config: Config) -> None:

@@ -13,7 +13,9 @@ from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context
 from nfcore.errors import ConfigError, HostError
 from nfcore.hooks.manager import PluginManager
+from nfcore.kernel.ethtool import LinkFacts
 from nfcore.plugins.tc_offload import TcOffloadTable, _settings
+from nfcore.plugins.tc_offload.probe import advise_switch
 
 HEAD = """
 [nf]
@@ -109,3 +111,21 @@ def test_rules_on_the_peer_may_be_evaluated_by_the_kernel(tmp_path: Path) -> Non
     assert (first.filter_on, first.ifindex, first.direction, first.software_helps) == ("lo", 1, "egress", True)
     assert (second.filter_on, second.ifindex, second.direction, second.software_helps) == ("eth2", 5, "ingress", False)
     assert (first.prio, first.terse) == (9, False)
+
+
+@pytest.mark.parametrize(
+    ("features", "fixed", "words"),
+    [
+        ({"hw-tc-offload": False}, (), "hw-tc-offload is off: ethtool -K eth1 hw-tc-offload on"),
+        ({"hw-tc-offload": True}, (), "hw-tc-offload is on, so it is the driver's own refusal"),
+        ({"hw-tc-offload": False}, ("hw-tc-offload",), "it cannot offload rules of TC"),
+        ({}, (), "it cannot offload rules of TC"),
+    ],
+)
+def test_to_switch_a_feature_on_is_advised_only_where_that_can_be_done(
+    features: dict[str, bool], fixed: tuple[str, ...], words: str
+) -> None:
+    facts = LinkFacts(up=True, mtu=1500, driver="", features=features, fixed=frozenset(fixed))
+    advice = advise_switch("eth1", facts)
+    assert advice.startswith(words)
+    assert ("ethtool" in advice) == ("ethtool" in words)
