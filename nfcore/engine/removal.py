@@ -95,12 +95,23 @@ class Remover:
         table.move(slots[~ended & ~withdrawn], FlowState.REFUSED, state.clock())
 
     def _let_go(self, slots: NDArray[np.int64]) -> None:
-        """Let the network functions forget what they keep for flows with rules."""
+        """Let the network functions forget what they keep for flows with rules, unless another device has one."""
         flows = self._state.table.batch(slots)
+        flows = flows[~self._held_elsewhere(flows, slots)]
         for nf in self._state.context.nfs:
             mine = flows.rows["nf"] == nf.number
             if mine.any():
                 nf.let_go(flows[mine])
+
+    def _held_elsewhere(self, flows: FlowBatch, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which flows also arrive on another device, and have a rule there or wait for one. slots: those that end."""
+        table, held = self._state.table, np.zeros(len(flows), dtype=bool)
+        for ifindex in self._state.devices if len(self._state.devices) > 1 else ():
+            there = FlowBatch(flows.rows.copy())
+            there.rows["ifindex"] = ifindex
+            twins = table.find(there)
+            held |= (twins >= 0) & np.isin(table.state[twins], ACTIVE) & ~np.isin(twins, slots)
+        return held
 
     def note_moved(self, slots: NDArray[np.int64]) -> None:
         """Note that flows whose rules have vanished must end where a new connection has their addresses."""

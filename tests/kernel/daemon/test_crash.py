@@ -180,6 +180,23 @@ def test_flows_keep_their_reals_when_all_else_has_forgotten_them(
         site.daemons.kill_all()
 
 
+def test_flows_of_rules_that_are_taken_over_keep_their_reals_without_pins(site: Site, rounds: Rounds) -> None:
+    """The new run has an empty connection table, and learns from the rules where their flows go."""
+    daemon = site.start(site.config(idle_timeout="20s"))
+    try:
+        rounds.offload(site)
+        daemon.kill()
+        daemon.wait()
+        site.start(site.config(idle_timeout="20s", vips=vip_toml(f"{REALS[0]}*0", f"{REALS[1]}*0", REALS[2]) + SIX))
+        assert site.metric("nfcore_adopted_total") == FLOWS
+        with site.backend() as nic:
+            nic.remove(RuleBatch(np.ascontiguousarray(nic.dump()["rule"])))
+        rounds.several(3)
+        assert rounds.steady() and len(set().union(*rounds.reals)) == len(REALS)
+    finally:
+        site.daemons.kill_all()
+
+
 def test_a_nic_that_is_made_anew_gets_its_rules_back(site: Site, rounds: Rounds, strategy: str) -> None:
     with site.running(site.config(strategy=strategy, idle_timeout="20s")) as daemon:
         rounds.offload(site)

@@ -12,15 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from nfcore.api.config import Config
+from nfcore.api.flows import FlowBatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.marks import MarkState
 from nfcore.api.reasons import Reason
 from nfcore.api.rules import Device, Rule, SetMark
+from nfcore.engine.engine import Engine
 from nfcore.engine.eviction import LEAST_PATIENCE
 from nfcore.engine.flow_state import FlowState
 from tests.unit.hooks.faults import errors_of
 
-from .world import FOREIGN, GRACE, IDLE, LAG, QUARANTINE, Nic, Waiting, World
+from .world import FOREIGN, GRACE, IDLE, IFINDEX, LAG, QUARANTINE, Nic, Waiting, World
 
 # Aging
 
@@ -289,3 +292,96 @@ def test_a_full_nic_makes_for_little_patience_too(make: Callable[..., World]) ->
     world.report(*range(1001, 1012))
     world.pass_time(IDLE * LEAST_PATIENCE + LAG)
     assert 1001 not in world.held()
+
+
+# What a network function keeps for flows with rules
+
+
+class Keeping:
+    """A network function's notes of flows whose rules are gone, and its answer whether flows have moved."""
+
+    def __init__(self, world: World, *, moved: bool = True) -> None:
+        self.gone: list[int] = []
+        self.asked: list[tuple[list[int], list[int] | None]] = []
+        self._moved = moved
+        world.nf.let_go = self.let_go  # type: ignore[method-assign]
+        world.nf.have_moved = self.have_moved  # type: ignore[method-assign]
+
+    def let_go(self, batch: FlowBatch) -> None:
+        self.gone += batch.rows["key"]["sport"].tolist()
+
+    def have_moved(self, batch: FlowBatch, reported: NDArray[np.uint64] | None = None) -> NDArray[np.bool_]:
+        self.asked.append((batch.rows["target"].tolist(), None if reported is None else reported.tolist()))
+        return np.full(len(batch), self._moved)
+
+
+def test_a_flow_is_let_go_when_no_packet_of_its_rule_is_left(flow_id: World) -> None:
+    keeping = Keeping(flow_id)
+    flow_id.report(1001, 1002)
+    flow_id.pass_time(IDLE + LAG)
+    flow_id.pass_time(GRACE / 2)
+    assert (flow_id.engine.table.count(FlowState.DRAINING), keeping.gone) == (2, [])
+    flow_id.pass_time(GRACE / 2)
+    assert sorted(keeping.gone) == [1001, 1002]
+
+
+def on_two_devices(config: Config) -> World:
+    """A world whose second device, 99, has a NIC of its own."""
+    world = World(config, "dest-id", {"nic": 10, "nic2": 10})
+    world.context.devices[:] = [Device("eth1", IFINDEX, ("nic",)), Device("eth2", 99, ("nic2",))]
+    workers = {IFINDEX: world.worker, 99: world.worker}
+    world.engine = Engine(world.context, world.plugins, workers, lambda: world.now)
+    world.engine.start()
+    return world
+
+
+def test_a_flow_on_two_devices_is_let_go_when_neither_has_its_rule(config: Config) -> None:
+    world = on_two_devices(config)
+    keeping = Keeping(world)
+    world.report(1001)
+    world.report(1001, ifindex=99)
+    world.report(1002, ifindex=99)
+    assert world.engine.table.count(FlowState.INSTALLED) == 3
+    for rule in world.nics["nic2"].rules.values():
+        world.nics["nic2"].hits[rule.cookie] += 5
+    world.pass_time(IDLE + LAG)
+    world.pass_time(GRACE)
+    assert (world.engine.table.count(FlowState.INSTALLED), keeping.gone) == (2, [])
+    world.engine.switch(on=False)
+    world.pass_time(GRACE)
+    assert sorted(keeping.gone) == [1001, 1002]
+
+
+def test_flows_of_two_devices_that_end_together_are_let_go(config: Config) -> None:
+    world = on_two_devices(config)
+    keeping = Keeping(world)
+    world.report(1001)
+    world.report(1001, ifindex=99)
+    world.engine.switch(on=False)
+    world.pass_time(GRACE)
+    assert set(keeping.gone) == {1001}
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_report_of_another_target_ends_the_rule_only_of_a_flow_that_has_moved(flow_id: World, moved: bool) -> None:
+    keeping = Keeping(flow_id, moved=moved)
+    flow_id.report(1001)
+    flow_id.notes.clear()
+    flow_id.report(1001, target=8, packets=16)
+    assert keeping.asked == [([7], [8])]
+    assert (flow_id.active, flow_id.engine.table.count(FlowState.INSTALLED)) == (1, 0 if moved else 1)
+    assert flow_id.notes[0] == ("nic remove 1" if moved else "restore [1001]")
+    assert keeping.gone == ([1001] if moved else [])
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_vanished_rule_is_not_put_back_for_a_flow_that_has_moved(flow_id: World, moved: bool) -> None:
+    keeping = Keeping(flow_id, moved=moved)
+    flow_id.report(1001)
+    flow_id.nic.rules.clear()
+    flow_id.pass_time(IDLE / 2)
+    flow_id.pass_time(GRACE)
+    assert keeping.asked == [([7], None)]
+    assert flow_id.held() == ([] if moved else [1001])
+    assert keeping.gone == ([1001] if moved else [])
+    assert flow_id.why(1001) == (Reason.MOVED if moved else Reason.ADMIT)
