@@ -142,6 +142,11 @@ def format_network(network: Network) -> str:
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
+def _host(network: Network) -> str:
+    """A VIP's address before a port."""
+    return f"[{format_network(network)}]" if network.version == 6 else format_network(network)
+
+
 def _map_bits(network: Network) -> int:
     """A VIP's address as the maps have it: 128 bits, of which an IPv4 address fills the first."""
     return int(network.network_address) << (128 - network.max_prefixlen)
@@ -174,9 +179,7 @@ class VipTable(ConfigTable):
     @property
     def name(self) -> str:
         """The VIP as in metrics and messages, such as ``198.18.10.1:80/tcp``."""
-        address = format_network(self.address)
-        host = f"[{address}]" if self.address.version == 6 else address
-        return f"{host}:{self.port}/{self.protocol}"
+        return f"{_host(self.address)}:{self.port}/{self.protocol}"
 
     @property
     def proto(self) -> int:
@@ -298,14 +301,16 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
         where = f"{path}.vips[{number}]"
         if network is not None:
             service = (str(vip.get("port")), str(vip.get("protocol")))
-            text = f"VIP {format_network(network)}:{'/'.join(service)}"
+            text = f"VIP {_host(network)}:{'/'.join(service)}"
             first = seen.setdefault((network, *service), number)
             other, known = of_keys.setdefault((*_map_key(network), *service), (number, network))
             if first != number:
                 yield Problem(where, f"{text} is already {path}.vips[{first}]; list each VIP once")
             elif known.version != network.version:
                 equal = f"{text} and {format_network(known)} of {path}.vips[{other}] have the same key in Katran's maps"
-                yield Problem(where, f"{equal}: give one of them another port, or divide a prefix into two")
+                is_prefix = network.prefixlen < network.max_prefixlen
+                advice = "or divide it into two prefixes" if is_prefix else "or address"
+                yield Problem(where, f"{equal}: give one of them another port{',' * is_prefix} {advice}")
             if what := _no_host(network):
                 text = f"is {vip.get('address')!r}; should be the address or the prefix of a service, not {what}"
                 yield Problem(f"{where}.address", text)
