@@ -15,10 +15,12 @@ import socket
 import struct
 
 from ..errors import HostError
+from ..refusals import Capability, explain
 from .netlink import ACK, CREATE, Channel, NetlinkError, attribute, attributes, nested
 from .tc_programs import TcProgram
 from .xdp_query import interface_name
 
+_NEEDS = (Capability.NET_ADMIN,)
 _NEW_QDISC, _NEW_FILTER, _DELETE_FILTER, _GET_FILTER = 36, 44, 45, 46
 _EXCL = 0x200
 _TC = struct.Struct("=BxxxiIII")
@@ -39,7 +41,9 @@ def filter_program(ifindex: int, prio: int) -> int | None:
         # EINVAL: the interface has no clsact qdisc.
         if error.errno in (errno.ENOENT, errno.EINVAL):
             return None
-        raise HostError(f"cannot query the filters of {interface_name(ifindex)}: {error.strerror}") from error
+        raise HostError(
+            f"cannot query the filters of {interface_name(ifindex)}: {explain(error, needs=_NEEDS)}"
+        ) from error
     options = dict(attributes(dict(attributes(answer[_TC.size :])).get(_OPTIONS, b"")))
     identifier = options.get(_BPF_ID)
     # A filter of another classifier, too, takes the place.
@@ -68,7 +72,7 @@ def attach_filter(ifindex: int, program: TcProgram, prio: int, *, replace: int |
         _ask(_NEW_FILTER, CREATE | (0 if there else _EXCL), body)
     except NetlinkError as error:
         raise HostError(
-            f"cannot attach {program.name} to the egress of {name} by a filter: {error.strerror}"
+            f"cannot attach {program.name} to the egress of {name} by a filter: {explain(error, needs=_NEEDS)}"
         ) from error
 
 
@@ -82,7 +86,9 @@ def detach_filter(ifindex: int, program_id: int, prio: int) -> bool:
         if error.errno == errno.ENOENT:
             return False
         name = interface_name(ifindex)
-        raise HostError(f"cannot detach program {program_id} from the egress of {name}: {error.strerror}") from error
+        raise HostError(
+            f"cannot detach program {program_id} from the egress of {name}: {explain(error, needs=_NEEDS)}"
+        ) from error
     return True
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import HostError
+from ..refusals import Capability, explain
 from .maps import Map
 from .mapspec import MapSpec, MapType
 from .objects import Closing
@@ -137,4 +138,6 @@ def _bind(program: LoadedProgram, bound: Map) -> None:
     try:
         bpf(Command.PROG_BIND_MAP, bytearray(struct.pack("=III", program.fd, bound.fd, 0)))
     except OSError as error:
-        raise HostError(f"cannot bind map {bound.spec.name} to program {program.name}: {error.strerror}") from error
+        raise HostError(
+            f"cannot bind map {bound.spec.name} to program {program.name}: {explain(error, needs=[Capability.BPF])}"
+        ) from error

@@ -128,7 +128,7 @@ class LoadedProgram(KernelObject):
             ids = np.zeros(max(count, 1), np.uint32)
             object_info(self.fd, 128, bytes(_MAP_IDS) + struct.pack("=IQ", count, address(ids)))
         except OSError as error:
-            raise HostError(f"cannot read which maps program {self.name} uses: {error.strerror}") from error
+            raise HostError(f"cannot read which maps program {self.name} uses: {explain(error)}") from error
         found: list[int] = ids[:count].tolist()
         return found
 

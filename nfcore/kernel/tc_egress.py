@@ -23,8 +23,8 @@ def attach_egress(ifindex: int, program: TcProgram, prio: int, *, replace: int |
         cls_bpf.attach_filter(ifindex, program, prio, replace=replace)
 
 
-def detach_egress(ifindex: int, program_id: int, prio: int) -> bool:
-    """Detach the program with this id; whether it was there. HostError."""
+def detach_egress(ifindex: int, program: TcProgram | int, prio: int) -> bool:
+    """Detach a program, or the one with this id; whether it was there. HostError."""
     if tcx.has_tcx(ifindex):
-        return tcx.detach_tcx(ifindex, program_id)
-    return cls_bpf.detach_filter(ifindex, program_id, prio)
+        return tcx.detach_tcx(ifindex, program)
+    return cls_bpf.detach_filter(ifindex, program if isinstance(program, int) else program.id, prio)

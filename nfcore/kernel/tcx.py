@@ -14,6 +14,7 @@ import struct
 import numpy as np
 
 from ..errors import HostError
+from ..refusals import Capability, explain
 from .codec import address
 from .syscall import Command, bpf, fd_by_id
 from .tc_programs import TcProgram
@@ -72,11 +73,15 @@ def attach_tcx(ifindex: int, program: TcProgram, *, replace: int | None = None) 
         raise _refusal(error, what) from error
 
 
-def detach_tcx(ifindex: int, program_id: int) -> bool:
-    """Detach the program with this id from the interface's egress; False if it is not there. HostError."""
-    what = f"detach program {program_id} from the egress of {interface_name(ifindex)}"
+def detach_tcx(ifindex: int, program: TcProgram | int) -> bool:
+    """Detach a program, or the one with this id, from the interface's egress; False if it is not there. HostError.
+
+    To open a program by its id takes CAP_SYS_ADMIN, which attaching does not: who holds the program gives it.
+    """
+    number = program if isinstance(program, int) else program.id
+    what = f"detach program {number} from the egress of {interface_name(ifindex)}"
     try:
-        fd = fd_by_id(Command.PROG_GET_FD_BY_ID, program_id)
+        fd = fd_by_id(Command.PROG_GET_FD_BY_ID, program) if isinstance(program, int) else os.dup(program.fd)
         try:
             bpf(Command.PROG_DETACH, bytearray(struct.pack("=IIIIIIQ", ifindex, fd, _EGRESS, 0, 0, 0, 0)))
         finally:
@@ -89,6 +94,4 @@ def detach_tcx(ifindex: int, program_id: int) -> bool:
 
 
 def _refusal(error: OSError, what: str) -> HostError:
-    if error.errno == errno.EPERM:
-        return HostError(f"cannot {what}: not permitted (needs root, or CAP_BPF and CAP_NET_ADMIN)")
-    return HostError(f"cannot {what}: {error.strerror}")
+    return HostError(f"cannot {what}: {explain(error, needs=[Capability.BPF, Capability.NET_ADMIN])}")

@@ -23,6 +23,7 @@ from nfcore.api.rules import Device
 from nfcore.errors import HostError
 from nfcore.kernel.links import format_mac, ports_of, read_link
 from nfcore.kernel.routes import NoRouteError, RouteReader
+from nfcore.refusals import explain
 
 from . import layouts as lay
 
@@ -102,7 +103,7 @@ def look(devices: Sequence[Device], fixed: Sequence[bytes | None], reals: Iterab
         with RouteReader() as reader:
             found = [_look_at(reader, device, mac, reals) for device, mac in zip(devices, fixed, strict=True)]
     except OSError as error:
-        raise HostError(f"the kernel cannot be asked for next hops: {error.strerror or error}") from error
+        raise HostError(f"the kernel cannot be asked for next hops: {explain(error)}") from error
     return Facts(tuple(found), reals)
 
 

@@ -13,6 +13,7 @@ from nfcore.api.context import Context
 from nfcore.api.flows import Address
 from nfcore.errors import ConfigError, HostError, Problem
 from nfcore.kernel.netlink import RTM_GETLINK, NetlinkError, link_request
+from nfcore.refusals import explain
 
 from ..config import NAME, HealthcheckTable, KatranTable
 
@@ -103,7 +104,7 @@ def _own_mac(interface: str, ifindex: int) -> bytes:
     try:
         mac = link_request(RTM_GETLINK, ifindex).get(_IFLA_ADDRESS, b"")
     except NetlinkError as error:
-        raise HostError(f"cannot query interface {interface}: {error.strerror}") from error
+        raise HostError(f"cannot query interface {interface}: {explain(error)}") from error
     if len(mac) != _MAC_BYTES or not any(mac):
         raise HostError(f"{TABLE}: interface {interface} has no Ethernet address; probes can leave by Ethernet only")
     return mac

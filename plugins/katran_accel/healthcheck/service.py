@@ -87,7 +87,7 @@ class Healthcheck:
         if self._presence is not None:
             self._presence.close()
         if is_attached(self._path.ifindex, self._program.program.id):
-            detach_egress(self._path.ifindex, self._program.program.id, FILTER_PRIORITY)
+            detach_egress(self._path.ifindex, self._program.program, FILTER_PRIORITY)
         self._ownership.close()
         self._program.close()
 

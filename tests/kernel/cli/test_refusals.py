@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from nfcore.bench.testbed import CACHE, run
+from nfcore.kernel import egress_programs, interface_index
+from nfcore.plugins.katran_accel.healthcheck.program import FILTER_PRIORITY
 from tests.kernel.network import namespaces
 from tests.kernel.site import command_line
 
@@ -35,6 +37,15 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 def test_a_stop_needs_no_more_rights_than_a_start(place: Place) -> None:
     place.runs(LEAST)
+
+
+def test_health_checks_are_detached_with_the_rights_of_a_start(place: Place) -> None:
+    run("ip", "address", "add", "198.18.2.2/24", "dev", LINK)
+    place.write(more="[katran_accel.healthcheck]\n")
+    with place.daemons.running(place.path):
+        assert egress_programs(interface_index(LINK), FILTER_PRIORITY)
+    place.runs(LEAST)
+    assert egress_programs(interface_index(LINK), FILTER_PRIORITY) == []
 
 
 def test_a_killed_run_is_replaced_and_removed_with_the_rights_of_a_start(place: Place) -> None:
