@@ -52,6 +52,9 @@ def translated() -> Iterator[None]:
 
 
 def _advice(message: str) -> str:
-    if message.startswith("no method 'flow."):
+    named, _, there = message.partition("; there are: ")
+    if named.startswith("no method 'flow.") and "flow." in there:
+        return f"{named}: use the client of the daemon's nfcore"
+    if named.startswith("no method 'flow."):
         return 'the daemon runs without flow_actions: add "flow_actions" to [nf] plugins and to a chain'
     return message

@@ -128,6 +128,9 @@ def test_a_cache_that_cannot_be_written(place: Place) -> None:
         found = place.findings()[1]["headers"]
         assert found["status"] == "fault"
         assert "linux-libc-dev" not in refused + str(found)
+        assert "let NFCORE_CACHE_DIR name another folder" in refused
+        elsewhere = ("env", f"NFCORE_CACHE_DIR={place.folder}/cache")
+        assert place("trace", "--hex", FRAME, enter=elsewhere).returncode == 0
         follow(refused)
         place.runs()
 
