@@ -109,7 +109,7 @@ class RepeatFilter:
 
 def _with_count(message: str, times: int) -> str:
     """Add to a message how often it was suppressed."""
-    return f"{message} ({times:,} more times since it was last logged)" if times else message
+    return f"{message} ({times:,} more time{'s' * (times != 1)} since it was last logged)" if times else message
 
 
 class LogHandler(logging.StreamHandler[TextIO]):
@@ -196,7 +196,8 @@ def _with_message(record: logging.LogRecord, message: str) -> logging.LogRecord:
 
 
 def _similar(record: logging.LogRecord, times: int) -> str:
-    return f"{times:,} similar lines were suppressed, the last: {record.getMessage()}"
+    lines = "similar line was" if times == 1 else "similar lines were"
+    return f"{times:,} {lines} suppressed, the last: {record.getMessage()}"
 
 
 class _Json(logging.Formatter):

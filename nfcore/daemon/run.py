@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..api.config import Config
+from ..api.config import NO_BACKEND, Config
 from ..api.context import Context
 from ..control.server import ControlServer
 from ..devices.worker import DeviceWorker
@@ -73,7 +73,7 @@ def run(config: Config, plugins: PluginManager, announce: Callable[[str], None])
                 server = ControlServer(socket, services.methods, *rights)
                 services.metric_sources.append(server.collect)
                 with watchdog.guarding():
-                    asyncio.run(daemon.serve(server, stop, lambda: announce(_describe(context))))
+                    asyncio.run(daemon.serve(server, stop, lambda: announce(_describe(context, daemon.engine))))
         except StoppedError:
             log.info("stopped before it was ready")
         except NfcoreError:
@@ -231,8 +231,15 @@ def _return_signals(loop: asyncio.AbstractEventLoop, switch: StopSwitch) -> None
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def _describe(context: Context) -> str:
+def _describe(context: Context, engine: Engine) -> str:
+    """Say what runs: with the backends that are in use, which may be fewer than the TOML names."""
     config, strategy = context.config, context.strategy
-    parts = [f"{i.name}: {' → '.join(i.chain)}, offload {', '.join(i.offload)}" for i in config.interfaces]
-    marks = f"{strategy.name} marks by {config.marking.carrier}" if strategy else "unaccelerated"
+    parts, accelerated = [], False
+    for interface, device in zip(config.interfaces, context.devices, strict=True):
+        used = engine.state.devices[device.ifindex].backends.names
+        accelerated |= bool(used)
+        shown = [name for name in interface.offload if name in used or (used and name == NO_BACKEND)]
+        offload = f"offload {', '.join(shown)}" if used else "no offload"
+        parts.append(f"{interface.name}: {' → '.join(interface.chain)}, {offload}")
+    marks = f"{strategy.name} marks by {config.marking.carrier}" if strategy and accelerated else "unaccelerated"
     return f"ready: {'; '.join(parts)}; {marks}; socket {config.nf.socket}"

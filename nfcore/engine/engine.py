@@ -182,7 +182,8 @@ class Engine:
         found: dict[str, Capabilities] = device.worker.call(device.backends.probe)
         width = self.context.config.marking.width
         for backend, capabilities in found.items():
-            log.info("%s: %s: %s", device.name, backend, capabilities.describe())
+            if capabilities.mark_width:
+                log.info("%s: %s: %s", device.name, backend, capabilities.describe())
             if 0 < capabilities.mark_width < width:
                 message = f"is {width}; {backend} on {device.name} transports {capabilities.mark_width} bits: "
                 message += f"set it to {capabilities.mark_width} or less"
@@ -201,12 +202,17 @@ class Engine:
         ordering = any(nf.orders for nf in self.context.nfs)
         useless = [backend for backend in unmarking if not (ordering and found[backend].drop)]
         for backend in unmarking:
-            going_on = "going on without" if backend in useless else "it gets only rules that drop"
-            log.warning("%s: %s cannot set marks here: %s", device.name, backend, going_on)
+            capabilities = found[backend]
+            if backend in useless:
+                # That it cannot do the rest, either, is no news.
+                why = f" ({'; '.join(capabilities.notes)})" if capabilities.notes else ""
+                message = f"cannot set marks here: going on without{why}; restart nfcore once it can"
+            else:
+                message = f"cannot set marks here: it gets only rules that drop ({capabilities.describe()})"
+            log.warning("%s: %s %s", device.name, backend, message)
+            self.state.events.note(EventKind.BACKEND, f"{backend} {message}", device.name)
         if useless:
             device.backends.leave_out(useless)
-            message = f"{', '.join(useless)} left out: cannot set marks here"
-            self.state.events.note(EventKind.BACKEND, message, device.name)
 
     def _publish_targets(self) -> Steps[None]:
         for nf in self.context.nfs if self.state.marks.of_targets else ():

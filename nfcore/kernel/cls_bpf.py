@@ -72,7 +72,7 @@ def attach_filter(ifindex: int, program: TcProgram, prio: int, *, replace: int |
         _ask(_NEW_FILTER, CREATE | (0 if there else _EXCL), body)
     except NetlinkError as error:
         raise HostError(
-            f"cannot attach {program.name} to the egress of {name} by a filter: {explain(error, needs=_NEEDS)}"
+            f"cannot attach {program.full_name} to the egress of {name} by a filter: {explain(error, needs=_NEEDS)}"
         ) from error
 
 

@@ -140,12 +140,14 @@ def compile_as(
         compiled = _find_or_compile(request, searched, cache or ProgramCache())
         try:
             code = relocate(compiled.instructions, {numbers[name]: map_.fd for name, map_ in maps.items()})
-            return kind(_load(kind.type, code, compiled.license, function))
+            program = kind(_load(kind.type, code, compiled.license, function))
         except (OSError, KeyError):
             # KeyError: the source declares a map by bcc's macros, so that map exists in the worker only.
             descriptors = {name: map_.fd for name, map_ in maps.items()}
             loading = _Request(source, function, [*flags, *_map_flags(descriptors)], headers, kind.type)
-            return kind(_compile_and_load(loading, list(descriptors.values())))
+            program = kind(_compile_and_load(loading, list(descriptors.values())))
+    program.full_name = function
+    return program
 
 
 @dataclass(frozen=True)

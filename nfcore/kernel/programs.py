@@ -97,7 +97,9 @@ class LoadedProgram(KernelObject):
         """Bytes of BPF instructions (8 each) after the verifier rewrote them."""
         self.name: str = info[11].rstrip(b"\0").decode(errors="replace")
         """The function's name, cut to 15 characters."""
-        self._label = f"program {self.name}"
+        self.full_name = self.name
+        """The same for messages: whole if this process has compiled it."""
+        self._label = f"program {self.full_name}"
 
     @classmethod
     def open_pinned(cls, path: Path) -> Self:

@@ -60,7 +60,7 @@ def attach_tcx(ifindex: int, program: TcProgram, *, replace: int | None = None) 
 
     Replacing is atomic. Raises HostError with the kernel's reason.
     """
-    what = f"attach {program.name} to the egress of {interface_name(ifindex)}"
+    what = f"attach {program.full_name} to the egress of {interface_name(ifindex)}"
     try:
         old = 0 if replace is None else fd_by_id(Command.PROG_GET_FD_BY_ID, replace)
         try:

@@ -107,7 +107,8 @@ def _attach_new(ifindex: int, name: str, program: Program, mode: XdpMode) -> Non
         if error.errno in (errno.EBUSY, errno.EEXIST) and attached is not None:
             raise HostError(occupied_message(name, attached)) from error
         kind = HostError if error.errno in NOT_THE_DRIVER else XdpRefusedError
-        raise kind(f"cannot attach {program.name} to interface {name} in {mode} mode: {_reason(error)}") from error
+        what = f"cannot attach {program.full_name} to interface {name} in {mode} mode"
+        raise kind(f"{what}: {_reason(error)}") from error
 
 
 def _replace(ifindex: int, name: str, program: Program, attached: AttachedXdp) -> None:
@@ -115,7 +116,7 @@ def _replace(ifindex: int, name: str, program: Program, attached: AttachedXdp) -
         _set_program(ifindex, program.fd, attached.mode, expected=attached.id)
     except OSError as error:
         raise HostError(
-            f"cannot replace program {attached.id} on interface {name} by {program.name}: {_reason(error)}"
+            f"cannot replace program {attached.id} on interface {name} by {program.full_name}: {_reason(error)}"
         ) from error
 
 

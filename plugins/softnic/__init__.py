@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +25,6 @@ from .commands import app as commands
 from .layouts import NicCounter
 
 NAME = "softnic"
-log = logging.getLogger(__name__)
 
 
 def _path(value: object) -> str:
@@ -83,9 +81,7 @@ class SoftnicPlugin:
                 pin_dir = Path(table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}"))
                 context.locks.folder(pin_dir)
                 open_nic = SoftnicBackend.expect if device.name in optional else SoftnicBackend.open
-                nic = self._nics[device.ifindex] = open_nic(pin_dir, where)
-                if nic.missing:
-                    log.warning("%s", nic.missing)
+                self._nics[device.ifindex] = open_nic(pin_dir, where)
                 self._names[device.ifindex] = device.name
 
     @hookimpl

@@ -52,6 +52,14 @@ def test_a_repeated_line_is_written_once_and_then_counted() -> None:
     assert log.lines[1:] == ["eth1: the backend failed (999 more times since it was last logged)"]
 
 
+def test_one_more_time_is_one() -> None:
+    log = Log()
+    for _ in range(2):
+        log.logger.error("broken")
+    log.handler.write_counts(everything=True)
+    assert log.lines == ["broken", "broken (1 more time since it was last logged)"]
+
+
 def test_the_count_is_written_also_when_nothing_more_is_logged() -> None:
     log = Log()
     for _ in range(3):

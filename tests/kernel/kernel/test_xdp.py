@@ -129,14 +129,14 @@ def test_auto_falls_back_and_keeps_the_reason(
     loopback = inside(lambda: interface_index("lo"))
     with caplog.at_level(logging.WARNING):
         assert inside(lambda: attach_xdp(loopback, programs[0], mode=XdpMode.AUTO)) is XdpMode.GENERIC
-    assert "cannot attach verdict_prog_wi to interface lo in native mode: " in caplog.text
+    assert "cannot attach verdict_prog_with_a_long_name to interface lo in native mode: " in caplog.text
     assert "it runs in generic mode" in caplog.text
     with pytest.raises(HostError, match=r"interface lo runs program .* in generic mode, which cannot become native"):
         inside(lambda: attach_xdp(loopback, programs[1], mode=XdpMode.NATIVE, replace=programs[0].id))
 
 
 def test_refused_mode_has_the_kernels_words(inside: Inside, programs: list[Program]) -> None:
-    words = r"to interface lo in native mode: .*native mode.*Operation not supported"
+    words = r"cannot attach verdict_prog_with\w+ to interface lo in native mode: .*native mode.*Operation not supported"
     with pytest.raises(HostError, match=words):
         inside(lambda: attach_xdp(interface_index("lo"), programs[0], mode=XdpMode.NATIVE))
 

@@ -71,10 +71,10 @@ locations = { eth1 = "0-1023" }
     + BALANCER,
     (
         "eth1: rx-queue: the driver does not report how it spreads unmarked packets",
-        "eth1: nic_ntuple: no marks, no IPv6, no drop, no counters, eth1 has no rules that steer flows to queues: "
+        "eth1: nic_ntuple cannot set marks here: going on without (eth1 has no rules that steer flows to queues: "
         "Operation not supported",
         "ntuple-filters is off (ethtool -K eth1 ntuple on, where the driver has it)",
-        "eth1: nic_ntuple cannot set marks here: going on without",
+        "ready: eth1: katran_accel, no offload; unaccelerated",
     ),
     (
         "eth1: nic_ntuple",

@@ -35,7 +35,7 @@ def plugin_of(folder: Path, interface: str = "eth1", none: str = "") -> Iterator
     text = config_text(folder, "katran_accel", "softnic", f'[softnic.pins]\n{interface} = "{folder}/nic"', VIP)
     config.write_text(text.replace('["softnic"]', f'["softnic"{none}]'))
     context = make_context(load_config(config, plugins), plugins, [device])
-    with ExitStack() as leaving:
+    with context.locks, ExitStack() as leaving:
         set_up_plugin("softnic", context, plugins, leaving)
         yield plugins, device
 
