@@ -235,7 +235,11 @@ def _macs_of(before: Sending, used: Mapping[Address, Hops], known: Sequence[Mapp
         if hops not in found or None in found[hops]:
             macs = [None if hop is None else known[place].get(hop) for place, hop in enumerate(hops)]
             had = real in before.groups and len(before.devices) == len(hops)
-            found[hops] = tuple(mac or (before.mac_of(real, place) if had else None) for place, mac in enumerate(macs))
+            if had:
+                macs = [mac or before.mac_of(real, place) for place, mac in enumerate(macs)]
+            # Of another real with the same next hops there may be one for another device.
+            others = found.get(hops, (None,) * len(hops))
+            found[hops] = tuple(other or mac for other, mac in zip(others, macs, strict=True))
     return found
 
 
