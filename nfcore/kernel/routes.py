@@ -28,6 +28,8 @@ _FIB_MATCH = 0x2000
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 """``struct ndmsg``: family, ifindex, state, flags, type."""
 _NDA_DST, _NDA_LLADDR = 1, 2
+_PROBE = 0x10
+"""NUD_PROBE: the kernel asks at the address that it knows, and takes the neighbour for failed after three tries."""
 _USE = 0x01
 """NTF_USE: the kernel resolves the neighbour as if it had a packet for it."""
 _USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
@@ -114,7 +116,17 @@ class RouteReader(Closing):
 
         Not for a neighbour that is `fixed`: the kernel would make it one that is to be asked.
         """
-        body = _NEIGHBOUR.pack(family_of(address), ifindex, 0, _USE, 0) + attribute(_NDA_DST, address.packed)
+        return self._change(address, ifindex, 0, _USE)
+
+    def confirm(self, address: Address, ifindex: int) -> bool:
+        """Have the kernel ask a neighbour at once whether its address is still right. False: it cannot.
+
+        Only for one whose address is known, and that is not `fixed`. :meth:`resolve` does it after 15 to 45 s.
+        """
+        return self._change(address, ifindex, _PROBE, 0)
+
+    def _change(self, address: Address, ifindex: int, state: int, flags: int) -> bool:
+        body = _NEIGHBOUR.pack(family_of(address), ifindex, state, flags, 0) + attribute(_NDA_DST, address.packed)
         try:
             self._channel.ask(_NEWNEIGH, ACK | CREATE, body)
         except NetlinkError:

@@ -59,6 +59,8 @@ from .next_hops import (
 LOOPBACK = 1
 """ifindex of test packets."""
 ADVICE = 'add the route or neighbour, or set katran_accel.gateway_mac to the MAC address instead of "auto"'
+CONFIRM_PERIOD = 4.0
+"""Seconds, at least, between two questions to a gateway whether its MAC address is still right."""
 NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir", "destination_mac", "healthcheck")
 """Keys of the table that are read only at the start."""
 
@@ -82,6 +84,7 @@ class Balancer(NetworkFunction):
         self.table = table
         self.meaning = meaning
         self._clock, self._own_mac = clock, own_mac
+        self._confirm_at = 0.0
         self.numbering = Numbering(_rest_seconds(config), clock)
         self._set_inventory(self.numbering.plan(table))
         self._names: tuple[dict[int, str], dict[int, str]] = {}, {}
@@ -192,19 +195,23 @@ class Balancer(NetworkFunction):
 
     # What packets are sent by
 
-    def _look(self, table: KatranTable, inventory: Inventory) -> Facts:
+    def _look(self, table: KatranTable, inventory: Inventory, *, confirm: bool = False) -> Facts:
         """Ask the kernel where packets go, for another table and inventory too."""
         fixed = [table.fixed_mac(device.name) for device in self._devices]
         if self._context.tracing or not self._devices:
             given = [table.gateway_mac] if isinstance(table.gateway_mac, str) else [*table.gateway_mac.values()]
             macs = [bytes.fromhex(mac.replace(":", "")) for mac in given if mac != "auto"]
             return assume(Device("trace", LOOPBACK), self._own_mac, macs[0] if macs else NO_MAC, inventory.reals)
-        return look(self._devices, fixed, inventory.reals)
+        return look(self._devices, fixed, inventory.reals, confirm=confirm)
 
     def resolve(self) -> Callable[[], Sequence[str]]:
         """Ask the kernel again where packets go, on a thread of its own."""
         table, inventory, before = self.table, self.inventory, self.sending
-        facts = self._look(table, inventory)
+        # Not each time: the answer is a change, too, after which this is called again.
+        confirm = self._clock() >= self._confirm_at
+        if confirm:
+            self._confirm_at = self._clock() + CONFIRM_PERIOD
+        facts = self._look(table, inventory, confirm=confirm)
         # With thousands of reals this takes a while, and mostly nothing has changed.
         now = before if facts.devices == before.devices else send_by(before, facts)
         also = () if self.also_resolve is None else (self.also_resolve(),)

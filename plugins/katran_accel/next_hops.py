@@ -93,15 +93,18 @@ class Facts:
                     yield facts, hop
 
 
-def look(devices: Sequence[Device], fixed: Sequence[bytes | None], reals: Iterable[Address]) -> Facts:
+def look(
+    devices: Sequence[Device], fixed: Sequence[bytes | None], reals: Iterable[Address], *, confirm: bool = False
+) -> Facts:
     """Ask the kernel, and let it ask neighbours; waits for no other machine. Any thread may call it.
 
-    fixed: per device the MAC address that the TOML gives, or None: as the kernel would send. HostError: no socket.
+    fixed: per device the MAC address that the TOML gives, or None: as the kernel would send. confirm: gateways are
+    asked whether theirs are still right. HostError: no socket.
     """
     reals = tuple(reals)
     try:
         with RouteReader() as reader:
-            found = [_look_at(reader, device, mac, reals) for device, mac in zip(devices, fixed, strict=True)]
+            found = [_look_at(reader, device, mac, reals, confirm) for device, mac in zip(devices, fixed, strict=True)]
     except OSError as error:
         raise HostError(f"the kernel cannot be asked for next hops: {explain(error)}") from error
     return Facts(tuple(found), reals)
@@ -116,7 +119,9 @@ def assume(device: Device, own: bytes, mac: bytes, reals: Iterable[Address]) -> 
     return Facts((DeviceFacts(device, own, {}, False, dict.fromkeys(reals, FIXED), {}, {FIXED: mac}),), reals)
 
 
-def _look_at(reader: RouteReader, device: Device, fixed: bytes | None, reals: Sequence[Address]) -> DeviceFacts:
+def _look_at(
+    reader: RouteReader, device: Device, fixed: bytes | None, reals: Sequence[Address], confirm: bool
+) -> DeviceFacts:
     link = read_link(device.ifindex)
     mac = NO_MAC if link is None or not link.mac else link.mac
     is_aggregate = link is not None and link.is_aggregate
@@ -139,8 +144,9 @@ def _look_at(reader: RouteReader, device: Device, fixed: bytes | None, reals: Se
         neighbour = reader.neighbour(hop.address, device.ifindex)
         if neighbour.mac is not None:
             macs[hop] = neighbour.mac
-        # Also when it is known: the kernel then confirms it, which it does not by itself for what XDP sends.
-        asked = neighbour.fixed or reader.resolve(hop.address, device.ifindex)
+        # Also when it is known: the kernel does not confirm by itself what XDP alone sends to.
+        ask = reader.confirm if confirm and hop.gateway and neighbour.mac is not None else reader.resolve
+        asked = neighbour.fixed or ask(hop.address, device.ifindex)
         if neighbour.failed or not asked:
             silent.add(hop)
     return DeviceFacts(device, mac, port_macs, is_aggregate, hops, unreachable, macs, frozenset(silent - macs.keys()))
@@ -232,14 +238,10 @@ def _macs_of(before: Sending, used: Mapping[Address, Hops], known: Sequence[Mapp
     """The MAC addresses of each tuple of next hops; of one that has never answered those that its reals had before."""
     found: dict[Hops, Macs] = {}
     for real, hops in used.items():
-        if hops not in found or None in found[hops]:
-            macs = [None if hop is None else known[place].get(hop) for place, hop in enumerate(hops)]
-            had = real in before.groups and len(before.devices) == len(hops)
-            if had:
-                macs = [mac or before.mac_of(real, place) for place, mac in enumerate(macs)]
-            # Of another real with the same next hops there may be one for another device.
-            others = found.get(hops, (None,) * len(hops))
-            found[hops] = tuple(other or mac for other, mac in zip(others, macs, strict=True))
+        macs = found.get(hops, tuple(None if hop is None else known[place].get(hop) for place, hop in enumerate(hops)))
+        if None in macs and real in before.groups and len(before.devices) == len(hops):
+            macs = tuple(mac or before.mac_of(real, place) for place, mac in enumerate(macs))
+        found[hops] = macs
     return found
 
 

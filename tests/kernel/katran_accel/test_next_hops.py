@@ -71,6 +71,12 @@ def test_a_router_with_another_mac_is_followed(routers: Routers) -> None:
     assert eventually(lambda: STATION in routers.daemons.logged())
 
 
+def test_a_router_that_is_replaced_without_a_word_is_found(routers: Routers) -> None:
+    assert "REACHABLE" in routers.ip("neighbour show 198.18.2.1 dev eth1")
+    routers.router(f"link set net1 address {STATION}")
+    assert routers.goes_to(STATION, FRAME, TO_OTHER)
+
+
 def test_a_router_that_has_gone_is_said_and_its_successor_found(routers: Routers) -> None:
     mac = routers.mac()
     routers.router("address del 198.18.2.1/24 dev net1")

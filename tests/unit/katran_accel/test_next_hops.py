@@ -50,7 +50,7 @@ def all_facts(draw: st.DrawFn, count: int) -> Facts:
     return Facts(tuple(draw(device_facts(device)) for device in DEVICES[:count]), REALS)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(data=st.data(), count=st.integers(1, 2))
 def test_packets_go_where_the_kernel_says_or_said_last(data: st.DataObject, count: int) -> None:
     before = Sending()
