@@ -31,6 +31,7 @@ from nfcore.config.loader import load_config
 from nfcore.errors import ConfigError
 from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import TestRun
+from nfcore.plugins.katran_accel import layouts as lay
 from nfcore.plugins.katran_accel.balancer import Balancer
 from nfcore.plugins.katran_accel.config import NAME, KatranTable
 from nfcore.plugins.katran_accel.connection_table import VipFinder, entry_keys
@@ -41,7 +42,7 @@ from nfcore.plugins.katran_accel.maps import remove_pins
 from nfcore.plugins.katran_accel.metrics import BalancerMetrics, accel_counters
 from tests.isolation import on_one_cpu
 
-from .world import balancer_toml, sent_to, tcp, udp
+from .world import GATEWAY, balancer_toml, sent_to, tcp, udp
 
 STRATEGIES = {"dest-id": MarkMeaning.TARGET, "flow-id": MarkMeaning.FLOW}
 A, B, C, D = (f"198.18.20.{number}" for number in (11, 12, 13, 14))
@@ -526,6 +527,15 @@ def test_another_gateway_is_taken_over(tmp_path: Path) -> None:
         assert isinstance(table, KatranTable)
         b.balancer.reconfigure(config, table.model_copy(update={"gateway_mac": "02:00:5e:00:00:77"}))
         assert Ether(b.send(flows(1)[0]).output).dst == "02:00:5e:00:00:77"
+
+
+def test_what_another_program_writes_about_next_hops_is_put_right_and_said(tmp_path: Path) -> None:
+    with bench(tmp_path, BOTH, "dest-id") as b:
+        b.balancer.maps["ctl_array"].write_array(0, np.array([([2, 0, 0, 0, 0, 9], (0, 0))], lay.CTL_VALUE))
+        assert Ether(b.send(flows(1)[0]).output).dst == "02:00:00:00:00:09"
+        assert "another program has changed" in b.balancer.resolve()()[0]
+        assert Ether(b.send(flows(1)[0]).output).dst == GATEWAY
+        assert list(b.balancer.resolve()()) == []
 
 
 def test_a_vip_that_another_one_overtakes(tmp_path: Path, strategy: str) -> None:

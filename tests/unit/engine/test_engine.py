@@ -21,7 +21,7 @@ from nfcore.engine.flow_state import FlowState
 from nfcore.errors import ConfigError
 from tests.unit.hooks.faults import errors_of
 
-from .world import FOREIGN, GRACE, IDLE, LAG, QUARANTINE, Nic, Policy, Waiting, World
+from .world import FOREIGN, GRACE, IDLE, IFINDEX, LAG, QUARANTINE, Nic, Policy, Waiting, World
 
 # New flows
 
@@ -479,3 +479,12 @@ def test_a_nic_as_wide_as_the_marks_is_used(make: Callable[..., World]) -> None:
     world.start()
     world.report(1001)
     assert len(world.nic.rules) == 1
+
+
+def test_reports_of_a_bonds_ports_are_those_of_the_bond(flow_id: World) -> None:
+    flow_id.engine.state.ports = {77: IFINDEX, 78: IFINDEX}
+    flow_id.report(1001, ifindex=77)
+    flow_id.report(1002, ifindex=78)
+    assert flow_id.ports(FlowState.INSTALLED) == [1001, 1002]
+    flow_id.report(1003, ifindex=79)
+    assert flow_id.why(1003) is Reason.NO_BACKEND
