@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The balancer on a bond, whose packets XDP sees on the bond's ports.
+"""The balancer on links above others: a bond, whose packets XDP sees on the bond's ports, and a VLAN.
 
 ::
 
     bond0 [nfcore run]: p0, p1, later p2 ══ q0, q1, q2: another namespace
+    p0.100 [nfcore run], of p0           ══ q0
 """
 
 from __future__ import annotations
@@ -64,10 +65,13 @@ class Bond:
                 attach(peer, passing)
         self.taps[number] = tap
 
-    def config(self, backend: str, tables: str) -> Path:
+    def config(self, backend: str, tables: str, interface: str = "bond0") -> Path:
         path = self.folder / "nf.toml"
-        options = {"interface": "bond0", "offload": OFFLOAD}
-        path.write_text(config_text(self.folder, "katran_accel", backend, BALANCER, tables, **options))
+        options = {"interface": interface, "offload": OFFLOAD}
+        text = config_text(self.folder, "katran_accel", backend, BALANCER, tables, **options)
+        # Only a bond has native XDP.
+        mode = "native" if interface == "bond0" else "generic"
+        path.write_text(text.replace("offload = [", f'xdp_mode = "{mode}"\noffload = [', 1))
         return path
 
     @property
@@ -76,11 +80,11 @@ class Bond:
         assert link is not None
         return format_mac(link.mac)
 
-    def send(self, number: int, sport: int) -> None:
-        """Send three packets of a connection by a port."""
-        frame = bytes.fromhex(self.mac.replace(":", "")) + tcp("198.18.1.2", "198.18.10.1", sport=sport)[6:]
+    def send(self, number: int, sport: int, tag: bytes = b"") -> None:
+        """Send three packets of a connection by a port; `tag`: of its VLAN."""
+        frame = tcp("198.18.1.2", "198.18.10.1", sport=sport)
         for _ in range(3):
-            send_frame(self.taps[number], frame)
+            send_frame(self.taps[number], bytes.fromhex(self.mac.replace(":", "")) + frame[6:12] + tag + frame[12:])
 
     def sent(self) -> list[tuple[str, str]]:
         """Source and destination of the encapsulated frames that have come out of any port."""
@@ -144,3 +148,22 @@ def test_flows_of_each_port_belong_to_the_bond(bond: Bond) -> None:
 def test_an_emulated_nic_in_front_of_a_bond_is_refused_by_name(bond: Bond) -> None:
     with pytest.raises(HostError, match=r"bond0 is a bond \(its ports: p0, p1\).*offload = \[.none.\]"):
         bond.daemons.start(bond.config("softnic", "[softnic]"))
+
+
+def test_flows_of_a_vlan_belong_to_it(bond: Bond) -> None:
+    """The bond has taken its first port's address, and the VLAN has it, too."""
+    run("ip", "link", "set", "p0", "nomaster")
+    run("ip", "link", "add", "link", "p0", "name", "p0.100", "type", "vlan", "id", "100")
+    for link in ("p0", "p0.100"):
+        run("ip", "link", "set", link, "address", bond.mac)
+        run("ip", "link", "set", link, "up")
+    with bond.daemons.running(bond.config("tc_offload", FILTERS, "p0.100")):
+        tag = bytes.fromhex("81000064")
+
+        def known() -> bool:
+            bond.send(0, 40100, tag)
+            return "40100" in bond.flows()
+
+        assert eventually(known, PATIENCE)
+        row = bond.flows()["40100"]
+        assert row["interface"] == "p0.100" and row["reason"] != "no_backend", row

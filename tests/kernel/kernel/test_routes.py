@@ -78,6 +78,7 @@ def next_hop(destination: str, ifindex: int) -> str:
         ((), "198.18.2.77", "it leaves by another interface"),
         (("route add default via 198.18.1.1",), REAL, "via 198.18.1.1"),
         (("route add default via 2001:db8:1::1",), SIX, "via 2001:db8:1::1"),
+        (("route add default via fe80::1 dev eth1",), SIX, "via fe80::1"),
         (("route add 198.18.20.0/24 via inet6 2001:db8:1::1 dev eth1",), REAL, "via 2001:db8:1::1"),
         (("nexthop add id 7 via 198.18.1.7 dev eth1", "route add 198.18.20.0/24 nhid 7"), REAL, "via 198.18.1.7"),
         (("rule add to 198.18.20.0/24 table 99", "route add default via 198.18.1.9 table 99"), REAL, "via 198.18.1.9"),
