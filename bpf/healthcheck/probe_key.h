@@ -9,6 +9,7 @@
 
 #include "abi.h"
 #include "lib/map_handle.h"
+#include "lib/packet.h"
 
 #define PORT_OF_DESTINATION 2 /* bytes into TCP's and UDP's header */
 
@@ -21,6 +22,9 @@ static __always_inline int read_probe_key(struct __sk_buff *skb, struct hc_key *
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+			return 0;
+		/* Only the first fragment has ports. */
+		if (ip.ihl < 5 || ip.frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
 			return 0;
 		key->addr[0] = ip.daddr;
 		key->proto = ip.protocol;

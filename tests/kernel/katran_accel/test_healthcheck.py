@@ -150,3 +150,13 @@ def test_marks_and_keys_that_are_gone_lead_nowhere() -> None:
         assert program.program.test_run(frame, mark=1).verdict.name == "UNSPEC"
         assert program.program.test_run(frame, mark=5).output[30:34] == ip_address("10.0.0.9").packed
         assert program.probes()[0] == 0
+
+
+def test_only_the_first_fragment_of_a_probe_has_a_port_to_be_counted_by() -> None:
+    whole = IP(src="10.0.13.37", dst="10.200.1.1", proto=17, id=7) / Raw(b"\x10\x00\x00\x50" * 40)
+    with loaded() as program:
+        for flags, offset, counted in (("MF", 0, 1), ("MF", 10, 1), ("", 20, 1), ("", 0, 2)):
+            part = whole.copy()
+            part[IP].flags, part[IP].frag = flags, offset
+            assert program.program.test_run(bytes(Ether() / part), mark=1).verdict.name == "REDIRECT"
+            assert program.probes()[1] == counted
