@@ -138,6 +138,5 @@ def _bind(program: LoadedProgram, bound: Map) -> None:
     try:
         bpf(Command.PROG_BIND_MAP, bytearray(struct.pack("=III", program.fd, bound.fd, 0)))
     except OSError as error:
-        raise HostError(
-            f"cannot bind map {bound.spec.name} to program {program.full_name}: {explain(error, needs=[Capability.BPF])}"
-        ) from error
+        why = explain(error, needs=[Capability.BPF])
+        raise HostError(f"cannot bind map {bound.spec.name} to program {program.full_name}: {why}") from error
