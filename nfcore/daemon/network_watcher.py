@@ -64,10 +64,6 @@ class NetworkWatcher(Closing):
             self._monitor.close()
             os.close(self._wake)
 
-    def look_soon(self) -> None:
-        """Have the thread look without a notification."""
-        os.eventfd_write(self._wake, 1)
-
     def look_in_steps(self) -> Steps[list[str]]:
         """Look for a reload, in steps. Returns what has changed, a sentence each."""
         changes: list[str] = []

@@ -12,6 +12,7 @@ from tests.kernel.site import nfcore, vip_toml
 from .routers import CLIENT, VIP, open_routers
 from .world import tcp
 
+pytestmark = pytest.mark.slow
 REAL = "198.18.20.11"
 FRAME = tcp(CLIENT, VIP)
 STATION = "02:00:5e:00:02:99"

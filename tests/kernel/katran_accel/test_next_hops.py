@@ -12,6 +12,7 @@ from tests.kernel.site import nfcore, vip_toml
 from .routers import CLIENT, VIP, Routers, eventually, open_routers
 from .world import tcp
 
+pytestmark = pytest.mark.slow
 REAL, OTHER_REAL, NEAR = "198.18.20.11", "198.18.21.11", "198.18.2.77"
 SIX, SIX_VIP = "2001:db8:20::11", "2001:db8:10::1"
 VIPS = (
@@ -147,6 +148,19 @@ def test_both_ways_of_a_route_with_several_are_taken(routers: Routers) -> None:
         assert routers.goes_to(chosen, frame)
 
 
+def test_a_link_that_goes_down_takes_its_routes_and_gets_them_back(routers: Routers) -> None:
+    mac = routers.mac()
+    routers.ip("link set eth1 down")
+    assert eventually(lambda: any("no route to reals" in each for each in routers.troubles()))
+    assert routers.doctor(routers.folder / "nf.toml")["katran_accel: gateway"][0] == "fault"
+    routers.ip("link set eth1 up")
+    routers.ip("address replace 2001:db8:2::2/64 dev eth1 nodad")
+    for route in ROUTES:
+        routers.ip(f"route replace {route}")
+    assert eventually(lambda: routers.troubles() == [])
+    assert routers.goes_to(mac, FRAME, TO_SIX)
+
+
 def test_its_own_address_is_followed(routers: Routers) -> None:
     before = routers.own_mac()
     routers.ip("link set eth1 address 02:00:5e:00:02:42")
@@ -174,7 +188,7 @@ def test_a_reload_looks_anew_and_changes_between_auto_and_a_mac(routers: Routers
 
 
 def test_frames_for_others_are_left_alone(routers: Routers) -> None:
-    counted = routers.daemons.metric("nfcore_verdicts_total")
+    counted = routers.daemons.metric("nfcore_packets_total", path="slow")
     for foreign in ("ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "33:33:00:00:00:01", "02:00:5e:00:77:77"):
         assert routers.send(FRAME, to=foreign) is None, foreign
-    assert routers.daemons.metric("nfcore_verdicts_total") == counted
+    assert routers.daemons.metric("nfcore_packets_total", path="slow") == counted
