@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import time
 
 import pytest
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, UDP, fragment
 from scapy.layers.l2 import Ether
+from scapy.packet import Raw
 
 from nfcore.api.locks import FOLDER
 from nfcore.bench.testbed import run
 from nfcore.errors import HostError
 from nfcore.kernel import Program
 from tests.kernel.katran_accel.world import CLIENT, NIC, tcp, udp
+from tests.kernel.network import send_frame
 from tests.kernel.site import PATIENCE, Site, command_line, eventually, ip, nfcore
 
 FLOWS = {
@@ -355,3 +358,18 @@ def test_other_traffic_reaches_the_stack(site: Site) -> None:
             if ICMP in answer and answer[ICMP].type == 0 and answer[ICMP].id == 77:
                 return
         pytest.fail("no answer to the ping")
+
+
+def test_a_large_datagram_reaches_the_balancers_own_address(site: Site) -> None:
+    """3,000 bytes of UDP in three fragments; a service on the host itself, which the kernel puts together."""
+    ip("address", "add", "198.18.0.1/32", "dev", "eth1")
+    payload = bytes(range(250)) * 12
+    datagram = IP(src="198.18.1.2", dst="198.18.0.1", id=7) / UDP(sport=5000, dport=5001) / Raw(payload)
+    with site.running(site.config()), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        service.bind(("198.18.0.1", 5001))
+        service.settimeout(PATIENCE)
+        dropped = site.metric("nfcore_drops_total", reason="malformed")
+        for part in fragment(datagram, 1400):
+            send_frame(site.network, bytes(Ether(src=CLIENT, dst=NIC) / part))
+        assert service.recv(4096) == payload
+        assert site.metric("nfcore_drops_total", reason="malformed") == dropped
