@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from ..errors import HostError
-from ..refusals import TO_LOAD, cause_of, explain, missing_capabilities
+from ..refusals import TO_LOAD, cause_of, describe_lack, explain, missing_capabilities
 from .headers import Headers, find_headers
 from .maps import Map
 from .program_cache import Compiled, ProgramCache, cache_key, placeholders, relocate
@@ -315,11 +315,13 @@ def bcc_advice() -> str:
 
 def _refusal(source: Path, function: str, code: int, log: str) -> HostError:
     name = f"{function} of {source}"
-    cause = cause_of(errno.EPERM, needs=TO_LOAD) if missing_capabilities(TO_LOAD) else cause_of(code)
+    if lacking := missing_capabilities(TO_LOAD):
+        # What the verifier says then is about code that it accepts of others.
+        return VerifierError(f"the kernel refused {name}: {describe_lack(lacking)}", log)
     if not log.strip():
+        cause = cause_of(code)
         return HostError(f"the kernel refused {name}: {os.strerror(code)}" + (f": {cause}" if cause else ""))
-    why = f"the kernel's verifier refused {name}" + (f" ({cause})" if missing_capabilities(TO_LOAD) else "")
-    return VerifierError(f"{why}:\n{_tail(log, _LOG_TAIL)}", log)
+    return VerifierError(f"the kernel's verifier refused {name}:\n{_tail(log, _LOG_TAIL)}", log)
 
 
 def _first_errors(text: str) -> str:

@@ -83,6 +83,9 @@ def test_a_missing_capability_is_named(place: Place, capability: str) -> None:
         assert f"CAP_{capability.upper()} (" in done.stderr
         assert not [other for other in others if other in done.stderr]
     assert place.findings(less)[1]["privileges"]["status"] == "fault"
+    done = call(*less, *command_line("decap", LINK))
+    assert (done.returncode, f"CAP_{capability.upper()} (" in done.stderr) == (1, True), done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_user_with_the_capabilities_need_not_be_root(place: Place) -> None:
