@@ -27,7 +27,10 @@ _KINDS = {2: "an address of this machine", 3: "a broadcast address", 4: "an anyc
 _FIB_MATCH = 0x2000
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 """``struct ndmsg``: family, ifindex, state, flags, type."""
-_NDA_DST, _NDA_LLADDR = 1, 2
+_NDA_DST, _NDA_LLADDR, _NDA_FLAGS_EXT = 1, 2, 15
+_EXT_LEARNED, _EXT_MANAGED = 0x10, 0x1
+"""NTF_EXT_LEARNED: a routing daemon gave the entry; NTF_EXT_MANAGED: the kernel keeps it right by itself. A request for
+such an entry would take that from it."""
 _PROBE = 0x10
 """NUD_PROBE: the kernel asks at the address that it knows, and takes the neighbour for failed after three tries."""
 _USE = 0x01
@@ -61,7 +64,7 @@ class Neighbour:
     failed: bool = False
     """It was asked and has not answered."""
     fixed: bool = False
-    """The entry is an administrator's, or needs no answer: there is nothing to ask."""
+    """The entry is an administrator's or another program's, or needs no answer: it is to be left alone."""
 
 
 class RouteReader(Closing):
@@ -159,7 +162,9 @@ def parse_neighbour(content: bytes) -> Neighbour:
     """Read a ``struct ndmsg`` and attributes."""
     if len(content) < _NEIGHBOUR.size:
         return Neighbour(None)
-    state = _NEIGHBOUR.unpack_from(content)[2]
-    mac = dict(attributes(content[_NEIGHBOUR.size :])).get(_NDA_LLADDR, b"")
-    usable = state & _USABLE and len(mac) == 6
-    return Neighbour(mac if usable else None, failed=bool(state & _FAILED), fixed=bool(state & _FIXED))
+    _, _, state, flags, _ = _NEIGHBOUR.unpack_from(content)
+    found = dict(attributes(content[_NEIGHBOUR.size :]))
+    mac = found.get(_NDA_LLADDR, b"")
+    managed = int.from_bytes(found.get(_NDA_FLAGS_EXT, b"")[:4], sys.byteorder) & _EXT_MANAGED
+    fixed = bool(state & _FIXED or flags & _EXT_LEARNED or managed)
+    return Neighbour(mac if state & _USABLE and len(mac) == 6 else None, failed=bool(state & _FAILED), fixed=fixed)

@@ -115,6 +115,15 @@ def test_a_neighbour_is_asked_and_an_administrators_entry_left_alone(links: tupl
         assert (found.mac, found.fixed, found.failed) == (bytes.fromhex("02005e000009"), True, False)
 
 
+@pytest.mark.parametrize("kind", ["extern_learn", "managed"])
+def test_the_entry_of_another_program_is_left_alone(links: tuple[int, int], kind: str) -> None:
+    given = f"neighbour replace 198.18.1.98 lladdr 02:00:5e:00:00:09 dev eth1 {kind}"
+    ip(NAMESPACE, *given.split(), *(("nud", "stale") if kind == "extern_learn" else ()))
+    with enter(NAMESPACE), RouteReader() as reader:
+        assert reader.neighbour(address("198.18.1.98"), links[0]).fixed
+    ip(NAMESPACE, *["neighbour", "del", "198.18.1.98", "dev", "eth1"])
+
+
 def test_ports_are_found_by_their_master(links: tuple[int, int]) -> None:
     ip(NAMESPACE, "link", "add", "br0", "type", "bridge")
     ip(NAMESPACE, "link", "set", "net1", "master", "br0")
