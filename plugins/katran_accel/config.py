@@ -286,7 +286,7 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     macs = raw.get("gateway_mac")
     for name, mac in macs.items() if isinstance(macs, dict) else ():
         if _try(_mac, mac) is None:
-            yield Problem(key_path(f"{path}.gateway_mac", name), f"is {mac!r}; {MAC_WANTED}")
+            yield Problem(key_path(f"{path}.gateway_mac", name), f"is {mac!r:.80}; {MAC_WANTED}")
     vips = raw.get("vips")
     tables = [vip if isinstance(vip, dict) else {} for vip in (vips if isinstance(vips, list) else ())]
     networks = [_try(parse_network, vip.get("address")) for vip in tables]

@@ -132,7 +132,8 @@ events = "ringbuf"
 """
 BALANCER = """
 [katran_accel]
-gateway_mac = "02:00:5e:10:00:01"
+gateway_mac = { eth1 = "02:00:5e:10:00:01" }
+destination_mac = ["own", "00:00:5e:00:01:0a"]
 forwarding_cpus = [0, 1]
 lru_size = 262144
 maglev = 2
@@ -148,6 +149,15 @@ address = "2001:db8:1::/64"
 port = 0
 protocol = "udp"
 reals = [{ address = "2001:db8::20" }]
+[katran_accel.healthcheck]
+interface = "eth1"
+out_interface = "eth1"
+base_mark = 1000000
+encapsulation = "gue"
+gue_port = 6080
+gateway_mac = "auto"
+source_v4 = "198.18.2.2"
+source_v6 = "auto"
 [softnic.pins]
 eth1 = "/run/nfcore/bpf/softnic-eth1"
 "eth0.100" = "/run/nfcore/bpf/other"
