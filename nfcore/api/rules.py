@@ -176,6 +176,9 @@ class Capabilities:
     still alive, it is reported and offloaded again."""
     table_size: int | None = None
     """Number of rules that fit, if the device reports it."""
+    temporary: bool = False
+    """Whether what is lacking may come back soon, as when a NIC is not there yet or another program is in the way. The
+    core then keeps the backend, and probes again with growing pauses."""
     notes: tuple[str, ...] = ()
     """Further lines, such as a feature that the device refuses, with the kernel's message."""
     protocols: tuple[int, ...] | None = None

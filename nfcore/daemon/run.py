@@ -236,7 +236,7 @@ def _describe(context: Context, engine: Engine) -> str:
     config, strategy = context.config, context.strategy
     parts, accelerated = [], False
     for interface, device in zip(config.interfaces, context.devices, strict=True):
-        used = engine.state.devices[device.ifindex].backends.names
+        used = engine.state.devices[device.ifindex].able
         accelerated |= bool(used)
         shown = [name for name in interface.offload if name in used or (used and name == NO_BACKEND)]
         offload = f"offload {', '.join(shown)}" if used else "no offload"

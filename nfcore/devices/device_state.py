@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..api.flows import FlowBatch, ReportKind
-from ..api.rules import Action
+from ..api.rules import Action, Capabilities
 from .backends import BackendChain, RuleShapes
 from .rule_counters import RuleCounters
 from .token_bucket import TokenBucket
@@ -21,7 +22,9 @@ PLENTY = 1 << 62
 PROBE_RULES = 16
 """Rules that are sent to a full NIC to find out whether it has room again."""
 SHORTEST_RETRY, LONGEST_RETRY = 1.0, 30.0
-"""Seconds between two such attempts, doubling."""
+"""Seconds between two such attempts, and between two probes of what may pass, doubling."""
+UNSUPPORTED_RETRY = 300.0
+"""Seconds after which a backend is probed again that has called rules unsupported: firmware and modes change."""
 
 
 @dataclass
@@ -51,12 +54,19 @@ class DeviceState:
     to_probe: bool = False
     """The link has changed: the backends are to be probed again."""
     probing: bool = False
+    probe_at: float = math.inf
+    """When the backends are to be probed again though nothing was announced: what they refused may have passed."""
+    failed_retry: float = math.inf
+    """When flows whose rules have failed again and again are to be tried once more."""
+    found: Mapping[str, Capabilities] = field(default_factory=dict)
+    """What the last probe has found."""
     rule_counters: RuleCounters = field(default_factory=lambda: RuleCounters(0))
     """What the NIC's rules have counted."""
     table_sizes: dict[str, int] = field(default_factory=dict)
     """Backend → how many rules fit, where it states this."""
     without_counters: Sequence[int] = ()
     """Backends without counters, by index in the device's list."""
+    _probe_pause: float = field(default=SHORTEST_RETRY)
     _retry: float = field(default=SHORTEST_RETRY)
     _tried: bool = False
     """Rules are on their way to a full NIC to find out whether it has room again."""
@@ -75,6 +85,12 @@ class DeviceState:
     def accelerated(self) -> bool:
         """Whether the device has a backend."""
         return bool(self.backends.names)
+
+    @property
+    def able(self) -> list[str]:
+        """The backends but for those that can set no marks for now."""
+        waiting = [name for name, each in self.found.items() if each.temporary and not each.mark_width]
+        return [name for name in self.backends.names if name not in waiting]
 
     def begin_counting(self, now: float) -> None:
         """Set the counters up for the backends that are left after probing."""
@@ -121,6 +137,21 @@ class DeviceState:
         """Forget the NIC's limits: after a reset or another driver they may be different."""
         self.full, self.spare, self._retry, self._tried = False, 0, SHORTEST_RETRY, False
         self.backends.forget_unsupported()
+
+    def probed(self, found: Mapping[str, Capabilities], now: float) -> bool:
+        """Note what a probe has found; whether it is news. While it may pass, probe again after a doubling pause."""
+        news = found != self.found
+        self.found = found
+        if any(capabilities.temporary for capabilities in found.values()):
+            self.probe_at = now + self._probe_pause
+            self._probe_pause = min(self._probe_pause * 2, LONGEST_RETRY)
+        else:
+            self.probe_at, self._probe_pause = math.inf, SHORTEST_RETRY
+        return news
+
+    def unsupported_again(self, now: float) -> None:
+        """Note that a backend has called rules unsupported: some time later it is asked once more."""
+        self.probe_at = min(self.probe_at, now + UNSUPPORTED_RETRY)
 
     def poll_soon(self, now: float, least: float = 0.0) -> None:
         """Poll the counters as soon as possible, but not within `least` seconds of the last poll."""

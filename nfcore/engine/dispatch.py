@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..api.reasons import Reason
 from ..api.rules import Outcome, RuleBatch
 from ..devices.backends import InstallResult
-from ..devices.device_state import DeviceState
+from ..devices.device_state import LONGEST_RETRY, DeviceState
 from .event_kind import EventKind
 from .flow_state import FlowState
 from .removal import FORCED_ENDS, Remover
@@ -126,6 +126,8 @@ class Dispatch:
         status = result.status[rows]
         self._wait_again(slots[rows[status == Outcome.FULL]], Reason.NIC_FULL, now)
         self._note_room(device, status, now)
+        if (status == Outcome.UNSUPPORTED).any():
+            device.unsupported_again(now)
         self._remover.refuse(slots[rows[status == Outcome.UNSUPPORTED]], Reason.UNSUPPORTED)
         failed_rows = rows[~np.isin(status, (Outcome.INSTALLED, Outcome.FULL, Outcome.UNSUPPORTED))]
         self._record_failures(device, result, failed_rows, slots[failed_rows])
@@ -196,6 +198,8 @@ class Dispatch:
         table = self._state.table
         table.attempts[slots] += 1
         spent = table.attempts[slots] >= MOST_ATTEMPTS
+        if spent.any():
+            device.failed_retry = min(device.failed_retry, now + LONGEST_RETRY)
         self._remover.refuse(slots[spent], Reason.FAILED)
         again = slots[~spent]
         table.due[again] = now + FIRST_BACKOFF * 2.0 ** (table.attempts[again].astype(np.float64) - 1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -180,6 +181,7 @@ class Engine:
     def _probe(self, device: DeviceState) -> None:
         """Log what the NIC can do; leave out backends that are of no use. ConfigError: the marks are too wide."""
         found: dict[str, Capabilities] = device.worker.call(device.backends.probe)
+        device.probed(found, self.state.clock())
         width = self.context.config.marking.width
         for backend, capabilities in found.items():
             if capabilities.mark_width:
@@ -200,12 +202,15 @@ class Engine:
         """Leave out backends that cannot set marks. One that can drop is of use where flows are ordered."""
         unmarking = [backend for backend, capabilities in found.items() if not capabilities.mark_width]
         ordering = any(nf.orders for nf in self.context.nfs)
-        useless = [backend for backend in unmarking if not (ordering and found[backend].drop)]
+        waiting = [backend for backend in unmarking if found[backend].temporary]
+        useless = [each for each in unmarking if each not in waiting and not (ordering and found[each].drop)]
         for backend in unmarking:
             capabilities = found[backend]
-            if backend in useless:
+            why = f" ({'; '.join(capabilities.notes)})" if capabilities.notes else ""
+            if backend in waiting:
+                message = f"cannot set marks here for now: it is asked again{why}"
+            elif backend in useless:
                 # That it cannot do the rest, either, is no news.
-                why = f" ({'; '.join(capabilities.notes)})" if capabilities.notes else ""
                 message = f"cannot set marks here: going on without{why}; restart nfcore once it can"
             else:
                 message = f"cannot set marks here: it gets only rules that drop ({capabilities.describe()})"
@@ -331,8 +336,11 @@ class Engine:
                 device.poll_soon(now)
                 device.to_probe = device.accelerated
         for device in self.state.devices.values():
-            if device.to_probe and not device.probing:
+            if (device.to_probe or now >= device.probe_at) and not device.probing:
                 self._probe_again(device)
+            if now >= device.failed_retry:
+                device.failed_retry = math.inf
+                self._have_reported_again(Reason.FAILED, device=device)
 
     def _probe_again(self, device: DeviceState) -> None:
         """Probe the backends of a NIC whose link has changed; never waits."""
@@ -342,9 +350,13 @@ class Engine:
             device.renew()
             self._orders.retry_soon()
             if isinstance(found, Exception):
+                device.unsupported_again(self.state.clock())
                 log.warning("%s: cannot be probed again: %s", device.name, found)
                 self.state.events.note(EventKind.BACKEND, f"cannot be probed again: {found}", device.name)
                 return
+            if not device.probed(found, self.state.clock()):
+                return
+            self._have_reported_again(Reason.UNSUPPORTED, Reason.FAILED, device=device)
             for backend, capabilities in found.items():
                 log.info("%s: %s: %s", device.name, backend, capabilities.describe())
                 self.state.events.note(EventKind.BACKEND, f"{backend}: {capabilities.describe()}", device.name)
@@ -352,11 +364,11 @@ class Engine:
                     log.warning("%s: %s sets no marks of this width any more: restart nfcore", device.name, backend)
 
         # Set first: `done` may be called before `submit` returns.
-        device.probing = True
+        device.probing, device.probe_at = True, math.inf
         if device.worker.submit(device.backends.probe, done):
             device.to_probe = False
         else:
-            device.probing = False
+            device.probing, device.to_probe = False, True
 
     # Questions of network functions
 
@@ -403,10 +415,17 @@ class Engine:
         # A warning, as when it is switched off: who reads only warnings must not believe that it is still off.
         audit.warning("offloading is switched on: flows get rules as they are reported")
         self._orders.retry_soon()
+        self._have_reported_again(Reason.SWITCHED_OFF)
+
+    def _have_reported_again(self, *reasons: Reason, device: DeviceState | None = None) -> None:
+        """Let XDP report refused flows again soon, whose reasons may have passed. device: those of one only.
+
+        The intervals between the reports of a flow become long.
+        """
         refused = self.table.slots_in(FlowState.REFUSED)
-        refused = refused[self.table.reason[refused] == Reason.SWITCHED_OFF]
-        refused = refused[self.table.order[refused] == Order.NONE]
-        # So that XDP reports them again soon: the intervals between the reports of a flow have become long.
+        refused = refused[np.isin(self.table.reason[refused], reasons) & (self.table.order[refused] == Order.NONE)]
+        if device is not None:
+            refused = refused[self.table.flow["ifindex"][refused] == device.ifindex]
         self._remover.restore(self.table.batch(refused))
 
     def apply(self, config: Config, gone: Mapping[str, NDArray[np.uint64]]) -> Ended:

@@ -159,7 +159,8 @@ def _capabilities(arguments: Arguments, result: Any) -> Any:
     if not isinstance(result, Capabilities):
         raise ResultError(f"returned {_short(result)}; should be nfcore.api.rules.Capabilities")
     width, size, notes = result.mark_width, result.table_size, result.notes
-    wrong = [name for name in ("ipv6", "drop", "masks", "counters") if not isinstance(getattr(result, name), bool)]
+    kinds = ("ipv6", "drop", "masks", "counters", "temporary")
+    wrong = [name for name in kinds if not isinstance(getattr(result, name), bool)]
     if wrong:
         raise ResultError(f"returned {wrong[0]} = {_short(getattr(result, wrong[0]))}; should be True or False")
     if not _is_number(width) or not 0 <= width <= _WIDEST_MARK:

@@ -196,15 +196,28 @@ def feature_is_on(ifindex: int, feature: str) -> bool | None:
 
     Needs one system call for the feature; :func:`link_facts` needs several.
     """
+    state = _feature(ifindex, feature)
+    return None if state is None else state[0]
+
+
+def can_be_switched_on(ifindex: int, feature: str) -> bool:
+    """Whether a feature of a link is off, and a user may switch it on."""
+    return _feature(ifindex, feature) == (False, True)
+
+
+def _feature(ifindex: int, feature: str) -> tuple[bool, bool] | None:
+    """Whether a feature is on, and whether it is changeable; None when there is no such link or feature."""
     try:
         name = socket.if_indextoname(ifindex)
         number = _feature_numbers(name).get(feature)
         if number is None:
             return None
-        active = _feature_blocks(name, number)[number // 32][2]
+        available, _, active, never_changed = (
+            word >> number % 32 & 1 for word in _feature_blocks(name, number)[number // 32]
+        )
     except OSError:
         return None
-    return bool(active >> number % 32 & 1)
+    return bool(active), bool(available and not never_changed)
 
 
 def _feature_blocks(name: str, last: int) -> list[tuple[int, ...]]:

@@ -93,7 +93,7 @@ class SoftnicBackend:
         """Give what the NIC can do: marks of 32 bits, drops, IPv6, masks; nothing while there is no NIC."""
         rules = self._present()
         if rules is None:
-            return Capabilities(mark_width=0, ipv6=False, drop=False, notes=(self._missing,))
+            return Capabilities(mark_width=0, ipv6=False, drop=False, notes=(self._missing,), temporary=True)
         return Capabilities(mark_width=32, masks=True, table_size=rules.spec.max_entries)
 
     @property

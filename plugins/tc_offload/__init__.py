@@ -67,7 +67,6 @@ class TcOffloadPlugin:
         self._names: dict[int, str] = {}
         self._probed: set[int] = set()
         """ifindexes of devices for which `probe_offload` was called."""
-        self._context: Context | None = None
 
     @hookimpl
     def config_section(self) -> Section:
@@ -79,32 +78,19 @@ class TcOffloadPlugin:
         """Probe every device that names this backend, and take over the rules of an earlier run on it."""
         if context.tracing:
             return
-        self._context = context
         for device, settings in _settings(context):
             context.locks.interface(settings.filter_on, settings.ifindex)
             backend = TcBackend(settings)
             # Stored before open(), so that teardown also cleans up after an open() that fails.
             self._backends[device.ifindex], self._names[device.ifindex] = backend, device.name
-            # `nfcore doctor` may run beside a daemon: then the qdisc belongs to the daemon.
-            alone = not daemon_answers(Path(context.config.nf.socket))
-            backend.owns_qdisc = alone and context.state_file.get_number(_qdisc_key(settings)) == settings.ifindex
-            backend.open(alone=alone)
-            self._save_qdisc(context, backend)
-
-    @staticmethod
-    def _save_qdisc(context: Context, backend: TcBackend) -> None:
-        """Note in the state file that nfcore created the qdisc, so that a later run may remove it."""
-        if backend.owns_qdisc:
-            context.state_file.set(_qdisc_key(backend.settings), backend.settings.ifindex)
+            # `nfcore doctor` may run beside a daemon: then rules and qdisc are the daemon's.
+            backend.open(alone=not daemon_answers(Path(context.config.nf.socket)))
 
     @hookimpl
     def teardown(self) -> None:
-        """Remove the qdiscs that nfcore created and that are empty, and close the sockets."""
+        """Remove the qdiscs that nfcore created and that nobody else uses, and close the sockets."""
         for backend in self._backends.values():
-            if self._context is not None and backend.owns_qdisc:
-                self._save_qdisc(self._context, backend)
-            if backend.close() and self._context is not None:
-                self._context.state_file.remove(_qdisc_key(backend.settings))
+            backend.close()
         self._backends.clear()
         self._probed.clear()
 
@@ -153,18 +139,12 @@ class TcOffloadPlugin:
         for _, settings in _settings(context):
             context.locks.interface(settings.filter_on, settings.ifindex)
             backend = TcBackend(settings)
-            backend.owns_qdisc = context.state_file.get_number(_qdisc_key(settings)) == settings.ifindex
             removed = backend.sweep()
             if removed:
                 lines.append(f"{NAME}: removed {removed} rules from {settings.filter_on} {settings.direction}")
             if backend.close():
-                context.state_file.remove(_qdisc_key(settings))
                 lines.append(f"{NAME}: removed qdisc clsact from {settings.filter_on}")
         return lines
-
-
-def _qdisc_key(settings: Settings) -> str:
-    return f"{NAME}.qdisc.{settings.filter_on}"
 
 
 def _check(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:

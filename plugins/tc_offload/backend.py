@@ -11,6 +11,7 @@ import errno
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from socket import if_indextoname
 from typing import Literal
 
 import numpy as np
@@ -23,8 +24,8 @@ from nfcore.kernel.ethtool import HW_TC_OFFLOAD, feature_is_on
 from .filters import FilterReader, Filters
 from .messages import INFO, delete_messages, encode_dump, template
 from .netlink import NetlinkError, Replies, TcSocket
-from .probe import Probe, probe_device
-from .qdisc import ensure_qdisc, remove_qdisc
+from .probe import Probe, probe_device, remove_leftovers
+from .qdisc import ensure_qdisc, is_shared, remove_qdisc
 from .rule_index import WHOLE_RULE, RuleIndex, matches_of
 from .shapes import EGRESS, INGRESS, Kind, Place, Shape, kinds_of, shapes_of
 from .tcmsg.cls_flower import IN_HW, SKIP_SW
@@ -73,7 +74,8 @@ class TcBackend:
         self.place = settings.place()
         self.counts: Counter[str] = Counter()
         """Counters behind the metrics: installed, removed, refused, vanished, unheard, resyncs."""
-        self.owns_qdisc = False
+        self._alone = True
+        """No other process uses the rules of this device."""
         self.probed = Probe(hardware=False, refusal=f"{settings.filter_on}: not probed yet")
         self._index = RuleIndex()
         self._reader = FilterReader()
@@ -81,6 +83,8 @@ class TcBackend:
         """Shapes and actions that the probe found the device not to take."""
         self._refused: set[int] = set()
         """Numbers of further kinds of rules that it has refused."""
+        self._has_worked = False
+        """The device has taken rules."""
         self._has_feature = False
         """The device took rules while its feature hw-tc-offload was on."""
         self._off = False
@@ -96,7 +100,8 @@ class TcBackend:
         change. A device or kernel without flower is no error: then :attr:`probed` has the reason and every rule is
         UNSUPPORTED.
         """
-        self.owns_qdisc |= ensure_qdisc(self._socket, self.place, self.settings.filter_on)
+        self._alone = alone
+        ensure_qdisc(self._socket, self.place, self.settings.filter_on)
         found = self._probe()
         if found.full and alone and self.reconcile():
             # The rules of a killed run fill the table.
@@ -115,13 +120,15 @@ class TcBackend:
         before = self.probed
         try:
             self._offload_is_off()
-            self.owns_qdisc |= ensure_qdisc(self._socket, self.place, self.settings.filter_on)
+            ensure_qdisc(self._socket, self.place, self.settings.filter_on)
             found = self._probe()
         except HostError as error:
             found = Probe(before.hardware, refusal=str(error))
+        if found.refusal and self._has_worked:
+            found.temporary = _exists(self.place.ifindex)  # what it did before it may do again
         if found.full and not before.refusal:
             found = before  # the table is full of its own rules
-        if found.hardware != before.hardware:
+        if found.hardware != before.hardware and not found.temporary:
             self._clear()  # a rule with skip_sw is of no use without it, and the reverse
             self._off = False
         self._apply_probe(found)
@@ -134,8 +141,9 @@ class TcBackend:
         self.probed = found
         self._lacking = {(shape, action) for shape in Shape for action in Action if self._lacks(shape, action)}
         self._refused.clear()
-        if found.refusal and self.owns_qdisc and remove_qdisc(self._socket, self.place.ifindex):
-            self.owns_qdisc = False
+        if found.refusal and self._alone:
+            remove_qdisc(self._socket, self.place.ifindex)
+        self._has_worked |= not found.refusal
         if found.hardware and not found.refusal:
             self._has_feature = feature_is_on(self.place.ifindex, HW_TC_OFFLOAD) is True
 
@@ -143,7 +151,7 @@ class TcBackend:
         """Remove the qdisc if nfcore created it and it is empty, and close the socket; whether it was removed."""
         if remove and self._off:
             self._clear()  # dump() did not show these rules any more, so no caller has removed them
-        removed = remove and self.owns_qdisc and remove_qdisc(self._socket, self.place.ifindex)
+        removed = remove and self._alone and remove_qdisc(self._socket, self.place.ifindex)
         self._socket.close()
         return removed
 
@@ -175,7 +183,8 @@ class TcBackend:
 
         A rule that is replaced by itself (the same cookie) keeps its counters.
         """
-        outcomes = Outcomes.all(Outcome.UNSUPPORTED, len(rules))
+        # What may pass must not be taken for what the device lacks.
+        outcomes = Outcomes.all(Outcome.FAILED if self.probed.temporary else Outcome.UNSUPPORTED, len(rules))
         refusal = self.probed.refusal or (self._off_message() if self._offload_is_off() else "")
         if refusal:
             self._report_once(outcomes, 0, refusal)
@@ -315,8 +324,8 @@ class TcBackend:
         if error.number in (errno.EEXIST, errno.ENOENT):
             return None
         if error.number == errno.EOPNOTSUPP or (error.number == errno.EINVAL and error.text):
-            if self._has_foreign_filters(Kind.of(kind).shape):
-                return Outcome.FAILED
+            if self._has_foreign_filters(Kind.of(kind).shape) or is_shared(self._socket, self.place):
+                return Outcome.FAILED  # for now
             if self._offload_is_off():
                 return Outcome.UNSUPPORTED  # for now; it does not concern this shape alone
             self._refused.add(kind)
@@ -329,7 +338,6 @@ class TcBackend:
             made = ensure_qdisc(self._socket, self.place, self.settings.filter_on)
         except HostError:
             return False
-        self.owns_qdisc |= made
         if made:
             name = self.settings.filter_on
             log.warning("%s: another program removed the qdisc with all rules; it has been created again", name)
@@ -340,7 +348,8 @@ class TcBackend:
         info = (self.place.prio + shape) << 16
         own = self.place.info(shape)
         try:
-            for run in self._socket.dump(encode_dump(self.place, info, terse=True)):
+            # Not terse: the kernel cannot dump all kinds so, and gives up.
+            for run in self._socket.dump(encode_dump(self.place, info, terse=False)):
                 infos = np.ascontiguousarray(run.rows[:, INFO : INFO + 4]).view("<u4")
                 if (infos != own).any() or not len(self._reader.read([run])):
                     return True
@@ -422,7 +431,11 @@ class TcBackend:
 
     def sweep(self) -> int:
         """Remove all of nfcore's rules from the device, :meth:`open` or not; how many there were."""
-        there = self.reconcile()
+        try:
+            there = remove_leftovers(self._socket, self.place)
+        except NetlinkError:
+            there = 0  # there is no qdisc
+        there += self.reconcile()
         outcomes = self.remove(RuleBatch(self._index.rules(self._index.handles())))
         if there and (outcomes.status == Outcome.FAILED).any():
             raise HostError("; ".join(outcomes.messages.values()))
@@ -444,12 +457,24 @@ class TcBackend:
         return Filters.empty()
 
     def _fetch_once(self, *, terse: bool) -> Filters:
-        parts = []
+        parts: list[Filters] = []
+        foreign: set[int] = set()
         for shape in Shape:
-            found = self._reader.read(self._socket.dump(encode_dump(self.place, self.place.info(shape), terse=terse)))
+            found = self._fetch_shape(shape, terse=terse)
             if len(found):
+                foreign.update(found.handle[~found.ours].tolist())
                 parts.append(found.where(found.ours if terse else found.ours & found.complete))
+        self._index.avoid(foreign)
         return Filters.joined(parts)
+
+    def _fetch_shape(self, shape: Shape, *, terse: bool) -> Filters:
+        try:
+            return self._reader.read(self._socket.dump(encode_dump(self.place, self.place.info(shape), terse=terse)))
+        except NetlinkError as error:
+            # Another program's filter has our prio, and its kind has no terse dump.
+            if not terse or error.number not in (errno.EMSGSIZE, errno.EOPNOTSUPP):
+                raise
+        return self._fetch_shape(shape, terse=False)
 
     def _update_index(self, found: Filters) -> None:
         """Make the index equal to a complete dump."""
@@ -531,6 +556,14 @@ class TcBackend:
         if message not in self._reported and len(outcomes.status):
             self._reported.add(message)
             outcomes.messages[number] = message
+
+
+def _exists(ifindex: int) -> bool:
+    try:
+        if_indextoname(ifindex)
+    except OSError:
+        return False
+    return True
 
 
 def _split_duplicates(matches: list[bytes], which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -8,6 +8,7 @@ each layout and so gives the offsets; numpy reads all others at these offsets, a
 from __future__ import annotations
 
 import dataclasses
+import logging
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from .netlink import RTM_DELTFILTER, RTM_NEWTFILTER, Run
 from .shapes import COOKIE_MAGIC
 from .tcmsg.cls_flower import ETH_P_IP, ETH_P_IPV6, FilterMessage
 
+log = logging.getLogger(__name__)
 TICK = 10_000_000
 """Nanoseconds in a clock_t (1/USER_HZ), the unit of an action's times."""
 _KEY = "TCA_FLOWER_KEY_"
@@ -149,7 +151,12 @@ class FilterReader:
         number = 0
         while len(left):
             if number == len(known):
-                known.append(Layout.of(left[0].tobytes()))
+                try:
+                    known.append(Layout.of(left[0].tobytes()))
+                except Exception as error:  # noqa: BLE001 - another program's filter, with what pyroute2 cannot decode
+                    log.debug("a filter of another program is left out: %s", error)
+                    left = left[1:]
+                    continue
             same = known[number].same(_words(left))
             all_same = bool(same.all())
             if known[number].is_flower and (all_same or same.any()):

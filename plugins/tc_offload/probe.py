@@ -16,18 +16,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from nfcore.api.rules import Capabilities
 from nfcore.errors import HostError
-from nfcore.kernel.ethtool import HW_TC_OFFLOAD, LinkFacts, link_facts
+from nfcore.kernel.ethtool import HW_TC_OFFLOAD, LinkFacts, can_be_switched_on, link_facts
 
-from .filters import FilterReader
+from .filters import FilterReader, Filters
 from .messages import encode_dump, encode_rule, tc_message
 from .netlink import RTM_DELTFILTER, NetlinkError, TcSocket
-from .shapes import Place, Shape
+from .qdisc import obstacle
+from .shapes import PRIORITIES, Place, Shape, action_cookie
 
 _NOT_THE_DEVICE = (errno.EPERM, errno.EACCES, errno.ENODEV)
 """Errors that say nothing about the abilities of the device."""
-_PRIO_OFFSET = 8
+_PRIO_OFFSETS = (*range(8, PRIORITIES), 6, 7)
+"""Prios to try, from the device's first one on: those that rules do not use. Another program may have filters there."""
 _WIDTHS = (32, 24, 16, 8)
 _ENDS = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 _OPEN = {"src_ip": None, "src_port": None}
@@ -55,6 +59,8 @@ class Probe:
     """What it does not do → the kernel's refusal: `IPv6 TCP`, `IPv4 masked`, `drop`, `nofrag`, `indev`, `pedit`, …"""
     refusal: str = ""
     """Why it takes no rules at all, one sentence; empty if it does."""
+    temporary: bool = False
+    """What refused all rules may pass."""
     full: bool = False
     """The table was full, so nothing could be tried; the other fields mean nothing."""
     gives_counters: bool = False
@@ -63,7 +69,8 @@ class Probe:
     def capabilities(self) -> Capabilities:
         """Return the result as the core has it."""
         if self.refusal:
-            return Capabilities(mark_width=0, ipv6=False, drop=False, notes=(self.refusal,))
+            notes = (self.refusal,)
+            return Capabilities(mark_width=0, ipv6=False, drop=False, notes=notes, temporary=self.temporary)
         where = "rules in hardware alone (skip_sw)" if self.hardware else "rules in software"
         refused = tuple(f"{what}: no: {error}" for what, error in self.refused.items())
         ipv6 = not any(str(shape) in self.refused for shape in (Shape.TCP6, Shape.UDP6))
@@ -74,7 +81,11 @@ class Probe:
 
 def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -> Probe:
     """Probe the device `name`, with skip_sw if `hardware`. HostError without permission, or when it is gone."""
-    attempt = _Attempt(socket, place, skip_sw=hardware)
+    free = _free_prio(socket, place)
+    if free is None:
+        taken = f"{name}: the prios {place.prio + 6} to {place.prio + PRIORITIES - 1} have filters of other programs"
+        return Probe(hardware, refusal=f"{taken}: set tc_offload.prio", temporary=True)
+    attempt = _Attempt(socket, place, free, skip_sw=hardware)
     found = Probe(hardware)
     for width in _WIDTHS:
         error = attempt(Shape.TCP4, dump=hardware, action={**_MARK, "mark": (1 << width) - 1})
@@ -84,7 +95,9 @@ def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -
     else:
         if error is not None and error.number in _NOT_THE_DEVICE:
             raise HostError(f"{name}: flower rules cannot be added: {error}")
-        found.refusal = _explain_refusal(name, error, hardware=hardware)
+        found.refusal = obstacle(socket, place, name)
+        found.temporary = bool(found.refusal) or can_be_switched_on(place.ifindex, HW_TC_OFFLOAD)
+        found.refusal = found.refusal or _explain_refusal(name, error, hardware=hardware)
         found.full = error is not None and error.number == errno.ENOSPC
         return found
     tries: dict[str, tuple[Shape, Mapping[str, Any]]] = {
@@ -108,45 +121,75 @@ def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -
 
 
 class _Attempt:
-    """Adds one rule and removes it; returns the kernel's error, if any."""
+    """Adds one rule at a prio and removes it; returns the kernel's error, if any."""
 
-    def __init__(self, socket: TcSocket, place: Place, *, skip_sw: bool) -> None:
+    def __init__(self, socket: TcSocket, place: Place, prio: int, *, skip_sw: bool) -> None:
         self._socket = socket
-        self._place = Place(place.ifindex, place.parent, place.prio + _PRIO_OFFSET)
+        self._place, self._prio = place, prio
         self._skip_sw = skip_sw
         self.driver_counted = False
         """Whether the driver gave counters for the last rule that was dumped."""
 
     def __call__(self, shape: Shape, *, dump: bool = False, **rule: Any) -> NetlinkError | None:
+        # All shapes in turn at one prio: it takes the ethertype of the only rule that it has.
+        place = Place(self._place.ifindex, self._place.parent, self._prio - shape)
         src, dst = _ENDS[shape.family]
         match = {"src_ip": src, "dst_ip": dst, "src_port": 9, "dst_port": 9, "skip_sw": self._skip_sw}
-        message = bytes(encode_rule(self._place, shape, {**match, **rule}, handle=1).data)
+        said = {**match, **rule, "action": {**rule["action"], "cookie": action_cookie(0)}}
         try:
-            self._socket.request(message)
+            self._socket.request(bytes(encode_rule(place, shape, said, handle=1).data))
         except NetlinkError as error:
-            if error.number != errno.EEXIST:
-                return error
-            self._remove(shape)  # left by a daemon that was killed during its probe
-            try:
-                self._socket.request(message)
-            except NetlinkError as second:
-                return second
+            return error
         if dump:
-            self._dump(shape)
-        self._remove(shape)
+            self._dump(place, shape)
+        _remove(self._socket, place, 1, place.info(shape))
         return None
 
-    def _dump(self, shape: Shape) -> None:
+    def _dump(self, place: Place, shape: Shape) -> None:
         self.driver_counted = False
         with suppress(NetlinkError):
-            runs = self._socket.dump(encode_dump(self._place, self._place.info(shape), terse=False))
+            runs = self._socket.dump(encode_dump(place, place.info(shape), terse=False))
             self.driver_counted = bool(FilterReader().read(runs).driver_counted.any())
 
-    def _remove(self, shape: Shape) -> None:
-        attrs = [["TCA_KIND", "flower"]]
-        message = tc_message(RTM_DELTFILTER, 0, self._place, handle=1, info=self._place.info(shape), attrs=attrs)
+
+def remove_leftovers(socket: TcSocket, place: Place) -> int:
+    """Remove the rules of a probe that was killed; how many there were. NetlinkError."""
+    found = [_look(socket, place, place.prio + offset) for offset in _PRIO_OFFSETS]
+    return sum(_remove_all(socket, place, ours) for ours, foreign in found if not foreign)
+
+
+def _free_prio(socket: TcSocket, place: Place) -> int | None:
+    """Find a prio for the probe that other programs have no filters at; None: there is none."""
+    for offset in _PRIO_OFFSETS:
+        prio: int = place.prio + offset
         with suppress(NetlinkError):
-            self._socket.request(bytes(message.data))
+            ours, foreign = _look(socket, place, prio)
+            if not foreign:
+                _remove_all(socket, place, ours)  # left by a probe that was killed
+                return prio
+    return None
+
+
+def _look(socket: TcSocket, place: Place, prio: int) -> tuple[Filters, bool]:
+    """Nfcore's filters at a prio, and whether there are any others."""
+    parts, count = [], 0
+    for run in socket.dump(encode_dump(place, prio << 16, terse=False)):
+        parts.append(FilterReader().read([run]))
+        count += len(run.rows)
+    found = Filters.joined(parts)
+    return found, int(np.count_nonzero(found.ours)) < count
+
+
+def _remove_all(socket: TcSocket, place: Place, filters: Filters) -> int:
+    for handle, info in zip(filters.handle.tolist(), filters.info.tolist(), strict=True):
+        _remove(socket, place, handle, info)
+    return len(filters)
+
+
+def _remove(socket: TcSocket, place: Place, handle: int, info: int) -> None:
+    attrs = [["TCA_KIND", "flower"]]
+    with suppress(NetlinkError):
+        socket.request(bytes(tc_message(RTM_DELTFILTER, 0, place, handle=handle, info=info, attrs=attrs).data))
 
 
 def _explain_refusal(name: str, error: NetlinkError | None, *, hardware: bool) -> str:

@@ -6,6 +6,8 @@ The index is a copy of the kernel's dump, which is the truth.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +31,8 @@ class RuleIndex:
     def __init__(self) -> None:
         self._handles: dict[bytes, int] = {}
         self._free: list[int] = []
+        self._avoided: set[int] = set()
+        """Handles that filters of other programs have, at any of our prios."""
         self._next = 1
         self._rows = np.zeros(1024, dtype=RULE_ROW)
         self._used = np.zeros(1024, dtype=bool)
@@ -64,11 +68,21 @@ class RuleIndex:
         count = len(rows)
         reused = min(count, len(self._free))
         chosen = [self._free.pop() for _ in range(reused)]
-        chosen += range(self._next, self._next + count - reused)
-        self._next += count - reused
+        while (missing := count - len(chosen)) > 0:
+            chosen += self._without_avoided(range(self._next, self._next + missing))
+            self._next += missing
         handles = np.array(chosen, dtype=np.uint32)
         self._store(rows, matches, handles)
         return handles
+
+    def avoid(self, handles: set[int]) -> None:
+        """Give no new rule one of these handles: other programs have them now."""
+        if handles != self._avoided:
+            self._avoided = handles
+            self._free = self._without_avoided(self._free)
+
+    def _without_avoided(self, handles: Iterable[int]) -> list[int]:
+        return [handle for handle in handles if handle not in self._avoided] if self._avoided else list(handles)
 
     def adopt(self, rows: NDArray[np.void], handles: NDArray[np.uint32]) -> None:
         """Add rules that the kernel already holds by these handles."""
@@ -78,7 +92,8 @@ class RuleIndex:
         self.forget(inside[self._used[inside]])
         highest, adopted = int(handles.max()), set(handles.tolist())
         if highest >= self._next:
-            self._free += [handle for handle in range(self._next, highest + 1) if handle not in adopted]
+            unused = self._without_avoided(range(self._next, highest + 1))
+            self._free += [handle for handle in unused if handle not in adopted]
             self._next = highest + 1
         elif self._free:
             self._free = [handle for handle in self._free if handle not in adopted]
@@ -104,7 +119,7 @@ class RuleIndex:
         for match in matches_of(self.rules(handles)) if matches is None else matches:
             known.pop(match, None)
         self._used[handles] = False
-        self._free += handles.tolist()
+        self._free += self._without_avoided(handles.tolist())
 
     def add_earlier(
         self, handles: NDArray[np.uint32], packets: NDArray[np.uint64], byte_counts: NDArray[np.uint64]

@@ -275,7 +275,6 @@ def test_what_is_there_already_is_found_and_taken_over(shell: Shell, veth_pair: 
     second = TcBackend(settings(veth_pair.near))
     second.open()
     assert second.held == 500
-    assert not second.owns_qdisc
     assert (second.install(many(10, first=495, generation=2)).status == Outcome.INSTALLED).all()
     assert len(second.dump()) == 505
     assert (second.remove(many(495)).status == Outcome.REMOVED).all()
@@ -326,16 +325,20 @@ def test_a_shared_block_in_the_way_is_said_once(shell: Shell, veth_pair: VethPai
     backend = TcBackend(settings(veth_pair.near))
     backend.open()
     outcomes = backend.install(many(2))
-    assert outcomes.status.tolist() == [Outcome.UNSUPPORTED] * 2
-    assert "This filter block is shared" in outcomes.messages[0]
+    assert outcomes.status.tolist() == [Outcome.FAILED] * 2
+    assert "another program's shared block is in the way" in outcomes.messages[0]
     assert not backend.install(many(2)).messages
+    assert backend.capabilities().temporary
+    shell("tc", "qdisc", "del", "dev", veth_pair.near, "clsact")
+    backend.reprobe()
+    assert not backend.capabilities().temporary
+    assert backend.install(many(2)).status.tolist() == [Outcome.INSTALLED] * 2
     backend.close()
 
 
 def test_the_qdisc_goes_with_the_last_rule_and_never_from_under_others(shell: Shell, veth_pair: VethPair) -> None:
     backend = TcBackend(settings(veth_pair.near))
     backend.open()
-    assert backend.owns_qdisc
     assert backend.close()
     assert "clsact" not in shell("tc", "qdisc", "show", "dev", veth_pair.near)
     backend = TcBackend(settings(veth_pair.near))

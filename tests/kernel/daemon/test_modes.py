@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.errors import HostError
 from tests.kernel.site import Site, nfcore
 
 RUN = Path("/run/nfcore-modes")
@@ -92,12 +91,3 @@ def test_a_cache_that_cannot_be_written_can_be_moved(
     monkeypatch.setenv(variable, str(site.folder / "moved"))
     assert nfcore("trace", str(site.config()), "--hex", "00" * 64).returncode == 0
     assert list((site.folder / "moved").glob("headers-*"))
-
-
-def test_the_wanted_error_is_no_traceback(site: Site) -> None:
-    """A path of the socket in a folder that cannot be made."""
-    config = site.config()
-    (site.folder / "file").write_text("")
-    config.write_text(config.read_text().replace(str(site.socket), f"{site.folder}/file/nf.sock"))
-    with pytest.raises(HostError, match=r"nf\.socket: cannot listen on"):
-        site.start(config)

@@ -13,6 +13,7 @@ from nfcore.api.hookspecs import hookimpl
 from nfcore.api.marks import MarkState
 from nfcore.api.reasons import Reason
 from nfcore.api.rules import Capabilities, Device, Outcome, SetMark
+from nfcore.devices.device_state import LONGEST_RETRY, SHORTEST_RETRY, UNSUPPORTED_RETRY
 from nfcore.engine.flow_state import FlowState
 from nfcore.engine.removal import Ended
 
@@ -354,3 +355,53 @@ def test_lowering_max_rules_ends_the_coldest(make: Callable[..., World]) -> None
     assert world.ports(FlowState.INSTALLED) == [1002]
     assert world.why(1001) is world.why(1003) is Reason.REPLACED
     assert world.adds_up()
+
+
+# Refusals that may pass
+
+
+def test_a_nic_that_is_of_no_use_for_now_is_kept_and_asked_again(make: Callable[..., World]) -> None:
+    world = make("dest-id")
+    able = world.nic.capabilities
+    world.nic.capabilities = Capabilities(mark_width=0, ipv6=False, drop=False, temporary=True)
+    world.start()
+    world.report(1001)
+    assert world.reasons() == {"unsupported": 1}
+    world.pass_time(SHORTEST_RETRY)
+    assert not any(note.startswith("restore") for note in world.notes)
+    world.nic.capabilities = able
+    world.pass_time(SHORTEST_RETRY)  # the pause has doubled
+    assert not any(note.startswith("restore") for note in world.notes)
+    world.pass_time(SHORTEST_RETRY)
+    assert world.notes[-1] == "restore [1001]"  # XDP reports it again soon
+    world.report(1001)
+    assert world.held() == [1001]
+
+
+def test_flows_whose_rules_failed_are_tried_once_more_later(make: Callable[..., World]) -> None:
+    world = make("dest-id", nic=0)
+    world.nic.refuses = Outcome.FAILED
+    world.start()
+    world.report(1001)
+    for _ in range(20):
+        world.pass_time(1.0)
+    assert world.reasons() == {"failed": 1}
+    world.nic.size = 9
+    world.notes.clear()
+    world.pass_time(LONGEST_RETRY)
+    assert world.notes == ["restore [1001]"]
+    world.report(1001)
+    assert world.held() == [1001]
+
+
+def test_what_a_nic_called_unsupported_is_tried_again_after_minutes(make: Callable[..., World]) -> None:
+    world = make("dest-id", nic=0)
+    world.nic.refuses = Outcome.UNSUPPORTED
+    world.start()
+    world.report(1001)
+    world.nic.size = 9
+    world.report(1002)
+    assert world.reasons() == {"unsupported": 2}
+    world.pass_time(UNSUPPORTED_RETRY)
+    world.report(1002)
+    assert world.held() == [1002]
