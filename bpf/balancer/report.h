@@ -17,11 +17,13 @@
 #include "mark_pool.h"
 
 #define REPORT_BACKOFF_LIMIT 0x8000u
+/* After a FIN a connection is reported when it has as many packets as after so many reports. */
+#define CLOSING_REPORTS 3
 
 enum report_kind {
 	REPORT_NONE,
 	REPORT_FLOW, /* is worth a rule */
-	REPORT_ENDED, /* has a rule, and its connection ends */
+	REPORT_ENDED, /* has a rule, or was reported, and its connection ends */
 	REPORT_MOVED, /* has a rule, and a new connection with its addresses goes to another real */
 };
 

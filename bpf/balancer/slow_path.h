@@ -163,8 +163,11 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 		return XDP_DROP;
 	if (marked.real && report.kind == REPORT_MOVED)
 		void_mark(mark);
-	/* The rule must end with the connection. */
-	if (marked.real && !is_syn(packet))
+	/* So that the last packets of a closing connection do not report it. */
+	if (USES_MARKS && entry && is_tcp_edge(packet))
+		entry->left = report_distance(CLOSING_REPORTS);
+	/* The rule must end with the connection, also one that is still on its way to the NIC. */
+	if (USES_MARKS && is_tcp_edge(packet) && !is_syn(packet) && (marked.real || (entry && entry->reports)))
 		report.kind = REPORT_ENDED;
 	if (report.kind)
 		report_flow(ctx, packet, vip->vip_num, route.real_key, &report, family);

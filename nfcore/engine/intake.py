@@ -32,8 +32,9 @@ class Intake:
     def take(self, nf: NetworkFunction, batch: FlowBatch) -> None:
         """Take one batch of reports."""
         now = self._state.clock()
+        ended: FlowBatch | None = None
         if (changed := batch.rows["kind"] != ReportKind.SHOWN).any():
-            self._end_connections(batch[changed])
+            ended = self._end_connections(batch[changed])
             batch = batch[~changed]
         first = first_appearances(batch)
         if not first.all():
@@ -42,6 +43,10 @@ class Intake:
         slots, batch = self._update_known(nf, batch, now)
         slots, batch = self.enter(slots, batch, now)
         self.admit(nf, slots, batch, now)
+        if ended is not None:  # short connections: shown and closed within one batch
+            slots = self._state.table.find(ended)
+            slots = np.unique(slots[slots >= 0])
+            self._remover.end_rules(slots[np.isin(self._state.table.state[slots], ACTIVE)], Reason.ENDED)
 
     def admit(self, nf: NetworkFunction, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
         """Judge tracked flows without a rule: those that may have one get marks and wait for it."""
@@ -105,17 +110,23 @@ class Intake:
         self._remover.end_rules(slots[moved], Reason.MOVED)
         self._remover.restore(flows[~moved])
 
-    def _end_connections(self, batch: FlowBatch) -> None:
-        """End the rules of connections that are closed or whose 5-tuple a new connection uses for another target."""
-        table = self._state.table
+    def _end_connections(self, batch: FlowBatch) -> FlowBatch:
+        """End the rules of connections that are closed or whose 5-tuple a new connection uses for another target.
+
+        Returns the closed ones that had none: this batch may bring it.
+        """
+        table, rows = self._state.table, batch.rows
         self._count_known(batch)
         slots = table.find(batch)
-        slots, batch = slots[slots >= 0], batch[slots >= 0]
-        moved = batch.rows["kind"] == ReportKind.MOVED
-        moved &= table.flow["target"][slots] != batch.rows["target"]
-        for which, reason in ((batch.rows["kind"] == ReportKind.ENDED, Reason.ENDED), (moved, Reason.MOVED)):
-            ended = np.unique(slots[which])
-            self._remover.end_rules(ended[np.isin(table.state[ended], ACTIVE)], reason)
+        active = slots >= 0
+        active[active] = np.isin(table.state[slots[active]], ACTIVE)
+        closed = rows["kind"] == ReportKind.ENDED
+        moved = active & (rows["kind"] == ReportKind.MOVED)
+        moved[moved] = table.flow["target"][slots[moved]] != rows["target"][moved]
+        self._remover.end_rules(np.unique(slots[closed & active]), Reason.ENDED)
+        self._remover.end_rules(np.unique(slots[moved]), Reason.MOVED)
+        without: FlowBatch = batch[closed & ~active]
+        return without
 
     def enter(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> tuple[NDArray[np.int64], FlowBatch]:
         """Track the new flows of a batch, slot -1, and renew the rows of those without a rule.

@@ -53,6 +53,37 @@ def test_the_end_of_a_marked_connection_ends_its_rule(tmp_path: Path, strategy: 
 
 
 @STRATEGIES
+@pytest.mark.parametrize("flags", ["FA", "R", "RA"])
+def test_a_connection_that_ends_before_it_has_a_rule_is_closed(tmp_path: Path, strategy: str, flags: str) -> None:
+    """Its packets have no mark; most connections are so short."""
+    with open_world(tmp_path, strategy=strategy) as world:
+        for _ in range(20):
+            world.send(FLOW)
+        real = sent_to(world.send(edge(flags)))
+        world.engine.poll()
+        table = world.engine.table
+        assert (table.count(FlowState.ENDED), table.count(FlowState.INSTALLED)) == (1, 0)
+        assert sent_to(world.send(FLOW)) == real
+        world.send(tcp("198.18.1.3", "198.18.10.1", flags=flags))
+        assert world.engine.poll() == 0  # nobody has heard of that connection
+
+
+@STRATEGIES
+def test_the_last_packets_of_a_connection_do_not_report_it(tmp_path: Path, strategy: str) -> None:
+    """One more would have: the acknowledgements after a FIN."""
+    with open_world(tmp_path, strategy=strategy, offload="min_packets = 3") as world:
+        for _ in range(2):
+            world.send(FLOW)
+        world.send(edge("FA"))
+        for _ in range(2):
+            world.send(FLOW)
+        assert world.engine.poll() == 0
+        for _ in range(60):
+            world.send(FLOW)
+        assert world.engine.poll() >= 1  # it goes on
+
+
+@STRATEGIES
 @pytest.mark.parametrize("flags", ["FA", "R"])
 def test_the_end_goes_where_the_connection_went(tmp_path: Path, strategy: str, flags: str) -> None:
     """Although the ring has changed and the connection table has lost the flow, of which it saw nothing for long."""

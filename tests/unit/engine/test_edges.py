@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nfcore.api.flows import ReportKind
+from nfcore.api.flows import FLOW_ROW, FlowBatch, ReportKind, join_rows
 from nfcore.api.marks import MarkState
 from nfcore.api.reasons import Reason
 from nfcore.engine.flow_state import FlowState
@@ -37,6 +37,22 @@ def test_the_end_of_a_connection_ends_its_rule_without_losing_its_real(
     world.pass_time(GRACE)
     assert world.why(1001) is Reason.ENDED
     assert world.ports(FlowState.ENDED) == [1001]
+    assert world.adds_up()
+
+
+@pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
+def test_a_connection_that_is_closed_before_it_has_a_rule_gets_none(make: Callable[..., World], strategy: str) -> None:
+    """Short connections: both reports come in one batch."""
+    world = make(strategy)
+    world.start()
+    shown, closed = world.flows(1001, 1002), world.flows(1001, target=7, marks=[0])
+    closed.rows["kind"] = ReportKind.ENDED
+    world.nf.reports.append(FlowBatch(join_rows([shown.rows, closed.rows], FLOW_ROW)))
+    world.engine.poll()
+    world.pass_time(GRACE)
+    assert world.ports(FlowState.ENDED) == [1001]
+    assert world.ports(FlowState.INSTALLED) == [1002]
+    assert [rule.match.sport for rule in world.nic.rules.values()] == [1002]
     assert world.adds_up()
 
 
