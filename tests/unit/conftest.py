@@ -3,13 +3,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from nfcore.api.config import Config
+from nfcore.logs import LogHandler
 from tests.unit.engine.world import World
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """Undo what a command that ran within the test's process has set up for its log."""
+    root = logging.getLogger()
+    level, stderr = root.level, sys.stderr
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+    yield
+    if any(isinstance(handler, LogHandler) for handler in root.handlers):
+        root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler, LogHandler)]
+        root.setLevel(level)
+        sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+        sys.stderr = stderr
+        logging.captureWarnings(capture=False)
 
 
 @pytest.fixture
