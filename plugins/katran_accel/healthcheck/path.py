@@ -12,14 +12,11 @@ from ipaddress import ip_address
 from nfcore.api.context import Context
 from nfcore.api.flows import Address
 from nfcore.errors import ConfigError, HostError, Problem
-from nfcore.kernel.netlink import RTM_GETLINK, NetlinkError, link_request
-from nfcore.refusals import explain
+from nfcore.kernel.links import read_link
 
 from ..config import NAME, HealthcheckTable, KatranTable
 
 TABLE = f"{NAME}.healthcheck"
-_IFLA_ADDRESS = 1
-_MAC_BYTES = 6
 _DISCARD_PORT = 9
 Sources = Mapping[int, Address]
 """IP version → source of the outer header, of the versions that the reals need."""
@@ -59,7 +56,7 @@ def find_path(context: Context, table: KatranTable, wanted: HealthcheckTable) ->
     mac = None if wanted.gateway_mac == "auto" else bytes.fromhex(wanted.gateway_mac.replace(":", ""))
     return ProbePath(
         *(default, present[default], out, present[out]),
-        *(_own_mac(out, present[out]), mac),
+        *(own_mac(out, present[out]), mac),
         find_sources(context, table, wanted, out),
     )
 
@@ -100,11 +97,9 @@ def _source_towards(interface: str, reals: Iterable[Address]) -> Address | None:
     return None
 
 
-def _own_mac(interface: str, ifindex: int) -> bytes:
-    try:
-        mac = link_request(RTM_GETLINK, ifindex).get(_IFLA_ADDRESS, b"")
-    except NetlinkError as error:
-        raise HostError(f"cannot query interface {interface}: {explain(error)}") from error
-    if len(mac) != _MAC_BYTES or not any(mac):
+def own_mac(interface: str, ifindex: int) -> bytes:
+    """Give the MAC address of the interface by which probes leave. HostError: it has none."""
+    link = read_link(ifindex)
+    if link is None or not any(link.mac):
         raise HostError(f"{TABLE}: interface {interface} has no Ethernet address; probes can leave by Ethernet only")
-    return mac
+    return link.mac

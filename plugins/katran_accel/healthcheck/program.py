@@ -26,7 +26,7 @@ from nfcore.kernel import (
 )
 
 from . import layouts as lay
-from .path import ProbePath, Sources
+from .path import ProbePath
 
 FUNCTION = "healthcheck_encap"
 """The program's name, as published."""
@@ -46,7 +46,7 @@ class ProbeProgram(Closing):
             undo.callback(self._close_maps)
             for name, spec in lay.SPECS.items():
                 self._maps[name] = (previous and program_map(previous, spec)) or Map.create(spec)
-            self._write_path(path)
+            self.write_path(path)
             defines = {} if gue_port is None else {"GUE_PORT": gue_port}
             defines |= {"KERNEL_NEXT_HOP": 1} if path.destination_mac is None else {}
             source = BPF_SOURCES / "healthcheck/healthcheck.c"
@@ -63,20 +63,17 @@ class ProbeProgram(Closing):
             opened.close()
         self._maps.clear()
 
-    def _write_path(self, path: ProbePath) -> None:
+    def write_path(self, path: ProbePath) -> None:
+        """Let probes leave by a path."""
         macs = {lay.MacSlot.SOURCE: path.source_mac, lay.MacSlot.DESTINATION: path.destination_mac or bytes(6)}
         for slot, mac in macs.items():
             value = np.zeros(1, lay.HC_MAC)
             value["mac"][0] = np.frombuffer(mac, np.uint8)
             self._maps["hc_pckt_macs"].update(slot, value[0])
         self._maps["hc_ctrl_map"].update(lay.OUT_INTERFACE, path.out_ifindex)
-        self.write_sources(path.sources)
-
-    def write_sources(self, sources: Sources) -> None:
-        """Give the outer headers of each IP version their source."""
-        for version, source in sources.items():
-            slot = lay.SourceSlot.IPV6 if version == 6 else lay.SourceSlot.IPV4
-            self._maps["hc_pckt_srcs_map"].update(slot, pack_addresses([source])[0])
+        for version, source in path.sources.items():
+            source_slot = lay.SourceSlot.IPV6 if version == 6 else lay.SourceSlot.IPV4
+            self._maps["hc_pckt_srcs_map"].update(source_slot, pack_addresses([source])[0])
 
     def write_marks(self, reals: Mapping[int, Address]) -> None:
         """Let each mark lead to its real, and no other mark to any."""

@@ -6,17 +6,19 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from nfcore.api.context import Context
 from nfcore.api.findings import Finding, Status
 from nfcore.api.metrics import MetricFamily, counter, gauge
-from nfcore.errors import ConfigError, HostError, NfcoreError
+from nfcore.errors import HostError, NfcoreError
 from nfcore.kernel import Ownership, TcProgram, attach_egress, detach_egress, egress_programs
+from nfcore.kernel.links import format_mac
 
 from ..config import NAME, HealthcheckTable, KatranTable
 from ..inventory import Inventory
-from .path import TABLE, ProbePath, Sources, find_path, find_sources
+from .path import TABLE, ProbePath, Sources, find_path, find_sources, own_mac
 from .presence import Presence, is_attached
 from .program import FILTER_PRIORITY, KIND, ProbeProgram, find_attached
 
@@ -37,7 +39,6 @@ class Healthcheck:
             self._program = ProbeProgram(path, _gue_port(wanted), previous)
         self._ownership = Ownership(KIND, context.config.nf.socket)
         self._presence: Presence | None = None
-        self._sources = path.sources
         self._troubles: tuple[str, ...] = ()
         context.services.health.trouble_sources.append(lambda: self._troubles)
         self._marks: dict[int, str] = {}
@@ -48,24 +49,28 @@ class Healthcheck:
         return find_sources(self._context, table, self._wanted, self._path.out_interface)
 
     def resolve(self) -> Callable[[], Sequence[str]]:
-        """Look anew for the sources, on a thread of its own; see NetworkFunction.resolve()."""
-        before, table = self._sources, self._table
+        """Look anew for the addresses that probes come from, on a thread of its own; see NetworkFunction.resolve()."""
+        before, table = self._path, self._table
         try:
-            now, self._troubles = self.plan(table), ()
-        except ConfigError as error:
+            mac = own_mac(before.out_interface, before.out_ifindex)
+            now, self._troubles = replace(before, source_mac=mac, sources=self.plan(table)), ()
+        except NfcoreError as error:
             now, self._troubles = before, (f"health checks: {error}",)
-        return lambda: self._send_from(now) if before is self._sources and now != before else ()
+        return lambda: self._send_by(now) if before is self._path and now != before else ()
 
-    def _send_from(self, sources: Sources) -> Sequence[str]:
-        self._sources = sources
-        self._program.write_sources(sources)
-        return [f"health checks: probes have the source {' or '.join(map(str, sources.values()))} now"]
+    def _send_by(self, path: ProbePath) -> Sequence[str]:
+        self._path = path
+        self._program.write_path(path)
+        sources = " or ".join(map(str, path.sources.values()))
+        return [
+            f"health checks: probes have the source {sources} now, and the MAC address {format_mac(path.source_mac)}"
+        ]
 
     def follow(self, inventory: Inventory, table: KatranTable, sources: Sources | None = None) -> None:
         """Give each real its mark, and count the probes of each VIP; from other sources, if they are given."""
         self._table = table
         if sources is not None:
-            self._send_from(sources)
+            self._send_by(replace(self._path, sources=sources))
         reals = {self._wanted.base_mark + number: address for address, number in inventory.reals.items()}
         self._program.write_marks(reals)
         single = {number: vip for number, vip in inventory.vips.items() if vip.port and not vip.is_prefix}

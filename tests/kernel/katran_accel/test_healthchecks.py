@@ -7,6 +7,7 @@ The checker runs beside the balancer. The mark of its socket says which real ans
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
 
 from demo.lab import VIP4, VIP6, Lab
 from nfcore.bench.testbed import Daemons, config_text
@@ -30,6 +33,7 @@ from tests.kernel.network import enter, ip
 from tests.kernel.site import PATIENCE, command_line, eventually, succeed
 
 GUE = 6080
+ETH_P_ALL = 0x0003
 
 
 @dataclass
@@ -234,6 +238,36 @@ def test_the_source_is_what_the_kernel_uses_now(world: World) -> None:
         finally:
             ip(world.balancer, "route", "replace", *default)
             ip(world.balancer, "address", "del", "198.18.2.9/24", "dev", "eth1")
+
+
+def test_frames_have_the_mac_address_that_the_interface_has_now(world: World) -> None:
+    """Also those to a MAC address of the TOML, whose Ethernet header the program writes."""
+    first, gateway = world.lab.reals[0], world.lab.namespace("gw")
+    own, router = world.lab.end("lb", "eth1").mac, world.lab.end("gw", "net0").mac
+    with running(world, world.config(f'gateway_mac = "{router}"')):
+        with enter(gateway):
+            sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        sniffer.bind(("net0", 0))
+        try:
+            replace_own_mac(world, "02:00:5e:77:00:02")
+            assert eventually(lambda: "and the MAC address 02:00:5e:77:00:02" in world.daemons.logged())
+            assert world.check(VIP4, world.marks()[first.v4]) == first.name
+            frames = []
+            while select.select([sniffer], [], [], 0)[0]:
+                frames.append(Ether(sniffer.recv(2048)))
+        finally:
+            replace_own_mac(world, own)
+            sniffer.close()
+        assert {frame.src for frame in frames if IP in frame and frame[IP].dst == first.v4} == {"02:00:5e:77:00:02"}
+
+
+def replace_own_mac(world: World, mac: str) -> None:
+    """Give the balancer's interface another address, which the router knows; neighbours there are forgotten."""
+    router = world.lab.end("gw", "net0").mac
+    ip(world.balancer, "link", "set", "eth1", "address", mac)
+    for version in ("198.18.2.", "2001:db8:2::"):
+        ip(world.lab.namespace("gw"), "neighbour", "replace", f"{version}2", "lladdr", mac, "dev", "net0")
+        ip(world.balancer, "neighbour", "replace", f"{version}1", "lladdr", router, "nud", "permanent", "dev", "eth1")
 
 
 def replace_router(world: World, mac: str) -> None:
