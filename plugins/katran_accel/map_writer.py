@@ -117,10 +117,15 @@ class MapWriter:
             _write(maps[name], keys, metas)
 
     def send_by(self, sending: Sending, inventory: Inventory) -> None:
-        """Write reals, and by what packets are sent to them. A group is complete before a real moves to it."""
+        """Write reals, and by what packets are sent to them. A group is complete before a real moves to it.
+
+        The rows of groups that are no more stay: packets may be on their way by them.
+        """
         maps, devices = self._maps, max(len(sending.devices), 1)
         self._write_devices(sending)
-        maps["hw_accel_next_hops"].write_array(devices, sending.rows[devices:])
+        slots = sending.slots()
+        others = slots[slots >= devices]
+        _write(maps["hw_accel_next_hops"], others, sending.rows[others])
         reals = maps["reals"].read_array()
         for address, number in inventory.reals.items():
             before = reals["next_hop"][number]
@@ -138,11 +143,11 @@ class MapWriter:
 
     def sends_by(self, sending: Sending, inventory: Inventory) -> bool:
         """Whether the maps are as :meth:`send_by` would leave them, whoever has written them."""
-        maps, rows = self._maps, sending.rows
+        maps, rows, used = self._maps, sending.rows, sending.slots()
         hops, default = maps["hw_accel_next_hops"].read_slice(0, len(rows)), maps["ctl_array"].read_slice(0, 1)
         reals = maps["reals"].read_array()["next_hop"]
         return (
-            hops[1:].tobytes() == rows[1:].tobytes()
+            hops[used[1:]].tobytes() == rows[used[1:]].tobytes()
             and default["mac"].tobytes() == rows["mac"][:1].tobytes()
             and np.array_equal(
                 reals[list(inventory.reals.values())], [sending.groups[real] for real in inventory.reals]

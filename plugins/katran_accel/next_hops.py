@@ -162,7 +162,7 @@ class Sending:
     members: Mapping[int, Hops] = field(default_factory=dict)
     """Group → its next hops; those of group 0 are none while no MAC address is known."""
     rows: NDArray[np.void] = field(default_factory=lambda: np.zeros(1, lay.CTL_VALUE))
-    """By group and device, of lay.CTL_VALUE, shape (groups * devices,)."""
+    """By group and device, of lay.CTL_VALUE, shape (groups * devices,). Those of numbers without a group are zeros."""
     hops: Mapping[Address, Hops] = field(default_factory=dict)
     """Real → its own next hop on each device, as it was known last."""
     macs: tuple[Mapping[Hop, bytes], ...] = ()
@@ -172,6 +172,11 @@ class Sending:
     warnings: tuple[str, ...] = ()
     sticky: frozenset[tuple[int, Hop]] = frozenset()
     """(ifindex, next hop) that have not answered, until they do."""
+
+    def slots(self) -> NDArray[np.uint32]:
+        """Give the places of the groups' rows, in order; the first is group 0 on the first device."""
+        groups, devices = np.array(sorted(self.members), np.uint32), max(len(self.devices), 1)
+        return (groups[:, None] * np.uint32(devices) + np.arange(devices, dtype=np.uint32)).ravel()
 
     def mac_of(self, real: Address, device: int) -> bytes | None:
         """The MAC address to which the device with this place sends packets for a real; None: they are dropped."""
