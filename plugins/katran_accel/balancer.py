@@ -135,7 +135,7 @@ class Balancer(NetworkFunction):
         self._writer = MapWriter(self.maps, self.marks, self.table.listed_macs)
         resumed = self._resume_maps(note)
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
-        sending = send_by(Sending(), facts)
+        sending = send_by(self._writer.sent_by_others(), facts)
         run_steps(self._apply(Change.between(self.numbering, None, self.inventory, sending, purge=resumed)))
         context.services.health.trouble_sources.append(lambda: self.sending.troubles)
         context.services.health.warning_sources.append(lambda: self.sending.warnings)

@@ -141,6 +141,11 @@ class MapWriter:
             reals["next_hop"][number] = sending.groups[address]
         maps["reals"].write_array(0, reals)
 
+    def sent_by_others(self) -> Sending:
+        """Give the groups of a killed run, whose program may still forward by them: their numbers are not free."""
+        numbers = np.unique(self._maps["reals"].read_array()["next_hop"])
+        return Sending(members=dict.fromkeys(numbers[numbers != 0].tolist(), ()))
+
     def sends_by(self, sending: Sending, inventory: Inventory) -> bool:
         """Whether the maps are as :meth:`send_by` would leave them, whoever has written them."""
         maps, rows, used = self._maps, sending.rows, sending.slots()

@@ -37,7 +37,7 @@ U64 = np.dtype("<u8")
 FALLBACK_ENTRIES = 1000
 LEAST_ROUTES = 1 << 17
 """`hw_accel_routes` has room for a power of two of flows, 16 bytes each and 96 more while it has a rule."""
-OF_ONE_RUN = ("hw_accel_events", "markid_pool_mapping", "hw_accel_devices", "hw_accel_macs", "hw_accel_next_hops")
+OF_ONE_RUN = ("hw_accel_events", "markid_pool_mapping", "hw_accel_devices", "hw_accel_macs")
 MOST_DEVICES = 256
 """Of `hw_accel_devices`: interfaces, and ports of these."""
 MOST_MACS = 256
@@ -52,9 +52,9 @@ EVENT_BYTES = 1 << 23
 PERF_PAGES = 8192
 """Pages of all CPUs' perf buffers together: with two CPUs, 190,000 reports each."""
 FEWEST_PERF_PAGES = 64
-RENEWED = frozenset({*OF_ONE_RUN, "ch_rings"})
-"""Maps that a start need not find as it wants them: reports, pools and what is found in the network are of one run;
-rings are built at every start, and kept only when they fit."""
+RENEWED = frozenset({*OF_ONE_RUN, "ch_rings", "hw_accel_next_hops"})
+"""Maps that a start need not find as it wants them: reports, pools and devices are of one run; rings are built and next
+hops found at every start, and their maps kept only when they fit."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,10 @@ class BalancerMaps:
             routes = sizes.routes if pin_dir is None else _enlarged_routes(pin_dir, sizes.routes)
             specs = map_specs(replace(sizes, rings=rings, routes=routes))
             renewed = RENEWED - ({"ch_rings"} if rings else set())
+            # A killed run's program forwards by `reals`, so it must find the groups that are written there.
+            hops = None if pin_dir is None else pin_dir / "hw_accel_next_hops"
+            if hops is not None and hops.exists() and pinned_entries(hops) == specs[hops.name].max_entries:
+                renewed -= {hops.name}
             for name, spec in specs.items():
                 maps.maps[name] = _open_or_create(spec, pin_dir, renew=name in renewed)
             for cpu in cpus:

@@ -5,18 +5,25 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from scapy.layers.l2 import Ether
 
+from nfcore.api.context import Context
+from nfcore.api.marks import MarkAllocator
 from nfcore.api.rules import Device
-from nfcore.kernel import Map
+from nfcore.api.state_file import StateFile
+from nfcore.config.loader import load_config
+from nfcore.hooks.manager import PluginManager
+from nfcore.kernel import Map, Program
 from nfcore.kernel.links import format_mac
+from nfcore.plugins.katran_accel.balancer import Balancer
+from nfcore.plugins.katran_accel.config import NAME, KatranTable
 from nfcore.plugins.katran_accel.next_hops import NO_MAC, DeviceFacts, Facts, Hop, Sending, send_by
 
-from .world import World, open_world, tcp
+from .world import World, balancer_toml, open_world, tcp
 
 REALS = [ipaddress.ip_address(f"198.18.20.{number}") for number in (11, 12, 13)]
 VIPS = "".join(
@@ -59,9 +66,9 @@ def after_each_write(look: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def macs_of_packets(world: World) -> list[str | None]:
+def macs_of_packets(program: Program) -> list[str | None]:
     """The address that a packet to each real leaves to; None: it does not leave."""
-    runs = [world.send(frame) for frame in FRAMES]
+    runs = [program.test_run(frame) for frame in FRAMES]
     return [str(Ether(run.output).dst) if run.verdict.name == "XDP_TX" else None for run in runs]
 
 
@@ -78,17 +85,54 @@ def macs_of_packets(world: World) -> list[str | None]:
         "ABC BCD CDA DAB AAA",
     ],
 )
-def test_no_packet_is_lost_or_goes_astray(world: World, steps: str, tmp_path: Path) -> None:
+def test_no_packet_is_lost_or_goes_astray(world: World, steps: str) -> None:
     sending = Sending()
-    writer = world.balancer._writer  # noqa: SLF001 - the maps' only writer
+    writer = world.balancer._writer
     before: str | None = None
     for ways in steps.split():
-        sending, seen = send_by(sending, facts(ways)), list[list[str | None]]()
-        with after_each_write(lambda seen=seen: seen.append(macs_of_packets(world))):  # type: ignore[misc]
+        sending = send_by(sending, facts(ways))
+        seen: list[list[str | None]] = []
+        with after_each_write(lambda seen=seen: seen.append(macs_of_packets(world.balancer.program))):  # type: ignore[misc]
             writer.send_by(sending, world.balancer.inventory)
+        if before is None:
+            seen = seen[-1:]
         assert writer.sends_by(sending, world.balancer.inventory)
-        for macs in seen if before else ():
-            for mac, *gateways in zip(macs, before or "", ways, strict=True):
-                assert mac in {format_mac(MACS[GATEWAYS[gateway]]) for gateway in gateways}, (before, ways, macs)
-        assert seen[-1] == [format_mac(MACS[GATEWAYS[gateway]]) for gateway in ways]
+        go_right(seen, before or ways, ways)
         before = ways
+
+
+def go_right(seen: list[list[str | None]], before: str, ways: str) -> None:
+    """Each packet has gone where it went before or goes now, and the last ones where they go now."""
+    macs = {way: format_mac(MACS[hop]) for way, hop in GATEWAYS.items()}
+    for each in seen:
+        for mac, *either in zip(each, before, ways, strict=True):
+            assert mac in [macs[way] for way in either], (before, ways, each)
+    assert seen[-1] == [macs[way] for way in ways]
+
+
+@contextmanager
+def run_with_pins(folder: Path, ways: str) -> Iterator[Balancer]:
+    """A run until it would be attached. Its locks end at once, as when it is killed."""
+    path = folder / "nf.toml"
+    path.write_text(balancer_toml(folder, VIPS, "", katran=f'pin_dir = "{folder / "pins"}"'))
+    config = load_config(path, PluginManager())
+    table = config.sections[NAME]
+    assert isinstance(table, KatranTable)
+    balancer = Balancer(config, table, None)
+    context = Context(config, [], None, MarkAllocator(16, 0.0), state_file=StateFile(folder / "notes.state"))
+    with closing(balancer), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Balancer, "_look", lambda *_: facts(ways))
+        with context.locks:
+            balancer.open(context)
+        yield balancer
+
+
+@pytest.mark.parametrize(("earlier", "later"), [("ABC", "BCA"), ("ABC", "ABC"), ("AAB", "CCD"), ("ABC", "CCC")])
+def test_a_killed_runs_program_sends_right_until_the_next_is_attached(tmp_path: Path, earlier: str, later: str) -> None:
+    seen: list[list[str | None]] = []
+    with run_with_pins(tmp_path, earlier) as killed:
+        go_right([macs_of_packets(killed.program)], earlier, earlier)
+        watched = after_each_write(lambda: seen.append(macs_of_packets(killed.program)))
+        with watched, run_with_pins(tmp_path, later) as now:
+            go_right(seen, earlier, later)
+            go_right([macs_of_packets(now.program)], later, later)
