@@ -84,11 +84,13 @@ static __always_inline void void_mark(__u32 mark)
 #endif
 }
 
-/* Sets `route` by the mark of a packet that takes the slow path anyway. Without a valid mark its real is NULL. */
+/* Sets `route` by the mark of a packet that takes the slow path anyway. Without a valid mark it has no real. */
 static __always_inline void route_edge_by_mark(struct route *route, const struct packet *packet, __u32 mark, int family)
 {
-	if (route_by_mark(route, packet, mark, family) != ACCEL_FAST)
-		route->real = NULL;
+	if (route_by_mark(route, packet, mark, family) == ACCEL_FAST)
+		return;
+	route->real = NULL;
+	route->real_key = 0;
 }
 #else
 static __always_inline void void_mark(__u32 mark)

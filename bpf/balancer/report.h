@@ -17,8 +17,8 @@
 #include "mark_pool.h"
 
 #define REPORT_BACKOFF_LIMIT 0x8000u
-/* After a FIN a connection is reported when it has as many packets as after so many reports. */
-#define CLOSING_REPORTS 3
+/* After a FIN a connection is reported when it has as many packets as after three reports. */
+#define CLOSING_DISTANCE report_distance(3)
 
 enum report_kind {
 	REPORT_NONE,
@@ -66,6 +66,23 @@ static __always_inline int report_is_due(struct real_pos_lru *entry)
 		entry->reports += 1;
 	entry->left = report_distance(entry->reports);
 	return 1;
+}
+
+/*
+ * Notes that the flow's connection closes, and so that its last packets do not report it. True when that must be
+ * reported: a flow with a rule, or one on its way to the NIC. Once: a client may repeat its FIN as often as it likes.
+ * `entry` is NULL when the connection table does not have the flow; `expected`: it is known to have a rule, or a report.
+ */
+static __always_inline int end_is_due(struct real_pos_lru *entry, int expected)
+{
+	int due;
+
+	if (!entry)
+		return expected;
+	due = entry->reports || (expected && entry->left != CLOSING_DISTANCE);
+	entry->reports = 0;
+	entry->left = CLOSING_DISTANCE;
+	return due;
 }
 
 #ifdef MARK_IS_FLOW

@@ -78,7 +78,7 @@ static __always_inline void route_new_flow(const struct packet *packet, const st
 					   int family)
 {
 	__u64 now = bpf_ktime_get_ns();
-	struct real_pos_lru fresh = {.by_syn = is_syn(packet) != 0};
+	struct real_pos_lru fresh = {.by_syn = is_syn(packet) != 0, .left = closes(packet) ? CLOSING_DISTANCE : 0};
 	__u32 by_rule = is_syn(packet) && !marked->real ? 0 : real_by_rule(key, vip);
 	__u32 real_key = is_syn(packet) ? 0 : by_rule;
 
@@ -134,6 +134,7 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	struct route marked = {}, route = {};
 	struct real_pos_lru *entry = NULL;
 	struct report report = {};
+	__u16 was_reported = 0;
 	void *lru;
 
 	if (!vip)
@@ -153,7 +154,13 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 		entry = lru_lookup(lru, &key);
 	if (vip->flags & VIP_HASH_DPORT_ONLY)
 		erase_source(packet);
-	if (!entry || !route_known_flow(packet, vip, entry, &route, &report)) {
+	if (entry && !route_known_flow(packet, vip, entry, &route, &report)) {
+		/* A new entry takes its place in the table. From then on this one may be another flow's. */
+		was_reported = entry->reports;
+		entry->reports = 0;
+		entry = NULL;
+	}
+	if (!entry) {
 		count_lru_miss(packet);
 		route_new_flow(packet, &key, &ports, vip, lru, &marked, &route, &report, family);
 	}
@@ -163,11 +170,7 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 		return XDP_DROP;
 	if (marked.real && report.kind == REPORT_MOVED)
 		void_mark(mark);
-	/* So that the last packets of a closing connection do not report it. */
-	if (USES_MARKS && entry && is_tcp_edge(packet))
-		entry->left = report_distance(CLOSING_REPORTS);
-	/* The rule must end with the connection, also one that is still on its way to the NIC. */
-	if (USES_MARKS && is_tcp_edge(packet) && !is_syn(packet) && (marked.real || (entry && entry->reports)))
+	if (USES_MARKS && closes(packet) && end_is_due(entry, marked.real_key || was_reported))
 		report.kind = REPORT_ENDED;
 	if (report.kind)
 		report_flow(ctx, packet, vip->vip_num, route.real_key, &report, family);

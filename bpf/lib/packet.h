@@ -64,6 +64,12 @@ static __always_inline int is_tcp_edge(const struct packet *packet)
 	return packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST);
 }
 
+/* The end of a connection. */
+static __always_inline int closes(const struct packet *packet)
+{
+	return is_tcp_edge(packet) && !is_syn(packet);
+}
+
 static __always_inline int has_ports(__u32 protocol)
 {
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nfcore.api.reasons import Reason
@@ -81,6 +82,64 @@ def test_the_last_packets_of_a_connection_do_not_report_it(tmp_path: Path, strat
         for _ in range(60):
             world.send(FLOW)
         assert world.engine.poll() >= 1  # it goes on
+
+
+@STRATEGIES
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("flags", ["FA", "R", "RA"])
+def test_an_end_that_is_repeated_is_told_once(tmp_path: Path, strategy: str, flags: str, marked: bool) -> None:
+    """A client that repeats it would fill the event buffer, and the reports of others would be lost."""
+    with open_world(tmp_path, strategy=strategy) as world:
+        mark = world.offload(FLOW)
+        for _ in range(20):
+            world.send(FLOW)
+        before = world.count(AccelCounter.REPORTED)
+        for _ in range(50):
+            world.send(edge(flags), mark if marked else 0)
+        assert world.count(AccelCounter.REPORTED) - before == 1
+        world.engine.poll()
+        assert world.engine.table.count(FlowState.INSTALLED) == 0
+
+
+def lose_real(world: World) -> None:
+    """Let the real of FLOW be gone, and the ring lead to another, as between two steps of a reload."""
+    gone = sent_to(world.send(FLOW))
+    move_ring(world)
+    number = next(number for address, number in world.balancer.inventory.reals.items() if str(address) == gone)
+    definition = world.balancer.maps["reals"].lookup(number)
+    definition["flags"] |= np.uint8(1 << 7)
+    world.balancer.maps["reals"].update(number, definition)
+
+
+@STRATEGIES
+def test_a_connection_that_closes_when_its_real_is_gone_is_closing_in_its_new_entry(
+    tmp_path: Path, strategy: str
+) -> None:
+    with open_world(tmp_path, strategy=strategy, offload="min_packets = 3") as world:
+        for _ in range(4):
+            world.send(FLOW)
+        lose_real(world)
+        before = world.count(AccelCounter.REPORTED)
+        assert before == 1
+        for _ in range(5):
+            world.send(edge("FA"))
+        assert world.count(AccelCounter.REPORTED) - before == 1  # its rule may be on its way to the NIC
+        for _ in range(5):
+            world.send(FLOW)
+        assert world.count(AccelCounter.REPORTED) - before == 1
+        assert world.count(AccelCounter.REAL_GONE) == 1
+
+
+@STRATEGIES
+def test_a_reset_whose_real_is_gone_is_told_once(tmp_path: Path, strategy: str) -> None:
+    """It makes no new entry, so the old one stays."""
+    with open_world(tmp_path, strategy=strategy) as world:
+        world.send(FLOW)
+        lose_real(world)
+        before = world.count(AccelCounter.REPORTED)
+        for _ in range(50):
+            world.send(edge("R"))
+        assert world.count(AccelCounter.REPORTED) - before == 1
 
 
 @STRATEGIES
