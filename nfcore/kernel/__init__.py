@@ -29,7 +29,15 @@ from .programs import Program, TestRun, XdpAction
 from .tc_egress import attach_egress, detach_egress, egress_programs
 from .tc_programs import TcAction, TcProgram, TcTestRun
 from .xdp import XdpRefusedError, attach_xdp, detach_xdp
-from .xdp_query import AttachedXdp, XdpMode, attached_programs, attached_xdp, interface_index, interface_name
+from .xdp_query import (
+    AttachedXdp,
+    XdpMode,
+    attached_programs,
+    attached_xdp,
+    interface_exists,
+    interface_index,
+    interface_name,
+)
 from .xdp_removal import occupied_message, removal_advice
 
 __all__ = [
@@ -70,6 +78,7 @@ __all__ = [
     "egress_programs",
     "ensure_bpffs",
     "find_headers",
+    "interface_exists",
     "interface_index",
     "interface_name",
     "obj_get",

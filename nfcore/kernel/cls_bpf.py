@@ -37,7 +37,7 @@ def filter_program(ifindex: int, prio: int) -> int | None:
     """Id of the program of the filter with this priority; None when there is none. HostError."""
     try:
         answer = _ask(_GET_FILTER, 0, _filter(ifindex, prio))
-    except NetlinkError as error:
+    except OSError as error:
         # EINVAL: the interface has no clsact qdisc.
         if error.errno in (errno.ENOENT, errno.EINVAL):
             return None
@@ -70,7 +70,7 @@ def attach_filter(ifindex: int, program: TcProgram, prio: int, *, replace: int |
     try:
         _ensure_clsact(ifindex)
         _ask(_NEW_FILTER, CREATE | (0 if there else _EXCL), body)
-    except NetlinkError as error:
+    except OSError as error:
         raise HostError(
             f"cannot attach {program.full_name} to the egress of {name} by a filter: {explain(error, needs=_NEEDS)}"
         ) from error
@@ -82,7 +82,7 @@ def detach_filter(ifindex: int, program_id: int, prio: int) -> bool:
         return False
     try:
         _ask(_DELETE_FILTER, 0, _filter(ifindex, prio, _HANDLE) + attribute(_KIND, b"bpf\0"))
-    except NetlinkError as error:
+    except OSError as error:
         if error.errno == errno.ENOENT:
             return False
         name = interface_name(ifindex)

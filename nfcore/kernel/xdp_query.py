@@ -59,6 +59,15 @@ def interface_name(ifindex: int) -> str:
         return f"#{ifindex}"
 
 
+def interface_exists(ifindex: int) -> bool:
+    """Whether there is an interface with this index. HostError: it cannot be found out."""
+    try:
+        # if_indextoname() has no error of its own for a process without a descriptor left.
+        return ifindex in {index for index, _ in socket.if_nameindex()}
+    except OSError as error:
+        raise HostError(f"cannot list the interfaces: {explain(error)}") from error
+
+
 def attached_xdp(ifindex: int) -> AttachedXdp | None:
     """The attached program, or None; if there are a native and a generic one, the native one."""
     xdp = _read_xdp(ifindex)

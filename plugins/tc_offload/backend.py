@@ -11,7 +11,6 @@ import errno
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from socket import if_indextoname
 from typing import Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from nfcore.api.rules import INSTALLED_ROW, Action, Capabilities, Outcome, Outcomes, RuleBatch
 from nfcore.errors import HostError
+from nfcore.kernel import interface_exists
 from nfcore.kernel.ethtool import HW_TC_OFFLOAD, feature_is_on
 
 from .filters import FilterReader, Filters
@@ -125,7 +125,7 @@ class TcBackend:
         except HostError as error:
             found = Probe(before.hardware, refusal=str(error))
         if found.refusal and self._has_worked:
-            found.temporary = _exists(self.place.ifindex)  # what it did before it may do again
+            found.temporary = interface_exists(self.place.ifindex)  # what it did before it may do again
         if found.full and not before.refusal:
             found = before  # the table is full of its own rules
         if found.hardware != before.hardware and not found.temporary:
@@ -556,14 +556,6 @@ class TcBackend:
         if message not in self._reported and len(outcomes.status):
             self._reported.add(message)
             outcomes.messages[number] = message
-
-
-def _exists(ifindex: int) -> bool:
-    try:
-        if_indextoname(ifindex)
-    except OSError:
-        return False
-    return True
 
 
 def _split_duplicates(matches: list[bytes], which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -6,13 +6,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from nfcore.api.locks import Locks
 from nfcore.errors import HostError
-from nfcore.kernel import Ownership, Program, XdpMode, attach_xdp, attached_xdp, detach_xdp, interface_index
+from nfcore.kernel import (
+    Ownership,
+    Program,
+    XdpMode,
+    attach_xdp,
+    attached_xdp,
+    detach_xdp,
+    interface_exists,
+    interface_index,
+)
 from nfcore.kernel.link_monitor import LinkMonitor
 
 from .program import KIND, DecapCounts, DecapOptions, Decapsulation, find_attached, read_attached
@@ -81,7 +89,7 @@ def _attached(interface: str, ifindex: int, options: DecapOptions, mode: XdpMode
             log.info("ready: %s: decapsulates %s in %s mode%s", interface, _describe(options), used, again)
             yield decapsulation
         finally:
-            if _exists(ifindex):
+            if interface_exists(ifindex):
                 detach_xdp(ifindex, expected=program)
 
 
@@ -123,16 +131,12 @@ def read(interface: str) -> DecapCounts:
 
 def _problem(ifindex: int, program: int, *, gone: bool) -> str | None:
     """Tell what has become of the program; None when it is still there."""
-    if gone or not _exists(ifindex):
+    if gone or not interface_exists(ifindex):
         return "is gone, and with it the program"
     there = attached_xdp(ifindex)
     if there is None:
         return f"has lost program {program}: something detached it"
     return None if there.id == program else f"has program {there.id} now, which replaced program {program}"
-
-
-def _exists(ifindex: int) -> bool:
-    return ifindex in {index for index, _ in socket.if_nameindex()}
 
 
 def _describe(options: DecapOptions) -> str:

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections.abc import Iterator
 
 from nfcore.errors import HostError
-from nfcore.kernel import Closing, egress_programs
+from nfcore.kernel import Closing, egress_programs, interface_exists
 
 from .program import FILTER_PRIORITY
 
@@ -26,6 +25,7 @@ class Presence(Closing):
         self._interface, self._ifindex, self._program = interface, ifindex, program
         self.attached = True
         """Whether the program was there at the last look."""
+        self._trouble = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="healthcheck", daemon=True)
         self._thread.start()
@@ -36,30 +36,32 @@ class Presence(Closing):
         self._thread.join()
 
     def warnings(self) -> Iterator[str]:
-        """Give a warning, for `/healthz`, when the program is gone."""
-        if not self.attached:
-            yield self._message
-
-    @property
-    def _message(self) -> str:
-        return f"{self._interface}: the program of health checks is no longer at the egress: restart nfcore"
+        """Give a warning, for `/healthz`, when the program is gone, or nobody can tell."""
+        if self._trouble:
+            yield self._trouble
 
     def _watch(self) -> None:
         while not self._stop.wait(PERIOD):
+            there, trouble = self._look()
+            if trouble and trouble != self._trouble:
+                log.error("%s", trouble)
+            self.attached, self._trouble = there, trouble
+
+    def _look(self) -> tuple[bool, str]:
+        """Say whether the program is there, as far as is known, and what is wrong."""
+        program = f"{self._interface}: the program of health checks"
+        try:
             there = is_attached(self._ifindex, self._program)
-            if self.attached and not there:
-                log.error("%s", self._message)
-            self.attached = there
+        except (HostError, OSError) as error:  # such as too many open files
+            return self.attached, f"{program} cannot be looked for: {error}"
+        return there, "" if there else f"{program} is no longer at the egress: restart nfcore"
 
 
 def is_attached(ifindex: int, program: int) -> bool:
-    """Whether the program is at the egress of the interface now."""
+    """Whether the program is at the egress of the interface now. HostError: the kernel does not tell."""
     try:
-        return exists(ifindex) and program in egress_programs(ifindex, FILTER_PRIORITY)
-    except HostError:  # the interface has just gone
-        return False
-
-
-def exists(ifindex: int) -> bool:
-    """Whether there is an interface with this index."""
-    return ifindex in {index for index, _ in socket.if_nameindex()}
+        return interface_exists(ifindex) and program in egress_programs(ifindex, FILTER_PRIORITY)
+    except HostError:
+        if interface_exists(ifindex):
+            raise
+        return False  # it has just gone

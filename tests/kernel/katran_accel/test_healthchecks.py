@@ -7,6 +7,8 @@ The checker runs beside the balancer. The mark of its socket says which real ans
 from __future__ import annotations
 
 import json
+import os
+import resource
 import select
 import socket
 import threading
@@ -27,6 +29,7 @@ from nfcore.control.client import request
 from nfcore.errors import HostError
 from nfcore.kernel import XdpMode, attach_xdp, cls_bpf, detach_egress, egress_programs, interface_index
 from nfcore.plugins.katran_accel.decap.program import DecapOptions, Decapsulation
+from nfcore.plugins.katran_accel.healthcheck import presence
 from nfcore.plugins.katran_accel.healthcheck.path import ProbePath
 from nfcore.plugins.katran_accel.healthcheck.program import FILTER_PRIORITY, ProbeProgram
 from tests.kernel.network import enter, ip
@@ -347,3 +350,22 @@ def test_what_does_not_fit_the_machine_is_named_and_nothing_is_left(world: World
         world.daemons.start(world.config(keys))
     assert world.programs() == []
     assert "xdp" not in ip(world.balancer, "link", "show", "eth1")
+
+
+def test_a_look_that_fails_says_nothing_of_the_program_and_the_next_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "PERIOD", 0.01)
+    lowest = os.dup(0)
+    os.close(lowest)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with presence.Presence("lo", interface_index("lo"), program=0xFFFF_FFFF) as watched:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+        try:
+            # A look that began before the limit may have told already.
+            watched.attached = True
+            failed = eventually(lambda: any("open files" in line for line in watched.warnings()))
+            kept = watched.attached
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert failed and kept
+        assert eventually(lambda: any("no longer at the egress" in line for line in watched.warnings()))
+        assert not watched.attached
