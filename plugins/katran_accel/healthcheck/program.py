@@ -21,6 +21,7 @@ from nfcore.kernel import (
     TcProgram,
     compile_as,
     egress_programs,
+    interface_name,
     owner_of,
     program_map,
 )
@@ -125,12 +126,17 @@ class Attached:
 
 
 def find_attached(ifindex: int) -> Attached | None:
-    """Find a daemon's program at the egress of an interface. HostError: the kernel does not tell."""
+    """Find a daemon's program at the egress of an interface.
+
+    HostError: the kernel does not tell, such as without CAP_SYS_ADMIN, which it takes to open a program of others.
+    """
     for identifier in egress_programs(ifindex, FILTER_PRIORITY):
         try:
             owner = owner_of(identifier, TcProgram)
-        except HostError:  # detached meanwhile
-            continue
+        except HostError as error:
+            if identifier in egress_programs(ifindex, FILTER_PRIORITY):
+                raise HostError(f"the egress of {interface_name(ifindex)}: {error}") from error
+            continue  # detached meanwhile
         if owner is not None and owner.kind == KIND:
             return Attached(identifier, owner)
     return None

@@ -13,7 +13,7 @@ from nfcore.api.context import Context
 from nfcore.api.findings import Finding, Status
 from nfcore.api.metrics import MetricFamily, counter, gauge
 from nfcore.errors import HostError, NfcoreError
-from nfcore.kernel import Ownership, TcProgram, attach_egress, detach_egress, egress_programs
+from nfcore.kernel import Ownership, TcProgram, attach_egress, detach_egress, egress_programs, interface_exists
 from nfcore.kernel.links import format_mac
 
 from ..config import NAME, HealthcheckTable, KatranTable
@@ -88,13 +88,14 @@ class Healthcheck:
         self._context.services.health.warning_sources.append(self._presence.warnings)
 
     def close(self) -> None:
-        """Detach the program and close it."""
-        if self._presence is not None:
-            self._presence.close()
-        if is_attached(self._path.ifindex, self._program.program.id):
-            detach_egress(self._path.ifindex, self._program.program, FILTER_PRIORITY)
-        self._ownership.close()
-        self._program.close()
+        """Detach the program and close it. HostError: the kernel does not detach it; a later run may."""
+        with ExitStack() as closing:
+            closing.callback(self._program.close)
+            closing.callback(self._ownership.close)
+            if self._presence is not None:
+                self._presence.close()
+            if is_attached(self._path.ifindex, self._program.program.id):
+                detach_egress(self._path.ifindex, self._program.program, FILTER_PRIORITY)
 
     @property
     def _attached(self) -> bool:
@@ -146,16 +147,23 @@ def _program_to_replace(context: Context, path: ProbePath) -> TcProgram | None:
 
 
 def remove_leftovers(context: Context) -> Iterator[str]:
-    """Detach what killed daemons with this socket left, at whatever interface; yields a line for each."""
+    """Detach what killed daemons with this socket left, at whatever interface; yields a line for each.
+
+    HostError, after all interfaces: the kernel does not tell of some.
+    """
+    faults = []
     for ifindex, name in socket.if_nameindex():
         try:
             there = find_attached(ifindex)
-        except HostError:  # the interface has just gone
-            continue
-        if there is None or there.owner.lives or not there.owner.is_at(context.config.nf.socket):
-            continue
-        if detach_egress(ifindex, there.id, FILTER_PRIORITY):
-            yield f"{NAME}: detached program {there.id} from the egress of {name}"
+            if there is None or there.owner.lives or not there.owner.is_at(context.config.nf.socket):
+                continue
+            if detach_egress(ifindex, there.id, FILTER_PRIORITY):
+                yield f"{NAME}: detached program {there.id} from the egress of {name}"
+        except HostError as error:
+            if interface_exists(ifindex):
+                faults.append(str(error))
+    if faults:
+        raise HostError("; ".join(faults))
 
 
 def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:

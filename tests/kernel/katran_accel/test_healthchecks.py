@@ -27,11 +27,21 @@ from demo.lab import VIP4, VIP6, Lab
 from nfcore.bench.testbed import Daemons, config_text
 from nfcore.control.client import request
 from nfcore.errors import HostError
-from nfcore.kernel import XdpMode, attach_xdp, cls_bpf, detach_egress, egress_programs, interface_index
+from nfcore.kernel import (
+    Ownership,
+    XdpMode,
+    attach_egress,
+    attach_xdp,
+    cls_bpf,
+    detach_egress,
+    egress_programs,
+    interface_index,
+)
 from nfcore.plugins.katran_accel.decap.program import DecapOptions, Decapsulation
 from nfcore.plugins.katran_accel.healthcheck import presence
 from nfcore.plugins.katran_accel.healthcheck.path import ProbePath
-from nfcore.plugins.katran_accel.healthcheck.program import FILTER_PRIORITY, ProbeProgram
+from nfcore.plugins.katran_accel.healthcheck.program import FILTER_PRIORITY, KIND, ProbeProgram, find_attached
+from nfcore.plugins.katran_accel.healthcheck.service import Healthcheck
 from tests.kernel.network import enter, ip
 from tests.kernel.site import PATIENCE, command_line, eventually, succeed
 
@@ -313,6 +323,40 @@ def test_cleanup_removes_what_a_killed_daemon_left_although_the_toml_has_changed
     assert world.programs() == []
 
 
+def test_what_the_kernel_does_not_let_one_look_at_is_named_and_not_passed_over(world: World) -> None:
+    config = world.config()
+    daemon = world.daemons.start(config)
+    (left,) = world.programs()
+    daemon.kill()
+    daemon.wait()
+    less = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    for command in ("run", "cleanup"):
+        done = world.lab.run("lb", [*less, *command_line(command, str(config))], check=False)
+        assert done.returncode == 1 and world.programs() == [left]
+        assert "eth1" in done.stderr and "CAP_SYS_ADMIN" in done.stderr, done.stderr
+    world.lab.run("lb", command_line("cleanup", str(config)))
+    assert world.programs() == []
+
+
+def test_what_cannot_be_detached_is_nobodys_afterwards(world: World) -> None:
+    """So that the next daemon takes it over: it waits for no living one."""
+    own = bytes.fromhex(world.lab.end("lb", "eth1").mac.replace(":", ""))
+    with enter(world.balancer):
+        index = interface_index("eth1")
+        held = Healthcheck.__new__(Healthcheck)
+        held._path = ProbePath("eth1", index, "eth1", index, own, own, {4: ip_address("198.18.2.2")})
+        held._program, held._ownership = ProbeProgram(held._path, None), Ownership(KIND, "/run/gone.sock")
+        held._presence = None
+        program = held._program.program
+        held._ownership.claim(program)
+        attach_egress(index, program, FILTER_PRIORITY)
+        with no_more_files(), pytest.raises(HostError, match="open files"):
+            held.close()
+        there = find_attached(index)
+        assert there is not None and not there.owner.lives
+        assert detach_egress(index, there.id, FILTER_PRIORITY)
+
+
 def test_a_program_that_something_detached_is_told(world: World) -> None:
     with world.daemons.running(world.config()):
         (program,) = world.programs()
@@ -354,18 +398,25 @@ def test_what_does_not_fit_the_machine_is_named_and_nothing_is_left(world: World
 
 def test_a_look_that_fails_says_nothing_of_the_program_and_the_next_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "PERIOD", 0.01)
-    lowest = os.dup(0)
-    os.close(lowest)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with presence.Presence("lo", interface_index("lo"), program=0xFFFF_FFFF) as watched:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
-        try:
+        with no_more_files():
             # A look that began before the limit may have told already.
             watched.attached = True
             failed = eventually(lambda: any("open files" in line for line in watched.warnings()))
             kept = watched.attached
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
         assert failed and kept
         assert eventually(lambda: any("no longer at the egress" in line for line in watched.warnings()))
         assert not watched.attached
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let this process open nothing."""
+    lowest = os.dup(0)
+    os.close(lowest)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
