@@ -112,7 +112,8 @@ class NetworkFunction(Protocol):
         Called whenever links, addresses, neighbours, routes or rules may have changed, every few seconds, and at every
         reload. It must not change anything: it runs on a thread of its own and may wait for the kernel, but not for
         other machines. Returns what is to be done on the engine's thread, which returns what has changed, a sentence
-        each; None: nothing. What is wrong belongs into `Health.trouble_sources`.
+        each; None: nothing. The next call comes when that has been done. What is wrong belongs into
+        `Health.trouble_sources`.
         """
         return None
 

@@ -175,9 +175,8 @@ class Sending:
 
     def slots(self) -> NDArray[np.uint32]:
         """Give the places of the groups' rows, in order; the first is group 0 on the first device."""
-        groups, devices = np.array(sorted(self.members), np.uint32), max(len(self.devices), 1)
-        slots: NDArray[np.uint32] = groups[:, None] * np.uint32(devices) + np.arange(devices, dtype=np.uint32)
-        return slots.ravel()
+        devices = max(len(self.devices), 1)
+        return np.array([group * devices + place for group in sorted(self.members) for place in range(devices)], "u4")
 
     def mac_of(self, real: Address, device: int) -> bytes | None:
         """The MAC address to which the device with this place sends packets for a real; None: they are dropped."""
