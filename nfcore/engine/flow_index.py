@@ -77,26 +77,25 @@ def same_flows(left: NDArray[np.void], right: NDArray[np.void]) -> NDArray[np.bo
     return same
 
 
-def first_appearances(batch: FlowBatch, hash_of: IdentityHash = PROCESS_HASH) -> NDArray[np.bool_]:
-    """Mark the first row of each distinct flow of the batch: shape (rows,).
+def last_appearances(batch: FlowBatch, hash_of: IdentityHash = PROCESS_HASH) -> NDArray[np.bool_]:
+    """Mark the last row of each distinct flow of the batch: shape (rows,).
 
-    In each round the earliest row of every bucket is its leader. Rows of the leader's flow are decided; the others go
+    In each round the last row of every bucket is its leader. Rows of the leader's flow are decided; the others go
     to the next round. So a collision costs a round and never merges two flows.
     """
     rows = _opaque(batch.rows)
-    first = np.zeros(len(rows), dtype=np.bool_)
+    last = np.zeros(len(rows), dtype=np.bool_)
     size = 1 << (2 * len(rows)).bit_length()
     leaders = np.empty(size, dtype=np.int64)
     open_rows = np.arange(len(rows), dtype=np.int64)
     buckets = _places(hash_of(rows), size)
     while len(open_rows):
-        # numpy keeps the last value of a repeated index: in reverse order this is the earliest row.
-        leaders[buckets[::-1]] = open_rows[::-1]
+        leaders[buckets] = open_rows  # numpy keeps the last value of a repeated index
         leading = leaders.take(buckets)
-        first[leading] = True
+        last[leading] = True
         rest = np.flatnonzero(~same_flows(rows.take(open_rows), rows.take(leading)))
         open_rows, buckets = open_rows.take(rest), buckets.take(rest)
-    return first
+    return last
 
 
 class FlowIndex:

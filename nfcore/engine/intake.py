@@ -10,7 +10,7 @@ from ..api.flows import WHOLE_FLOW, FlowBatch, ReportKind
 from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason
 from .event_kind import EventKind
-from .flow_index import first_appearances
+from .flow_index import last_appearances
 from .flow_state import WITHOUT_RULE, FlowState, Order
 from .removal import Remover
 from .state import ACTIVE, EngineState
@@ -32,21 +32,22 @@ class Intake:
     def take(self, nf: NetworkFunction, batch: FlowBatch) -> None:
         """Take one batch of reports."""
         now = self._state.clock()
-        ended: FlowBatch | None = None
+        final = FlowBatch.empty()
         if (changed := batch.rows["kind"] != ReportKind.SHOWN).any():
-            ended = self._end_connections(batch[changed])
+            final = batch[changed & last_appearances(batch)]
+            self._count_known(batch[changed])
+            self._end_connections(batch[changed])
             batch = batch[~changed]
-        first = first_appearances(batch)
-        if not first.all():
-            self._count_known(batch[~first])
-            batch = batch[first]
+        # A connection may have taken over the addresses of another meanwhile: the last report tells its target.
+        latest = last_appearances(batch)
+        if not latest.all():
+            self._count_known(batch[~latest])
+            batch = batch[latest]
         slots, batch = self._update_known(nf, batch, now)
         slots, batch = self.enter(slots, batch, now)
         self.admit(nf, slots, batch, now)
-        if ended is not None:  # short connections: shown and closed within one batch
-            slots = self._state.table.find(ended)
-            slots = np.unique(slots[slots >= 0])
-            self._remover.end_rules(slots[np.isin(self._state.table.state[slots], ACTIVE)], Reason.ENDED)
+        if len(final):  # short connections: shown and closed within one batch, without a new one behind them
+            self._end_connections(final)
 
     def admit(self, nf: NetworkFunction, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> None:
         """Judge tracked flows without a rule: those that may have one get marks and wait for it."""
@@ -110,13 +111,9 @@ class Intake:
         self._remover.end_rules(slots[moved], Reason.MOVED)
         self._remover.restore(flows[~moved])
 
-    def _end_connections(self, batch: FlowBatch) -> FlowBatch:
-        """End the rules of connections that are closed or whose 5-tuple a new connection uses for another target.
-
-        Returns the closed ones that had none: this batch may bring it.
-        """
+    def _end_connections(self, batch: FlowBatch) -> None:
+        """End the rules of connections that are closed or whose 5-tuple a new connection uses for another target."""
         table, rows = self._state.table, batch.rows
-        self._count_known(batch)
         slots = table.find(batch)
         active = slots >= 0
         active[active] = np.isin(table.state[slots[active]], ACTIVE)
@@ -125,8 +122,6 @@ class Intake:
         moved[moved] = table.flow["target"][slots[moved]] != rows["target"][moved]
         self._remover.end_rules(np.unique(slots[closed & active]), Reason.ENDED)
         self._remover.end_rules(np.unique(slots[moved]), Reason.MOVED)
-        without: FlowBatch = batch[closed & ~active]
-        return without
 
     def enter(self, slots: NDArray[np.int64], batch: FlowBatch, now: float) -> tuple[NDArray[np.int64], FlowBatch]:
         """Track the new flows of a batch, slot -1, and renew the rows of those without a rule.

@@ -56,6 +56,53 @@ def test_a_connection_that_is_closed_before_it_has_a_rule_gets_none(make: Callab
     assert world.adds_up()
 
 
+SHOWN, ENDED, MOVED = ReportKind.SHOWN, ReportKind.ENDED, ReportKind.MOVED
+
+
+@pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
+@pytest.mark.parametrize("before", [[], [(SHOWN, 7)], [(SHOWN, 7), (ENDED, 7)]])
+@pytest.mark.parametrize(
+    ("told", "target"),
+    [
+        ([(ENDED, 7), (SHOWN, 7)], 7),
+        ([(ENDED, 7), (SHOWN, 8)], 8),
+        ([(SHOWN, 7), (ENDED, 7), (SHOWN, 8)], 8),
+        ([(MOVED, 8), (SHOWN, 8)], 8),
+        ([(SHOWN, 7), (MOVED, 8), (SHOWN, 8)], 8),
+        ([(SHOWN, 7), (ENDED, 7)], None),
+        ([(ENDED, 7), (SHOWN, 7), (ENDED, 7)], None),
+        ([(SHOWN, 7), (MOVED, 8)], None),
+    ],
+)
+def test_the_last_report_of_a_batch_counts(
+    make: Callable[..., World],
+    strategy: str,
+    before: list[tuple[ReportKind, int]],
+    told: list[tuple[ReportKind, int]],
+    target: int | None,
+) -> None:
+    """A connection's end, and a new one with its addresses; the old one waits for a rule, for want of room, or not."""
+    world = make(strategy, max_rules=1)
+    world.start()
+    world.report(2001)
+    for reports in ([report] for report in before):
+        give(world, reports)
+    give(world, told)
+    table = world.engine.table
+    waiting = table.slots_in(FlowState.WAITING)
+    assert table.flow["target"][waiting].tolist() == ([] if target is None else [target])
+    assert world.adds_up()
+
+
+def give(world: World, reports: list[tuple[ReportKind, int]]) -> None:
+    """Report one flow several times in a batch: kind and target of each report."""
+    batches = [world.flows(1001, target=target, marks=[0] if kind != SHOWN else None) for kind, target in reports]
+    for batch, (kind, _) in zip(batches, reports, strict=True):
+        batch.rows["kind"] = kind
+    world.nf.reports.append(FlowBatch(join_rows([batch.rows for batch in batches], FLOW_ROW)))
+    world.engine.poll()
+
+
 def test_ended_flows_are_forgotten_before_refused_ones(make: Callable[..., World]) -> None:
     world = make("flow-id", offload={"remembered": 20_000})
     world.start()

@@ -85,8 +85,8 @@ def test_a_second_report_gives_its_mark_back(flow_id: World) -> None:
 
 def test_a_flow_that_is_twice_in_a_batch_gets_one_rule(flow_id: World) -> None:
     first, second = flow_id.report(1001, 1001)
-    assert [rule.action for rule in flow_id.nic.rules.values()] == [SetMark(first)]
-    assert flow_id.context.marks.state[second] == MarkState.QUARANTINED
+    assert [rule.action for rule in flow_id.nic.rules.values()] == [SetMark(second)]
+    assert flow_id.context.marks.state[first] == MarkState.QUARANTINED
     assert flow_id.adds_up()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index and first appearances with the hash in use, and with hashes that a stranger would wish for."""
+"""The index and last appearances with the hash in use, and with hashes that a stranger would wish for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nfcore.api.flows import FLOW_ROW, IDENTITY_BYTES, FlowBatch
-from nfcore.engine.flow_index import PROCESS_HASH, FlowIndex, IdentityHash, SeededHash, first_appearances, same_flows
+from nfcore.engine.flow_index import PROCESS_HASH, FlowIndex, IdentityHash, SeededHash, last_appearances, same_flows
 
 
 def always(value: int) -> IdentityHash:
@@ -93,23 +93,21 @@ def test_two_hashes_have_different_keys() -> None:
 
 
 @given(numbers=st.lists(st.integers(0, 40), max_size=80), hash_name=st.sampled_from(sorted(HASHES)))
-def test_first_appearances_are_those_of_a_set(numbers: list[int], hash_name: str) -> None:
+def test_last_appearances_are_those_of_a_set(numbers: list[int], hash_name: str) -> None:
     batch = flows(numbers)
     batch.rows["target"] = np.arange(len(numbers))
-    expected = [number not in numbers[:place] for place, number in enumerate(numbers)]
-    assert first_appearances(batch, HASHES[hash_name]).tolist() == expected
+    expected = [number not in numbers[place + 1 :] for place, number in enumerate(numbers)]
+    assert last_appearances(batch, HASHES[hash_name]).tolist() == expected
 
 
-def test_first_appearances_in_a_full_batch() -> None:
+def test_last_appearances_in_a_full_batch() -> None:
     numbers = np.random.default_rng(8).integers(0, 9_000, 16_384).tolist()
-    first = first_appearances(flows(numbers))
-    assert np.flatnonzero(first).tolist() == sorted(
-        {number: place for place, number in reversed([*enumerate(numbers)])}.values()
-    )
+    last = last_appearances(flows(numbers))
+    assert np.flatnonzero(last).tolist() == sorted({number: place for place, number in enumerate(numbers)}.values())
 
 
 def test_an_empty_batch_has_no_appearances() -> None:
-    assert first_appearances(FlowBatch.empty()).shape == (0,)
+    assert last_appearances(FlowBatch.empty()).shape == (0,)
 
 
 @pytest.mark.parametrize("hash_name", sorted(HASHES))
