@@ -124,6 +124,8 @@ class Context:
     """The plugin that offers the strategy."""
     tracing: bool = False
     """True under `nfcore trace`: attach and pin nothing."""
+    looking: bool = False
+    """`nfcore doctor` asks: what is on the devices, of a running daemon or a killed one, is to stay as it is."""
     services: Services = field(default_factory=Services)
     mark_owners: MarkOwners = field(default_factory=NoOwners)
     chain_builds: Mapping[str, ChainBuild] = field(default_factory=dict)

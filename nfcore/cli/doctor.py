@@ -204,7 +204,7 @@ def _examine_backends(config: Config, plugins: PluginManager, device: Device) ->
     for backend in device.backends:
         what = f"{device.name}: {backend}"
         context = make_context(config, plugins, [device])
-        context.locks = NoLocks()  # a daemon may run
+        context.locks, context.looking = NoLocks(), True  # a daemon may run
         try:
             with ExitStack() as teardown:
                 set_up_plugin(backend, context, plugins, teardown)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,7 +16,6 @@ from nfcore.api.context import Context
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, counter, gauge
 from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch
-from nfcore.control.client import daemon_answers
 from nfcore.errors import ConfigError, HostError, Problem, key_path
 
 from .backend import Settings, TcBackend
@@ -83,8 +81,7 @@ class TcOffloadPlugin:
             backend = TcBackend(settings)
             # Stored before open(), so that teardown also cleans up after an open() that fails.
             self._backends[device.ifindex], self._names[device.ifindex] = backend, device.name
-            # `nfcore doctor` may run beside a daemon: then rules and qdisc are the daemon's.
-            backend.open(alone=not daemon_answers(Path(context.config.nf.socket)))
+            backend.open(looking=context.looking)
 
     @hookimpl
     def teardown(self) -> None:

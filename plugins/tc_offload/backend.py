@@ -74,8 +74,10 @@ class TcBackend:
         self.place = settings.place()
         self.counts: Counter[str] = Counter()
         """Counters behind the metrics: installed, removed, refused, vanished, unheard, resyncs."""
-        self._alone = True
-        """No other process uses the rules of this device."""
+        self._looking = False
+        """What is on the device is to stay as it is."""
+        self._made = False
+        """The qdisc is this object's own."""
         self.probed = Probe(hardware=False, refusal=f"{settings.filter_on}: not probed yet")
         self._index = RuleIndex()
         self._reader = FilterReader()
@@ -92,23 +94,26 @@ class TcBackend:
         self._reported: set[str] = set()
         self._socket = socket or TcSocket()
 
-    def open(self, *, alone: bool = True) -> None:
+    def open(self, *, looking: bool = False) -> None:
         """Create the qdisc if there is none, probe the device, and take over the nfcore rules that it holds.
 
-        alone: no other process uses these rules, so that one of them may be removed when a full table leaves no room
-        for the probe. HostError with the kernel's message when no rule can be added for a reason that the user can
-        change. A device or kernel without flower is no error: then :attr:`probed` has the reason and every rule is
-        UNSUPPORTED.
+        looking: rules and qdisc that are there, of a running daemon or a killed one, stay as they are. Otherwise one of
+        the rules is removed when a full table leaves no room for the probe.
+
+        HostError with the kernel's message when no rule can be added for a reason that the user can change. A device or
+        kernel without flower is no error: then :attr:`probed` has the reason and every rule is UNSUPPORTED.
         """
-        self._alone = alone
-        ensure_qdisc(self._socket, self.place, self.settings.filter_on)
+        self._looking = looking
+        self._made = ensure_qdisc(self._socket, self.place, self.settings.filter_on)
         found = self._probe()
-        if found.full and alone and self.reconcile():
+        if found.full and not looking and self.reconcile():
             # The rules of a killed run fill the table.
             self.remove(RuleBatch(self._index.rules(self._index.handles()[:1])))
             found = self._probe()
         self._apply_probe(found)
-        if not self.probed.refusal:
+        if self.probed.refusal:
+            self._remove_qdisc()
+        else:
             self.reconcile()
 
     def reprobe(self) -> None:
@@ -141,8 +146,6 @@ class TcBackend:
         self.probed = found
         self._lacking = {(shape, action) for shape in Shape for action in Action if self._lacks(shape, action)}
         self._refused.clear()
-        if found.refusal and self._alone:
-            remove_qdisc(self._socket, self.place.ifindex)
         self._has_worked |= not found.refusal
         if found.hardware and not found.refusal:
             self._has_feature = feature_is_on(self.place.ifindex, HW_TC_OFFLOAD) is True
@@ -151,9 +154,12 @@ class TcBackend:
         """Remove the qdisc if nfcore created it and it is empty, and close the socket; whether it was removed."""
         if remove and self._off:
             self._clear()  # dump() did not show these rules any more, so no caller has removed them
-        removed = remove and self._alone and remove_qdisc(self._socket, self.place.ifindex)
+        removed = remove and self._remove_qdisc(give_up=not self._looking)
         self._socket.close()
         return removed
+
+    def _remove_qdisc(self, *, give_up: bool = False) -> bool:
+        return (self._made or not self._looking) and remove_qdisc(self._socket, self.place.ifindex, give_up=give_up)
 
     def capabilities(self) -> Capabilities:
         """Return what the device can do, as last probed."""

@@ -195,6 +195,8 @@ def _remove(socket: TcSocket, place: Place, handle: int, info: int) -> None:
 def _explain_refusal(name: str, error: NetlinkError | None, *, hardware: bool) -> str:
     if error is not None and error.number == errno.ENOENT:
         return f"{name}: this kernel lacks the classifier flower or the action skbedit ({error}); nothing is offloaded"
+    if error is not None and error.number == errno.ENOSPC:
+        return f"{name}: its table is full, so what it can do cannot be tried"
     if hardware:
         advice = advise_switch(name, link_facts(socket.if_nametoindex(name), name))
         return f"{name}: its driver takes no flower rules ({error}); nothing is offloaded: {advice}"

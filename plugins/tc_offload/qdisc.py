@@ -15,6 +15,7 @@ import numpy as np
 from nfcore.errors import HostError
 from nfcore.refusals import Capability, cause_of
 
+from .filters import FilterReader
 from .messages import encode_dump, tc_message
 from .netlink import (
     NLM_F_CREATE,
@@ -74,7 +75,11 @@ def ensure_qdisc(socket: TcSocket, place: Place, name: str) -> bool:
             flags = NLM_F_CREATE | NLM_F_EXCL
             message = tc_message(RTM_NEWQDISC, flags, Place(place.ifindex, _PARENT, 0), handle=_HANDLE, attrs=attrs)
             socket.request(bytes(message.data))
-            _change_mark(socket, RTM_NEWCHAIN, place.ifindex)
+            try:
+                _change_mark(socket, RTM_NEWCHAIN, place.ifindex)
+            except NetlinkError:
+                _delete(socket, place.ifindex)  # without the mark it would stay for ever
+                raise
             return True
     except NetlinkError as error:
         if error.number == errno.EEXIST:
@@ -119,33 +124,45 @@ def is_ours(socket: TcSocket, ifindex: int) -> bool:
     return _MARK in _chains(socket, ifindex, INGRESS)
 
 
-def remove_qdisc(socket: TcSocket, ifindex: int) -> bool:
-    """Remove the qdisc if it is ours; whether it was removed. One that others use now stays, and is not ours any more.
+def remove_qdisc(socket: TcSocket, ifindex: int, *, give_up: bool = True) -> bool:
+    """Remove the qdisc if it is ours and empty; whether it was removed.
 
-    They use it when it has filters or chains beside ours.
+    While rules of ours are there, of whatever run, it stays ours. give_up: one that other programs use, with filters or
+    chains, is not ours any more.
     """
     try:
         there = find_qdisc(socket, ifindex)
         if there is None or there.kind != _QDISC or not is_ours(socket, ifindex):
             return False
-        if _is_used(socket, ifindex):
+        foreign, own = _users(socket, ifindex)
+        if foreign and give_up and not own:
             _change_mark(socket, RTM_DELCHAIN, ifindex)
+        if foreign or own:
             return False
-        attrs = [["TCA_KIND", _QDISC]]
-        message = tc_message(RTM_DELQDISC, 0, Place(ifindex, _PARENT, 0), handle=_HANDLE, attrs=attrs)
-        socket.request(bytes(message.data))
+        _delete(socket, ifindex)
     except NetlinkError:
         return False  # the device is gone, or another program has removed the qdisc
     return True
 
 
-def _is_used(socket: TcSocket, ifindex: int) -> bool:
+def _users(socket: TcSocket, ifindex: int) -> tuple[bool, bool]:
+    """Whether other programs have filters or chains there, and whether nfcore has rules."""
+    foreign = own = False
     for parent in (INGRESS, EGRESS):
-        if _chains(socket, ifindex, parent) - {_MARK}:
-            return True
-        if any(len(run.rows) for run in socket.dump(encode_dump(Place(ifindex, parent, 0), 0, terse=False))):
-            return True
-    return False
+        rules = FilterReader()
+        count = ours = 0
+        for run in socket.dump(encode_dump(Place(ifindex, parent, 0), 0, terse=False)):
+            count += len(run.rows)
+            ours += int(np.count_nonzero(rules.read([run]).ours))
+        # With a rule of ours there is chain 0.
+        foreign |= ours < count or bool(_chains(socket, ifindex, parent) - ({_MARK, 0} if ours else {_MARK}))
+        own |= ours > 0
+    return foreign, own
+
+
+def _delete(socket: TcSocket, ifindex: int) -> None:
+    message = tc_message(RTM_DELQDISC, 0, Place(ifindex, _PARENT, 0), handle=_HANDLE, attrs=[["TCA_KIND", _QDISC]])
+    socket.request(bytes(message.data))
 
 
 def _change_mark(socket: TcSocket, kind: int, ifindex: int) -> None:

@@ -222,7 +222,7 @@ def test_a_full_table_can_be_looked_at_and_taken_over(simnic: SimNic, backend: T
     assert backend.capabilities().mark_width == 32
     assert held(backend) == list(range(1, 11))
     second = TcBackend(backend.settings)
-    second.open(alone=False)
+    second.open(looking=True)
     assert second.capabilities().mark_width == 0
     assert len(filters(simnic)) == 10
     second.open()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from nfcore.api.rules import Outcome
 from nfcore.bench.testbed import Daemons
+from nfcore.errors import HostError
 from nfcore.plugins.tc_offload.backend import Settings, TcBackend
+from nfcore.plugins.tc_offload.netlink import RTM_NEWCHAIN, NetlinkError, TcSocket
 from tests.waiting import eventually
 
 from .conftest import run
@@ -223,6 +226,56 @@ def test_what_a_killed_daemon_left_is_known_without_notes(simnic: SimNic, settin
     cleaning = TcBackend(settings)
     assert cleaning.sweep() == 3
     assert cleaning.close()
+    assert "clsact" not in qdiscs(simnic)
+
+
+def test_who_only_looks_leaves_what_a_killed_daemon_left(simnic: SimNic, settings: Settings) -> None:
+    killed = TcBackend(settings)
+    killed.open()
+    killed.install(RULES)
+    killed.close(remove=False)
+    looking = TcBackend(settings)
+    looking.open(looking=True)
+    assert looking.capabilities().mark_width == 32
+    assert not looking.close()
+    cleaning = TcBackend(settings)
+    assert cleaning.sweep() == 3
+    assert cleaning.close()
+    assert "clsact" not in qdiscs(simnic)
+    looking = TcBackend(settings)
+    looking.open(looking=True)
+    assert looking.close()  # its own
+    assert "clsact" not in qdiscs(simnic)
+
+
+def test_rules_keep_the_qdisc_ours_while_a_probe_is_refused(simnic: SimNic, settings: Settings) -> None:
+    backend = TcBackend(settings)
+    backend.open()
+    backend.install(RULES)
+    for prio in range(6006, 6016):
+        add(simnic, prio, *KINDS["u32"])
+    backend.reprobe()
+    assert backend.capabilities().temporary
+    for prio in range(6006, 6016):
+        run("tc", "filter", "del", "dev", simnic.name, "ingress", "prio", str(prio))
+    backend.reprobe()
+    assert backend.remove(RULES).status.tolist() == [Outcome.REMOVED] * 3
+    assert backend.close()
+    assert "clsact" not in qdiscs(simnic)
+
+
+class WithoutChains(TcSocket):
+    """A kernel that makes no chain."""
+
+    def request(self, message: bytes) -> None:
+        if int.from_bytes(message[4:6], "little") == RTM_NEWCHAIN:
+            raise NetlinkError(errno.ENOMEM, "")
+        super().request(message)
+
+
+def test_a_qdisc_that_cannot_be_marked_does_not_stay(simnic: SimNic, settings: Settings) -> None:
+    with pytest.raises(HostError, match="qdisc clsact cannot be added"):
+        TcBackend(settings, WithoutChains()).open()
     assert "clsact" not in qdiscs(simnic)
 
 
