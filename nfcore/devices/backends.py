@@ -121,6 +121,8 @@ class BackendChain:
         # Always replaced as a whole: the worker writes them, the engine reads them.
         self._capabilities: Mapping[str, Capabilities] = {}
         """The last result of :meth:`probe`."""
+        self.too_narrow: Mapping[str, int] = {}
+        """Backend → the bits of its marks, where these are fewer than those of nfcore's."""
         self._refused: Mapping[str, frozenset[int]] = {}
         """Backend → numbers of the shapes that it has called unsupported."""
         self.latency = LatencyHistograms()
@@ -130,14 +132,22 @@ class BackendChain:
         """The backends in order. Rules and counters refer to a backend by its index here."""
         return self.device.backends
 
-    def probe(self) -> dict[str, Capabilities]:
-        """Give what each backend can do here. Backends that fail or return None are missing in the result."""
-        found = {}
+    def probe(self, width: int = 0) -> dict[str, Capabilities]:
+        """Give what each backend can do here. Backends that fail or return None are missing in the result.
+
+        width: bits of nfcore's marks. A backend whose marks are narrower counts as one that sets none: a truncated mark
+        may be another target's.
+        """
+        found, too_narrow = {}, {}
         for backend in self.names:
             done, capabilities = self._plugins.try_call(backend, "probe_offload", device=self.device)
-            if done and capabilities is not None:
-                found[backend] = capabilities
-        self._capabilities = found
+            if not done or capabilities is None:
+                continue
+            if 0 < capabilities.mark_width < width:
+                too_narrow[backend] = capabilities.mark_width
+                capabilities = replace(capabilities, mark_width=0)
+            found[backend] = capabilities
+        self._capabilities, self.too_narrow = found, too_narrow
         return found
 
     def leave_out(self, useless: Collection[str]) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,10 +62,6 @@ class DeviceState:
     """What the last probe has found."""
     rule_counters: RuleCounters = field(default_factory=lambda: RuleCounters(0))
     """What the NIC's rules have counted."""
-    table_sizes: dict[str, int] = field(default_factory=dict)
-    """Backend → how many rules fit, where it states this."""
-    without_counters: Sequence[int] = ()
-    """Backends without counters, by index in the device's list."""
     _probe_pause: float = field(default=SHORTEST_RETRY)
     _retry: float = field(default=SHORTEST_RETRY)
     _tried: bool = False
@@ -89,8 +85,21 @@ class DeviceState:
     @property
     def able(self) -> list[str]:
         """The backends but for those that can set no marks for now."""
+        narrow = self.backends.too_narrow
         waiting = [name for name, each in self.found.items() if each.temporary and not each.mark_width]
-        return [name for name in self.backends.names if name not in waiting]
+        return [name for name in self.backends.names if name not in waiting and name not in narrow]
+
+    @property
+    def table_sizes(self) -> dict[str, int]:
+        """Backend → how many rules fit, where it states this."""
+        return {name: size for name, each in self.found.items() if (size := each.table_size) is not None}
+
+    @property
+    def without_counters(self) -> list[int]:
+        """Backends without counters, by index in the device's list."""
+        return [
+            at for at, name in enumerate(self.backends.names) if name in self.found and not self.found[name].counters
+        ]
 
     def begin_counting(self, now: float) -> None:
         """Set the counters up for the backends that are left after probing."""

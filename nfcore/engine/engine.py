@@ -180,23 +180,20 @@ class Engine:
 
     def _probe(self, device: DeviceState) -> None:
         """Log what the NIC can do; leave out backends that are of no use. ConfigError: the marks are too wide."""
-        found: dict[str, Capabilities] = device.worker.call(device.backends.probe)
+        found: dict[str, Capabilities] = device.worker.call(partial(device.backends.probe, self._width))
         device.probed(found, self.state.clock())
-        width = self.context.config.marking.width
         for backend, capabilities in found.items():
             if capabilities.mark_width:
                 log.info("%s: %s: %s", device.name, backend, capabilities.describe())
-            if 0 < capabilities.mark_width < width:
-                message = f"is {width}; {backend} on {device.name} transports {capabilities.mark_width} bits: "
-                message += f"set it to {capabilities.mark_width} or less"
+            if too_narrow := device.backends.too_narrow.get(backend):
+                message = f"is {self._width}; {backend} on {device.name} transports {too_narrow} bits: "
+                message += f"set it to {too_narrow} or less"
                 raise ConfigError(self.context.config.source, [Problem("marking.width", message)])
         self._leave_out_useless(device, found)
-        device.without_counters = [
-            number for number, name in enumerate(device.backends.names) if name in found and not found[name].counters
-        ]
-        device.table_sizes = {
-            name: size for name, capabilities in found.items() if (size := capabilities.table_size) is not None
-        }
+
+    @property
+    def _width(self) -> int:
+        return self.context.config.marking.width
 
     def _leave_out_useless(self, device: DeviceState, found: Mapping[str, Capabilities]) -> None:
         """Leave out backends that cannot set marks. One that can drop is of use where flows are ordered."""
@@ -343,7 +340,7 @@ class Engine:
                 self._have_reported_again(Reason.FAILED, device=device)
 
     def _probe_again(self, device: DeviceState) -> None:
-        """Probe the backends of a NIC whose link has changed; never waits."""
+        """Probe the backends of a NIC that has changed, or whose refusal may have passed; never waits."""
 
         def done(found: dict[str, Capabilities] | Exception) -> None:
             device.probing = False
@@ -360,12 +357,15 @@ class Engine:
             for backend, capabilities in found.items():
                 log.info("%s: %s: %s", device.name, backend, capabilities.describe())
                 self.state.events.note(EventKind.BACKEND, f"{backend}: {capabilities.describe()}", device.name)
-                if 0 < capabilities.mark_width < self.context.config.marking.width:
-                    log.warning("%s: %s sets no marks of this width any more: restart nfcore", device.name, backend)
+                if too_narrow := device.backends.too_narrow.get(backend):
+                    message = f"{backend} gets no rules that mark: it transports {too_narrow} bits, and marking.width "
+                    message += f"is {self._width}: set it to {too_narrow} or less and restart nfcore"
+                    log.warning("%s: %s", device.name, message)
+                    self.state.events.note(EventKind.BACKEND, message, device.name)
 
         # Set first: `done` may be called before `submit` returns.
         device.probing, device.probe_at = True, math.inf
-        if device.worker.submit(device.backends.probe, done):
+        if device.worker.submit(partial(device.backends.probe, self._width), done):
             device.to_probe = False
         else:
             device.probing, device.to_probe = False, True

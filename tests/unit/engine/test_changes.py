@@ -17,7 +17,7 @@ from nfcore.devices.device_state import LONGEST_RETRY, SHORTEST_RETRY, UNSUPPORT
 from nfcore.engine.flow_state import FlowState
 from nfcore.engine.removal import Ended
 
-from .world import GRACE, IDLE, QUARANTINE, Waiting, World
+from .world import GRACE, IDLE, IFINDEX, QUARANTINE, Waiting, World
 
 STRATEGIES = pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
 
@@ -376,6 +376,28 @@ def test_a_nic_that_is_of_no_use_for_now_is_kept_and_asked_again(make: Callable[
     assert world.notes[-1] == "restore [1001]"  # XDP reports it again soon
     world.report(1001)
     assert world.held() == [1001]
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_a_nic_that_comes_back_is_judged_as_at_the_start(
+    make: Callable[..., World], width: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make("dest-id")
+    world.nic.capabilities = Capabilities(mark_width=0, ipv6=False, drop=False, temporary=True)
+    world.start()
+    device = world.engine.state.devices[IFINDEX]
+    assert world.context.config.marking.width == 16
+    world.nic.capabilities = Capabilities(mark_width=width, counters=False, table_size=9)
+    world.pass_time(SHORTEST_RETRY)
+    world.pass_time(SHORTEST_RETRY)
+    assert (device.without_counters, device.table_sizes) == ([0], {"nic": 9})
+    world.report(1001)
+    told = "it transports 8 bits, and marking.width is 16: set it to 8 or less" in caplog.text
+    if width == 8:  # a truncated mark may be another target's
+        assert (world.held(), device.able, told) == ([], [], True)
+        assert world.reasons() == {"unsupported": 1}
+    else:
+        assert (world.held(), device.able, told) == ([1001], ["nic"], False)
 
 
 def test_flows_whose_rules_failed_are_tried_once_more_later(make: Callable[..., World]) -> None:
