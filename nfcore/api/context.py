@@ -138,17 +138,16 @@ class Context:
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("nfcore"))
 
     def register_nf(self, nf: NetworkFunction) -> None:
-        """Add a network function for the engine and give it a number, from 1."""
+        """Add a network function for the engine and give it a number, from 1.
+
+        The daemon refuses one that lacks a part of the protocol when the plugin's `setup` is through.
+        """
         nf.number = len(self.nfs) + 1
         self.nfs.append(nf)
 
     def target_facts(self, nf: int, target: int) -> TargetFacts:
         """Give what a network function, by its number, says of a target; nothing where there is no such function."""
-        if not 0 < nf <= len(self.nfs):
-            return TargetFacts()
-        # A function need not have the protocol as its base.
-        ask = getattr(self.nfs[nf - 1], "target_facts", None)
-        return ask(target) if ask is not None else TargetFacts()
+        return self.nfs[nf - 1].target_facts(target) if 0 < nf <= len(self.nfs) else TargetFacts()
 
     def chain_build(self, nf_name: str) -> ChainBuild:
         """Give the compiler flags and maps by which a network function passes packets on to the next of its chain."""

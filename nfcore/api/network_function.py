@@ -18,9 +18,10 @@ from .rules import Device
 
 
 class NetworkFunction(Protocol):
-    """What the engine needs of an NF. :meth:`Context.register_nf` sets `number`.
+    """What the engine needs of an NF, all of it. :meth:`Context.register_nf` sets `number`.
 
-    A class that names this one as its base inherits what most functions need nothing else of.
+    A class that names this one as its base inherits what most functions need nothing else of, and goes on working when
+    something is added here.
     """
 
     name: str
@@ -120,6 +121,12 @@ class NetworkFunction(Protocol):
     def explain(self, match: FlowMatch) -> Explanation | None:
         """Say what the function does with packets of a flow because of an order; None where there is no order."""
         return None
+
+
+def missing_members(nf: object) -> list[str]:
+    """Name what an object has not of :class:`NetworkFunction`."""
+    members = [name for name in (*vars(NetworkFunction), *NetworkFunction.__annotations__) if not name.startswith("_")]
+    return [name for name in dict.fromkeys(members) if getattr(nf, name, None) is None and name != "pools"]
 
 
 @dataclass(frozen=True)

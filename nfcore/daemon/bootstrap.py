@@ -17,6 +17,7 @@ from ..api.context import Context, Services
 from ..api.health import Health
 from ..api.marks import MarkAllocator, StrategyInfo
 from ..api.metrics import MetricFamily
+from ..api.network_function import missing_members
 from ..api.rules import Device
 from ..api.state_file import StateFile
 from ..devices.worker import Worker
@@ -139,6 +140,7 @@ def set_up_plugin(plugin: str, context: Context, plugins: PluginManager, cleanup
             log.error("plugin %s: teardown failed: %s", plugin, error)
 
     cleanup.callback(tear_down)
+    before = len(context.nfs)
     try:
         plugins.call(plugin, "setup", context=context)
     except NfcoreError:
@@ -146,6 +148,10 @@ def set_up_plugin(plugin: str, context: Context, plugins: PluginManager, cleanup
     except Exception as error:
         log.debug("traceback", exc_info=error)
         raise HostError(f"plugin {plugin}: setup failed: {describe_error(error)}") from error
+    for nf in context.nfs[before:]:
+        if missing := missing_members(nf):
+            advice = "its class should have nfcore.api.network_function.NetworkFunction as its base"
+            raise HostError(f"plugin {plugin}: its network function has no {', '.join(missing)}: {advice}")
 
 
 def make_engine(context: Context, plugins: PluginManager, workers: Mapping[int, Worker]) -> Engine:

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ..api.flows import FlowBatch, FlowMatch
-from ..api.network_function import NetworkFunction, PacketTrace
+from ..api.network_function import NetworkFunction, PacketTrace, missing_members
 from ..api.rules import Device
 from ..config.loader import load_config
 from ..daemon.bootstrap import make_context, make_engine, set_up
@@ -99,7 +99,9 @@ class FunctionRun:
         except ConfigError:
             raise
         except Exception as error:  # noqa: BLE001 - reported as a fault of the plugin
-            driver.broken(f"raised {error}", promise="hooks-do-not-raise", hook="setup", why=error)
+            lacking = any(missing_members(each) for each in self.context.nfs)
+            promise = "hooks-have-our-signatures" if lacking else "hooks-do-not-raise"
+            driver.broken(f"raised {error}", promise=promise, hook="setup", why=error)
         mine = [each for each in self.context.nfs if each.name == under.name]
         wrong = f"setup has registered {[each.name for each in self.context.nfs]}; should be one named {under.name!r}"
         driver.expect(len(mine) == 1, wrong, promise="hooks-have-our-signatures", hook="setup")

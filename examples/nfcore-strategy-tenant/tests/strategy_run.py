@@ -10,6 +10,7 @@ from pathlib import Path
 from nfcore.api.config import Config
 from nfcore.api.context import Context
 from nfcore.api.marks import MarkAllocator
+from nfcore.api.network_function import NetworkFunction
 from nfcore.api.rules import Device
 from nfcore.config.loader import load_config
 from nfcore.daemon.bootstrap import make_context
@@ -44,7 +45,7 @@ def load(folder: Path, text: str) -> tuple[Config, PluginManager]:
 
 
 @dataclass
-class Function:
+class Function(NetworkFunction):
     """The part of a network function that the strategy uses: names of its targets."""
 
     vips: dict[int, str] = field(default_factory=dict)
@@ -65,4 +66,4 @@ class Run:
         self.context: Context = make_context(config, plugins, [Device("eth1", 4, ("some_nic",))])
         self.context.marks = MarkAllocator(config.marking.width, quarantine, clock)
         plugins.call(NAME, "setup", context=self.context)
-        self.context.register_nf(self.function)  # type: ignore[arg-type]  # the strategy does not use the rest
+        self.context.register_nf(self.function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from nfcore.kernel import Map, MapSpec, MapType
 from nfcore.scaffold import Kind, Skeleton, write_skeleton
 from tests.kernel.katran_accel.world import CLIENT, NIC, tcp, udp
 from tests.kernel.network import send_frame
-from tests.kernel.site import Site, eventually, nfcore, succeed
+from tests.kernel.site import Site, command_line, eventually, nfcore, succeed
 from tests.kernel.traffic import Rounds, flow_frames
 
 from .test_crash import start_unwatched
@@ -117,6 +118,28 @@ def test_a_packet_with_a_mark_goes_straight_to_the_marks_owner(site: Site, chain
         (finding,) = [each for each in told if each["what"] == "eth1: chain"]
         assert (finding["status"], "first" in finding["found"]) == ("fault", True)
         assert daemon.poll() is None
+
+
+def test_a_function_that_lacks_a_part_of_the_protocol_is_refused_by_its_name(site: Site, chained: Path) -> None:
+    (source,) = (site.folder / "plugins").glob("nfcore-first/src/*/meter.py")
+    source.write_text(source.read_text().replace("class Meter(NetworkFunction)", "class Meter"))
+    for command, options in {"run": (), "trace": ("--hex", COUNTED.hex())}.items():
+        done = subprocess.run(
+            command_line(command, str(chained), *options), capture_output=True, text=True, check=False
+        )
+        told = "plugin first: its network function has no "
+        assert done.returncode == 1 and told in done.stderr, done.stderr
+        for member in ("let_go", "have_moved", "orders", "rules_ended", "resolve"):
+            assert member in done.stderr.partition(told)[2]
+        assert "NetworkFunction as its base" in done.stderr
+
+
+def test_each_row_of_a_trace_has_a_why_of_functions_that_say_none(site: Site, chained: Path) -> None:
+    frames = [option for frame in (TO_VIP, COUNTED, to_host(8080), to_host(9)) for option in ("--hex", frame.hex())]
+    packets = json.loads(nfcore("trace", str(chained), "--json", *frames, "--hex", f"{COUNTED.hex()} mark=9").stdout)
+    rows = [step for packet in packets["packets"] for step in (packet, *packet["steps"])]
+    assert {row["function"] for row in rows} == set(CHAIN)
+    assert all(row["why"] for row in rows)
 
 
 def empty_slot(site: Site, slot: int) -> None:

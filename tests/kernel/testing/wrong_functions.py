@@ -54,7 +54,7 @@ def under_test(plugin: Callable[[], object]) -> FunctionUnderTest:
     )
 
 
-def of_function(**methods: Callable[..., Any]) -> Callable[[], object]:
+def of_function(**methods: Callable[..., Any] | None) -> Callable[[], object]:
     """A plugin whose function has other methods: each is called with the function and the arguments."""
     faulty = type("Faulty", (Meter,), methods)
 
@@ -178,6 +178,7 @@ _MARKED = "count->fast += 1;\n\t\treturn chain_next(ctx, XDP_PASS);"
 _CHECK = "if (entry && entry->port && entry->port == port) {"
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a hook is missing": (NoRestore, "hooks-have-our-signatures"),
+    "a method is missing": (of_function(let_go=None), "hooks-have-our-signatures"),
     "a target that it does not know": (of_function(describe=_raise_for_unknown), "hooks-do-not-raise"),
     "targets twice": (of_function(targets=_targets_twice), "targets-are-listed-once"),
     "groups by place": (of_function(groups=_groups_by_place), "groups-are-small-numbers"),
