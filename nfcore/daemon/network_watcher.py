@@ -98,7 +98,8 @@ class NetworkWatcher(Closing):
     def _resolve(self, nf: NetworkFunction, look: object) -> Callable[[], Sequence[str]] | None:
         """Let a function look once its last look is over; until `_end` no other one begins."""
         with self._turn:
-            self._turn.wait_for(lambda: self._stopped or nf.name not in self._looks)
+            # Not for ever: at a stop the event loop applies nothing more, and waits for a reload that looks.
+            self._turn.wait_for(lambda: self._stopped or nf.name not in self._looks, PERIOD)
             if self._stopped:
                 return None
             self._looks[nf.name] = look
