@@ -95,6 +95,8 @@ class Balancer(NetworkFunction):
         self._devices: list[Device] = []
         self.sending = Sending()
         self._reloading = False
+        self._written = True
+        """Whether the maps were written to the end."""
         self.marks: MarkEntries | None = None
         self.routes: FlowRoutes | None = None
         self.pools: CpuPools | None = None
@@ -226,11 +228,14 @@ class Balancer(NetworkFunction):
 
     def _follow(self, before: Sending, now: Sending) -> Sequence[str]:
         """Send by what was found, unless the program does so already."""
-        self.sending = now
-        if self._writer.sends_by(now, self.inventory):
-            return changes(before, now) if now is not before else ()
-        self._writer.send_by(now, self.inventory)
-        if now is before:
+        right = self._writer.sends_by(now, self.inventory)
+        # A write of ours that failed half-way is no other program's.
+        changed_by_others = not right and now is before and self._written
+        if not right:
+            self._written = False
+            self._writer.send_by(now, self.inventory)
+        self._written, self.sending = True, now
+        if changed_by_others:
             return ["another program has changed by what packets are sent: it is as it was again"]
         return changes(before, now)
 
@@ -421,13 +426,14 @@ class Balancer(NetworkFunction):
         self._names[1].update({number: str(address) for address, number in change.inventory.reals.items()})
         # Between two rings XDP reports flows to what is new and to what is about to go: both may have marks.
         self._targets = np.union1d(self._targets, self._marked_targets(change.inventory))
+        self._written = False
         try:
             yield from self._writer.add(change, self._generation)
         except HostError:
             self._set_inventory(self.inventory)
             raise
         self._set_inventory(change.inventory)
-        self.sending = change.sending
+        self._written, self.sending = True, change.sending
         self._writer.remove(change)
         if change.purge:
             self._erase_other_marks()

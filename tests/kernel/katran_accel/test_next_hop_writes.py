@@ -16,6 +16,7 @@ from nfcore.api.marks import MarkAllocator
 from nfcore.api.rules import Device
 from nfcore.api.state_file import StateFile
 from nfcore.config.loader import load_config
+from nfcore.errors import HostError
 from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import Map, Program
 from nfcore.kernel.links import format_mac
@@ -99,6 +100,33 @@ def test_no_packet_is_lost_or_goes_astray(world: World, steps: str) -> None:
         assert writer.sends_by(sending, world.balancer.inventory)
         go_right(seen, before or ways, ways)
         before = ways
+
+
+def test_a_write_that_fails_is_made_up_for_and_nobody_else_is_blamed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balancer = world.balancer
+
+    def refuse(*_: object) -> None:
+        raise HostError("the kernel refuses it")
+
+    def follow(ways: str) -> list[str]:
+        monkeypatch.setattr(balancer, "_look", lambda *_, **__: facts(ways))
+        return list(balancer.resolve()())
+
+    follow("AAB")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Map, "write_array", refuse)
+        with pytest.raises(HostError):
+            follow("CCD")
+    assert not any("another program" in each for each in follow("AAB"))
+    assert macs_of_packets(balancer.program) == [format_mac(MACS[GATEWAYS[way]]) for way in "AAB"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Map, "write_array", refuse)
+        with pytest.raises(HostError):
+            follow("CCD")
+    assert len(follow("CCD")) == 2  # told as if nothing had failed
+    assert macs_of_packets(balancer.program) == [format_mac(MACS[GATEWAYS[way]]) for way in "CCD"]
 
 
 def go_right(seen: list[list[str | None]], before: str, ways: str) -> None:
