@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from .netlink import LINK, RTM_GETLINK, Channel, NetlinkError, attribute, attributes
 
-_ADDRESS, _NAME, _MASTER, _LINKINFO = 1, 3, 10, 18
+_ADDRESS, _NAME, _LINK, _MASTER, _LINKINFO, _LINK_NETNSID = 1, 3, 5, 10, 18, 37
 _INFO_KIND = 1
 AGGREGATES = frozenset({"bond", "team"})
 """Kinds of links whose ports receive their packets: an XDP program of theirs runs on the ports."""
+_OWN_MACS = frozenset({"macvlan", "macvtap"})
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Link:
     """As in ``ip link add type``; empty for hardware."""
     master: int = 0
     """ifindex of the link whose port it is; 0: none."""
+    lower: int = 0
+    """ifindex of the link of this namespace that it is on top of, as a macvlan is; 0: none."""
 
     @property
     def is_aggregate(self) -> bool:
@@ -59,6 +62,16 @@ def ports_of(master: int) -> list[Link]:
     return [*ports, *(inner for port in ports if port.is_aggregate for inner in ports_of(port.ifindex))]
 
 
+def virtual_links_of(lower: int) -> list[Link]:
+    """Read the links on top of another one that have MAC addresses of their own, such as those of VRRP."""
+    with Channel() as channel:
+        try:
+            found = [parse_link(each) for each in channel.dump(RTM_GETLINK, LINK.pack(0, 0, 0, 0, 0))]
+        except NetlinkError:
+            return []
+    return [link for link in found if link is not None and link.lower == lower and link.kind in _OWN_MACS]
+
+
 def parse_link(content: bytes) -> Link | None:
     """Read a ``struct ifinfomsg`` and attributes; None when it is cut off."""
     if len(content) < LINK.size:
@@ -67,8 +80,9 @@ def parse_link(content: bytes) -> Link | None:
     found = dict(attributes(content[LINK.size :]))
     mac = found.get(_ADDRESS, b"")
     kind = dict(attributes(found.get(_LINKINFO, b""))).get(_INFO_KIND, b"")
-    master = int.from_bytes(found.get(_MASTER, b"")[:4], sys.byteorder)
-    return Link(ifindex, _text(found.get(_NAME, b"")), mac if len(mac) == 6 else b"", _text(kind), master)
+    master, lower = (int.from_bytes(found.get(which, b"")[:4], sys.byteorder) for which in (_MASTER, _LINK))
+    name, there = _text(found.get(_NAME, b"")), _LINK_NETNSID not in found
+    return Link(ifindex, name, mac if len(mac) == 6 else b"", _text(kind), master, lower if there else 0)
 
 
 def _text(value: bytes) -> str:

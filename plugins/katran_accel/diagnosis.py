@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from nfcore.api.rules import Device
 from nfcore.control.client import daemon_answers, request
 from nfcore.errors import NfcoreError
 from nfcore.kernel.ethtool import link_facts
-from nfcore.kernel.links import format_mac
+from nfcore.kernel.links import format_mac, read_link, virtual_links_of
 
 from .balancer import ADVICE, Balancer
 from .config import NAME, KatranTable, VipTable
@@ -34,6 +35,7 @@ def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:
     devices = context.devices_of(NAME)
     for device in devices:
         yield _mtu(table, device.name, device.ifindex)
+        yield from _other_macs(table, device)
     yield from _gateways(context, table, devices)
 
 
@@ -62,6 +64,19 @@ def _program(context: Context, table: KatranTable) -> Finding:
         return Finding(f"{NAME}: program", Status.FAULT, str(error))
     finally:
         balancer.close()
+
+
+def _other_macs(table: KatranTable, device: Device) -> Iterator[Finding]:
+    """Name links on top of the device, such as those of VRRP, whose frames the balancer does not take."""
+    own = read_link(device.ifindex)
+    taken = {*table.listed_macs, own.mac if own is not None else b""}
+    others = [link for link in virtual_links_of(device.ifindex) if link.mac not in taken]
+    if others and table.destination_mac != "any":
+        named = ", ".join(f"{format_mac(link.mac)} ({link.name})" for link in others)
+        macs = [*(format_mac(mac) for mac in table.listed_macs), *(format_mac(link.mac) for link in others)]
+        advice = f"if clients reach VIPs by it: {NAME}.destination_mac = {json.dumps(['own', *macs])}, and a restart"
+        text = f"frames to {named} go to the kernel's stack, uncounted"
+        yield Finding(f"{NAME}: other MAC addresses of {device.name}", Status.WARNING, text, advice)
 
 
 def _gateways(context: Context, table: KatranTable, devices: Sequence[Device]) -> Iterator[Finding]:

@@ -187,6 +187,22 @@ def test_a_reload_looks_anew_and_changes_between_auto_and_a_mac(routers: Routers
     assert routers.goes_to(mac, FRAME, TO_OTHER, TO_SIX)
 
 
+def test_doctor_names_the_address_of_vrrp_until_it_is_listed(routers: Routers) -> None:
+    what, mac = "katran_accel: other MAC addresses of eth1", "00:00:5e:00:01:0a"
+    routers.ip(f"link add vrrp.10 link eth1 address {mac} type macvlan mode private")
+    config = routers.folder / "nf.toml"
+    try:
+        status, words = routers.doctor(config)[what]
+        listed = f'destination_mac = ["own", "{mac}"]'
+        assert status == "warning" and f"{mac} (vrrp.10)" in words and listed in words
+        routers.config(f"{listed}\n{VIPS}")
+        assert what not in routers.doctor(config)
+    finally:
+        routers.ip("link del vrrp.10")
+        routers.config(VIPS)
+    assert what not in routers.doctor(config)
+
+
 def test_frames_for_others_are_left_alone(routers: Routers) -> None:
     counted = routers.daemons.metric("nfcore_packets_total", path="slow")
     for foreign in ("ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "33:33:00:00:00:01", "02:00:5e:00:77:77"):
