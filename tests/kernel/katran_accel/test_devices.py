@@ -70,3 +70,31 @@ def test_a_start_without_a_way_is_refused_by_name(tmp_path: Path, routes: tuple[
         done = nfcore("run", str(routers.config(vip_toml(REAL))))
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert all(word in done.stderr for word in [*words, "gateway_mac"]), done.stderr
+
+
+def peak_memory(pid: int) -> int:
+    """Bytes that a process has had in memory at most."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def test_a_full_table_of_routes_is_not_read(tmp_path: Path) -> None:
+    """With 60,000 routes a start takes no more memory, and a change among them is followed."""
+    hosts = [f"198.19.{number >> 8}.{number & 255}" for number in range(60_000)]
+    batch = tmp_path / "routes"
+    batch.write_text("".join(f"route add {host} via 198.18.2.1 dev eth1\n" for host in hosts))
+    with open_routers(tmp_path) as routers:
+        routers.ip("route add default via 198.18.2.1 dev eth1")
+        config, peaks = routers.config(vip_toml(hosts[-1])), []
+        for more in (False, True):
+            if more:
+                routers.ip(f"-batch {batch}")
+            with routers.daemons.running(config) as daemon:
+                assert routers.goes_to(routers.mac(), FRAME)
+                peaks.append(peak_memory(daemon.pid))
+                if more:
+                    routers.ip(f"neighbour replace 198.18.2.9 lladdr {STATION} dev eth1")
+                    routers.ip(f"route replace {hosts[-1]} via 198.18.2.9 dev eth1")
+                    assert routers.goes_to(STATION, FRAME)
+        # A route as a Python object takes some hundred bytes.
+        assert peaks[1] - peaks[0] < len(hosts) * 100
