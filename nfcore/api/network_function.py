@@ -76,6 +76,13 @@ class NetworkFunction(Protocol):
         """
         return
 
+    def keep_only(self, batch: FlowBatch) -> None:
+        """Forget what is kept for flows while they have rules, except the batch: all that have one or wait for it.
+
+        Called when the rules of an earlier run have been taken over or removed, and at the end of each reload.
+        """
+        return
+
     def have_moved(self, batch: FlowBatch, reported: NDArray[np.uint64] | None = None) -> NDArray[np.bool_]:
         """Say which flows with rules are another target's by now, though nobody has reported ReportKind.MOVED.
 

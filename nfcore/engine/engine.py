@@ -166,6 +166,7 @@ class Engine:
             self.context.state_file.remove(FINGERPRINT)
         else:
             note_meaning(self.context)
+        self._keep_only_active()
         if self.context.strategy is not None:
             self.state.marks.lease()
         self._fingerprints = {nf.number: nf.fingerprint() for nf in self.context.nfs if nf.orders}
@@ -232,6 +233,12 @@ class Engine:
         device.rule_counters = leftovers.rule_counters
         self._record_leftovers(device, leftovers)
         return leftovers.removed if leftovers.cleared else None
+
+    def _keep_only_active(self) -> None:
+        """Let the network functions forget what they keep for flows that have no rule and wait for none."""
+        flows = self.table.batch(self.table.slots_in(*ACTIVE))
+        for nf in self.context.nfs:
+            nf.keep_only(flows[flows.rows["nf"] == nf.number])
 
     def _record_leftovers(self, device: DeviceState, leftovers: Leftovers) -> None:
         """Count, log and record as events what became of an earlier run's rules."""
@@ -448,6 +455,7 @@ class Engine:
                 waiting += ended.waiting
         yield from self._publish_targets()
         renew_meaning(self.context)
+        self._keep_only_active()
         return Ended(accelerated, waiting)
 
     def remove_all(self) -> None:

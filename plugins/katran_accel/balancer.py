@@ -160,9 +160,6 @@ class Balancer(NetworkFunction):
     def attached(self, device: Device) -> None:
         """Pin the program, if the maps are pinned: from now on the pins are in use."""
         self._unpin_on_close = None
-        # Flows of an earlier run whose rules are gone: from now on only the connection table knows them.
-        if self.routes is not None and len(others := self.routes.take_others()):
-            self.restore(others)
         if self.pin_dir is not None:
             (self.pin_dir / PROGRAM).unlink(missing_ok=True)
             self.program.pin(self.pin_dir / PROGRAM)
@@ -310,10 +307,8 @@ class Balancer(NetworkFunction):
             # A run with another kind of mark, or without marks, did not update these entries.
             if note.get("marks") != self.meaning:
                 self.marks.forget()
-            if self.routes is not None:
-                if note.get("marks") is None:
-                    self.routes.clear()
-                self.routes.resume()
+            if self.routes is not None and note.get("marks") is None:
+                self.routes.clear()
         return True
 
     def _write_note(self, planned: Inventory | None = None) -> None:
@@ -547,6 +542,12 @@ class Balancer(NetworkFunction):
         """Remove the routes of flows: the connection table has them again."""
         if self.routes is not None:
             self.routes.remove(batch)
+
+    def keep_only(self, batch: FlowBatch) -> None:
+        """Remove all other routes: those of an earlier run, too. First the connection table gets their flows."""
+        if self.routes is not None and len(others := self.routes.others(batch)):
+            self.restore(others)
+            self.routes.remove(others)
 
     def have_moved(self, batch: FlowBatch, reported: NDArray[np.uint64] | None = None) -> NDArray[np.bool_]:
         """Say which flows a SYN has taken to another real: the connection table tells, or XDP has ended the route."""

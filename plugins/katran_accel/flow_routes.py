@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import ANY_CPU, FLOW_KEY, FlowBatch, join_rows
+from nfcore.api.flows import ANY_CPU, FLOW_KEY, FlowBatch
 
 from . import layouts as lay
 from .connection_table import VipFinder, entry_keys, families_of_entries, flow_keys, targets_of
@@ -20,17 +20,11 @@ class FlowRoutes:
 
     def __init__(self, maps: BalancerMaps) -> None:
         self._map = maps["hw_accel_routes"]
-        self._written: list[NDArray[np.void]] | None = None
-        """Keys that were written since :meth:`resume`."""
 
     @property
     def room(self) -> int:
         """How many flows fit."""
         return self._map.spec.max_entries
-
-    def resume(self) -> None:
-        """Note that the map has the routes of an earlier run, until :meth:`take_others`."""
-        self._written = []
 
     def write(self, batch: FlowBatch) -> NDArray[np.bool_]:
         """Write the routes of flows, also in place of others. Says which are there: the map may be full."""
@@ -38,8 +32,6 @@ class FlowRoutes:
         values = np.zeros(len(keys), dtype=lay.HW_ACCEL_ROUTE)
         values["vip_num"] = batch.rows["target"] >> np.uint64(32)
         values["real_key"] = batch.rows["target"] & np.uint64(0xFFFF_FFFF)
-        if self._written is not None:
-            self._written.append(keys)
         return np.arange(len(keys)) < self._map.update_batch(keys, values).done
 
     def remove(self, batch: FlowBatch) -> None:
@@ -61,19 +53,15 @@ class FlowRoutes:
         valid = np.isin(_targets(values), targets) & (finder.owners_of_entries(keys) == values["vip_num"])
         self._map.delete_batch(keys[~valid])
 
-    def take_others(self) -> FlowBatch:
-        """Remove the routes of an earlier run that this one has not written, and give their flows."""
-        if self._written is None:
-            return FlowBatch.empty()
+    def others(self, batch: FlowBatch) -> FlowBatch:
+        """Give the flows that have routes, without those of a batch."""
         keys, values = self._map.lookup_all()
-        written = join_rows(self._written, FLOW_KEY)
-        self._written = None
-        other = ~np.isin(keys.view(_WHOLE_KEY), written.view(_WHOLE_KEY))
-        batch = FlowBatch.empty(int(np.count_nonzero(other)))
-        batch.rows["key"], batch.rows["family"] = flow_keys(keys[other]), families_of_entries(keys[other])
-        batch.rows["target"], batch.rows["cpu"] = _targets(values[other]), ANY_CPU
-        self._map.delete_batch(keys[other])
-        return batch
+        known = np.ascontiguousarray(entry_keys(batch.rows["key"], batch.rows["family"]))
+        other = ~np.isin(keys.view(_WHOLE_KEY), known.view(_WHOLE_KEY))
+        flows = FlowBatch.empty(int(np.count_nonzero(other)))
+        flows.rows["key"], flows.rows["family"] = flow_keys(keys[other]), families_of_entries(keys[other])
+        flows.rows["target"], flows.rows["cpu"] = _targets(values[other]), ANY_CPU
+        return flows
 
 
 def _targets(values: NDArray[np.void]) -> NDArray[np.uint64]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,6 @@ from nfcore.api.config import Config
 from nfcore.api.context import Context
 from nfcore.api.flows import ANY_CPU, FlowBatch, FlowMatch
 from nfcore.api.marks import MarkAllocator, MarkMeaning
-from nfcore.api.rules import Device
 from nfcore.api.state_file import StateFile
 from nfcore.config.loader import load_config
 from nfcore.errors import ConfigError
@@ -693,9 +693,34 @@ def test_a_restart_with_pins_knows_where_flows_with_rules_go(
         if rules == "all":
             given = np.array([marks[frame_of(key)] for key in keys], dtype=np.uint32)
             assert b.balancer.recognise(batch, given).all()
-        b.balancer.attached(Device("bench", 1, ()))
+        b.balancer.keep_only(batch)
         assert len(b.balancer.maps["hw_accel_routes"].lookup_all()[0]) == len(batch)
         assert {frame: b.to(frame) for frame in marks} == before
+
+
+def test_flows_of_an_earlier_run_keep_their_routes_until_they_are_restored(
+    tmp_path: Path, strategy: str, pins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packet of each comes before: it must not make a connection of the ring's choice."""
+    frames = flows(30)
+    drained = {(WEB, 80, "tcp"): [f"{A}*0", f"{B}*0", C], (DNS, 53, "udp"): [A, D]}
+    with bench(tmp_path, BOTH, strategy, pins, pinned=True) as b:
+        for frame in frames:
+            b.mark(frame)
+        before = {frame: b.to(frame) for frame in frames}
+        b.forget()
+    with bench(tmp_path, drained, strategy, pins, pinned=True) as b:
+        restore = b.balancer.connections.restore
+
+        def send_and_restore(*arguments: Any) -> None:
+            for frame in frames:
+                b.to(frame)
+            restore(*arguments)
+
+        monkeypatch.setattr(b.balancer.connections, "restore", send_and_restore)
+        b.balancer.keep_only(FlowBatch.empty())
+        assert len(b.balancer.maps["hw_accel_routes"].lookup_all()[0]) == 0
+        assert {frame: b.to(frame) for frame in frames} == before
 
 
 def frame_of(key: np.void) -> bytes:

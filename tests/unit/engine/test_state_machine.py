@@ -180,6 +180,8 @@ class Balancer(NetworkFunction):
         self.reports: list[FlowBatch] = []
         self.owners: dict[int, int] = {}
         """Mark → flow, where marks are of flows."""
+        self.kept: set[int] = set()
+        """Flows for which something is kept while they have rules. It outlives a run, as pinned maps do."""
         self.retired: dict[int, float] = {}
         self.fails = ""
 
@@ -211,7 +213,14 @@ class Balancer(NetworkFunction):
             mark in self.entries and (not self.per_flow or self.owners[mark] == port)
             for mark, port in zip(marks.tolist(), ports, strict=True)
         ]
+        self.kept |= {port for port, known in zip(ports, mine, strict=True) if known}
         return np.array(mine, dtype=bool)
+
+    def let_go(self, batch: FlowBatch) -> None:
+        self.kept -= set(batch.rows["key"]["sport"].tolist())
+
+    def keep_only(self, batch: FlowBatch) -> None:
+        self.kept &= set(batch.rows["key"]["sport"].tolist())
 
     @hookimpl
     def publish_marks(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
@@ -233,6 +242,8 @@ class Balancer(NetworkFunction):
             if not self.here.starting:
                 self.here.must(not self.card.setting({mark}), "a rule sets a mark that means something else now")
         self.entries[mark], self.owners[mark] = meaning, port
+        if port:
+            self.kept.add(port)
         return True
 
     @hookimpl
@@ -519,6 +530,14 @@ class LivesOfFlows(RuleBasedStateMachine):
         none = table.slots_in(FlowState.REFUSED)
         assert not table.mark[none].any()
         assert table.reason[none].all()
+
+    @invariant()
+    def nothing_is_kept_for_other_flows(self) -> None:
+        table = self.engine.table
+        active = table.slots_in(*ACTIVE)
+        admitted = active[np.isin(table.reason[active], (Reason.ADMIT, Reason.VANISHED))]
+        ports = table.flow["key"]["sport"]
+        assert set(ports[admitted].tolist()) <= self.nf.kept <= set(ports[active].tolist())
 
     @invariant()
     def there_are_not_too_many(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from nfcore.api.config import ConfigTable
@@ -95,6 +96,41 @@ def test_a_mark_without_its_entry_is_not_taken_over(make: Callable[..., World]) 
     second.nf.entries.pop(min(second.nf.entries))
     second.start()
     assert len(second.nic.rules) == second.engine.table.count(FlowState.INSTALLED) == 1
+
+
+def test_nothing_is_kept_for_a_flow_whose_rule_is_not_taken_over(make: Callable[..., World]) -> None:
+    """Its mark has been given to another by then."""
+    first = make("flow-id")
+    first.start()
+    first.report(1001, 1002)
+    second = killed_and_restarted(make, first, "flow-id")
+    second.nf.kept = set(first.nf.kept)
+    marks = second.context.marks
+    assert marks.claim(np.array([min(first.nf.entries)], dtype=np.uint32)).all()
+    second.start()
+    assert len(second.nic.rules) == len(second.nf.kept) == 1
+    assert second.keeps_right()
+
+
+def test_nothing_is_kept_when_the_take_over_fails(make: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make("flow-id")
+    first.start()
+    first.report(1001, 1002)
+    second = killed_and_restarted(make, first, "flow-id")
+    monkeypatch.setattr(second.context.marks, "claim", lambda marks: 1 // 0)
+    second.start()
+    assert second.nf.kept == set()
+
+
+@pytest.mark.parametrize("strategy", ["flow-id", "dest-id"])
+def test_a_reload_ends_what_is_kept_for_others(make: Callable[..., World], strategy: str) -> None:
+    world = make(strategy)
+    world.start()
+    world.report(1001)
+    world.nf.kept.add(b"a flow that was forgotten")
+    world.engine.apply(world.context.config, {})
+    assert len(world.nf.kept) == 1
+    assert world.keeps_right()
 
 
 class Killed(BaseException):

@@ -43,6 +43,8 @@ class Nf(NetworkFunction):
         self.pools: CpuPools | None = None
         self.reports: list[FlowBatch] = []
         self.entries: dict[int, int] = {}
+        self.kept: set[bytes] = set()
+        """Keys of flows for which something is kept while they have rules."""
         self.refuses: set[int] = set()
         self.known_targets: list[int] = []
         self.fails = ""
@@ -67,7 +69,15 @@ class Nf(NetworkFunction):
 
     def recognise(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
         batch.rows["target"] = [self.entries.get(mark, 0) for mark in marks.tolist()]
-        return np.isin(marks, list(self.entries))
+        known = np.isin(marks, list(self.entries))
+        self.kept |= keys(batch[known])
+        return known
+
+    def let_go(self, batch: FlowBatch) -> None:
+        self.kept -= keys(batch)
+
+    def keep_only(self, batch: FlowBatch) -> None:
+        self.kept &= keys(batch)
 
     @hookimpl
     def publish_marks(self, batch: FlowBatch, marks: NDArray[np.uint32]) -> NDArray[np.bool_]:
@@ -75,6 +85,7 @@ class Nf(NetworkFunction):
         stands = ~np.isin(batch.rows["target"], list(self.refuses))
         assert (marks != 0).all()
         self.entries |= zip(marks[stands].tolist(), batch.rows["target"][stands].tolist(), strict=True)
+        self.kept |= keys(batch[stands & (batch.rows["family"] != 0)])
         self._notes.append(f"publish {sorted(marks[stands].tolist())}")
         return stands
 
@@ -93,6 +104,10 @@ class Nf(NetworkFunction):
     def _may_fail(self, hook: str) -> None:
         if self.fails == hook:
             raise OSError(f"{hook}: the map is gone")
+
+
+def keys(batch: FlowBatch) -> set[bytes]:
+    return {key.tobytes() for key in batch.rows["key"]}
 
 
 class Nic:
@@ -294,7 +309,15 @@ class World:
         counts, engine = self.engine.counters.totals, self.engine
         ended = counts["events_known"] + counts["installed"] + sum(engine.counters.not_offloaded.values())
         under_way = engine.table.count(FlowState.PENDING, FlowState.WAITING)
-        return counts["events"] + counts["vanished"] == ended + under_way
+        return counts["events"] + counts["vanished"] == ended + under_way and self.keeps_right()
+
+    def keeps_right(self) -> bool:
+        """Something is kept for all flows that have rules or wait for one, and for no others."""
+        table = self.engine.table
+        active = table.slots_in(*ACTIVE)
+        active = active[table.mark[active] != 0]
+        admitted = active[np.isin(table.reason[active], (Reason.ADMIT, Reason.VANISHED))]
+        return keys(table.batch(admitted)) <= self.nf.kept <= keys(table.batch(active))
 
     @property
     def nic(self) -> Nic:
