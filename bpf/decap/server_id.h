@@ -25,7 +25,7 @@ static __always_inline void *tcp_header(void *data, void *data_end)
 	if ((void *)(ip + 1) > data_end)
 		return NULL;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		if (ip->protocol != IPPROTO_TCP || ip->ihl != 5 || ip->frag_off & bpf_htons(IPV4_LATER_FRAGMENT))
+		if (ip->protocol != IPPROTO_TCP || ip->ihl != 5 || ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
 			return NULL;
 		return ip + 1;
 	}

@@ -15,10 +15,10 @@
 #include <linux/ipv6.h>
 #include <linux/udp.h>
 
+#include "lib/packet.h"
 #include "destination.h"
 
 #define IPV4_FRAGMENT 0x3fff /* more fragments, or an offset */
-#define IPV4_LATER_FRAGMENT 0x1fff
 #define IPV6_LATER_FRAGMENT 0xfff8
 
 enum tunnel_state {
@@ -105,7 +105,7 @@ static __always_inline enum tunnel_state read_outer_ipv4(struct tunnel *tunnel, 
 #endif
 	if (!is_ipip(ip->protocol)) {
 		/* Only the first fragment has ports. */
-		if (ip->protocol != IPPROTO_UDP || fragment & IPV4_LATER_FRAGMENT)
+		if (ip->protocol != IPPROTO_UDP || fragment & IPV4_FRAGMENT_OFFSET)
 			return TUNNEL_NONE;
 		if (!is_gue((void *)ip + ip->ihl * 4, data_end))
 			return TUNNEL_NONE;

@@ -4,10 +4,11 @@
 
 #include <linux/types.h>
 
+#include "packet.h"
+
 #define TCP_SERVER_ID_KIND 0xb7
 #define TCP_SERVER_ID_BYTES 6 /* kind, length, and the id, little-endian */
 #define TCP_MOST_OPTIONS 15 /* that are looked at; each NOP is one */
-#define TCP_FIXED_BYTES 20
 #define TCP_OPTION_END 0
 #define TCP_OPTION_NOP 1
 
@@ -15,7 +16,7 @@
 static __always_inline __u32 tcp_server_id(void *tcp, void *data_end)
 {
 	__u32 end = (((__u8 *)tcp)[12] >> 4) * 4;
-	__u32 at = TCP_FIXED_BYTES;
+	__u32 at = TCP_HEADER_BYTES;
 
 #pragma unroll
 	for (int i = 0; i < TCP_MOST_OPTIONS; i++) {
