@@ -34,7 +34,7 @@ static __always_inline int finish(struct xdp_md *ctx, int verdict, __u64 bytes)
 static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_end, const struct device *device,
 				   __u32 mark, int family)
 {
-	struct packet packet = {.frame_bytes = data_end - data, .device = device};
+	struct packet packet = {.frame_bytes = data_end - data};
 	enum parse_result result =
 		family == AF_INET ? read_ipv4(&packet, data, data_end) : read_ipv6(&packet, data, data_end);
 	int verdict;
@@ -54,12 +54,12 @@ static __always_inline int balance(struct xdp_md *ctx, void *data, void *data_en
 		if (is_tcp_edge(&packet) || packet.frame_bytes > MAX_FRAME_BYTES) {
 			count(ACCEL_INELIGIBLE);
 		} else if (follow_mark(&route, &packet, mark, family)) {
-			verdict = send_to_real(ctx, &packet, &route, family);
+			verdict = send_to_real(ctx, &packet, device, &route, family);
 			return count_verdict(verdict, packet.frame_bytes);
 		}
 	}
 #endif
-	verdict = slow_path(ctx, &packet, mark, family);
+	verdict = slow_path(ctx, &packet, device, mark, family);
 	return finish(ctx, verdict, packet.frame_bytes);
 }
 

@@ -16,7 +16,7 @@
  * Moves the head by `outer_bytes` and writes the Ethernet header: from the interface to the gateway. Returns a pointer
  * to the outer IP header, or NULL.
  */
-static __always_inline void *open_headroom(struct xdp_md *ctx, const struct packet *packet,
+static __always_inline void *open_headroom(struct xdp_md *ctx, const struct device *device,
 					   const struct ctl_value *gateway, __be16 protocol, int outer_bytes)
 {
 	struct ethhdr *old, *new;
@@ -32,7 +32,7 @@ static __always_inline void *open_headroom(struct xdp_md *ctx, const struct pack
 	if ((void *)(old + 1) > data_end)
 		return NULL;
 #ifdef OWN_SOURCE
-	__builtin_memcpy(new->h_source, packet->device->mac, ETH_ALEN);
+	__builtin_memcpy(new->h_source, device->mac, ETH_ALEN);
 #else
 	__builtin_memcpy(new->h_source, old->h_dest, ETH_ALEN);
 #endif
@@ -41,12 +41,12 @@ static __always_inline void *open_headroom(struct xdp_md *ctx, const struct pack
 	return new + 1;
 }
 
-static __always_inline int encap_ipv4(struct xdp_md *ctx, const struct packet *packet, const struct ctl_value *gateway,
-				      __be32 real)
+static __always_inline int encap_ipv4(struct xdp_md *ctx, const struct packet *packet, const struct device *device,
+				      const struct ctl_value *gateway, __be32 real)
 {
 	/* The bytes of the port are swapped, as in the published outer addresses. */
 	__u16 spread = __builtin_bswap16(bpf_ntohs(packet->flow.sport)) ^ (bpf_ntohl(packet->flow.src[0]) & 0xffff);
-	struct iphdr *ip = open_headroom(ctx, packet, gateway, bpf_htons(ETH_P_IP), sizeof(*ip));
+	struct iphdr *ip = open_headroom(ctx, device, gateway, bpf_htons(ETH_P_IP), sizeof(*ip));
 
 	if (!ip) {
 		count_v1(STATS_ENCAP_FAIL);
@@ -66,12 +66,12 @@ static __always_inline int encap_ipv4(struct xdp_md *ctx, const struct packet *p
 	return XDP_TX;
 }
 
-static __always_inline int encap_ipv6(struct xdp_md *ctx, const struct packet *packet, const struct ctl_value *gateway,
-				      const struct real_definition *real, int family)
+static __always_inline int encap_ipv6(struct xdp_md *ctx, const struct packet *packet, const struct device *device,
+				      const struct ctl_value *gateway, const struct real_definition *real, int family)
 {
 	__be32 spread = family == AF_INET ? packet->flow.src[0] : packet->flow.src[3];
 	__u16 inner = family == AF_INET ? packet->ip_bytes : packet->ip_bytes + sizeof(struct ipv6hdr);
-	struct ipv6hdr *ip = open_headroom(ctx, packet, gateway, bpf_htons(ETH_P_IPV6), sizeof(*ip));
+	struct ipv6hdr *ip = open_headroom(ctx, device, gateway, bpf_htons(ETH_P_IPV6), sizeof(*ip));
 
 	if (!ip) {
 		count_v2(STATS_ENCAP_FAIL);

@@ -25,10 +25,10 @@ static __always_inline struct real_definition *live_real(__u32 real_key)
 }
 
 /* Counts the packet for its VIP and real and sends it to the real. */
-static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet *packet, const struct route *route,
-					int family)
+static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet *packet, const struct device *device,
+					const struct route *route, int family)
 {
-	const struct ctl_value *gateway = next_hop(packet->device, route->real);
+	const struct ctl_value *gateway = next_hop(device, route->real);
 
 	if (!gateway) {
 		count_v1(STATS_NO_NEXT_HOP);
@@ -37,6 +37,6 @@ static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet 
 	count_bytes(route->vip_num, packet->ip_bytes);
 	count_real(route->real_key, packet->ip_bytes);
 	if (family == AF_INET && !(route->real->flags & REAL_IPV6))
-		return encap_ipv4(ctx, packet, gateway, route->real->addr[0]);
-	return encap_ipv6(ctx, packet, gateway, route->real, family);
+		return encap_ipv4(ctx, packet, device, gateway, route->real->addr[0]);
+	return encap_ipv6(ctx, packet, device, gateway, route->real, family);
 }

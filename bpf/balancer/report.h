@@ -131,13 +131,14 @@ static __always_inline __u32 mark_for(const struct hw_accel_event *event)
 
 #if USES_MARKS
 static __always_inline void fill_event(struct hw_accel_event *event, struct xdp_md *ctx, const struct packet *packet,
-				       __u32 vip_num, __u32 real_key, const struct report *report, int family)
+				       const struct device *device, __u32 vip_num, __u32 real_key,
+				       const struct report *report, int family)
 {
 	__builtin_memcpy(&event->flow, &packet->flow, sizeof(event->flow));
 	event->vip_num = vip_num;
 	event->real_key = real_key;
 	event->packets = (__u32)MIN_PACKETS * ((2u << (report->reports & 15)) - 1);
-	event->ifindex = packet->device->ifindex;
+	event->ifindex = device->ifindex;
 	event->cpu = bpf_get_smp_processor_id();
 	event->family = family == AF_INET ? 4 : 6;
 	event->kind = report->kind - REPORT_FLOW;
@@ -148,8 +149,8 @@ static __always_inline void fill_event(struct hw_accel_event *event, struct xdp_
  * Reserves room in the ring buffer first: without it no mark is taken. User space polls, so it is woken only when a
  * rule sends a new connection to the wrong real.
  */
-static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
-					const struct report *report, int family)
+static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, const struct device *device,
+					__u32 vip_num, __u32 real_key, const struct report *report, int family)
 {
 #ifdef EVENTS_RINGBUF
 	struct hw_accel_event *event = bpf_ringbuf_reserve(MAP(hw_accel_events), sizeof(*event), 0);
@@ -158,12 +159,12 @@ static __always_inline void report_flow(struct xdp_md *ctx, const struct packet 
 		count(ACCEL_REPORT_LOST);
 		return;
 	}
-	fill_event(event, ctx, packet, vip_num, real_key, report, family);
+	fill_event(event, ctx, packet, device, vip_num, real_key, report, family);
 	bpf_ringbuf_submit(event, report->kind == REPORT_MOVED ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 #else
 	struct hw_accel_event event;
 
-	fill_event(&event, ctx, packet, vip_num, real_key, report, family);
+	fill_event(&event, ctx, packet, device, vip_num, real_key, report, family);
 	if (bpf_perf_event_output(ctx, MAP(hw_accel_events), BPF_F_CURRENT_CPU, &event, sizeof(event))) {
 		if (event.mark)
 			give_back_mark(event.cpu);
@@ -174,8 +175,8 @@ static __always_inline void report_flow(struct xdp_md *ctx, const struct packet 
 	count(ACCEL_REPORTED);
 }
 #else
-static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, __u32 vip_num, __u32 real_key,
-					const struct report *report, int family)
+static __always_inline void report_flow(struct xdp_md *ctx, const struct packet *packet, const struct device *device,
+					__u32 vip_num, __u32 real_key, const struct report *report, int family)
 {
 }
 #endif

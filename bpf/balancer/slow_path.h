@@ -125,8 +125,9 @@ static __always_inline void erase_source(struct packet *packet)
 	__builtin_memset(packet->flow.src, 0, sizeof(packet->flow.src));
 }
 
-/* `mark`: that of a packet which could not be sent by it; 0: no mark. */
-static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, __u32 mark, int family)
+/* `device`: that the packet came by. `mark`: that of a packet which could not be sent by it; 0: no mark. */
+static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, const struct device *device, __u32 mark,
+				     int family)
 {
 	struct hashed_ports ports = {.sport = packet->flow.sport, .dport = packet->flow.dport};
 	struct flow_key key = connection_key(packet, family);
@@ -173,8 +174,8 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	if (USES_MARKS && closes(packet) && end_is_due(entry, marked.real_key || was_reported))
 		report.kind = REPORT_ENDED;
 	if (report.kind)
-		report_flow(ctx, packet, vip->vip_num, route.real_key, &report, family);
+		report_flow(ctx, packet, device, vip->vip_num, route.real_key, &report, family);
 	count_slow(vip->vip_num, route.real_key);
 	route.vip_num = vip->vip_num;
-	return send_to_real(ctx, packet, &route, family);
+	return send_to_real(ctx, packet, device, &route, family);
 }

@@ -37,10 +37,7 @@ enum parse_result {
 	PARSE_NO_ADDRESSES, /* it ends within the IP header */
 };
 
-struct device; /* of the network function, which alone knows what is in it */
-
 struct packet {
-	const struct device *device; /* that the packet came by */
 	struct flow_key flow; /* as the packet carries it */
 	__u32 frame_bytes;
 	__u16 ip_bytes; /* v4: total length, v6: payload length; host order */
