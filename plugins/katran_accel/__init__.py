@@ -55,8 +55,9 @@ class KatranAccelPlugin:
 
     @hookimpl
     def preconditions(self, context: Context) -> Iterable[Finding]:
-        """Check that nobody else has the folder of pins, and that what is pinned there fits."""
-        return list(preconditions(context, _table(context.config)))
+        """Check that the folder of pins and the health checks' interface are nobody else's, and what is pinned fits."""
+        table = _table(context.config)
+        return [*preconditions(context, table), *healthcheck.preconditions(context, table)]
 
     @hookimpl
     def setup(self, context: Context) -> None:

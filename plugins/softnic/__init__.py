@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from pydantic import BeforeValidator, Field
 
 from nfcore.api.config import NO_BACKEND, ConfigTable, InterfaceName, Section
 from nfcore.api.context import Context
+from nfcore.api.findings import Finding, finding_of
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, counter
 from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch, split_cookies
@@ -58,31 +60,24 @@ class SoftnicPlugin:
         app.add_typer(commands, name=NAME)
 
     @hookimpl
+    def preconditions(self, context: Context) -> Iterable[Finding]:
+        """Check that nobody else has the NICs."""
+        return [finding_of(f"{NAME}: lock", partial(_lock, context), "no other nfcore uses its NICs")]
+
+    @hookimpl
     def setup(self, context: Context) -> None:
         """Open the NIC of every device that has this backend."""
         if not context.tracing:
             self._open(context)
 
     def _open(self, context: Context) -> None:
-        table = context.config.sections[NAME]
-        assert isinstance(table, SoftnicTable), "config_section() declares it"
-        known = [each.name for each in context.config.interfaces]
-        unknown = [name for name in table.pins if name not in known]
-        if unknown:
-            message = f"belongs to no interface; those of [[interfaces]] are: {', '.join(known)}"
-            raise ConfigError(
-                context.config.source, [Problem(key_path(f"{NAME}.pins", name), message) for name in unknown]
-            )
+        _lock(context)
         optional = {each.name for each in context.config.interfaces if NO_BACKEND in each.offload}
-        for device in context.devices:
-            if NAME in device.backends:
-                _refuse_aggregate(device)
-                where = f"{context.config.source}: {key_path('softnic.pins', device.name)}"
-                pin_dir = Path(table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}"))
-                context.locks.folder(pin_dir)
-                open_nic = SoftnicBackend.expect if device.name in optional else SoftnicBackend.open
-                self._nics[device.ifindex] = open_nic(pin_dir, where)
-                self._names[device.ifindex] = device.name
+        for device, pin_dir in _pin_dirs(context):
+            where = f"{context.config.source}: {key_path('softnic.pins', device.name)}"
+            open_nic = SoftnicBackend.expect if device.name in optional else SoftnicBackend.open
+            self._nics[device.ifindex] = open_nic(pin_dir, where)
+            self._names[device.ifindex] = device.name
 
     @hookimpl
     def teardown(self) -> None:
@@ -129,6 +124,31 @@ class SoftnicPlugin:
             return [line for ifindex, nic in self._nics.items() if (line := _remove_rules(nic, self._names[ifindex]))]
         finally:
             self.teardown()
+
+
+def _lock(context: Context) -> None:
+    """Lock the NICs. HostError, ConfigError: see :func:`_pin_dirs`."""
+    for _, pin_dir in _pin_dirs(context):
+        context.locks.folder(pin_dir)
+
+
+def _pin_dirs(context: Context) -> Iterator[tuple[Device, Path]]:
+    """Yield each device that has this backend, with the folder of its NIC.
+
+    ConfigError: a folder is for an interface that there is not. HostError: no NIC can stand in front of the device.
+    """
+    table = context.config.sections[NAME]
+    assert isinstance(table, SoftnicTable), "config_section() declares it"
+    known = [each.name for each in context.config.interfaces]
+    unknown = [name for name in table.pins if name not in known]
+    if unknown:
+        message = f"belongs to no interface; those of [[interfaces]] are: {', '.join(known)}"
+        problems = [Problem(key_path(f"{NAME}.pins", name), message) for name in unknown]
+        raise ConfigError(context.config.source, problems)
+    for device in context.devices:
+        if NAME in device.backends:
+            _refuse_aggregate(device)
+            yield device, Path(table.pins.get(device.name, f"/run/nfcore/bpf/softnic-{device.name}"))
 
 
 def _refuse_aggregate(device: Device) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from nfcore.api.config import ConfigTable, InterfaceName, Section, parse_interface
 from nfcore.api.context import Context
+from nfcore.api.findings import Finding, finding_of
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily, counter, gauge
 from nfcore.api.rules import Capabilities, Device, Outcomes, RuleBatch
@@ -72,12 +74,17 @@ class TcOffloadPlugin:
         return Section(TcOffloadTable, _check)
 
     @hookimpl
+    def preconditions(self, context: Context) -> Iterable[Finding]:
+        """Check that nobody else has the interfaces that carry the filters."""
+        return [finding_of(f"{NAME}: lock", partial(_lock, context), "no other nfcore uses its interfaces")]
+
+    @hookimpl
     def setup(self, context: Context) -> None:
         """Probe every device that names this backend, and take over the rules of an earlier run on it."""
         if context.tracing:
             return
+        _lock(context)
         for device, settings in _settings(context):
-            context.locks.interface(settings.filter_on, settings.ifindex)
             backend = TcBackend(settings)
             # Stored before open(), so that teardown also cleans up after an open() that fails.
             self._backends[device.ifindex], self._names[device.ifindex] = backend, device.name
@@ -133,8 +140,8 @@ class TcOffloadPlugin:
     def cleanup(self, context: Context) -> Iterable[str]:
         """Remove the rules that a killed daemon left, and its qdisc if that has no other filters."""
         lines = []
+        _lock(context)
         for _, settings in _settings(context):
-            context.locks.interface(settings.filter_on, settings.ifindex)
             backend = TcBackend(settings)
             removed = backend.sweep()
             if removed:
@@ -150,6 +157,12 @@ def _check(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
         if isinstance(device, dict) and device.get("direction") == "egress" and not device.get("filter_on"):
             message = f"is 'egress'; what leaves {name} does not pass its XDP program: set filter_on to its veth peer"
             yield Problem(key_path(f"{path}.devices", name, "direction"), message)
+
+
+def _lock(context: Context) -> None:
+    """Lock the interfaces that carry the filters. HostError, ConfigError: see :func:`_settings`."""
+    for _, settings in _settings(context):
+        context.locks.interface(settings.filter_on, settings.ifindex)
 
 
 def _settings(context: Context) -> Iterator[tuple[Device, Settings]]:

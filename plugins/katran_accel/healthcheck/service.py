@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from nfcore.api.context import Context
-from nfcore.api.findings import Finding, Status
+from nfcore.api.findings import Finding, Status, finding_of
 from nfcore.api.metrics import MetricFamily, counter, gauge
 from nfcore.errors import HostError, NfcoreError
 from nfcore.kernel import Ownership, TcProgram, attach_egress, detach_egress, egress_programs, interface_exists
@@ -144,6 +144,21 @@ def _program_to_replace(context: Context, path: ProbePath) -> TcProgram | None:
         process = f"process {there.owner.process} with the socket {there.owner.place}"
         raise HostError(f"the egress of {path.interface} is in use by another nfcore, {process}: stop it first")
     return there.open()
+
+
+def preconditions(context: Context, table: KatranTable) -> Iterator[Finding]:
+    """Find, for `run` and `doctor`, whether the interface of the probes is free."""
+    wanted = table.healthcheck
+    if wanted is None:
+        return
+
+    def check() -> None:
+        path = find_path(context, table, wanted)
+        context.locks.interface(path.interface, path.ifindex)
+        if (previous := _program_to_replace(context, path)) is not None:
+            previous.close()
+
+    yield finding_of(f"{TABLE}.interface", check, "no other nfcore uses it for health checks")
 
 
 def remove_leftovers(context: Context) -> Iterator[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from nfcore.api.findings import Status
+from nfcore.api.locks import FOLDER as LOCKS
 from nfcore.bench.testbed import Daemons, run
 from nfcore.cli.link_diagnosis import examine_merging
 from nfcore.kernel import (
@@ -163,18 +165,73 @@ def other_daemon(place: Place) -> Iterator[None]:
 
 
 @contextmanager
-def same_pins(place: Place) -> Iterator[None]:
-    """Another nfcore, on another interface, has the folder of pins."""
-    run("ip", "link", "add", "eth2", "type", "veth", "peer", "net2")
-    run("ip", "link", "set", "eth2", "up")
+def beside(place: Place) -> Iterator[None]:
+    """Another nfcore runs by the same TOML, but on eth2 and with its own socket; eth3 is nobody's."""
+    links = ("eth2", "eth3")
+    for link in links:
+        run("ip", "link", "add", link, "type", "veth", "peer", f"net{link[-1]}")
+        run("ip", "link", "set", link, "up")
     try:
-        place.write(("lru_size = 4096", f'lru_size = 4096\npin_dir = "{pins(place)}"'))
         other = place.folder / "other.toml"
         other.write_text(place.path.read_text().replace("/nf.sock", "/other.sock").replace("eth1", "eth2"))
-        with mounted(pins(place), kind="bpf"), Daemons(place.folder / "other.sock").running(other):
+        with Daemons(place.folder / "other.sock").running(other):
             yield
     finally:
-        run("ip", "link", "del", "eth2")
+        for link in links:
+            run("ip", "link", "del", link)
+
+
+@contextmanager
+def same_pins(place: Place) -> Iterator[None]:
+    """Another nfcore, on another interface, has the folder of pins."""
+    place.write(("lru_size = 4096", f'lru_size = 4096\npin_dir = "{pins(place)}"'))
+    with mounted(pins(place), kind="bpf"), beside(place):
+        yield
+
+
+@contextmanager
+def same_nic(place: Place) -> Iterator[None]:
+    """Another nfcore waits for the NIC with the same pins."""
+    place.write(
+        ACCELERATED[0],
+        ('offload = ["none"]', 'offload = ["softnic", "none"]'),
+        more=f'[softnic.pins]\neth1 = "{pins(place)}"\n',
+    )
+    with beside(place):
+        yield
+
+
+@contextmanager
+def same_filters(place: Place) -> Iterator[None]:
+    """The filters are to be on another nfcore's interface."""
+    with beside(place):
+        place.write(
+            ('"flow_actions"]', '"marking", "tc_offload"]'),
+            ('offload = ["none"]', 'offload = ["tc_offload", "none"]'),
+            more='[tc_offload.devices.eth1]\nfilter_on = "eth2"\n',
+        )
+        yield
+
+
+def probed_by(interface: str) -> str:
+    return f'[katran_accel.healthcheck]\ninterface = "{interface}"\nsource_v4 = "198.18.1.1"\n'
+
+
+@contextmanager
+def probes_of_another(place: Place) -> Iterator[None]:
+    """Health checks are to pass another nfcore's interface."""
+    with beside(place):
+        place.write(more=probed_by("eth2"))
+        yield
+
+
+@contextmanager
+def same_egress(place: Place) -> Iterator[None]:
+    """Another nfcore, whose locks are lost, has its health checks there."""
+    place.write(more=probed_by("eth3"))
+    with beside(place):
+        shutil.rmtree(LOCKS)
+        yield
 
 
 @contextmanager
@@ -272,6 +329,10 @@ OBSTACLES: dict[str, Callable[[Place], AbstractContextManager[None]]] = {
     "a folder of somebody else": foreign_folder,
     "another daemon": other_daemon,
     "another daemon's pins": same_pins,
+    "another daemon's NIC": same_nic,
+    "another daemon's interface for filters": same_filters,
+    "another daemon's interface for probes": probes_of_another,
+    "another daemon's probes": same_egress,
     "left in another mode": left_in_another_mode,
     "no such group": no_group,
     "a file for the socket": file_for_socket,
