@@ -203,10 +203,12 @@ class _Daemon:
 
     def _tick(self) -> None:
         """Read the changes of links, and let the program monitor and the engine do what is due."""
+        self.links.watch_qdiscs(self.engine.hindered)
         changed = self.links.poll()
         for link in changed.values():
             status = "gone, and with it the program" if link.gone else "up" if link.up else "down"
-            self.engine.state.events.note(EventKind.LINK, f"changed: it is {status}", link.name)
+            text = "its qdisc for filters was added or removed" if link.qdisc else f"changed: it is {status}"
+            self.engine.state.events.note(EventKind.LINK, text, link.name)
             if link.gone:
                 log.error("%s: the interface is %s: restart nfcore once it is back", link.name, status)
         self.programs.run(changed)

@@ -90,6 +90,11 @@ class DeviceState:
         return [name for name in self.backends.names if name not in waiting and name not in narrow]
 
     @property
+    def hindered(self) -> bool:
+        """Whether rules fail, or a backend is of no use, for a reason that may pass."""
+        return self.failed_retry < math.inf or any(each.temporary for each in self.found.values())
+
+    @property
     def table_sizes(self) -> dict[str, int]:
         """Backend → how many rules fit, where it states this."""
         return {name: size for name, each in self.found.items() if (size := each.table_size) is not None}

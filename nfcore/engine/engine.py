@@ -126,6 +126,11 @@ class Engine:
         """Counts of what the engine has done."""
         return self.state.counters
 
+    @property
+    def hindered(self) -> bool:
+        """Whether a NIC takes no rules for a reason that may pass."""
+        return any(device.hindered for device in self.state.devices.values())
+
     def _size_table(self) -> None:
         offload = self.context.config.offload
         orders = sum(nf.orders for nf in self.context.nfs)

@@ -313,6 +313,5 @@ def test_a_daemon_gets_over_a_shared_block_at_any_time(site: Site) -> None:
         return "shared" in site.daemons.logged().rpartition("vanished")[2]
 
     assert eventually(refused, PATIENCE)
-    run("ip", "link", "set", site.nic.name, "promisc", "on")  # a change of the link: it is probed again
     run("tc", "qdisc", "del", "dev", site.nic.name, "clsact")
     assert eventually(lambda: all_marked(site), PATIENCE), site.daemons.logged()

@@ -127,6 +127,29 @@ def test_single_features_are_what_ethtool_tells(pair: tuple[int, int]) -> None:
         assert feature_is_on(near + 1000, "rx-gro") is None
 
 
+def tc(*words: str) -> None:
+    command = ["nsenter", f"--net=/run/netns/{NAMESPACE}", "tc", *words]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def test_a_qdisc_for_filters_is_told_on_demand(pair: tuple[int, int]) -> None:
+    near, _ = pair
+    with watch(near) as watched:
+        settled(watched, lambda told: not select.select([watched], [], [], 1.5)[0])
+        tc("qdisc", "add", "dev", "near0", "clsact")
+        watched.watch_qdiscs(True)
+        tc("qdisc", "add", "dev", "far0", "clsact")
+        tc("chain", "add", "dev", "near0", "ingress", "chain", "5")
+        assert watched.poll() == {}
+        tc("qdisc", "del", "dev", "near0", "clsact")
+        with enter(NAMESPACE):
+            told = settled(watched, lambda told: near in told)
+        assert told == {near: LinkChange("near0", up=True, gone=False, qdisc=True)}
+        watched.watch_qdiscs(False)
+        tc("qdisc", "add", "dev", "near0", "clsact")
+        assert watched.poll() == {}
+
+
 def test_when_announcements_are_lost_every_link_is_told_as_it_is(pair: tuple[int, int]) -> None:
     near, far = pair
     ip(NAMESPACE, "link", "add", "still0", "type", "veth", "peer", "still1")

@@ -367,6 +367,7 @@ def test_a_nic_that_is_of_no_use_for_now_is_kept_and_asked_again(make: Callable[
     world.start()
     world.report(1001)
     assert world.reasons() == {"unsupported": 1}
+    assert world.engine.hindered
     world.pass_time(SHORTEST_RETRY)
     assert not any(note.startswith("restore") for note in world.notes)
     world.nic.capabilities = able
@@ -376,6 +377,7 @@ def test_a_nic_that_is_of_no_use_for_now_is_kept_and_asked_again(make: Callable[
     assert world.notes[-1] == "restore [1001]"  # XDP reports it again soon
     world.report(1001)
     assert world.held() == [1001]
+    assert not world.engine.hindered
 
 
 @pytest.mark.parametrize("width", [8, 16])
@@ -408,6 +410,7 @@ def test_flows_whose_rules_failed_are_tried_once_more_later(make: Callable[..., 
     for _ in range(20):
         world.pass_time(1.0)
     assert world.reasons() == {"failed": 1}
+    assert world.engine.hindered
     world.nic.size = 9
     world.notes.clear()
     world.pass_time(LONGEST_RETRY)
