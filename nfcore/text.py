@@ -26,10 +26,17 @@ def _escape(char: str) -> str:
 
 
 def target_text(words: Mapping[str, Any]) -> str:
-    """Write what a network function says of a target: ``VIP → real`` for a balancer's, else as ``port 80, zone a``."""
-    if words.keys() == {"vip", "real"}:
-        return f"{words['vip']} → {words['real']}"
+    """Write what a network function says of a target: two words as ``from → to``, else ``port 80, zone a, queue 3``."""
+    if len(words) == 2:
+        return " → ".join(map(str, words.values()))
     return ", ".join(f"{key} {value}" for key, value in words.items())
+
+
+def target_of_flow(words: Mapping[str, Any], other: str = "({})") -> str:
+    """Write the same behind a flow, which has the first of two words already: ``→ to``, else as `other` has it."""
+    if len(words) == 2:
+        return f"→ {list(words.values())[1]}"
+    return other.format(target_text(words)) if words else ""
 
 
 def json_text(value: Any) -> str:

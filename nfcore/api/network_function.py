@@ -44,7 +44,9 @@ class NetworkFunction(Protocol):
     def describe(self, target: int) -> Mapping[str, str]:
         """Describe a target for people, such as ``{"vip": "198.18.10.1:80/tcp", "real": "198.18.20.11"}``.
 
-        The keys are the function's own words; commands use them as titles of columns. At most three fit there.
+        The keys are the function's own words; commands use them as titles of columns, those of up to three letters in
+        capitals. At most three fit there. Of exactly two, the first is what clients send to, the second where it goes:
+        commands that have one column write ``198.18.10.1:80/tcp → 198.18.20.11``.
         """
 
     def target_facts(self, target: int) -> TargetFacts:

@@ -124,7 +124,7 @@ def flows(
     ] = False,
     match: Annotated[
         str,
-        typer.Option(help="An address, prefix or address:port, a function, or part of a VIP, real, port or reason."),
+        typer.Option(help="An address, prefix or address:port, a function, or part of a target, port or reason."),
     ] = "",
     sort: Annotated[_SortChoice, typer.Option(help="The largest first; age: the oldest first.")] = _SORT_BY_RATE,
     reverse: Annotated[
@@ -262,7 +262,7 @@ def events(
     ] = None,
     match: Annotated[
         str,
-        typer.Option(help="An address, prefix or address:port, a function, or part of a VIP, real, port or reason."),
+        typer.Option(help="An address, prefix or address:port, a function, or part of a target, port or reason."),
     ] = "",
     socket: SocketOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")] = False,
@@ -301,8 +301,8 @@ def offload(
 ) -> None:
     """Switch offloading off or on at once: the kill switch.
 
-    Off: every flow goes back to the slow path and keeps its real. Offloading stays off, also after a restart of the
-    daemon, until you switch it on. Balancing goes on meanwhile.
+    Off: every flow goes back to the slow path and keeps its target. Offloading stays off, also after a restart of the
+    daemon, until you switch it on. Packets fare as before meanwhile.
 
     Example: nfcore offload off lb.toml
     """
@@ -319,9 +319,10 @@ def offload(
 def reload(config: OptionalConfig = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
     """Make the daemon read its TOML again, without a restart.
 
-    VIPs, reals, weights and most of [offload] can change. The daemon reads the file that it was started with; the
-    output names it. When this returns, a real that was removed gets no more packets; connections to the other reals
-    stay. A mistake, or a change that needs a restart, is named, and nothing changes. SIGHUP does the same.
+    The tables of network functions and most of [offload] can change, such as VIPs, reals and weights. The daemon reads
+    the file that it was started with; the output names it. When this returns, a target that was removed gets no more
+    packets; connections to the others stay. A mistake, or a change that needs a restart, is named, and nothing changes.
+    SIGHUP does the same.
 
     Example: nfcore reload lb.toml
     """

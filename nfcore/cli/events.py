@@ -16,7 +16,7 @@ from typing import Any
 from ..api.config import parse_duration
 from ..control.client import Client, EndedError
 from ..errors import ConfigError, Problem
-from ..text import json_text, printable, target_text
+from ..text import json_text, printable, target_of_flow
 
 FOLLOWED_FROM = 10
 """Past events that --follow begins with, as `journalctl -f` does."""
@@ -129,8 +129,7 @@ def as_line(event: dict[str, Any]) -> str:
         return f"{head}  {where}{event['message']}"
     parts = [f"{event['flow']}"]
     if event.get("target"):
-        target = event["target"]
-        parts.append(f"→ {target['real']}" if target.keys() == {"vip", "real"} else f"({target_text(target)})")
+        parts.append(target_of_flow(event["target"]))
     if event.get("mark"):
         parts.append(f"mark {event['mark']}")
     where = " ".join(str(event[key]) for key in ("backend", "interface") if event.get(key))

@@ -47,7 +47,7 @@ def _examine_mtu(name: str, mtu: int) -> Iterator[Finding]:
         advice = f"ip link set {name} mtu {SMALLEST_MTU}"
         yield Finding(f"{name}: MTU", WARNING, f"{mtu}: full-sized packets do not arrive", advice)
     elif mtu > LARGEST_MTU:
-        found = f"{mtu}: more than most links towards clients and reals take, and than many drivers hand to XDP"
+        found = f"{mtu}: more than most links take, and than many drivers hand to XDP"
         yield Finding(f"{name}: MTU", WARNING, found, f"ip link set {name} mtu {LARGEST_MTU}, if the path has less")
 
 
@@ -79,7 +79,7 @@ def _examine_peer(device: Device, facts: LinkFacts) -> Iterator[Finding]:
     # A peer with a program forwards frames of others, as an emulated NIC does.
     if peer is not None and peer.features.get("tx-checksum-ip-generic") and not peer.has_program:
         found = f"{where} leaves checksums of its own packets to the NIC (tx-checksumming on), and there is none: "
-        found += "what XDP sends on has wrong ones, and reals drop it"
+        found += "what XDP sends on has wrong ones, and receivers drop it"
         yield Finding(f"{name}: checksums", WARNING, found, peer.command("tx off"))
 
 

@@ -19,6 +19,8 @@ PIPE_WIDTH = 200
 """Columns of a line in a pipe, for which cells are folded between words."""
 MOST_WORDS = 3
 """Columns for what one network function says of its targets; more words are written into one."""
+ABBREVIATION = 3
+"""Letters of a function's word up to which it is a title in capitals, as VIP and CPU are."""
 _GAP = "  "
 _PROSE = 6
 """Words from which on a cell is prose, which is folded before names and numbers are."""
@@ -69,11 +71,11 @@ def _show_rich(table: RichTable) -> None:
 
     for column in table.columns:
         column.overflow = "fold"
-    # Without markup: a text such as "[offload]" is printed as it is.
-    console = Console(markup=False)
+    # Texts such as "[offload]" and 2001:db8:a:1, in which ":a:" names an emoji, are printed as they are.
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        needed = Console(width=10_000, markup=False).measure(table).maximum
-        console = Console(width=min(needed, PIPE_WIDTH), markup=False)
+        needed = Console(width=10_000, markup=False, emoji=False).measure(table).maximum
+        console = Console(width=min(needed, PIPE_WIDTH), markup=False, emoji=False)
     console.print(table)
 
 
@@ -152,10 +154,10 @@ def _cells(text: str) -> int:
 def target_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Give the titles and cells of the columns that tell of targets, for rows with ``nf`` and ``target``.
 
-    Where all are of one function, the columns are its own words, such as VIP and real; else function and target.
+    Where all are of one function, the columns are its own words, short ones in capitals; else function and target.
     """
     words = list(dict.fromkeys(key for row in rows for key in row["target"]))
     if len({row["nf"] for row in rows}) == 1 and 0 < len(words) <= MOST_WORDS:
-        titles = [word.upper() if word == "vip" else word for word in words]
+        titles = [word.upper() if len(word) <= ABBREVIATION else word for word in words]
         return titles, [[row["target"].get(word, "") for word in words] for row in rows]
     return ["function", "target"], [[row["nf"], target_text(row["target"])] for row in rows]

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from nfcore.text import printable, target_text
+from nfcore.text import printable, target_of_flow
 
 from .keys import View
 from .model import Board, History, Row, arrange
@@ -267,7 +267,6 @@ def _cells(row: Row | Mapping[str, Any], width: int) -> tuple[str, list[str]]:
     if isinstance(row, Row):
         shares = [percent(row.share), percent(row.fast)]
         return row.name, [short(row.packets), short(row.bits), *shares, short(row.total)]
-    target = f" → {row['real']}" if row.get("real") else f"  {target_text(row.get('target') or {})}".rstrip()
-    name = f"{row['flow']}{target}"
+    name = f"{row['flow']} {target_of_flow(row.get('target') or {}, ' {}')}".rstrip()
     name = name if len(name) <= width else str(row["flow"])
     return name, [str(row["state"]), short(row["rate"]), short(row["hardware_packets"]), str(row["mark"] or "–")]

@@ -122,12 +122,24 @@ print(*(name for name in ("rich", "numpy", "pydantic") if name in sys.modules), 
     assert len(done.stdout.splitlines()) == 60_001
 
 
+@pytest.mark.parametrize("rows", [1, MOST_DRAWN + 1])
+def test_an_address_is_printed_as_it_is(rows: int, capsys: pytest.CaptureFixture[str]) -> None:
+    table = TextTable("real")
+    for _ in range(rows):
+        table.add_row("2001:db8:a:1")
+    show(table)
+    assert capsys.readouterr().out.count("2001:db8:a:1") == rows
+
+
 def test_columns_are_the_words_of_the_only_function() -> None:
     balancer = {"nf": "lb", "target": {"vip": "v", "real": "r"}}
     meter, gone = {"nf": "meter", "target": {"port": "80"}}, {"nf": "meter", "target": {}}
+    tunnel = {"nf": "tunnel", "target": {"tag": "7", "queue": "3"}}
     wordy = {"nf": "wordy", "target": {"a": "1", "b": "2", "c": "3", "d": "4"}}
     assert target_columns([balancer]) == (["VIP", "real"], [["v", "r"]])
     assert target_columns([meter, gone]) == (["port"], [["80"], [""]])
+    assert target_columns([tunnel]) == (["TAG", "queue"], [["7", "3"]])
+    assert target_columns([tunnel, meter])[1] == [["tunnel", "7 → 3"], ["meter", "port 80"]]
     both = (["function", "target"], [["lb", "v → r"], ["meter", "port 80"]])
     assert target_columns([balancer, meter]) == both
     assert target_columns([wordy]) == (["function", "target"], [["wordy", "a 1, b 2, c 3, d 4"]])
