@@ -85,6 +85,12 @@ class HostError(NfcoreError):
     """The machine is not as needed: missing privileges, interface or headers, or the kernel refuses."""
 
 
+def in_use(what: str, process: object, socket: str = "") -> HostError:
+    """Refuse what another nfcore has: a process, perhaps a daemon with a socket."""
+    where = f" with the socket {socket}" if socket else ""
+    return HostError(f"{what} is in use by another nfcore, process {process}{where}: stop it first")
+
+
 class UnsupportedError(HostError):
     """This kernel, NIC or installation lacks a feature. The only error on which a test may skip."""
 

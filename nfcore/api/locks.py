@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from ..errors import HostError
+from ..errors import HostError, in_use
 from ..folders import make_folder
 from ..refusals import explain
 
@@ -68,7 +68,7 @@ class Locks:
             raise HostError(f"cannot lock {what} by {path}: {explain(error, path)}") from None
         if fd is None:
             owner = path.read_text(errors="replace").strip() if path.exists() else ""
-            raise HostError(f"{what} is in use by another nfcore, process {owner or '?'}: stop it first")
+            raise in_use(what, owner or "?")
         try:
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

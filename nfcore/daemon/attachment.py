@@ -12,10 +12,9 @@ from ..api.context import Context
 from ..api.findings import Finding, Status
 from ..api.rules import Device
 from ..api.state_file import StateFile
-from ..errors import HostError
+from ..errors import HostError, in_use
 from ..kernel import (
     Closing,
-    Owner,
     Ownership,
     Program,
     XdpMode,
@@ -109,7 +108,7 @@ def program_to_replace(device: Device, state_file: StateFile) -> int | None:
     if owner.kind != KIND:
         raise HostError(f"{occupied_message(device.name, there)} (it belongs to the {owner.kind} at {owner.place})")
     if owner.lives:
-        raise HostError(_in_use(device.name, owner))
+        raise in_use(f"interface {device.name}", owner.process, owner.place)
     return there.id
 
 
@@ -165,11 +164,6 @@ def find_leftovers(config: Config, state_file: StateFile) -> list[Leftover]:
             continue
         if name in configured or owner.is_at(config.nf.socket):
             if owner.lives:
-                raise HostError(_in_use(name, owner))
+                raise in_use(f"interface {name}", owner.process, owner.place)
             found.append(Leftover(name, ifindex, there.id))
     return found
-
-
-def _in_use(interface: str, owner: Owner) -> str:
-    process = f"process {owner.process} with the socket {owner.place}"
-    return f"interface {interface} is in use by another nfcore, {process}: stop it first"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from nfcore.api.locks import Locks
-from nfcore.errors import HostError
+from nfcore.errors import HostError, in_use
 from nfcore.kernel import (
     Ownership,
     Program,
@@ -116,7 +116,7 @@ def _left_by_killed(interface: str, ifindex: int) -> Program | None:
     program, owner = found
     if owner.lives:
         program.close()
-        raise HostError(f"interface {interface} is in use by another nfcore, process {owner.process}: stop it first")
+        raise in_use(f"interface {interface}", owner.process)
     return program
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from nfcore.api.context import Context
 from nfcore.api.findings import Finding, Status, finding_of
 from nfcore.api.metrics import MetricFamily, counter, gauge
-from nfcore.errors import HostError, NfcoreError
+from nfcore.errors import HostError, NfcoreError, in_use
 from nfcore.kernel import Ownership, TcProgram, attach_egress, detach_egress, egress_programs, interface_exists
 from nfcore.kernel.links import format_mac
 
@@ -141,8 +141,7 @@ def _program_to_replace(context: Context, path: ProbePath) -> TcProgram | None:
     if there is None:
         return None
     if there.owner.lives:
-        process = f"process {there.owner.process} with the socket {there.owner.place}"
-        raise HostError(f"the egress of {path.interface} is in use by another nfcore, {process}: stop it first")
+        raise in_use(f"the egress of {path.interface}", there.owner.process, there.owner.place)
     return there.open()
 
 
