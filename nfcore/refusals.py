@@ -135,7 +135,7 @@ def _over_quota(path: Path) -> str:
 
 def _absent(path: Path) -> str:
     absent = next((each for each in _way_to(path) if not os.path.lexists(each)), path)
-    return "" if absent == path else f"there is no folder {absent}"
+    return "" if absent == path.absolute() else f"there is no folder {absent}"
 
 
 def _in_the_way(path: Path) -> str:

@@ -315,6 +315,11 @@ def offload(
         print(f"offloading is off: {answer['rules_removed']:,} flows go back to the slow path")
 
 
+def _is_same(config: Path, source: Path) -> bool:
+    """Whether the daemon's file is this one. Its path may be relative, to a folder that only the daemon knows."""
+    return config.samefile(source) if source.is_absolute() and source.exists() else config.name == source.name
+
+
 @app.command()
 def reload(config: OptionalConfig = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
     """Make the daemon read its TOML again, without a restart.
@@ -327,6 +332,9 @@ def reload(config: OptionalConfig = None, socket: SocketOption = None, as_json: 
     Example: nfcore reload lb.toml
     """
     answer = _request(config, socket, "reload")
+    if config is not None and not _is_same(config, Path(answer["source"])):
+        about = f"the daemon was started with {answer['source']} and has read that, not {config}: to change, edit it"
+        print_user(logging.WARNING, f"warning: {about}, or restart nfcore with the other")
     if as_json:
         print(json_text(answer))
     elif answer["changed"]:

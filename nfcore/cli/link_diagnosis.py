@@ -72,10 +72,12 @@ def _examine_peer(device: Device, facts: LinkFacts) -> Iterator[Finding]:
         return
     where = "its peer" if peer is None else f"its peer {peer.name}"
     where += f" in namespace {peer.namespace}" if peer is not None and peer.namespace else ""
-    if accepts_redirects(device.ifindex) is False:
-        found = f"{where} has neither an XDP program nor GRO: it loses all frames that XDP sends out of {name}"
-        advice = peer.command("gro on") if peer is not None else "in the peer's namespace: ethtool -K PEER gro on"
-        yield Finding(f"{name}: peer", WARNING, found, advice)
+    if accepts_redirects(device.ifindex) is False or (peer is not None and not peer.has_program):
+        # With GRO alone the peer takes what is redirected to it, but is never told of what XDP sends back.
+        found = f"{where} has no XDP program: it loses what XDP sends back out of {name}"
+        yield Finding(
+            f"{name}: peer", WARNING, found, "attach a program to the peer, such as one that passes everything"
+        )
     # A peer with a program forwards frames of others, as an emulated NIC does.
     if peer is not None and peer.features.get("tx-checksum-ip-generic") and not peer.has_program:
         found = f"{where} leaves checksums of its own packets to the NIC (tx-checksumming on), and there is none: "

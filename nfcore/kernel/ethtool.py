@@ -139,7 +139,8 @@ def _find_peer(link: Mapping[int, bytes]) -> Peer | None:
         return _peer(ifindex, "")
     for path, namespace in _named_namespaces():
         if namespace_number(namespace) == number:
-            return _inside(namespace, partial(_peer, ifindex, path.name))
+            with suppress(BrokenExecutor):  # without the right to enter it, the peer is not known
+                return _inside(namespace, partial(_peer, ifindex, path.name))
     return None
 
 

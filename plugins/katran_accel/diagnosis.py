@@ -120,6 +120,13 @@ def _compare(what: str, found: DeviceFacts, used: Mapping[tuple[str, str], str] 
     missing = [real for real, hop in found.hops.items() if hop not in found.macs]
     if missing:
         return Finding(what, Status.WARNING, f"{text}; {name_reals(missing)} on the link do not answer", "ip neigh")
+    # A family in which there is no route at all is as on a balancer without addresses of that family.
+    routed = {real.version for real in found.hops}
+    for real, why in found.unreachable.items():
+        if real.version in routed:
+            others = [each for each, reason in found.unreachable.items() if reason == why and each.version in routed]
+            advice = f"ip route get {real} oif {name}"
+            return Finding(what, Status.WARNING, f"{text}; no route to {name_reals(others)} ({why})", advice)
     return Finding(what, Status.OK, text)
 
 

@@ -153,9 +153,12 @@ def test_a_reload_that_cannot_be_changes_nothing_and_says_why(site: Site, old: s
         rounds.several(5)
         assert rounds.steady()
         assert (site.in_hardware(), site.program()) == (before, program)
-        # And the next one can be.
+        # And the next one can be. Another file names the same daemon, which does not read it.
         site.config()
         assert "nothing has changed" in nfcore("reload", str(config)).stdout
+        other = config.with_name("other.toml")
+        other.write_text(config.read_text())
+        assert f"was started with {config}" in nfcore("reload", str(other)).stderr
 
 
 def test_a_vip_without_reals_does_not_hinder_the_others(site: Site) -> None:
