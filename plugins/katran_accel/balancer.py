@@ -431,11 +431,11 @@ class Balancer(NetworkFunction):
         self._written, self.sending = True, change.sending
         self._writer.remove(change)
         if change.purge:
-            self._erase_other_marks()
+            yield from self._erase_other_marks()
             yield self._forget_gone_connections
-            self._erase_other_marks()
+            yield from self._erase_other_marks()
             if self.routes is not None:
-                self.routes.purge(self._targets, self.finder)
+                yield from self.routes.purge(self._targets, self.finder)
         yield pause
         self.numbering.take(change.inventory)
         self._write_note()
@@ -444,9 +444,9 @@ class Balancer(NetworkFunction):
         wait_for_programs()
         self.connections.purge(self.inventory, self.finder)
 
-    def _erase_other_marks(self) -> None:
+    def _erase_other_marks(self) -> Steps[None]:
         if self.marks is not None:
-            self.marks.erase_other(self._targets, self.finder)
+            yield from self.marks.erase_other(self._targets, self.finder)
 
     # Reports and marks
 

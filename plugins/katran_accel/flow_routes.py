@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.api.flows import ANY_CPU, FLOW_KEY, FlowBatch
+from nfcore.api.steps import Steps
 
 from . import layouts as lay
 from .connection_table import VipFinder, entry_keys, families_of_entries, flow_keys, targets_of
@@ -47,10 +48,23 @@ class FlowRoutes:
         """Remove all routes."""
         self._map.delete_batch(self._map.lookup_all()[0])
 
-    def purge(self, targets: NDArray[np.uint64], finder: VipFinder) -> None:
-        """Remove routes to other targets than these, and of flows that belong to another VIP by now."""
-        keys, values = self._map.lookup_all()
-        valid = np.isin(_targets(values), targets) & (finder.owners_of_entries(keys) == values["vip_num"])
+    def purge(self, targets: NDArray[np.uint64], finder: VipFinder) -> Steps[None]:
+        """Remove routes to other targets than these, and of flows that belong to another VIP by now.
+
+        All are read in a step; meanwhile routes are written, so those to remove are compared again.
+        """
+
+        def are_valid(keys: NDArray[np.void], values: NDArray[np.void]) -> NDArray[np.bool_]:
+            owned = finder.owners_of_entries(keys) == values["vip_num"]
+            return np.asarray(np.isin(_targets(values), targets) & owned)
+
+        def find() -> NDArray[np.void]:
+            keys, values = self._map.lookup_all()
+            return np.asarray(keys[~are_valid(keys, values)])
+
+        keys = yield find
+        found, values = self._map.lookup_batch_keys(keys)
+        valid = ~found | are_valid(keys, values)
         self._map.delete_batch(keys[~valid])
 
     def others(self, batch: FlowBatch) -> FlowBatch:

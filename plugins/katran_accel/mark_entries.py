@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nfcore.api.flows import FlowBatch
 from nfcore.api.mark_pools import CpuPools
 from nfcore.api.marks import MarkMeaning
+from nfcore.api.steps import Steps
 
 from .connection_table import VipFinder
 from .inventory import Inventory
@@ -62,15 +63,24 @@ class MarkEntries:
         for number in reals:
             self._reals[number] = 0
 
-    def erase_other(self, targets: NDArray[np.uint64], finder: VipFinder) -> None:
-        """Erase entries of other targets than these, and of flows that belong to another VIP by now."""
-        used = np.flatnonzero(self._entries["vip_generation"])
+    def erase_other(self, targets: NDArray[np.uint64], finder: VipFinder) -> Steps[None]:
+        """Erase entries of other targets than these, and of flows that belong to another VIP by now.
+
+        All are read in a step; meanwhile entries are written, so those to erase are compared again.
+        """
+
+        def find() -> NDArray[np.intp]:
+            return self._of_others(np.flatnonzero(self._entries["vip_generation"]), targets, finder)
+
+        self._entries["vip_generation"][self._of_others((yield find), targets, finder)] = 0
+
+    def _of_others(self, used: NDArray[np.intp], targets: NDArray[np.uint64], finder: VipFinder) -> NDArray[np.intp]:
         entries = self._entries[used]
         vips = entries["vip_num"].astype(np.uint64)
         valid = np.isin(vips << np.uint64(32) | entries["real_key"].astype(np.uint64), targets)
         if self.meaning is MarkMeaning.FLOW:
             valid &= finder.owners(entries["flow"], entries["family"]) == vips.astype(np.int64)
-        self._entries["vip_generation"][used[~valid]] = 0
+        return used[~valid]
 
     # Marks
 

@@ -222,6 +222,31 @@ def test_no_route_leads_to_what_is_removed(tmp_path: Path, strategy: str) -> Non
                 assert b.to(frame) == (reals[2] if frame in left else before[frame])
 
 
+def test_routes_are_read_in_a_step_and_those_written_meanwhile_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hundreds of thousands of them the event loop would stand still for long."""
+    with bench(tmp_path, BOTH, "dest-id") as b:
+        for frame in flows(8):
+            b.mark(frame)
+        routes = b.balancer.routes
+        assert routes is not None
+        keys, values = routes._map.lookup_all()
+        read = type(routes._map).lookup_all
+        monkeypatch.setattr(type(routes._map), "lookup_all", killed)
+        kept = values[:1]["vip_num"].astype(np.uint64) << np.uint64(32) | values[:1]["real_key"]
+        steps = routes.purge(kept, b.balancer.finder)
+        find = next(steps)
+        monkeypatch.setattr(type(routes._map), "lookup_all", read)
+        to_go = find()
+        assert 0 < len(to_go) < len(keys)
+        routes._map.update_batch(to_go[:1], values[:1])  # its flow has a rule with a present target by now
+        with pytest.raises(StopIteration):
+            steps.send(to_go)
+        left = routes._map.lookup_all()[0]
+        assert len(left) == len(keys) - len(to_go) + 1 and to_go[0].tobytes() in [key.tobytes() for key in left]
+
+
 def test_more_rules_than_routes_need_a_restart(tmp_path: Path) -> None:
     with bench(tmp_path, BOTH, "dest-id") as b:
         path = tmp_path / "bench.toml"
