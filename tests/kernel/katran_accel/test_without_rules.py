@@ -178,10 +178,11 @@ def test_no_route_is_left_when_the_rules_are_gone(tmp_path: Path, strategy: str)
     with open_world(tmp_path, strategy=strategy) as world:
         for sport in range(40_000, 40_030):
             world.send(tcp("198.18.1.2", "198.18.10.1", sport=sport))
+        world.engine.poll()
+        assert routes(world) == 30
         for sport in range(40_000, 40_010):
             world.send(tcp("198.18.1.2", "198.18.10.1", sport=sport, flags="F"), 1)
         world.engine.poll()
-        assert routes(world) == 30
         world.engine.switch(on=False)
         end_all(world)
         assert routes(world) == 0
