@@ -139,6 +139,7 @@ def test_a_reload_looks_after_what_the_watcher_has_found_is_in_use(
 ) -> None:
     function, calls = Function("one"), queue.SimpleQueue[Callable[[], None]]()
     with watch(state, monkeypatch, function) as watcher:
+        monkeypatch.setattr(network_watcher, "PERIOD", 20.0)  # so long the last result is waited for
         monkeypatch.setattr(watcher, "_deliver", calls.put)
         function.network = 1
         watcher._look(function)  # as the thread does
