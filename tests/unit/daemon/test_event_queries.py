@@ -136,6 +136,10 @@ def test_the_managers_own_events(make: Callable[..., World]) -> None:
         def poll(self) -> dict[int, LinkChange]:
             return {IFINDEX: LinkChange("eth1", up=False, gone=False)}
 
+        def watch_qdiscs(self, wanted: bool) -> None:
+            """Nothing is in the way of rules here."""
+            assert not wanted
+
     class NoPrograms:
         def run(self, changed: object) -> None:
             """Has none to look after."""
