@@ -101,9 +101,9 @@ class MarkEntries:
         vips = (batch.rows["target"] >> np.uint64(32)).astype(np.int64)
         reals = (batch.rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.int64)
         live: NDArray[np.bool_] = np.isin(batch.rows["target"], targets)
+        vips, reals = np.where(live, vips, 0), np.where(live, reals, 0)  # other numbers may be of nothing
         if self.meaning is MarkMeaning.FLOW:
             entries = self._entries[marks]
-            vips, reals = np.where(live, vips, 0), np.where(live, reals, 0)
             live &= (entries["flow"] == batch.rows["key"]) & (entries["family"] == batch.rows["family"])
             live &= self._are_live(entries, vips, reals)
             return live

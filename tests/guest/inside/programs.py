@@ -8,6 +8,7 @@ and kept for its next boot.
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from nfcore.daemon.bootstrap import make_context
 from nfcore.daemon.chain import Chains, try_dispatcher
 from nfcore.hooks.manager import PluginManager
 from nfcore.kernel import BPF_SOURCES, Map, MapSpec, MapType, Program, compile_program
+from nfcore.kernel.links import read_link
 from nfcore.plugins.katran_accel.decap.program import DecapOptions, Decapsulation
 from tests.kernel.flow_actions.chain import chain_config
 from tests.paths import PROGRAMS
@@ -97,10 +99,19 @@ def prebuild() -> None:
 
 def _load_balancer(folder: Path, marking: str) -> None:
     """Load the balancer's program as a daemon does. That of carrier skb-mark depends on the kernel."""
-    config, plugins = folder / "nf.toml", PluginManager()
-    config.write_text(config_text(folder, "katran_accel", "tc_offload", _BALANCER, marking=marking, offload=OFFLOAD))
-    context = make_context(load_config(config, plugins), plugins, [Device("lo", 1, ("tc_offload",))])
+    config, plugins, device = folder / "nf.toml", PluginManager(), _some_device()
+    parts = {"interface": device.name, "marking": marking, "offload": OFFLOAD}
+    config.write_text(config_text(folder, "katran_accel", "tc_offload", _BALANCER, **parts))
+    context = make_context(load_config(config, plugins), plugins, [device])
     plugins.call("katran_accel", "diagnose", context=context)
+
+
+def _some_device() -> Device:
+    """A device with a MAC address, if there is one: only then programs look at those of frames, as in the guest."""
+    for ifindex, name in socket.if_nameindex():
+        if (link := read_link(ifindex)) is not None and any(link.mac):
+            return Device(name, ifindex, ("tc_offload",))
+    return Device("lo", 1, ("tc_offload",))
 
 
 def write_chain(folder: Path, interface: str, strategy: str, carrier: str, *, nic: str = "", actions: str = "") -> Path:
@@ -122,9 +133,9 @@ def write_chain(folder: Path, interface: str, strategy: str, carrier: str, *, ni
 
 def _load_chain(folder: Path, strategy: str) -> None:
     """Load the programs of a chain as a daemon does, but for the one in front of them."""
-    plugins = PluginManager()
-    config = load_config(write_chain(folder, "lo", strategy, "metadata"), plugins)
-    context = make_context(config, plugins, [Device("lo", 1, ("tc_offload",))])
+    plugins, device = PluginManager(), _some_device()
+    config = load_config(write_chain(folder, device.name, strategy, "metadata"), plugins)
+    context = make_context(config, plugins, [device])
     with Chains(context):
         for name in CHAIN:
             list(plugins.call(name, "diagnose", context=context))

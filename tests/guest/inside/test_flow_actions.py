@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nfcore.bench.testbed import HOST, PORT, Daemons
+from nfcore.bench.testbed import HOST, NIC_MAC, PORT, Daemons
 from nfcore.kernel import XdpMode, attach_xdp, interface_index
 from tests.guest.inside.programs import pass_everything, write_chain
 from tests.kernel.flow_actions.chain import PORT as PORTS
@@ -251,7 +251,7 @@ class TestInSoftware(Actions):
 
     @pytest.fixture(scope="class")
     def site(self, strategy: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestSite]:
-        run("ip", "link", "add", PORT, "type", "veth", "peer", "name", HOST)
+        run("ip", "link", "add", PORT, "type", "veth", "peer", "name", HOST, "address", NIC_MAC)
         for name in (PORT, HOST):
             run("ip", "link", "set", name, "addrgenmode", "none", "up")
         # This kernel gives what XDP sends back only to a peer with a program.

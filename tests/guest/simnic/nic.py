@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nfcore.api.flows import FlowMatch
+from nfcore.bench.testbed import NIC_MAC
 from nfcore.testing import sample_frame
 
 from .build import module_path
@@ -41,7 +42,7 @@ class SimNic:
 
     def send(self, match: FlowMatch, count: int = 1, size: int = 32) -> int:
         """Have ``count`` frames of a flow, with ``size`` bytes of payload, arrive; bytes of a frame."""
-        frame = sample_frame(match, size)
+        frame = bytes.fromhex(NIC_MAC.replace(":", "")) + sample_frame(match, size)[6:]
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
             wire.bind((self.wire, 0))
             for _ in range(count):
@@ -69,6 +70,7 @@ def open_simnic() -> Iterator[SimNic]:
     nic = SimNic("sim0", "sim0w")
     nic.set(**_DEFAULTS)
     _run("ip", "link", "add", nic.name, "type", "simnic")
+    _run("ip", "link", "set", nic.name, "address", NIC_MAC)
     for name in (nic.name, nic.wire):
         # Not in one command, which would bring the device up first.
         _run("ip", "link", "set", name, "addrgenmode", "none")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nfcore.api.config import ConfigTable
 from nfcore.api.rules import Device
+from nfcore.bench.testbed import NIC_MAC
 from nfcore.config.loader import load_config
 from nfcore.daemon.attachment import Attachments
 from nfcore.daemon.bootstrap import make_context, make_engine, set_up
@@ -85,7 +86,7 @@ def open_link(
     name = next(iter(table)) if table else NULL_BACKEND
     plugins.register(backend or NullBackend(), name)
     size = ["numrxqueues", str(queues), "numtxqueues", str(queues)]
-    ip(here, "link", "add", "name", "eth1", *size, "type", "veth", "peer", "name", "net0", *size)
+    ip(here, "link", "add", "name", "eth1", "address", NIC_MAC, *size, "type", "veth", "peer", "name", "net0", *size)
     if network != here:
         ip(here, "link", "set", "net0", "netns", network)
     ip(here, "link", "set", "eth1", "up")

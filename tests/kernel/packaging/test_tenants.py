@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nfcore.api.flows import FlowMatch
+from nfcore.bench.testbed import NIC_MAC
 from nfcore.testing import sample_frame
 from tests.kernel.site import Site, eventually, vip_toml
 from tests.paths import ROOT
@@ -63,7 +64,8 @@ def owners_of_rules(site: Site) -> list[int]:
 
 
 def send(site: Site, address: str) -> None:
-    site.exchange(sample_frame(FlowMatch.parse(f"198.18.1.2:40000 > {address}:80/tcp")))
+    frame = sample_frame(FlowMatch.parse(f"198.18.1.2:40000 > {address}:80/tcp"))
+    site.exchange(bytes.fromhex(NIC_MAC.replace(":", "")) + frame[6:])
 
 
 def rules_become(site: Site, owners: list[int], *addresses: str) -> bool:
