@@ -38,7 +38,8 @@ def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [Problem("", f"is not UTF-8 text: {error}")]) from None
     except (ValueError, RecursionError) as error:  # also numbers too long for int(), and too many brackets
-        raise ConfigError(str(path), [Problem("", f"is not TOML: {error}")]) from None
+        # What Python says of such a number ends with advice for programmers.
+        raise ConfigError(str(path), [Problem("", f"is not TOML: {str(error).partition('; use sys.')[0]}")]) from None
     for override in overrides:
         _apply_override(raw, override)
     problems = [Problem(key_path("", *steps), message) for steps, message in _unusable(raw, ())]

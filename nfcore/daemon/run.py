@@ -25,6 +25,7 @@ from ..engine.event_kind import EventKind
 from ..errors import ConfigError, NfcoreError, Problem
 from ..hooks.manager import PluginManager
 from ..hooks.watchdog import Watchdog
+from ..kernel.ethtool import namespace_with
 from ..kernel.link_monitor import LinkMonitor
 from ..logs import AUDIT, report_unexpected
 from .attachment import Attachments
@@ -206,13 +207,24 @@ class _Daemon:
         self.links.watch_qdiscs(self.engine.hindered)
         changed = self.links.poll()
         for link in changed.values():
-            status = "gone, and with it the program" if link.gone else "up" if link.up else "down"
+            status = _whereabouts(link.name) if link.gone else "up" if link.up else "down"
             text = "its qdisc for filters was added or removed" if link.qdisc else f"changed: it is {status}"
             self.engine.state.events.note(EventKind.LINK, text, link.name)
             if link.gone:
-                log.error("%s: the interface is %s: restart nfcore once it is back", link.name, status)
+                log.error("%s: the interface is %s: restart nfcore once it is back", link.name, _whereabouts(link.name))
         self.programs.run(changed)
         self.engine.tick([ifindex for ifindex, link in changed.items() if not link.gone])
+
+
+def _whereabouts(name: str) -> str:
+    """Say what has become of an interface that is not in this network namespace any more."""
+    moved = namespace_with(name)
+    if moved is None:
+        return "gone, and with it the program"
+    # A program stays on an interface that moves.
+    return (
+        f"in network namespace {moved.name}, with the program (nsenter --net={moved} nfcore cleanup CONFIG removes it)"
+    )
 
 
 def _report_unexpected(loop: asyncio.AbstractEventLoop, about: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import HostError
+from ..errors import HostError, in_use
+from .ownership import owner_of
 from .pins import obj_get
 from .programs import Program
 from .syscall import Command, bpf, fd_by_id, object_info, object_kind
@@ -48,6 +49,10 @@ def occupied_message(name: str, attached: AttachedXdp) -> str:
             program_name = f" ({program.name})"
     except HostError:
         program_name = ""
+    with suppress(HostError):
+        owner = owner_of(attached.id)
+        if owner is not None and owner.lives:
+            return str(in_use(f"interface {name}", owner.process, owner.place))
     held = f"the XDP program {attached.id}{program_name} in {attached.mode} mode"
     return f"interface {name} already has {held}: {removal_advice(interface_index(name))}"
 

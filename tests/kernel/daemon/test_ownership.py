@@ -78,6 +78,23 @@ def test_a_program_says_whose_it_is_and_whether_its_daemon_lives(site: Site) -> 
     assert owner is not None and not owner.lives
 
 
+def test_nobody_is_told_to_remove_a_living_daemons_program(site: Site) -> None:
+    with site.running(site.config()):
+        made = nfcore("softnic", "create", "--wire", "eth1", "--port", "eth1", "--pin", "/run/nfcore/bpf/another")
+        assert made.returncode == 1
+        assert "in use by another nfcore, process" in made.stderr and "xdp off" not in made.stderr
+
+
+def test_an_interface_that_moves_away_is_said_to_have_the_program(site: Site, elsewhere: str) -> None:
+    config = site.config()
+    with site.running(config):
+        ip("link", "set", "eth1", "netns", elsewhere)
+        assert eventually(lambda: f"nsenter --net=/run/netns/{elsewhere} nfcore cleanup" in site.daemons.logged())
+    ip("-n", elsewhere, "link", "set", "eth1", "netns", str(os.getpid()))
+    succeed("cleanup", str(config))
+    assert site.program() is None
+
+
 def test_without_any_note_the_next_run_takes_the_program_over(site: Site) -> None:
     config = site.config()
     left = kill(site, config)
