@@ -85,8 +85,7 @@ def explain(error: OSError, path: Path | None = None, *, needs: Iterable[Capabil
 
 def cause_of(number: int, path: Path | None = None, needs: Iterable[Capability] = ()) -> str:
     """Give the cause of an error number at `path` and what to do; empty when nothing more is known than its words."""
-    lacking = missing_capabilities(needs)
-    if number in (errno.EPERM, errno.EACCES) and lacking:
+    if number in (errno.EPERM, errno.EACCES) and (lacking := missing_capabilities(needs)):
         return describe_lack(lacking)
     at_place, of_process = _AT_PLACE.get(number), _OF_PROCESS.get(number)
     cause = at_place(path) if at_place is not None and path is not None else ""

@@ -31,7 +31,7 @@ class Finding:
     """What to do."""
 
 
-def finding_of(what: str, check: Callable[[], None], found: str = "") -> Finding:
+def finding_of(what: str, check: Callable[[], object], found: str = "") -> Finding:
     """Make a finding of a check that raises NfcoreError: a fault with its text; else OK, with what was found."""
     try:
         check()

@@ -78,11 +78,7 @@ def require(findings: Iterable[Finding]) -> None:
 def _groups(config: Config) -> Iterator[Finding]:
     for key in ("socket_group", "order_group"):
         if name := getattr(config.nf, key):
-            yield finding_of(f"nf.{key}", partial(_find_group, name, f"nf.{key}"), name)
-
-
-def _find_group(name: str, key: str) -> None:
-    group_number(name, key)
+            yield finding_of(f"nf.{key}", partial(group_number, name, f"nf.{key}"), name)
 
 
 def _try_socket(config: Config) -> None:

@@ -211,7 +211,7 @@ class _Daemon:
             text = "its qdisc for filters was added or removed" if link.qdisc else f"changed: it is {status}"
             self.engine.state.events.note(EventKind.LINK, text, link.name)
             if link.gone:
-                log.error("%s: the interface is %s: restart nfcore once it is back", link.name, _whereabouts(link.name))
+                log.error("%s: the interface is %s: restart nfcore once it is back", link.name, status)
         self.programs.run(changed)
         self.engine.tick([ifindex for ifindex, link in changed.items() if not link.gone])
 

@@ -16,10 +16,10 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .netlink import SOL_NETLINK, attributes
+from .netlink import HEADER, LINK, RTM_NEWLINK, SOL_NETLINK, attributes
 from .objects import Closing
 
-_RTM_NEWLINK, _RTM_DELLINK = 16, 17
+_RTM_DELLINK = 17
 _QDISC_KINDS = (36, 37)
 """RTM_NEWQDISC, RTM_DELQDISC."""
 _QDISC = 0xFFFF_0000
@@ -30,12 +30,8 @@ _ATTACH_FILTER = 26
 """SO_ATTACH_FILTER."""
 _RTMGRP_LINK = 1
 """Bit of the group RTNLGRP_LINK in a netlink address."""
-_HEADER = struct.Struct("=IHHII")
-"""``struct nlmsghdr``: length, type, flags, sequence number, port."""
 _HEADER_KIND = 4
 """Offset of the type."""
-_LINK = struct.Struct("=BxHiII")
-"""``struct ifinfomsg``: family, device type, index, flags, change mask."""
 _IFLA_IFNAME = 3
 _SIOCGIFFLAGS = 0x8913
 _REQUEST = struct.Struct("=16sH22x")
@@ -73,7 +69,7 @@ class LinkMonitor(Closing):
         try:
             if buffer is not None:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-            _take_only(self._socket, (_RTM_NEWLINK, _RTM_DELLINK, *_QDISC_KINDS))
+            _take_only(self._socket, (RTM_NEWLINK, _RTM_DELLINK, *_QDISC_KINDS))
             self._socket.bind((0, _RTMGRP_LINK))
         except OSError:
             self._socket.close()
@@ -122,17 +118,17 @@ class LinkMonitor(Closing):
 
     def _parse(self, datagram: bytes) -> Iterator[tuple[int, LinkChange]]:
         offset = 0
-        while offset + _HEADER.size + _LINK.size <= len(datagram):
-            length, kind, _, _, _ = _HEADER.unpack_from(datagram, offset)
-            if length < _HEADER.size:
+        while offset + HEADER.size + LINK.size <= len(datagram):
+            length, kind, _, _, _ = HEADER.unpack_from(datagram, offset)
+            if length < HEADER.size:
                 return
-            family, _, ifindex, flags, _ = _LINK.unpack_from(datagram, offset + _HEADER.size)
+            family, _, ifindex, flags, _ = LINK.unpack_from(datagram, offset + HEADER.size)
             # struct tcmsg has the ifindex at the same place, then the handle.
             if kind in _QDISC_KINDS and flags == _QDISC and ifindex in self._names:
                 yield ifindex, LinkChange(self._names[ifindex], is_up(self._names[ifindex]), gone=False, qdisc=True)
             # Messages of other families are about, say, ports of a bridge: there "deleted" does not mean the link.
-            if kind in (_RTM_NEWLINK, _RTM_DELLINK) and family == socket.AF_UNSPEC and ifindex in self._names:
-                payload = datagram[offset + _HEADER.size + _LINK.size : offset + length]
+            if kind in (RTM_NEWLINK, _RTM_DELLINK) and family == socket.AF_UNSPEC and ifindex in self._names:
+                payload = datagram[offset + HEADER.size + LINK.size : offset + length]
                 yield ifindex, self._change(ifindex, flags, payload, gone=kind == _RTM_DELLINK)
             offset += length + -length % 4
 

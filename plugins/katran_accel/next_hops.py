@@ -9,11 +9,10 @@ is Katran's default one, `ctl_array[0]`. What is not known at present stays as i
 
 from __future__ import annotations
 
-import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,6 @@ PATIENCE, PAUSE = 3.0, 0.02
 MOST_NAMED = 3
 """Reals that a message names."""
 NO_MAC = bytes(6)
-_NO_IP = (errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
 @dataclass(frozen=True)
@@ -224,7 +222,7 @@ def send_by(before: Sending, facts: Facts) -> Sending:
         sticky=sticky,
     )
     troubles, warnings = _judge(result, before, facts)
-    return Sending(**{**result.__dict__, "troubles": tuple(troubles), "warnings": tuple(warnings)})
+    return replace(result, troubles=tuple(troubles), warnings=tuple(warnings))
 
 
 def _still(before: Sending, real: Address, place: int) -> Hop | None:
