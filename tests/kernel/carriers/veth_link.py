@@ -89,10 +89,10 @@ def open_link(
     ip(here, "link", "add", "name", "eth1", "address", NIC_MAC, *size, "type", "veth", "peer", "name", "net0", *size)
     if network != here:
         ip(here, "link", "set", "net0", "netns", network)
-    for namespace, name in ((here, "eth1"), (network, "net0")):
+    for namespace, interface in ((here, "eth1"), (network, "net0")):
         # Without addresses of IPv6 the kernel sends nothing of its own, which functions would count.
-        ip(namespace, "link", "set", name, "addrgenmode", "none")
-        ip(namespace, "link", "set", name, "up")
+        ip(namespace, "link", "set", interface, "addrgenmode", "none")
+        ip(namespace, "link", "set", interface, "up")
     with enter(network):
         sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         sender.bind(("net0", 3))
