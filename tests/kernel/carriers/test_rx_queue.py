@@ -121,7 +121,7 @@ def test_a_traced_packet_carries_its_mark_in_metadata(tmp_path: Path) -> None:
         assert (world.count(AccelCounter.SLOW), world.count(AccelCounter.FAST)) == (1, 1)
 
 
-@pytest.mark.usefixtures("namespace")
+@pytest.mark.usefixtures("namespace", "_one_cpu")
 def test_in_a_chain_the_queue_leads_straight_to_the_owner_of_its_mark(tmp_path: Path) -> None:
     with link(tmp_path, "dest-id", ["one"]) as here:
         plain = [here.exchange(FRAME) for _ in range(2)]
