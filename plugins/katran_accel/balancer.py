@@ -28,6 +28,7 @@ from nfcore.kernel.links import format_mac
 from . import layouts as lay
 from .config import NAME, KatranTable
 from .connection_table import Connections, VipFinder
+from .features import Features
 from .flow_routes import FlowRoutes
 from .inventory import NUMBERING, Inventory, Numbering, NumbersExhaustedError
 from .map_writer import Change, MapWriter
@@ -61,7 +62,15 @@ LOOPBACK = 1
 ADVICE = 'add the route or neighbour, or set katran_accel.gateway_mac to the MAC address instead of "auto"'
 CONFIRM_PERIOD = 4.0
 """Seconds, at least, between two questions to a gateway whether its MAC address is still right."""
-NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir", "destination_mac", "healthcheck")
+NEEDS_RESTART = (
+    "forwarding_cpus",
+    "lru_size",
+    "maglev",
+    "pin_dir",
+    "destination_mac",
+    "healthcheck",
+    "server_id_map",
+)
 """Keys of the table that are read only at the start."""
 
 
@@ -83,6 +92,7 @@ class Balancer(NetworkFunction):
         self.config = config
         self.table = table
         self.meaning = meaning
+        self.features = Features.of(table)
         self._clock, self._own_mac = clock, own_mac
         self._confirm_at = 0.0
         self.numbering = Numbering(_rest_seconds(config), clock)
@@ -128,6 +138,7 @@ class Balancer(NetworkFunction):
             meaning=self.meaning,
             events=self.config.offload.events,
             routes=route_room(_most_flows(self.config)),
+            features=self.features,
             devices=max(len(self._devices), 1),
         )
         self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
@@ -174,10 +185,13 @@ class Balancer(NetworkFunction):
         defines |= carrier_defines(carrier, tracing=context.tracing)
         if self.meaning is not None:
             defines["MARK_IS_FLOW" if self.meaning is MarkMeaning.FLOW else "MARK_IS_TARGET"] = 1
-        defines |= self._device_defines(facts)
+        defines |= self._device_defines(facts) | self.features.defines
         chain = context.chain_build(NAME)
         defines, maps = {**defines, **chain.defines}, {**self.maps.maps, **chain.maps}
-        return compile_program(BPF_SOURCES / "balancer/balancer.c", PROGRAM, defines=defines, maps=maps)
+        program = compile_program(BPF_SOURCES / "balancer/balancer.c", PROGRAM, defines=defines, maps=maps)
+        if self.features.decap:
+            self.maps["subprograms"].update(0, program.fd)
+        return program
 
     def _device_defines(self, facts: Facts) -> dict[str, int | str]:
         """Give the build choices of bpf/balancer/device.h."""
@@ -368,6 +382,7 @@ class Balancer(NetworkFunction):
             for key in NEEDS_RESTART
             if after[key] != before[key]
         ]
+        problems += self.features.changes(Features.of(table))
         vips = f"{NAME}.vips"
         try:
             inventory = self.numbering.plan(table)

@@ -15,7 +15,7 @@ from nfcore.api.config import Config, ConfigTable, Network, parse_network
 from nfcore.api.flows import PROTOCOL_NUMBERS, Address
 from nfcore.errors import Problem, Remark, key_path
 
-from .layouts import MAX_PREFIX_VIPS, MAX_REALS, MAX_VIPS, VipFlag
+from .layouts import MAX_DECAP_ADDRESSES, MAX_PREFIX_VIPS, MAX_REALS, MAX_VIPS, VipFlag
 
 NAME = "katran_accel"
 """Name of the plugin, of its table and of its network function."""
@@ -112,6 +112,13 @@ def _source(version: int, value: object) -> str:
     return str(value if address is None else address)
 
 
+def _tunnel_source(version: int, value: object) -> str:
+    address = None if value == "" else _try(_server_address, value)
+    if value != "" and (address is None or address.version != version):
+        raise ValueError(f"should be an IPv{version} address")
+    return str(value if address is None else address)
+
+
 def _absolute_path(value: object) -> str | None:
     if value is None or (isinstance(value, str) and value.startswith("/") and "\0" not in value):
         return value
@@ -163,6 +170,15 @@ class RealTable(ConfigTable):
     address: Annotated[Address, BeforeValidator(_server_address), PlainSerializer(str)]
     weight: int = Field(default=1, ge=0, le=65_535)
     """Share of the ring against the VIP's other reals; 0 drains."""
+    local: bool = False
+    """It is this host: packets of VIPs with the flag `local` are passed to the stack as they are."""
+    down: bool = False
+    """It has no slots, and UDP flows of a VIP with the flag `udp_flow_migration` leave it."""
+
+    @property
+    def share(self) -> int:
+        """Weight in the ring."""
+        return 0 if self.down else self.weight
 
 
 class VipTable(ConfigTable):
@@ -233,6 +249,39 @@ class HealthcheckTable(ConfigTable):
     source_v6: Annotated[str, BeforeValidator(partial(_source, 6))] = "auto"
 
 
+class DecapAddress(ConfigTable):
+    """An address at which tunnels end."""
+
+    address: Annotated[Address, BeforeValidator(_server_address), PlainSerializer(str)]
+    egress: bool = False
+    """What comes in GUE goes out again as it is, to where the frame came from."""
+
+
+class DecapTable(ConfigTable):
+    """`[katran_accel.decap]`: packets that come in a tunnel are taken out of it before they are balanced."""
+
+    ipip: bool = False
+    gue: bool = False
+    strict: bool = False
+    """Tunnels to other addresses than those of `addresses` and the own `source_v4`, `source_v6` stay as they are."""
+    addresses: list[DecapAddress] = Field(default=[], max_length=MAX_DECAP_ADDRESSES)
+    """What was in a tunnel to one of these is balanced; what was in another one is passed to the stack."""
+
+
+class ServerIdTable(ConfigTable):
+    """A server id, by which a packet names its real."""
+
+    id: int = Field(ge=1, le=0xFFFF_FFFF)
+    real: Annotated[Address, BeforeValidator(_server_address), PlainSerializer(str)]
+
+
+class SourceRouteTable(ConfigTable):
+    """Clients whose new flows go to a real that is not the ring's choice."""
+
+    prefix: Annotated[Network, BeforeValidator(parse_network), PlainSerializer(format_network)]
+    real: Annotated[Address, BeforeValidator(_server_address), PlainSerializer(str)]
+
+
 class KatranTable(ConfigTable):
     """`[katran_accel]`."""
 
@@ -249,6 +298,33 @@ class KatranTable(ConfigTable):
     """Version of the ring. 2 shares slots by weight; 1, of older Katran set-ups, hardly regards weights."""
     pin_dir: Annotated[str | None, BeforeValidator(_absolute_path)] = None
     """Folder of a bpf file system where program and maps are pinned and outlive the daemon."""
+    encapsulation: Literal["ipip", "gue"] = "ipip"
+    gue_port: int = Field(default=6080, ge=1, le=65_535)
+    """UDP port of GUE, to reals and in `decap`."""
+    gue_checksum: Literal["right", "katran"] = "right"
+    """`katran`: also where the inner packet is no TCP and Katran's outer UDP checksum is wrong."""
+    source_v4: Annotated[str, BeforeValidator(partial(_tunnel_source, 4))] = ""
+    """Source of outer IPv4 headers in GUE; needed for IPv4 reals."""
+    source_v6: Annotated[str, BeforeValidator(partial(_tunnel_source, 6))] = ""
+    icmp: bool = True
+    """Echo requests to VIPs are answered, ICMP errors go to the real of the flow that they quote."""
+    too_big: Literal["drop", "answer"] = "drop"
+    """What becomes of packets longer than `mtu`; `answer`: the client is told."""
+    mtu: int = Field(default=1500, ge=576, le=9_216)
+    """Longest IP packet of a client that is balanced; on the way to the reals it has its outer header, too."""
+    fragments: Literal["drop", "hash-addresses"] = "drop"
+    """`hash-addresses`: fragments go to a real by their addresses alone, so all of a datagram to the same one."""
+    tcp_server_ids: bool = False
+    """TCP packets with a server id among their options go to that real."""
+    server_id_map: Literal["array", "hash"] = "array"
+    """`array`, as published, takes 128 MiB and ids below 16,777,214; `hash` takes memory for those that exist."""
+    new_flow_limit: int = Field(default=125_000, ge=1, le=0xFFFF_FFFF)
+    """New flows of a CPU per second that are stored in its connection table."""
+    decap: DecapTable = DecapTable()
+    server_ids: list[ServerIdTable] = Field(default=[])
+    """Reals by the ids in packets: QUIC connection ids, UDP stable routing, TCP server ids."""
+    source_routes: list[SourceRouteTable] = Field(default=[])
+    """For VIPs with the flag `src_routing`; the longest prefix counts."""
     vips: list[VipTable] = Field(min_length=1, max_length=MAX_VIPS)
     healthcheck: HealthcheckTable | None = None
 

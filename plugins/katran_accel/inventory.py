@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.config import Network
 from nfcore.api.flows import Address, pack_address
 from nfcore.errors import NfcoreError
 
@@ -106,12 +107,15 @@ class Numbering:
     def plan(self, table: KatranTable) -> Inventory:
         """Number the VIPs and reals of a TOML. Changes nothing. NumbersExhaustedError says which do not fit."""
         vips = self._plan_numbers(self.vips, "VIPs", [identity(vip) for vip in table.vips])
-        addresses = dict.fromkeys(real.address for vip in table.vips for real in vip.reals)
+        of_vips = (real.address for vip in table.vips for real in vip.reals)
+        of_ids = (each.real for each in table.server_ids)
+        of_sources = (each.real for each in table.source_routes)
+        addresses = dict.fromkeys((*of_vips, *of_ids, *of_sources))
         reals = self._plan_numbers(self.reals, "reals", [str(address) for address in addresses])
         return Inventory(
             {vips[identity(vip)]: vip for vip in table.vips},
             {address: reals[str(address)] for address in addresses},
-            table.maglev,
+            table,
         )
 
     @staticmethod
@@ -175,7 +179,7 @@ class Inventory:
     """In the TOML's order."""
     reals: dict[Address, int]
     """In order of first appearance."""
-    maglev: int
+    table: KatranTable
 
     @property
     def vip_numbers(self) -> dict[str, int]:
@@ -191,6 +195,20 @@ class Inventory:
     def _numbers(self) -> dict[int, list[int]]:
         """VIP number → the numbers of its reals, in the TOML's order. Cached: the hash of an address is slow."""
         return {number: [self.reals[real.address] for real in vip.reals] for number, vip in self.vips.items()}
+
+    @cached_property
+    def _local_reals(self) -> frozenset[Address]:
+        return frozenset(real.address for vip in self.vips.values() for real in vip.reals if real.local)
+
+    @cached_property
+    def server_ids(self) -> dict[int, int]:
+        """Server id → number of its real."""
+        return {each.id: self.reals[each.real] for each in self.table.server_ids}
+
+    @cached_property
+    def source_routes(self) -> dict[Network, int]:
+        """Prefix of clients → number of their real."""
+        return {each.prefix: self.reals[each.real] for each in self.table.source_routes}
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Give each (VIP number, real number) in the TOML's order."""
@@ -231,7 +249,7 @@ class Inventory:
     def shares(self, vip_num: int) -> dict[int, int]:
         """Give the weight of each real of a VIP by the real's number: all that the ring depends on."""
         numbered = zip(self._numbers[vip_num], self.vips[vip_num].reals, strict=True)
-        return {number: real.weight for number, real in numbered}
+        return {number: real.share for number, real in numbered}
 
     def real_name(self, number: int) -> str | None:
         """Give the address of a real number, if there is such a real."""
@@ -240,8 +258,8 @@ class Inventory:
     def ring(self, vip_num: int, build: BuildRing = build_ring) -> NDArray[np.uint32]:
         """Give the Maglev ring of a VIP, :data:`layouts.RING_SLOTS` real numbers; 0 where it has no real."""
         numbered = zip(self._numbers[vip_num], self.vips[vip_num].reals, strict=True)
-        endpoints = [Endpoint(number, real.address, real.weight) for number, real in numbered]
-        return build(endpoints, version=self.maglev)
+        endpoints = [Endpoint(number, real.address, real.share) for number, real in numbered]
+        return build(endpoints, version=self.table.maglev)
 
     def vip_definition(self, vip_num: int) -> NDArray[np.void]:
         """Give the key of a VIP in `vip_map`."""
@@ -291,4 +309,5 @@ class Inventory:
         entry = np.zeros((), dtype=lay.REAL_DEFINITION)
         entry["addr"] = pack_address(address)
         entry["flags"] = lay.RealFlag.IPV6 if address.version == 6 else 0
+        entry["flags"] |= lay.RealFlag.LOCAL if address in self._local_reals else 0
         return entry

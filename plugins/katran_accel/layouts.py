@@ -18,6 +18,10 @@ RING_SLOTS = 65_537
 MAX_VIPS = 512
 MAX_REALS = 4096
 MAX_PREFIX_VIPS = 256
+MAX_DECAP_ADDRESSES = 512
+MAX_SERVER_IDS = 16_777_214
+"""Entries of `server_id_map` as an array: the ids below."""
+MAX_SOURCE_ROUTES = 3_000_000
 POOL_SLOTS = 4096
 
 VIP_DEFINITION = np.dtype([("addr", "u1", (16,)), ("port", ">u2"), ("proto", "u1"), ("pad", "u1")])
@@ -29,6 +33,45 @@ VIP_ADDRESS_KEY = np.dtype(
 REAL_DEFINITION = np.dtype([("addr", "u1", (16,)), ("flags", "u1"), ("pad", "u1"), ("next_hop", "<u2")])
 REAL_POS_LRU = np.dtype([("pos", "<u4"), ("left", "<u2"), ("reports", "u1"), ("by_syn", "u1"), ("atime", "<u8")])
 LB_STATS = np.dtype([("v1", "<u8"), ("v2", "<u8")])
+QUIC_STATS = np.dtype(
+    [
+        (name, "<u8")
+        for name in (
+            "ch_routed",
+            "cid_initial",
+            "cid_invalid_server_id",
+            "cid_invalid_server_id_sample",
+            "cid_routed",
+            "cid_unknown_real_dropped",
+            "cid_v0",
+            "cid_v1",
+            "cid_v2",
+            "cid_v3",
+            "dst_match_in_lru",
+            "dst_mismatch_in_lru",
+            "dst_not_found_in_lru",
+        )
+    ]
+)
+STABLE_ROUTING_STATS = np.dtype(
+    [
+        (name, "<u8")
+        for name in (
+            "ch_routed",
+            "cid_routed",
+            "cid_invalid_server_id",
+            "cid_unknown_real_dropped",
+            "invalid_packet_type",
+        )
+    ]
+)
+TCP_SERVER_ID_STATS = np.dtype(
+    [(name, "<u8") for name in ("ch_routed", "dst_mismatch_in_lru", "sid_routed", "tcp_syn")]
+)
+SOURCE_KEY_V4 = np.dtype([("prefixlen", "<u4"), ("addr", "u1", (4,))])
+SOURCE_KEY_V6 = np.dtype([("prefixlen", "<u4"), ("addr", "u1", (16,))])
+ADDRESS = np.dtype([("addr", "u1", (16,))])
+"""Key of `decap_dst`."""
 CTL_VALUE = np.dtype([("mac", "u1", (6,)), ("pad", "u1", (2,))])
 """Also a row of `hw_accel_next_hops`, where pad[0] is 1 when the MAC address is known; and a key of `hw_accel_macs`."""
 DEVICE = np.dtype([("ifindex", "<u4"), ("number", "<u4"), ("mac", "u1", (6,)), ("pad", "u1", (2,))])
@@ -91,18 +134,26 @@ BENEATH_SHIFT = 16
 
 
 class VipFlag(IntFlag):
-    """Katran's VIP flags that are supported here."""
+    """Katran's VIP flags."""
 
     HASH_NO_SRC_PORT = 1 << 0
     LRU_BYPASS = 1 << 1
+    QUIC = 1 << 2
     HASH_DPORT_ONLY = 1 << 3
+    SRC_ROUTING = 1 << 4
+    LOCAL = 1 << 5
+    GLOBAL_LRU = 1 << 6
     HASH_SRC_DST_PORT = 1 << 7
+    UDP_STABLE_ROUTING = 1 << 8
+    UDP_FLOW_MIGRATION = 1 << 9
 
 
 class RealFlag(IntFlag):
     """Katran's real flags."""
 
     IPV6 = 1 << 0
+    LOCAL = 1 << 1
+    """A packet of a VIP with :attr:`VipFlag.LOCAL` is passed to this host's stack."""
     GONE = 1 << 7
     """nfcore's own: nothing is sent to the real any more."""
 
@@ -115,12 +166,22 @@ class StatsSlot(IntEnum):
     NEW_FLOWS = 514
     FALLBACK_LRU = 515
     TOO_BIG = 516
+    SOURCE_ROUTE = 517
+    DECAP_ADDRESS = 518
     ENCAP_FAIL = 519
+    GLOBAL_LRU = 520
     RING_DROP = 521
+    DECAP = 522
+    QUIC_ICMP = 523
+    ICMP_TOO_BIG_V6 = 524
+    ICMP_TOO_BIG_V4 = 525
+    CROSS_POP = 526
+    MIGRATED = 527
     XDP_TOTAL = 528
     XDP_TX = 529
     XDP_DROP = 530
     XDP_PASS = 531
+    EGRESS_DECAP = 532
     NO_NEXT_HOP = 1022
     """nfcore's own."""
     RING = 1023

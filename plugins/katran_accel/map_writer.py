@@ -7,7 +7,6 @@ remove: VIPs ─► reals ─► entries of marks                            one
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +17,16 @@ from numpy.typing import NDArray
 
 from nfcore.api.flows import Address
 from nfcore.api.steps import Steps
-from nfcore.errors import HostError
-from nfcore.kernel import Map, MapType, possible_cpus
+from nfcore.kernel import MapType, possible_cpus
 
 from . import layouts as lay
 from .inventory import Inventory, Numbering
 from .maglev_kernel import RingBuilder
+from .map_entries import holds_entries, replace_entries, write_entries
 from .maps import BalancerMaps
 from .mark_entries import MarkEntries
 from .next_hops import Sending, device_rows
+from .routing_maps import RoutingMaps
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class MapWriter:
         self._maps, self._macs = maps, frozenset(macs)
         self._marks = marks
         self._rings = RingBuilder()
+        self._routing = RoutingMaps(maps.maps)
 
     def close(self) -> None:
         """Close the program that builds rings."""
@@ -96,10 +97,11 @@ class MapWriter:
         ):
             for name in names:
                 zeros = np.zeros((len(new), possible_cpus()), dtype=maps[name].spec.value)
-                _write(maps[name], np.array(sorted(new), dtype=np.uint32), zeros)
+                write_entries(maps[name], np.array(sorted(new), dtype=np.uint32), zeros)
         if self._marks is not None:
             self._marks.give_generations(inventory, generation)
         self.send_by(change.sending, inventory)
+        self._routing.write(inventory)
         if change.rings:
             yield partial(self._rings.prepare, sum(len(inventory.vips[number].reals) for number in change.rings))
         for number in change.rings:
@@ -114,7 +116,7 @@ class MapWriter:
             keys, metas = np.zeros(len(numbers), maps[name].spec.key), np.zeros(len(numbers), lay.VIP_META)
             for row, number in enumerate(numbers):
                 keys[row], metas[row] = key_of(number), inventory.vip_meta(number)
-            _write(maps[name], keys, metas)
+            write_entries(maps[name], keys, metas)
 
     def send_by(self, sending: Sending, inventory: Inventory) -> None:
         """Write reals, and by what packets are sent to them. A group is complete before a real moves to it.
@@ -125,7 +127,7 @@ class MapWriter:
         self._write_devices(sending)
         slots = sending.slots()
         others = slots[slots >= devices]
-        _write(maps["hw_accel_next_hops"], others, sending.rows[others])
+        write_entries(maps["hw_accel_next_hops"], others, sending.rows[others])
         reals = maps["reals"].read_array()
         for address, number in inventory.reals.items():
             before = reals["next_hop"][number]
@@ -157,8 +159,8 @@ class MapWriter:
             and np.array_equal(
                 reals[list(inventory.reals.values())], [sending.groups[real] for real in inventory.reals]
             )
-            and _holds(maps["hw_accel_macs"], *self._mac_rows(sending))
-            and _holds(maps["hw_accel_devices"], *self._device_rows(sending))
+            and holds_entries(maps["hw_accel_macs"], *self._mac_rows(sending))
+            and holds_entries(maps["hw_accel_devices"], *self._device_rows(sending))
         )
 
     def macs_in_use(self, inventory: Inventory, devices: int) -> dict[Address, list[bytes]]:
@@ -174,7 +176,7 @@ class MapWriter:
     def _write_devices(self, sending: Sending) -> None:
         """Write the devices' own addresses, and which ports receive their packets."""
         for name, rows in ("hw_accel_macs", self._mac_rows(sending)), ("hw_accel_devices", self._device_rows(sending)):
-            _replace(self._maps[name], *rows)
+            replace_entries(self._maps[name], *rows)
 
     def _device_rows(self, sending: Sending) -> tuple[NDArray[np.uint32], NDArray[np.void]]:
         """Give the content of `hw_accel_devices`: one device is found without its ifindex."""
@@ -215,24 +217,3 @@ class MapWriter:
             wanted = {key_of(number).tobytes() for number in inventory.vips}
             keys, _ = self._maps[name].lookup_all()
             self._maps[name].delete_batch(keys[[key.tobytes() not in wanted for key in keys]])
-
-
-def _write(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> None:
-    """Set keys. HostError when the kernel refuses one."""
-    result = map_.update_batch(keys, values)
-    if result.errno:
-        raise HostError(f"cannot set key {keys[result.done]} of map {map_.spec.name}: {os.strerror(result.errno)}")
-
-
-def _holds(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> bool:
-    """Whether a map has these entries and no others."""
-    present = dict(zip(*([each.tobytes() for each in column] for column in map_.lookup_all()), strict=True))
-    return present == {key.tobytes(): value.tobytes() for key, value in zip(keys, values, strict=True)}
-
-
-def _replace(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> None:
-    """Let a map have these entries and no others. HostError when the kernel refuses one."""
-    _write(map_, keys, values)
-    wanted = {key.tobytes() for key in keys}
-    present, _ = map_.lookup_all()
-    map_.delete_batch(present[[key.tobytes() not in wanted for key in present]])

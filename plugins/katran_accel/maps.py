@@ -29,6 +29,7 @@ from nfcore.kernel import (
 from nfcore.refusals import explain
 
 from . import layouts as lay
+from .features import ALL_FEATURES, NO_FEATURES, Features
 
 PROGRAM = "balancer_ingress"
 """Name of the program and of its pin."""
@@ -71,6 +72,7 @@ class Sizes:
     """Rings that fit into `ch_rings`; 0: as many as `vips` needs."""
     routes: int = LEAST_ROUTES
     """Flows with rules that fit into `hw_accel_routes`."""
+    features: Features = NO_FEATURES
     devices: int = 0
     """Interfaces that the program is attached to, at least 1 for a program that is to be loaded."""
 
@@ -108,7 +110,9 @@ def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
         MapSpec("real_slow_stats", per_cpu, U32, lay.LB_STATS, lay.MAX_REALS),
         MapSpec("hw_accel_stats", per_cpu, U32, U64, len(lay.AccelCounter)),
     ]
-    return {spec.name: spec for spec in [*specs, *_device_specs(sizes), *_mark_specs(sizes)]}
+    return {
+        spec.name: spec for spec in [*specs, *sizes.features.map_specs(), *_device_specs(sizes), *_mark_specs(sizes)]
+    }
 
 
 def _device_specs(sizes: Sizes) -> Iterator[MapSpec]:
@@ -319,9 +323,8 @@ def remove_pins(pin_dir: Path) -> Iterator[Path]:
     """Unpin the balancer's maps and program and remove the folder, with the file system mounted for it."""
     names = {PROGRAM}
     for meaning in MarkMeaning:
-        names |= map_specs(
-            Sizes(vips=1, lru_entries=1, mark_width=1, meaning=meaning, events="ringbuf", devices=1)
-        ).keys()
+        sizes = Sizes(vips=1, lru_entries=1, mark_width=1, meaning=meaning, events="ringbuf", devices=1)
+        names |= map_specs(replace(sizes, features=ALL_FEATURES)).keys()
     for pin in sorted(pin_dir.iterdir()) if pin_dir.is_dir() else ():
         if pin.name in names or pin.name.startswith("lru_"):
             pin.unlink()
