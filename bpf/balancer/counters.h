@@ -16,6 +16,7 @@
 #pragma once
 
 #include "lib/map_handle.h"
+#include "lib/packet.h"
 #include "katran_abi.h"
 
 /* Slots of `hw_accel_stats` (u64 each); plugins/katran_accel/layouts.py lists them in the same order. */
@@ -57,6 +58,15 @@ static __always_inline void count_v2(__u32 slot)
 
 	if (stats)
 		stats->v2 += 1;
+}
+
+/* Counts in v1 for IPv4, in v2 for IPv6. */
+static __always_inline void count_family(__u32 slot, int family)
+{
+	if (family == AF_INET)
+		count_v1(slot);
+	else
+		count_v2(slot);
 }
 
 static __always_inline void count_bytes(__u32 slot, __u64 bytes)

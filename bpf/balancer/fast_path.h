@@ -37,6 +37,7 @@ static __always_inline enum accel_counter route_by_mark(struct route *route, con
 	vip = bpf_map_lookup_elem(MAP(vip_map_by_id), &entry->vip_num);
 	if (!vip)
 		return ACCEL_STALE;
+	set_vip_flags(route, vip->flags);
 	return live_route(route, vip, entry->vip_generation, entry->real_generation);
 }
 #endif
@@ -56,6 +57,7 @@ static __always_inline enum accel_counter route_by_mark(struct route *route, con
 	vip = bpf_map_lookup_elem(MAP(vip_map_by_id), &target->vip_num);
 	if (!vip)
 		return ACCEL_STALE;
+	set_vip_flags(route, vip->flags);
 	result = live_route(route, vip, target->vip_generation, target->real_generation);
 	if (result == ACCEL_FAST && !vip_matches(vip, packet, family))
 		return ACCEL_OTHER_FLOW;

@@ -11,11 +11,15 @@
 #include "lib/flow_key.h"
 
 #define RING_SLOTS 65537u
-#define MAX_FRAME_BYTES 1514u
+#ifndef MTU
+#define MTU 1500 /* bytes of the longest IP packet that is balanced, without the outer header */
+#endif
 #define STATS_VIPS 512u
 #define UDP_IDLE_LIMIT_NS 30000000000ull
 #define NEW_FLOW_WINDOW_NS 1000000000ull
+#ifndef NEW_FLOWS_PER_WINDOW
 #define NEW_FLOWS_PER_WINDOW 125000u
+#endif
 
 /* Seed of the flow hash, also the size of Katran's full ch_rings. */
 #define FLOW_HASH_SEED 33554944u
@@ -24,8 +28,14 @@
 enum vip_flag {
 	VIP_HASH_NO_SRC_PORT = 1u << 0,
 	VIP_LRU_BYPASS = 1u << 1,
+	VIP_QUIC = 1u << 2,
 	VIP_HASH_DPORT_ONLY = 1u << 3,
+	VIP_SOURCE_ROUTING = 1u << 4,
+	VIP_LOCAL = 1u << 5,
+	VIP_GLOBAL_LRU = 1u << 6,
 	VIP_HASH_SRC_DST_PORT = 1u << 7,
+	VIP_UDP_STABLE_ROUTING = 1u << 8,
+	VIP_UDP_FLOW_MIGRATION = 1u << 9,
 	/* nfcore's own, Katran never sets them: the keys of both families look alike. Neither: packets of both. */
 	VIP_ONLY_IPV4 = 1u << 30,
 	VIP_ONLY_IPV6 = 1u << 31,
@@ -36,7 +46,15 @@ enum vip_flag {
 
 enum real_flag {
 	REAL_IPV6 = 1u << 0,
+	REAL_LOCAL = 1u << 1,
 	REAL_GONE = 1u << 7, /* nfcore's own, Katran never sets it: nothing is sent to the real any more */
+};
+
+enum decap_flag {
+	DECAP_EGRESS = 1u << 1,
+	/* nfcore's own, as those of VIPs: the keys of both families look alike. */
+	DECAP_ONLY_IPV4 = 1u << 30,
+	DECAP_ONLY_IPV6 = 1u << 31,
 };
 
 enum ctl_slot {
@@ -50,12 +68,22 @@ enum stats_slot {
 	STATS_NEW_FLOWS = STATS_VIPS + 2, /* in this window / start of the window, ns */
 	STATS_FALLBACK_LRU = STATS_VIPS + 3, /* packets / - */
 	STATS_TOO_BIG = STATS_VIPS + 4, /* v4 / v6 */
+	STATS_SOURCE_ROUTE = STATS_VIPS + 5, /* misses / hits */
+	STATS_DECAP_ADDRESS = STATS_VIPS + 6, /* to an address of `decap_dst` / - */
 	STATS_ENCAP_FAIL = STATS_VIPS + 7, /* v4 / v6 */
+	STATS_GLOBAL_LRU = STATS_VIPS + 8, /* this CPU has none / hits */
 	STATS_RING_DROP = STATS_VIPS + 9, /* no such real / real 0 */
+	STATS_DECAP = STATS_VIPS + 10, /* outer v4 / v6 */
+	STATS_QUIC_ICMP = STATS_VIPS + 11, /* errors of flows to a QUIC VIP: all / ignorable */
+	STATS_ICMP_TOO_BIG_V6 = STATS_VIPS + 12, /* all / MTU below 1280 */
+	STATS_ICMP_TOO_BIG_V4 = STATS_VIPS + 13,
+	STATS_CROSS_POP = STATS_VIPS + 14, /* decapsulated and balanced: inner v4 / v6 */
+	STATS_MIGRATED = STATS_VIPS + 15, /* UDP flows that left a real which is down / - */
 	STATS_XDP_TOTAL = STATS_VIPS + 16, /* packets / bytes of the frame */
 	STATS_XDP_TX = STATS_VIPS + 17,
 	STATS_XDP_DROP = STATS_VIPS + 18,
 	STATS_XDP_PASS = STATS_VIPS + 19,
+	STATS_EGRESS_DECAP = STATS_VIPS + 20, /* decapsulated and sent: inner v4 / v6 */
 	STATS_NO_NEXT_HOP = STATS_VIPS + 510, /* nfcore's own: the MAC address to send to is not known */
 	STATS_RING = STATS_VIPS + 511, /* nfcore's own: routed by a ring / put into a connection table */
 };
@@ -103,6 +131,44 @@ struct real_pos_lru {
 	__u8 reports;
 	__u8 by_syn; /* a SYN has made the entry */
 	__u64 atime;
+};
+
+struct quic_stats {
+	__u64 ch_routed; /* no id: by connection table or ring */
+	__u64 cid_initial;
+	__u64 cid_invalid_server_id;
+	__u64 cid_invalid_server_id_sample; /* the last one */
+	__u64 cid_routed;
+	__u64 cid_unknown_real_dropped;
+	__u64 cid_versions[4];
+	__u64 dst_match_in_lru;
+	__u64 dst_mismatch_in_lru;
+	__u64 dst_not_found_in_lru;
+};
+
+struct stable_routing_stats {
+	__u64 ch_routed;
+	__u64 cid_routed;
+	__u64 cid_invalid_server_id;
+	__u64 cid_unknown_real_dropped;
+	__u64 invalid_packet_type;
+};
+
+struct tcp_server_id_stats {
+	__u64 ch_routed;
+	__u64 dst_mismatch_in_lru;
+	__u64 sid_routed;
+	__u64 tcp_syn;
+};
+
+struct source_key_v4 {
+	__u32 prefixlen;
+	__be32 addr;
+};
+
+struct source_key_v6 {
+	__u32 prefixlen;
+	__be32 addr[4];
 };
 
 struct lb_stats {

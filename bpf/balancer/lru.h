@@ -32,22 +32,28 @@ static __always_inline struct flow_key connection_key(const struct packet *packe
 	return key;
 }
 
-/* The flow's entry or NULL. UDP shows no end of a flow: after UDP_IDLE_LIMIT_NS without packets it counts as new. */
-static __always_inline struct real_pos_lru *lru_lookup(void *lru, const struct flow_key *key)
+/*
+ * The flow's entry or NULL, whatever its age. Two calls that the compiler must not merge: of a call with one map, the
+ * verifier makes a direct call of the map's own look-up; of a call with either map it does not.
+ */
+static __always_inline struct real_pos_lru *lru_entry(void *lru, const struct flow_key *key)
 {
 	struct real_pos_lru *entry;
-	__u64 now;
 
-	/*
-	 * Two calls that the compiler must not merge: of a call with one map, the verifier makes a direct call of the
-	 * map's own look-up; of a call with either map it does not.
-	 */
 	if (lru) {
 		entry = bpf_map_lookup_elem(lru, key);
 		asm volatile("" : "+r"(entry));
 	} else {
 		entry = bpf_map_lookup_elem(MAP(fallback_cache), key);
 	}
+	return entry;
+}
+
+/* The flow's entry or NULL. UDP shows no end of a flow: after UDP_IDLE_LIMIT_NS without packets it counts as new. */
+static __always_inline struct real_pos_lru *lru_lookup(void *lru, const struct flow_key *key)
+{
+	struct real_pos_lru *entry = lru_entry(lru, key);
+	__u64 now;
 
 	if (!entry || key->proto != IPPROTO_UDP)
 		return entry;
@@ -58,7 +64,7 @@ static __always_inline struct real_pos_lru *lru_lookup(void *lru, const struct f
 	return entry;
 }
 
-/* Whether this CPU has had more new flows in the current second than its table is to store. */
+/* Counts an event of a new flow; whether this CPU has had more in the current second than its table is to store. */
 static __always_inline int new_flow_flood(__u64 now)
 {
 	__u32 slot = STATS_NEW_FLOWS;
@@ -75,17 +81,23 @@ static __always_inline int new_flow_flood(__u64 now)
 	return window->v1 > NEW_FLOWS_PER_WINDOW;
 }
 
+/* Stores an entry. An `atime` of 0 is expired at once, for a UDP flow. */
+static __always_inline void lru_store(void *lru, const struct flow_key *key, struct real_pos_lru *entry)
+{
+	count_v2(STATS_RING);
+	if (lru) {
+		long done = bpf_map_update_elem(lru, key, entry, BPF_ANY);
+		asm volatile("" : "+r"(done));
+	} else {
+		bpf_map_update_elem(MAP(fallback_cache), key, entry, BPF_ANY);
+	}
+}
+
 /* Stores the flow with its real. `fresh` has the report state; its other fields are set here. */
 static __always_inline void lru_insert(void *lru, const struct flow_key *key, __u32 real, struct real_pos_lru *fresh,
 				       __u64 now)
 {
-	count_v2(STATS_RING);
 	fresh->pos = real;
 	fresh->atime = key->proto == IPPROTO_UDP ? now : 0;
-	if (lru) {
-		long done = bpf_map_update_elem(lru, key, fresh, BPF_ANY);
-		asm volatile("" : "+r"(done));
-	} else {
-		bpf_map_update_elem(MAP(fallback_cache), key, fresh, BPF_ANY);
-	}
+	lru_store(lru, key, fresh);
 }

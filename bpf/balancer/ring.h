@@ -13,7 +13,17 @@
 struct hashed_ports {
 	__be16 sport;
 	__be16 dport;
+#ifdef UDP_FLOW_MIGRATION
+	__be16 of_vip; /* the port of the VIP's key in Katran's maps: 0 for a VIP that takes every port */
+#endif
 };
+
+static __always_inline void set_vip_port(struct hashed_ports *ports, __be16 port)
+{
+#ifdef UDP_FLOW_MIGRATION
+	ports->of_vip = port;
+#endif
+}
 
 /*
  * Hash of source address and ports, without destination address and protocol. `family` is a constant in every call.

@@ -4,6 +4,7 @@
 
 #include "lib/map_handle.h"
 #include "lib/packet.h"
+#include "before_ring.h"
 #include "counters.h"
 #include "fast_path.h"
 #include "flow_route.h"
@@ -13,17 +14,29 @@
 #include "real.h"
 #include "report.h"
 #include "ring.h"
+#include "server_id.h"
+#include "too_big.h"
 #include "vip.h"
 
-/* Whether a packet counts for a report. Not with HASH_DPORT_ONLY: a report would lack the source (erase_source). */
+/*
+ * Whether a packet counts for a report. Not with HASH_DPORT_ONLY: a report would lack the source (erase_source). Not
+ * where packets name their real: a mark would override that.
+ */
 static __always_inline int counts_for_report(const struct packet *packet, const struct vip_meta *vip)
 {
-	return USES_MARKS && !is_tcp_edge(packet) && !(vip->flags & VIP_HASH_DPORT_ONLY);
+	__u32 unmarked = VIP_HASH_DPORT_ONLY;
+
+#ifdef QUIC
+	unmarked |= VIP_QUIC;
+#endif
+#ifdef UDP_STABLE_ROUTING
+	unmarked |= VIP_UDP_STABLE_ROUTING;
+#endif
+	return USES_MARKS && !is_tcp_edge(packet) && !is_error(packet) && !(vip->flags & unmarked);
 }
 
-static __always_inline void count_lru_miss(const struct packet *packet)
+static __always_inline void count_tcp_miss(const struct packet *packet)
 {
-	count_v2(STATS_LRU);
 	if (packet->flow.proto != IPPROTO_TCP)
 		return;
 	if (is_syn(packet))
@@ -59,14 +72,6 @@ static __always_inline void count_new_flow(__u32 vip_num, __u32 real_key)
 		of_real->v2 += 1;
 }
 
-/* Sets the route's real. False when there is no real with this number, or it is gone. */
-static __always_inline int route_to(struct route *route, __u32 real_key)
-{
-	route->real_key = real_key;
-	route->real = live_real(real_key);
-	return route->real != NULL;
-}
-
 /*
  * First packet of a flow on this CPU: the real of the flow's rule, or the ring's choice; the connection table stores it. A
  * SYN goes to the ring's choice. If it carries the mark of a rule that leads to another real, the rule must end; without
@@ -81,9 +86,12 @@ static __always_inline void route_new_flow(const struct packet *packet, const st
 	struct real_pos_lru fresh = {.by_syn = is_syn(packet) != 0, .left = closes(packet) ? CLOSING_DISTANCE : 0};
 	__u32 by_rule = is_syn(packet) && !marked->real ? 0 : real_by_rule(key, vip);
 	__u32 real_key = is_syn(packet) ? 0 : by_rule;
+	int flood = new_flow_flood(now);
 
 	if (!real_key || !route_to(route, real_key)) {
-		real_key = ring_real(packet->flow.src, ports, vip, family);
+		real_key = flood ? 0 : real_by_source(packet, vip, family);
+		if (!real_key)
+			real_key = ring_real(packet->flow.src, ports, vip, family);
 		if (!real_key)
 			return;
 		if (!route_to(route, real_key)) {
@@ -92,11 +100,12 @@ static __always_inline void route_new_flow(const struct packet *packet, const st
 		}
 		count_new_flow(vip->vip_num, real_key);
 	}
-	if (is_syn(packet) && by_rule && by_rule != real_key) {
+	count_v2(STATS_LRU);
+	if (is_syn(packet) && !is_error(packet) && by_rule && by_rule != real_key) {
 		end_route(key);
 		report->kind = REPORT_MOVED;
 	}
-	if (is_rst(packet) || (vip->flags & VIP_LRU_BYPASS) || new_flow_flood(now))
+	if (is_rst(packet) || (vip->flags & VIP_LRU_BYPASS) || flood)
 		return;
 	/* Before the insertion: the new entry gets the report state, and no second look-up is needed. */
 	if (counts_for_report(packet, vip) && report_is_due(&fresh))
@@ -125,57 +134,80 @@ static __always_inline void erase_source(struct packet *packet)
 	__builtin_memset(packet->flow.src, 0, sizeof(packet->flow.src));
 }
 
+/* Sets the route of a packet that names no real: by the connection tables, or as that of a new flow. */
+static __always_inline void route_by_flow(struct packet *packet, const struct flow_key *key,
+					  const struct hashed_ports *ports, const struct vip_meta *vip, void *lru,
+					  const struct route *marked, struct route *route, struct report *report,
+					  int family)
+{
+	struct real_pos_lru *entry = NULL;
+	__u16 was_reported = 0;
+	int known;
+
+	if (!is_syn(packet) && !(vip->flags & VIP_LRU_BYPASS))
+		entry = lru_lookup(lru, key);
+	if (vip->flags & VIP_HASH_DPORT_ONLY)
+		erase_source(packet);
+	known = entry && route_known_flow(packet, vip, entry, route, report);
+	if (entry && !known) {
+		/* A new entry takes its place in the table. From then on this one may be another flow's. */
+		was_reported = entry->reports;
+		entry->reports = 0;
+		entry = NULL;
+	}
+	if (!known)
+		known = route_by_global_lru(packet, ports, vip, route);
+	if (must_migrate(packet, ports, vip, known ? route->real_key : 0)) {
+		end_route(key);
+		*report = (struct report){};
+		route->real = NULL;
+		known = 0;
+		entry = NULL;
+	}
+	if (!known) {
+		count_tcp_miss(packet);
+		route_new_flow(packet, key, ports, vip, lru, marked, route, report, family);
+	}
+	if (USES_MARKS && closes(packet) && !is_error(packet) && route->real &&
+	    end_is_due(entry, marked->real_key || was_reported))
+		report->kind = REPORT_ENDED;
+}
+
 /* `device`: that the packet came by. `mark`: that of a packet which could not be sent by it; 0: no mark. */
 static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, const struct device *device, __u32 mark,
 				     int family)
 {
 	struct hashed_ports ports = {.sport = packet->flow.sport, .dport = packet->flow.dport};
 	struct flow_key key = connection_key(packet, family);
-	struct vip_meta *vip = find_vip(packet, &ports, family);
 	struct route marked = {}, route = {};
-	struct real_pos_lru *entry = NULL;
 	struct report report = {};
-	__u16 was_reported = 0;
+	struct vip_meta *vip;
+	enum id_result by_id;
 	void *lru;
 
+	set_vip_port(&ports, packet->flow.dport);
+	vip = find_vip(packet, &ports, family);
 	if (!vip)
 		return XDP_PASS;
 	count(ACCEL_SLOW);
-	if (packet->frame_bytes > MAX_FRAME_BYTES) {
-		if (family == AF_INET)
-			count_v1(STATS_TOO_BIG);
-		else
-			count_v2(STATS_TOO_BIG);
-		return XDP_DROP;
-	}
-	if (USES_MARKS && mark && is_tcp_edge(packet))
+	if (is_too_big(packet))
+		return answer_too_big(ctx, packet, family);
+	if (USES_MARKS && mark && is_tcp_edge(packet) && !is_error(packet))
 		route_edge_by_mark(&marked, packet, mark, family);
 	lru = lru_of_this_cpu();
-	if (!is_syn(packet) && !(vip->flags & VIP_LRU_BYPASS))
-		entry = lru_lookup(lru, &key);
-	if (vip->flags & VIP_HASH_DPORT_ONLY)
-		erase_source(packet);
-	if (entry && !route_known_flow(packet, vip, entry, &route, &report)) {
-		/* A new entry takes its place in the table. From then on this one may be another flow's. */
-		was_reported = entry->reports;
-		entry->reports = 0;
-		entry = NULL;
-	}
-	if (!entry) {
-		count_lru_miss(packet);
-		route_new_flow(packet, &key, &ports, vip, lru, &marked, &route, &report, family);
-	}
+	by_id = route_by_id(ctx, packet, vip, lru, &key, &route, family);
+	if (by_id == ID_NONE)
+		route_by_flow(packet, &key, &ports, vip, lru, &marked, &route, &report, family);
 	/* Misses are counted before look-ups, and count_slow() before send_to_real(): see counters.h. */
 	count_v1(STATS_LRU);
 	if (!route.real)
 		return XDP_DROP;
+	route.vip_num = vip->vip_num;
+	set_vip_flags(&route, vip->flags);
 	if (marked.real && report.kind == REPORT_MOVED)
 		void_mark(mark);
-	if (USES_MARKS && closes(packet) && end_is_due(entry, marked.real_key || was_reported))
-		report.kind = REPORT_ENDED;
-	if (report.kind)
+	if (report.kind && !is_local(&route))
 		report_flow(ctx, packet, device, vip->vip_num, route.real_key, &report, family);
 	count_slow(vip->vip_num, route.real_key);
-	route.vip_num = vip->vip_num;
 	return send_to_real(ctx, packet, device, &route, family);
 }

@@ -8,13 +8,13 @@
 #include "katran_abi.h"
 #include "ring.h"
 
-/* Whether a VIP has the packet's destination address and `proto`, with whatever port. */
-static __always_inline int is_vip_address(const struct packet *packet, __u8 proto, int family)
+/* A VIP with the packet's destination address and `proto`, whatever its port. */
+static __always_inline struct vip_meta *vip_of_address(const struct packet *packet, __u8 proto, int family)
 {
 	struct vip_address_key key = {.prefixlen = 32 + 128, .family = family == AF_INET ? 4 : 6, .proto = proto};
 
 	__builtin_memcpy(key.addr, packet->flow.dst, sizeof(key.addr));
-	return bpf_map_lookup_elem(MAP(vip_addresses), &key) != NULL;
+	return bpf_map_lookup_elem(MAP(vip_addresses), &key);
 }
 
 /* Whether packets of the family may go to the VIP: 198.18.10.1 and c612:a01:: have the same key. */
@@ -40,26 +40,34 @@ static __always_inline struct vip_meta *vip_by_prefix(const struct packet *packe
 	return meta && takes_family(meta, family) ? meta : NULL;
 }
 
-static __always_inline struct vip_meta *vip_by_port(const struct packet *packet, __be16 port, int family)
+/* The VIP of just this address, port and protocol. */
+static __always_inline struct vip_meta *vip_by_address(const struct packet *packet, __be16 port, int family)
 {
 	struct vip_definition vip = {.port = port, .proto = packet->flow.proto};
 	struct vip_meta *meta;
 
 	__builtin_memcpy(vip.addr, packet->flow.dst, sizeof(vip.addr));
 	meta = bpf_map_lookup_elem(MAP(vip_map), &vip);
-	return meta && takes_family(meta, family) ? meta : vip_by_prefix(packet, port, family);
+	return meta && takes_family(meta, family) ? meta : NULL;
 }
 
 /*
- * The packet's VIP or NULL. A VIP with port 0 takes every port. Unless its flags put the destination port into the
- * hash, it becomes 0 in `hashed`.
+ * The packet's VIP or NULL. A VIP with port 0 takes every port. Of a VIP with this port or a prefix, the destination
+ * port becomes 0 in `hashed`, unless its flags put it into the hash: so also when a prefix has a port of its own, as
+ * published.
  */
 static __always_inline struct vip_meta *find_vip(const struct packet *packet, struct hashed_ports *hashed, int family)
 {
-	struct vip_meta *meta = vip_by_port(packet, packet->flow.dport, family);
+	struct vip_meta *meta = vip_by_address(packet, packet->flow.dport, family);
 
 	if (!meta) {
-		meta = vip_by_port(packet, 0, family);
+		meta = vip_by_prefix(packet, packet->flow.dport, family);
+		if (!meta) {
+			set_vip_port(hashed, 0);
+			meta = vip_by_address(packet, 0, family);
+			if (!meta)
+				meta = vip_by_prefix(packet, 0, family);
+		}
 		if (meta && !(meta->flags & (VIP_HASH_DPORT_ONLY | VIP_HASH_SRC_DST_PORT)))
 			hashed->dport = 0;
 	}
@@ -79,6 +87,6 @@ static __always_inline int is_addressed_to_vip(const struct packet *packet, enum
 	if (result == PARSE_UNFIT)
 		return find_vip(packet, &unused, family) != NULL;
 	if (has_ports(packet->flow.proto))
-		return is_vip_address(packet, packet->flow.proto, family);
-	return is_vip_address(packet, IPPROTO_TCP, family) || is_vip_address(packet, IPPROTO_UDP, family);
+		return vip_of_address(packet, packet->flow.proto, family) != NULL;
+	return vip_of_address(packet, IPPROTO_TCP, family) || vip_of_address(packet, IPPROTO_UDP, family);
 }

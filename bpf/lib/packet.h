@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Reads the fixed headers of a frame, once: Ethernet without VLAN, IPv4 without options or IPv6 without extension
- * headers, then TCP or UDP.
+ * Reads the fixed headers of a frame, once: Ethernet, IPv4 without options or IPv6 without extension headers, then TCP
+ * or UDP. Built with VLAN: one or two tags, too. Built with OTHER_PROTOCOLS: whole packets of other protocols are told
+ * from fragments and from packets with options.
  */
 #pragma once
 
@@ -12,6 +13,7 @@
 #include <linux/types.h>
 
 #include "flow_key.h"
+#include "vlan.h"
 
 #ifndef AF_INET
 #define AF_INET 2
@@ -20,6 +22,7 @@
 
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
+#define IPV6_FRAGMENT_BYTES 8
 #define PORTS_BYTES 4
 #define TCP_HEADER_BYTES 20
 #define UDP_HEADER_BYTES 8
@@ -32,6 +35,7 @@
 enum parse_result {
 	PARSE_OK,
 	PARSE_OTHER, /* neither TCP nor UDP */
+	PARSE_OTHER_WHOLE, /* the same, with OTHER_PROTOCOLS: neither a fragment nor with IP options */
 	PARSE_UNFIT, /* IP options, or it ends within the TCP or UDP header; addresses and ports are read */
 	PARSE_NO_PORTS, /* a fragment, or it ends before the ports; addresses and protocol are read */
 	PARSE_NO_ADDRESSES, /* it ends within the IP header */
@@ -43,7 +47,62 @@ struct packet {
 	__u16 ip_bytes; /* v4: total length, v6: payload length; host order */
 	__u8 tos; /* v4 TOS or v6 traffic class */
 	__u8 tcp_flags; /* 0 for UDP */
+#ifdef VLAN
+	struct vlan_tags tags;
+#endif
+#ifdef HASH_FRAGMENTS
+	__u8 is_fragment; /* it has no ports */
+#endif
+#ifdef ICMP
+	__u8 is_error; /* an ICMP error: `flow` and `tcp_flags` are of the packet that it quotes, the way back */
+	__u8 icmp_code;
+#endif
 };
+
+/* Reads the VLAN tags, if the program is built for them, and returns the EtherType behind them. */
+static __always_inline __be16 read_protocol(struct packet *packet, struct ethhdr *eth, void *data_end)
+{
+#ifdef VLAN
+	return read_vlan_tags(&packet->tags, eth, data_end);
+#else
+	return eth->h_proto;
+#endif
+}
+
+/* Offset of the IP header. */
+static __always_inline int ip_at(const struct packet *packet)
+{
+#ifdef VLAN
+	return sizeof(struct ethhdr) + (packet->tags.bytes & VLAN_MOST_BYTES);
+#else
+	return sizeof(struct ethhdr);
+#endif
+}
+
+/* Offset of what follows the IP header of a packet without options. `family` is a constant in every call. */
+static __always_inline int l4_at(const struct packet *packet, int family)
+{
+	return ip_at(packet) + (family == AF_INET ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+}
+
+static __always_inline int is_fragment(const struct packet *packet)
+{
+#ifdef HASH_FRAGMENTS
+	return packet->is_fragment;
+#else
+	return 0;
+#endif
+}
+
+/* Whether the flow is that of a quoted packet. */
+static __always_inline int is_error(const struct packet *packet)
+{
+#ifdef ICMP
+	return packet->is_error;
+#else
+	return 0;
+#endif
+}
 
 static __always_inline int is_syn(const struct packet *packet)
 {
@@ -98,7 +157,11 @@ static __always_inline enum parse_result read_l4(struct packet *packet, void *l4
 			return read_ports_only(packet, l4, data_end);
 		packet->tcp_flags = 0;
 	} else {
+#ifdef OTHER_PROTOCOLS
+		return PARSE_OTHER_WHOLE;
+#else
 		return PARSE_OTHER;
+#endif
 	}
 	packet->flow.sport = *(__be16 *)l4;
 	packet->flow.dport = *(__be16 *)(l4 + 2);
@@ -107,7 +170,7 @@ static __always_inline enum parse_result read_l4(struct packet *packet, void *l4
 
 static __always_inline enum parse_result read_ipv4(struct packet *packet, void *data, void *data_end)
 {
-	struct iphdr *ip = data + sizeof(struct ethhdr);
+	struct iphdr *ip = data + ip_at(packet);
 
 	if ((void *)(ip + 1) > data_end)
 		return PARSE_NO_ADDRESSES;
@@ -117,8 +180,12 @@ static __always_inline enum parse_result read_ipv4(struct packet *packet, void *
 	packet->ip_bytes = bpf_ntohs(ip->tot_len);
 	packet->tos = ip->tos;
 	/* The first fragment has ports, but the others have none, and all must be treated alike. */
-	if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET))
+	if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET)) {
+#ifdef HASH_FRAGMENTS
+		packet->is_fragment = ip->ihl == 5;
+#endif
 		return has_ports(packet->flow.proto) ? PARSE_NO_PORTS : PARSE_OTHER;
+	}
 	if (ip->ihl != 5)
 		return read_ports_only(packet, (void *)ip + ip->ihl * 4, data_end);
 	return read_l4(packet, ip + 1, data_end);
@@ -126,7 +193,7 @@ static __always_inline enum parse_result read_ipv4(struct packet *packet, void *
 
 static __always_inline enum parse_result read_ipv6(struct packet *packet, void *data, void *data_end)
 {
-	struct ipv6hdr *ip = data + sizeof(struct ethhdr);
+	struct ipv6hdr *ip = data + ip_at(packet);
 
 	__u8 *next = (void *)(ip + 1);
 
@@ -141,6 +208,9 @@ static __always_inline enum parse_result read_ipv6(struct packet *packet, void *
 		if ((void *)(next + 1) > data_end)
 			return PARSE_NO_PORTS;
 		packet->flow.proto = *next;
+#ifdef HASH_FRAGMENTS
+		packet->is_fragment = 1;
+#endif
 		return *next == IPPROTO_ICMPV6 ? PARSE_OTHER : PARSE_NO_PORTS;
 	}
 	return read_l4(packet, ip + 1, data_end);

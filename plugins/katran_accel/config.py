@@ -314,6 +314,8 @@ class KatranTable(ConfigTable):
     """Longest IP packet of a client that is balanced; on the way to the reals it has its outer header, too."""
     fragments: Literal["drop", "hash-addresses"] = "drop"
     """`hash-addresses`: fragments go to a real by their addresses alone, so all of a datagram to the same one."""
+    vlan: bool = False
+    """Frames with one or two VLAN tags are balanced, too; the tags stay."""
     tcp_server_ids: bool = False
     """TCP packets with a server id among their options go to that real."""
     server_id_map: Literal["array", "hash"] = "array"

@@ -62,10 +62,16 @@ reals = [{ address = "2001:db8:20::11" }, { address = "2001:db8:20::13" }]
 
 
 def balancer_toml(
-    folder: Path, vips: str, marking: str, offload: str = "", katran: str = "", lru_size: int = 4096
+    folder: Path,
+    vips: str,
+    marking: str,
+    offload: str = "",
+    katran: str = "",
+    lru_size: int = 4096,
+    gateway: str = GATEWAY,
 ) -> str:
     """The TOML of a balancer without a backend; all but `folder` is TOML of the tables that it is named after."""
-    table = f'[katran_accel]\ngateway_mac = "{GATEWAY}"\nlru_size = {lru_size}\n{katran}\n{vips}'
+    table = f'[katran_accel]\ngateway_mac = "{gateway}"\nlru_size = {lru_size}\n{katran}\n{vips}'
     return config_text(folder, "katran_accel", "none", table, marking=marking, offload=offload)
 
 
@@ -127,11 +133,12 @@ def open_world(
     katran: str = "",
     backend: object | None = None,
     lru_size: int = 4096,
+    gateway: str = GATEWAY,
 ) -> Iterator[World]:
     """Open a world; this thread stays on one CPU meanwhile."""
     path = tmp_path / "world.toml"
     marking = f'strategy = "{strategy}"\n{marking}'
-    path.write_text(balancer_toml(tmp_path, vips, marking, offload, katran, lru_size))
+    path.write_text(balancer_toml(tmp_path, vips, marking, offload, katran, lru_size, gateway))
     plugins = PluginManager()
     config = load_config(path, plugins)
     plugins.register(NullBackend() if backend is None else backend, NULL_BACKEND)
