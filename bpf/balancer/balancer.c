@@ -91,10 +91,12 @@ static __always_inline int balance_flow(struct xdp_md *ctx, struct packet *packe
 	if (mark) {
 		struct route route;
 
-		if (is_tcp_edge(packet) || is_too_big(packet) || is_error(packet) || names_real(ctx, packet, family))
+		if (is_tcp_edge(packet) || is_too_big(packet) || is_error(packet) || names_real(ctx, packet, family)) {
 			count(ACCEL_INELIGIBLE);
-		else if (follow_mark(&route, packet, mark, family))
+		} else if (follow_mark(&route, packet, mark, family)) {
+			hide_source_port(packet, &route);
 			return send_to_real(ctx, packet, device, &route, family);
+		}
 	}
 #endif
 	return slow_path(ctx, packet, device, mark, family);

@@ -66,6 +66,15 @@ static __always_inline enum accel_counter route_by_mark(struct route *route, con
 #endif
 
 #if USES_MARKS
+/* HASH_NO_SRC_PORT: the outer header does not show the source port either. */
+static __always_inline void hide_source_port(struct packet *packet, const struct route *route)
+{
+#ifdef HIDES_SOURCE_PORT
+	if (route->vip_flags & VIP_HASH_NO_SRC_PORT)
+		packet->flow.sport = 0;
+#endif
+}
+
 /* Sets `route` by a mark, and counts the result. True when the packet can be sent by the mark. */
 static __always_inline int follow_mark(struct route *route, const struct packet *packet, __u32 mark, int family)
 {

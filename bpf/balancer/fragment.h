@@ -22,8 +22,8 @@ static __always_inline int is_whole_fragment(const struct packet *packet, void *
 	return family == AF_INET || data + l4_at(packet, family) + IPV6_FRAGMENT_BYTES <= data_end;
 }
 
-static __always_inline int balance_fragment(struct xdp_md *ctx, struct packet *packet, const struct device *device,
-					    int family)
+static __always_inline int balance_fragment(struct xdp_md *ctx, const struct packet *packet,
+					    const struct device *device, int family)
 {
 	struct vip_meta *vip = vip_of_address(packet, packet->flow.proto, family);
 	const struct hashed_ports none = {};

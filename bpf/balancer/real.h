@@ -53,15 +53,6 @@ static __always_inline int is_local(const struct route *route)
 #endif
 }
 
-/* HASH_NO_SRC_PORT: the outer header does not show the source port either. */
-static __always_inline void hide_source_port(struct packet *packet, const struct route *route)
-{
-#ifdef HIDES_SOURCE_PORT
-	if (route->vip_flags & VIP_HASH_NO_SRC_PORT)
-		packet->flow.sport = 0;
-#endif
-}
-
 static __always_inline int encapsulate(struct xdp_md *ctx, const struct packet *packet, const struct device *device,
 				       const struct ctl_value *gateway, const struct real_definition *real, int family)
 {
@@ -88,7 +79,7 @@ static __always_inline void count_routed(const struct packet *packet, const stru
 }
 
 /* Counts the packet for its VIP and real and sends it to the real. */
-static __always_inline int send_to_real(struct xdp_md *ctx, struct packet *packet, const struct device *device,
+static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet *packet, const struct device *device,
 					const struct route *route, int family)
 {
 	const struct ctl_value *gateway;
@@ -103,6 +94,5 @@ static __always_inline int send_to_real(struct xdp_md *ctx, struct packet *packe
 		return XDP_DROP;
 	}
 	count_routed(packet, route);
-	hide_source_port(packet, route);
 	return encapsulate(ctx, packet, device, gateway, route->real, family);
 }

@@ -26,6 +26,9 @@ static __always_inline int counts_for_report(const struct packet *packet, const 
 {
 	__u32 unmarked = VIP_HASH_DPORT_ONLY;
 
+#ifndef HIDES_SOURCE_PORT
+	unmarked |= VIP_HASH_NO_SRC_PORT; /* no VIP had it when the program was loaded */
+#endif
 #ifdef QUIC
 	unmarked |= VIP_QUIC;
 #endif
@@ -209,5 +212,6 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	if (report.kind && !is_local(&route))
 		report_flow(ctx, packet, device, vip->vip_num, route.real_key, &report, family);
 	count_slow(vip->vip_num, route.real_key);
+	packet->flow.sport = ports.sport; /* what the hash ignores, the outer header does not show */
 	return send_to_real(ctx, packet, device, &route, family);
 }

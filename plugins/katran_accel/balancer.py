@@ -339,9 +339,10 @@ class Balancer(NetworkFunction):
     def _marked_targets(self, inventory: Inventory) -> NDArray[np.uint64]:
         """Targets that can have a mark."""
         targets = inventory.targets()
+        unmarked = set(inventory.vips_with(self.features.unmarked))
         if self.meaning is MarkMeaning.TARGET:
-            targets = targets[~np.isin(targets >> np.uint64(32), list(inventory.shadowed()))]
-        return targets
+            unmarked |= inventory.shadowed()
+        return targets[~np.isin(targets >> np.uint64(32), list(unmarked)) & ~np.isin(targets, inventory.left_targets())]
 
     # Changes
 

@@ -41,9 +41,10 @@ class VipFinder:
 
     def __init__(self, inventory: Inventory) -> None:
         self._flags = np.zeros(lay.MAX_VIPS, np.int64)
-        self._any_port = np.zeros(lay.MAX_VIPS, bool)
+        self._no_port = np.zeros(lay.MAX_VIPS, bool)
+        """VIPs whose hash has no port unless a flag says so: those of every port, and prefixes, as published."""
         for number, vip in inventory.vips.items():
-            self._flags[number], self._any_port[number] = vip.flag_bits, vip.port == 0
+            self._flags[number], self._no_port[number] = vip.flag_bits, vip.port == 0 or vip.is_prefix
         ranked = sorted(inventory.vips.items(), key=lambda numbered: _rank(numbered[1]))
         self._patterns = [(number, vip.address.version, vip.port, vip.proto, *_pattern(vip)) for number, vip in ranked]
 
@@ -95,7 +96,7 @@ class VipFinder:
         hashed, flags = keys.copy(), self._flags[vips]
         # What the VIP ignores is 0 in the hash.
         hashed["sport"][(flags & lay.VipFlag.HASH_NO_SRC_PORT) != 0] = 0
-        hashed["dport"][self._any_port[vips] & ((flags & _PER_PORT) == 0)] = 0
+        hashed["dport"][self._no_port[vips] & ((flags & _PER_PORT) == 0)] = 0
         only_dport = (flags & lay.VipFlag.HASH_DPORT_ONLY) != 0
         hashed["src"][only_dport] = 0
         hashed["sport"][only_dport] = hashed["dport"][only_dport]

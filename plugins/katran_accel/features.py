@@ -93,7 +93,7 @@ class Features:
             if name in _KEYS and self.defines.get(name) != wanted.defines.get(name):
                 yield Problem(f"{NAME}.{_KEYS[name]}", "has changed; a change needs a restart")
         for flag, name in _OF_FLAGS.items():
-            if name in wanted and name not in self:
+            if name in wanted and name not in self and flag is not VipFlag.HASH_NO_SRC_PORT:
                 text = f"have the flag '{str(flag.name).lower()}', which none had at the start; that needs a restart"
                 yield Problem(f"{NAME}.vips", text)
 
@@ -101,6 +101,15 @@ class Features:
     def server_ids(self) -> bool:
         """Whether packets name their real by an id."""
         return any(name in self for name in ("QUIC", "UDP_STABLE_ROUTING", "TCP_SERVER_IDS"))
+
+    @property
+    def unmarked(self) -> VipFlag:
+        """Flags of VIPs whose packets are never sent by a mark: they name their real themselves.
+
+        HASH_NO_SRC_PORT when no VIP had it at the start: then the fast path does not know it.
+        """
+        by_id = VipFlag.QUIC | VipFlag.UDP_STABLE_ROUTING
+        return by_id if "HIDES_SOURCE_PORT" in self else by_id | VipFlag.HASH_NO_SRC_PORT
 
     @property
     def decap(self) -> bool:

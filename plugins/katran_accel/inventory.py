@@ -246,6 +246,21 @@ class Inventory:
         """
         return frozenset(self.winners)
 
+    def vips_with(self, flags: lay.VipFlag) -> Iterator[int]:
+        """Give the numbers of VIPs with one of the flags."""
+        return (number for number, vip in self.vips.items() if vip.flag_bits & flags)
+
+    def down_reals(self) -> dict[int, list[int]]:
+        """Give the numbers of VIPs whose UDP flows migrate, each with its reals that are down."""
+        migrating = {number: vip for number, vip in self.vips.items() if vip.flag_bits & lay.VipFlag.UDP_FLOW_MIGRATION}
+        down = {n: [self.reals[real.address] for real in vip.reals if real.down] for n, vip in migrating.items()}
+        return {number: reals for number, reals in down.items() if reals}
+
+    def left_targets(self) -> NDArray[np.uint64]:
+        """Give the targets that no packet is sent to, although they exist: flows leave reals that are down."""
+        left = [lay.make_target(number, real) for number, reals in self.down_reals().items() for real in reals]
+        return np.array(left, np.uint64)
+
     def shares(self, vip_num: int) -> dict[int, int]:
         """Give the weight of each real of a VIP by the real's number: all that the ring depends on."""
         numbered = zip(self._numbers[vip_num], self.vips[vip_num].reals, strict=True)

@@ -21,6 +21,13 @@ IPV6_HEADER = 40
 _SLOT, _ACCEL = lay.StatsSlot, lay.AccelCounter
 
 
+def _misses(balancer: Balancer) -> int:
+    """Packets of flows that were in no table: those with a real, as Katran counts them, and those without."""
+    slots = balancer.maps["stats"].read_slice(_SLOT.LRU, _SLOT.RING_DROP - _SLOT.LRU + 1)
+    without = slots[_SLOT.RING_DROP - _SLOT.LRU]
+    return int(slots["v2"][0].sum() + without["v1"].sum() + without["v2"].sum())
+
+
 def accel_counters(balancer: Balancer) -> Counts:
     """`hw_accel_stats` by :class:`layouts.AccelCounter`, summed over the CPUs."""
     total: Counts = balancer.maps["hw_accel_stats"].read_array().sum(axis=1).astype(np.uint64)
@@ -66,7 +73,7 @@ class _Readings:
             slow=_summed(balancer, "vip_slow_stats", lay.MAX_VIPS),
             reals_slow=_summed(balancer, "real_slow_stats", reals),
             accel=accel_counters(balancer),
-            misses=int(balancer.maps["stats"].read_slice(_SLOT.LRU, 1)["v2"].sum()),
+            misses=_misses(balancer),
         )
 
     def v1(self, slot: lay.StatsSlot) -> int:

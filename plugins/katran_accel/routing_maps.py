@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_address
 
 import numpy as np
@@ -88,7 +88,7 @@ class RoutingMaps:
     def _write_down_reals(self, inventory: Inventory) -> None:
         outer = self._maps["vip_to_down_reals_map"]
         assert outer.spec.inner is not None  # features.py gave it
-        wanted = dict(_down_reals(inventory))
+        wanted = inventory.down_reals()
         for number, reals in wanted.items():
             with Map.create(outer.spec.inner) as inner:
                 write_entries(inner, np.array(reals, U32), np.zeros(len(reals), U8))
@@ -98,11 +98,3 @@ class RoutingMaps:
         for key in keys:
             if key.tobytes() not in kept:
                 outer.delete(key)
-
-
-def _down_reals(inventory: Inventory) -> Iterator[tuple[int, list[int]]]:
-    """Give the numbers of VIPs whose UDP flows migrate, each with its reals that are down."""
-    for number, vip in inventory.vips.items():
-        down = [inventory.reals[real.address] for real in vip.reals if real.down]
-        if down and vip.flag_bits & lay.VipFlag.UDP_FLOW_MIGRATION:
-            yield number, down
