@@ -166,7 +166,7 @@ int balancer_ingress(struct xdp_md *ctx)
 	else if (protocol == bpf_htons(ETH_P_IPV6))
 		verdict = balance(ctx, &packet, device, mark, AF_INET6);
 #ifdef VLAN
-	else if (protocol == CUT_WITHIN_TAG)
+	else if (packet.tags.is_cut)
 		verdict = XDP_DROP;
 #endif
 	return finish(ctx, verdict, packet.frame_bytes);

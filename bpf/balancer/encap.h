@@ -33,11 +33,11 @@ static __always_inline void *open_headroom(struct xdp_md *ctx, const struct pack
 		return NULL;
 	read_link_header(&link, packet, data + outer_bytes);
 #ifdef OWN_SOURCE
-	__builtin_memcpy(link.macs + ETH_ALEN, device->mac, ETH_ALEN);
+	copy_mac(link.source, device->mac);
 #else
-	__builtin_memcpy(link.macs + ETH_ALEN, link.macs, ETH_ALEN);
+	copy_mac(link.source, link.destination);
 #endif
-	__builtin_memcpy(link.macs, gateway->mac, ETH_ALEN);
+	copy_mac(link.destination, gateway->mac);
 	write_link_header(&link, data, protocol);
 	return ip;
 }

@@ -7,7 +7,6 @@
 
 #define VLAN_ID_BITS 0x0fff
 #define VLAN_MOST_BYTES 12 /* 0, 4 or 8: a mask for the verifier */
-#define CUT_WITHIN_TAG 0xffff /* an EtherType that nothing has */
 
 struct vlan_tag {
 	__be16 tci; /* priority and id */
@@ -17,6 +16,7 @@ struct vlan_tag {
 struct vlan_tags {
 	__u16 ids[2]; /* outer, inner, host order; 0: no tag */
 	__u8 bytes; /* of both: 0, 4 or 8 */
+	__u8 is_cut; /* the frame ends within a tag */
 };
 
 static __always_inline int is_vlan(__be16 protocol)
@@ -24,7 +24,7 @@ static __always_inline int is_vlan(__be16 protocol)
 	return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD);
 }
 
-/* Reads the tags, and returns the EtherType behind them, or CUT_WITHIN_TAG. */
+/* Reads the tags, and returns the EtherType behind them. */
 static __always_inline __be16 read_vlan_tags(struct vlan_tags *tags, struct ethhdr *eth, void *data_end)
 {
 	struct vlan_tag *tag = (void *)(eth + 1);
@@ -34,8 +34,10 @@ static __always_inline __be16 read_vlan_tags(struct vlan_tags *tags, struct ethh
 	for (int i = 0; i < 2; i++) {
 		if (!is_vlan(protocol))
 			break;
-		if ((void *)(tag + 1) > data_end)
-			return CUT_WITHIN_TAG;
+		if ((void *)(tag + 1) > data_end) {
+			tags->is_cut = 1;
+			break;
+		}
 		tags->ids[i] = bpf_ntohs(tag->tci) & VLAN_ID_BITS;
 		tags->bytes += sizeof(*tag);
 		protocol = tag->protocol;

@@ -121,7 +121,7 @@ class TargetMarks:
     def __init__(self, twin: Twin) -> None:
         offloaded = {
             number
-            for number, (address, _, _, flags, reals) in enumerate(EVERY_FLAG)
+            for number, (address, _, _, flags, reals) in enumerate([*EVERY_FLAG, *BY_ID_AND_ROUTE])
             if reals and "/" not in address and not flags & (BYPASS | DPORT_ONLY)
         }
         self._marks = {
@@ -135,6 +135,8 @@ class TargetMarks:
         vips = [number for name, number in step.counters.pairs if name == "stats" and number < Stat.LRU]
         reals = [number for name, number in step.counters.pairs if name == "reals_stats"]
         others = [mark for (vip, _), mark in self._marks.items() if vip not in vips]
+        if "tpr_stats_map.sid_routed" in step.counters.fields:  # by an id: no mark is to decide
+            others = [mark for (vip, real), mark in self._marks.items() if vip in vips and real not in reals] or others
         return self._marks.get((vips[0], reals[0]), 0) if vips else 0, others
 
 
@@ -156,31 +158,8 @@ class FlowMarks:
         return own, [mark for mark in self._marks.values() if mark != own] or [0]
 
 
-@pytest.mark.parametrize(("strategy", "marks_of"), [("dest-id", TargetMarks), ("flow-id", FlowMarks)])
-def test_a_mark_changes_nothing_of_a_frame(
-    tmp_path: Path, strategy: str, marks_of: type[TargetMarks] | type[FlowMarks]
-) -> None:
-    """Marks of the packet's own flow, of others, and of nobody."""
-    with open_twin(tmp_path, every_flag(), strategy=strategy, min_packets=1) as twin:
-        source = FrameSource(Population.of(twin.model.maps, BALANCER), SEED + 1)
-        for _ in range(20):
-            marks = marks_of(twin)
-            for _ in range(FRAMES // 20):
-                frame = fuzzed(source)
-
-                def mark_of(step: Step, frame: bytes = frame, marks: TargetMarks | FlowMarks = marks) -> int:
-                    own, others = marks.of(step, frame)
-                    return source.random.choice([own, own, source.random.choice(others), source.random.getrandbits(32)])
-
-                twin.send(frame, mark_of)
-        assert twin.world.count(AccelCounter.FAST) > FRAMES / 100
-        slots = [f"stats[{slot}]" for slot in [*range(len(EVERY_FLAG)), *range(Stat.TOTAL, Stat.PASS + 1)]]
-        slots += [f"reals_stats[{number}]" for number in range(1, len(SERVERS) + 1)]
-        came, wanted = twin.counters(), twin.model.total.published()
-        assert [(slot, came.get(slot)) for slot in slots] == [(slot, wanted.get(slot)) for slot in slots]
-
-
 FEATURE_SETS = {
+    "nothing": Features(),
     "gue": Features(encapsulation="gue"),
     "gue-katran-checksum": Features(encapsulation="gue", quirks=Quirks(gue_checksum=True)),
     "ids": Features(udp_stable_routing=True, tcp_server_ids=True),
@@ -251,3 +230,32 @@ def test_frames_by_chance_with_features(tmp_path: Path, name: str) -> None:
             if number % 1000 == 999:
                 assert twin.counters() == twin.model.total.published()
     assert min(verdicts[verdict] for verdict in (Verdict.TX, Verdict.DROP, Verdict.PASS)) > FRAMES / 50
+
+
+@pytest.mark.parametrize("name", ["nothing", "ids", "vlan-everything"])
+@pytest.mark.parametrize(("strategy", "marks_of"), [("dest-id", TargetMarks), ("flow-id", FlowMarks)])
+def test_a_mark_changes_nothing_of_a_frame(
+    tmp_path: Path, name: str, strategy: str, marks_of: type[TargetMarks] | type[FlowMarks]
+) -> None:
+    """Marks of the packet's own flow, of others, and of nobody."""
+    features = replace(FEATURE_SETS[name], prefix_vips_v4=True)
+    with open_twin(tmp_path, everything(), features=features, strategy=strategy, min_packets=1) as twin:
+        source = FrameSource(Population.of(twin.model.maps, features), SEED + 1)
+        for _ in range(20):
+            marks = marks_of(twin)
+            for _ in range(FRAMES // 20):
+                frame = fuzzed(source)
+
+                def mark_of(step: Step, frame: bytes = frame, marks: TargetMarks | FlowMarks = marks) -> int:
+                    own, others = marks.of(step, frame)
+                    return source.random.choice([own, own, source.random.choice(others), source.random.getrandbits(32)])
+
+                twin.send(frame, mark_of)
+        assert twin.world.count(AccelCounter.FAST) > FRAMES / 100
+        slots = [
+            f"stats[{slot}]"
+            for slot in [*range(len(EVERY_FLAG) + len(BY_ID_AND_ROUTE)), *range(Stat.TOTAL, Stat.PASS + 1)]
+        ]
+        slots += [f"reals_stats[{number}]" for number in range(1, len(SERVERS) + 1)]
+        came, wanted = twin.counters(), twin.model.total.published()
+        assert [(slot, came.get(slot)) for slot in slots] == [(slot, wanted.get(slot)) for slot in slots]
