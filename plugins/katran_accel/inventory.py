@@ -308,6 +308,6 @@ class Inventory:
         """Give the entry of a real in `reals`."""
         entry = np.zeros((), dtype=lay.REAL_DEFINITION)
         entry["addr"] = pack_address(address)
-        entry["flags"] = lay.RealFlag.IPV6 if address.version == 6 else 0
-        entry["flags"] |= lay.RealFlag.LOCAL if address in self._local_reals else 0
+        is_v6, is_local = address.version == 6, address in self._local_reals
+        entry["flags"] = lay.RealFlag.IPV6 * is_v6 | lay.RealFlag.LOCAL * is_local
         return entry
