@@ -13,7 +13,7 @@ from nfcore.kernel import Map
 
 OF_FEATURES = ("quic_stats_map", "stable_rt_stats", "tpr_stats_map", "server_id_stats", "decap_vip_stats")
 """Maps of counters that only programs with certain features have."""
-_SAMPLE = "_sample"
+SAMPLE = "_sample"
 """End of a field's name that is no counter, but one of the values seen last; 0: none."""
 
 
@@ -22,7 +22,7 @@ def read_counters(map_: Map, first: int = 0, count: int | None = None) -> NDArra
     per_cpu = map_.read_slice(first, map_.spec.max_entries - first if count is None else count)
     total = np.zeros(len(per_cpu), map_.spec.value)
     for field in _fields(total):
-        total[field] = per_cpu[field].max(axis=1) if field.endswith(_SAMPLE) else per_cpu[field].sum(axis=1)
+        total[field] = per_cpu[field].max(axis=1) if field.endswith(SAMPLE) else per_cpu[field].sum(axis=1)
     return total
 
 
