@@ -13,6 +13,7 @@ from nfcore.plugins.katran_accel.features import Features
 from nfcore.plugins.katran_accel.layouts import StatsSlot
 from nfcore.plugins.katran_accel.metrics import BalancerMetrics
 from nfcore.plugins.stats.registry import Registry
+from nfcore.plugins.stats.top.model import WAYS
 
 from .every_feature import QUIC_VIP, STABLE_VIP, TCP_VIP, open_full_world
 from .world import World, open_world
@@ -135,6 +136,13 @@ def test_a_sample_is_not_added_up(world: World) -> None:
 def test_vips_whose_packets_have_no_ids_have_no_such_metrics(world: World) -> None:
     shown = {name for name in values(world) if name.startswith("nfcore_vip_server_id_new_total")}
     assert shown == {f"nfcore_vip_server_id_new_total{{vip={vip}}}" for vip in (TCP_VIP, QUIC_VIP)}
+
+
+@pytest.mark.parametrize("title", WAYS)
+def test_top_asks_for_what_there_is(world: World, title: str) -> None:
+    name, labels = WAYS[title]
+    (family,) = [family for family in BalancerMetrics(world.balancer).families() if family.name == name]
+    assert any(labels.items() <= sample.labels.items() for sample in family.everything())
 
 
 def test_features_that_are_off_tell_nothing(tmp_path: Path, world: World) -> None:
