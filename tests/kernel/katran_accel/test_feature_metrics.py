@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from nfcore.kernel import possible_cpus
-from nfcore.plugins.katran_accel.features import Features
 from nfcore.plugins.katran_accel.layouts import StatsSlot
 from nfcore.plugins.katran_accel.metrics import BalancerMetrics
 from nfcore.plugins.stats.registry import Registry
@@ -154,39 +153,3 @@ def test_features_that_are_off_tell_nothing(tmp_path: Path, world: World) -> Non
         f"nfcore_drops_total{{reason={reason}}}"
         for reason in ("malformed", "too_big", "no_real", "no_next_hop", "no_headroom")
     }
-
-
-@pytest.mark.parametrize(
-    ("keys", "flags", "told"),
-    [
-        ("", '"quic"', ["nfcore_quic_ids_total", "nfcore_quic_icmp_errors_total", IDS]),
-        ("icmp = false", '"quic"', ["nfcore_quic_ids_total", IDS]),
-        ("", '"udp_stable_routing"', ["nfcore_udp_stable_other_total", IDS]),
-        ("", '"src_routing"', ["nfcore_source_route_lookups_total"]),
-        ("", '"global_lru"', ["nfcore_global_lru_hits_total"]),
-        ("", '"udp_flow_migration"', ["nfcore_udp_migrations_total"]),
-        ("decap.ipip = true", "", ["nfcore_decap_packets_total"]),
-        ("decap.gue = true", "", ["nfcore_decap_packets_total", "nfcore_decap_egress_total"]),
-        ('too_big = "answer"', "", ["nfcore_too_big_answers_total"]),
-        ("tcp_server_ids = true", "", [IDS]),
-    ],
-)
-def test_each_feature_tells_its_own(tmp_path: Path, keys: str, flags: str, told: list[str]) -> None:
-    watched = [
-        IDS,
-        "nfcore_quic_ids_total",
-        "nfcore_quic_icmp_errors_total",
-        "nfcore_udp_stable_other_total",
-        "nfcore_source_route_lookups_total",
-        "nfcore_global_lru_hits_total",
-        "nfcore_udp_migrations_total",
-        "nfcore_decap_packets_total",
-        "nfcore_decap_egress_total",
-        "nfcore_too_big_answers_total",
-    ]
-    vips = '[[katran_accel.vips]]\naddress = "198.18.10.2"\nport = 53\nprotocol = "udp"\n'
-    vips += f'flags = [{flags}]\nreals = [{{ address = "198.18.20.11" }}]\n'
-    with open_world(tmp_path, vips=vips, katran=f'server_id_map = "hash"\n{keys}') as one:
-        assert isinstance(one.balancer.features, Features)
-        names = {name.partition("{")[0] for name in values(one)}
-    assert sorted(names & set(watched)) == sorted(told)
