@@ -323,6 +323,6 @@ class Inventory:
         """Give the entry of a real in `reals`."""
         entry = np.zeros((), dtype=lay.REAL_DEFINITION)
         entry["addr"] = pack_address(address)
-        flags = lay.RealFlag.IPV6 if address.version == 6 else lay.RealFlag(0)
-        entry["flags"] = flags | lay.RealFlag.LOCAL if address in self._local_reals else flags
+        is_v6, is_local = address.version == 6, address in self._local_reals
+        entry["flags"] = lay.RealFlag.IPV6 * is_v6 | lay.RealFlag.LOCAL * is_local
         return entry

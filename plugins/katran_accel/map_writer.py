@@ -92,10 +92,10 @@ class MapWriter:
         """
         inventory, maps = change.inventory, self._maps
         for names, new in (
-            (("stats", "vip_slow_stats"), change.new_vips),
+            (("stats", "vip_slow_stats", "server_id_stats", "decap_vip_stats"), change.new_vips),
             (("reals_stats", "real_slow_stats"), change.new_reals),
         ):
-            for name in names:
+            for name in maps.maps.keys() & set(names):
                 zeros = np.zeros((len(new), possible_cpus()), dtype=maps[name].spec.value)
                 write_entries(maps[name], np.array(sorted(new), dtype=np.uint32), zeros)
         if self._marks is not None:

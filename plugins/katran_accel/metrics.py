@@ -14,6 +14,9 @@ from nfcore.api.metrics import Column, LabelSets, MetricFamily, MonotonicDiffere
 from . import layouts as lay
 from .balancer import Balancer
 from .config import NAME
+from .counter_maps import read_counters, read_feature_counters
+from .feature_metrics import FeatureCounters, FeatureMetrics, count_unknown_reals
+from .features import Features
 from .inventory import Inventory
 
 Counts = NDArray[np.uint64]
@@ -36,10 +39,8 @@ def accel_counters(balancer: Balancer) -> Counts:
 
 def _summed(balancer: Balancer, name: str, entries: int) -> NDArray[np.void]:
     """Sum a per-CPU map of `struct lb_stats` over the CPUs. Only the first `entries` are read, the others are 0."""
-    per_cpu = balancer.maps[name].read_slice(0, entries)
     total = np.zeros(balancer.maps[name].spec.max_entries, dtype=lay.LB_STATS)
-    for field in ("v1", "v2"):
-        total[field][:entries] = per_cpu[field].sum(axis=1)
+    total[:entries] = read_counters(balancer.maps[name], count=entries)
     return total
 
 
@@ -62,6 +63,7 @@ class _Readings:
     """Its `FAST` and `SLOW` are parts of all frames in `stats`."""
     misses: int
     """Part of the look-ups in `stats`. It is in the same slot, so it is read again."""
+    of_features: FeatureCounters
 
     @classmethod
     def take(cls, balancer: Balancer) -> _Readings:
@@ -74,6 +76,7 @@ class _Readings:
             reals_slow=_summed(balancer, "real_slow_stats", reals),
             accel=accel_counters(balancer),
             misses=_misses(balancer),
+            of_features=read_feature_counters(balancer.maps.maps),
         )
 
     def v1(self, slot: lay.StatsSlot) -> int:
@@ -129,6 +132,7 @@ class BalancerMetrics:
         self._balancer = balancer
         self._ratchet = MonotonicDifference()
         self._names = _Names.of(balancer.inventory)
+        self._of_features = FeatureMetrics(balancer.features, balancer.inventory)
 
     def follow(self) -> None:
         """Take over the VIPs and reals of a reload. A number that was given again counts from 0."""
@@ -136,6 +140,7 @@ class BalancerMetrics:
         self._ratchet.forget("vip", list(now.vips.keys() - before.vips.keys()))
         self._ratchet.forget("real", list(set(now.reals.values()) - set(before.reals.values())))
         self._names = _Names.of(now)
+        self._of_features.follow(now)
 
     def families(self) -> Iterator[MetricFamily]:
         """Give all metrics of the balancer."""
@@ -144,8 +149,9 @@ class BalancerMetrics:
         yield from self._per_vip(now)
         yield from self._per_real(now)
         yield from self._tables(now)
-        yield from _verdicts(now)
+        yield from _verdicts(now, self._balancer.features)
         yield from _reports(now)
+        yield from self._of_features.families(now.stats, now.of_features)
 
     def _paths(self, now: _Readings) -> MetricFamily:
         fast, slow, total = now.of(_ACCEL.FAST), now.of(_ACCEL.SLOW), now.v1(_SLOT.XDP_TOTAL)
@@ -221,7 +227,7 @@ class BalancerMetrics:
         yield from (lookups, kinds, inserted, fallback, room, routed, gone)
 
 
-def _verdicts(now: _Readings) -> Iterator[MetricFamily]:
+def _verdicts(now: _Readings, features: Features) -> Iterator[MetricFamily]:
     verdicts = counter("nfcore_verdicts_total", "Frames by the program's verdict.", "packets", "verdict")
     for verdict, slot in (("tx", _SLOT.XDP_TX), ("drop", _SLOT.XDP_DROP), ("pass", _SLOT.XDP_PASS)):
         verdicts.add(now.v1(slot), verdict=verdict)
@@ -234,13 +240,20 @@ def _verdicts(now: _Readings) -> Iterator[MetricFamily]:
     for kind in (_ACCEL.INELIGIBLE, _ACCEL.UNKNOWN_MARK, _ACCEL.OTHER_FLOW, _ACCEL.STALE):
         rejected.add(now.of(kind), kind=kind.name.lower())
     yield rejected
+    yield _drops(now, features)
+
+
+def _drops(now: _Readings, features: Features) -> MetricFamily:
     drops = counter("nfcore_drops_total", "Frames dropped, by reason.", "packets", "reason")
     drops.add(now.of(_ACCEL.MALFORMED), reason="malformed")
-    drops.add(now.both(_SLOT.TOO_BIG), reason="too_big")
+    if "TOO_BIG" not in features:  # then they are answered, and none is dropped
+        drops.add(now.both(_SLOT.TOO_BIG), reason="too_big")
     drops.add(now.both(_SLOT.RING_DROP), reason="no_real")
     drops.add(now.v1(_SLOT.NO_NEXT_HOP), reason="no_next_hop")
     drops.add(now.both(_SLOT.ENCAP_FAIL), reason="no_headroom")
-    yield drops
+    if (unknown := count_unknown_reals(now.of_features)) is not None:
+        drops.add(unknown, reason="unknown_real")
+    return drops
 
 
 def _reports(now: _Readings) -> Iterator[MetricFamily]:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,50 +15,57 @@ from nfcore.kernel import XdpAction
 
 from . import layouts as lay
 from .balancer import Balancer
-
-REASONS = {
-    lay.AccelCounter.MALFORMED: "to a VIP, but truncated, a fragment or with IP options",
-    lay.AccelCounter.INELIGIBLE: "SYN, FIN, RST or too long: never sent by a mark",
-    lay.AccelCounter.UNKNOWN_MARK: "the mark has no entry",
-    lay.AccelCounter.OTHER_FLOW: "the mark belongs to another flow or VIP",
-    lay.AccelCounter.STALE: "VIP or real changed since the mark was given",
-    lay.AccelCounter.REAL_GONE: "its real is gone: the ring chose another",
-}
-"""Counter → what it says about a packet that raised it."""
+from .counter_maps import SAMPLE, read_counters, read_feature_counters
+from .feature_metrics import FeatureCounters
+from .trace_reasons import FrameFacts, Raised, explain
 
 
 def trace(balancer: Balancer, frame: bytes, mark: int) -> PacketTrace:
     """Run `frame` with `mark` (0: none) in its metadata through the program."""
-    counters = _snapshot(balancer)
+    before = _Counters.read(balancer)
     metadata = struct.pack("=I", mark) if mark else b""
     run = balancer.program.test_run(frame, metadata=metadata)
-    vips, reals, accel = (after - before for after, before in zip(_snapshot(balancer), counters, strict=True))
-    vip, real = _changed(vips), _changed(reals)
-    path = "none"
-    if accel[lay.AccelCounter.FAST]:
-        path = "fast"
-    elif accel[lay.AccelCounter.SLOW]:
-        path = "slow"
+    raised = _Counters.read(balancer).raised_since(before)
     return PacketTrace(
         verdict=run.verdict.name,
         output=run.output,
-        path=path,
-        vip=None if vip is None else balancer.inventory.vips[vip].name,
-        real=None if real is None else balancer.inventory.real_name(real),
-        why=next((reason for counter, reason in REASONS.items() if accel[counter]), ""),
+        path=raised.path,
+        vip=None if raised.vip is None else balancer.inventory.vips[raised.vip].name,
+        real=None if raised.real is None else balancer.inventory.real_name(raised.real),
+        why=explain(raised, FrameFacts.of(frame), run.verdict, balancer.table.mtu),
         passed_on=run.verdict is XdpAction.PASS,
     )
 
 
-def _snapshot(balancer: Balancer) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Packets per VIP, packets per real, and `hw_accel_stats`, summed over the CPUs."""
-    vips = balancer.maps["stats"].read_slice(0, max(balancer.inventory.vips) + 1)["v1"].sum(axis=1)
-    reals = balancer.maps["reals_stats"].read_slice(0, max(balancer.inventory.reals.values()) + 1)["v1"].sum(axis=1)
-    accel = balancer.maps["hw_accel_stats"].read_array().sum(axis=1)
-    return vips.astype(np.int64), reals.astype(np.int64), accel.astype(np.int64)
+@dataclass(frozen=True)
+class _Counters:
+    """All counters of a program, summed over the CPUs."""
 
+    stats: NDArray[np.void]
+    reals: NDArray[np.int64]
+    accel: NDArray[np.int64]
+    of_features: FeatureCounters
 
-def _changed(delta: NDArray[np.int64]) -> int | None:
-    """Index of the counter that changed, None when none did."""
-    changed = np.flatnonzero(delta)
-    return int(changed[0]) if len(changed) else None
+    @classmethod
+    def read(cls, balancer: Balancer) -> Self:
+        reals = max(balancer.inventory.reals.values(), default=0) + 1
+        return cls(
+            read_counters(balancer.maps["stats"]),
+            read_counters(balancer.maps["reals_stats"], count=reals)["v1"].astype(np.int64),
+            balancer.maps["hw_accel_stats"].read_array().sum(axis=1).astype(np.int64),
+            read_feature_counters(balancer.maps.maps),
+        )
+
+    def raised_since(self, before: Self) -> Raised:
+        """Subtract what the counters had before."""
+        stats = np.zeros(len(self.stats), lay.LB_STATS)
+        for field in ("v1", "v2"):
+            stats[field] = self.stats[field] - before.stats[field]
+        fields: dict[str, int] = {}
+        for name, rows in self.of_features.items():
+            for field in rows.dtype.names or ():
+                now, then = int(rows[field].sum()), int(before.of_features[name][field].sum())
+                value = now if field.endswith(SAMPLE) else now - then
+                if value:
+                    fields[f"{name}.{field}"] = value
+        return Raised(stats, self.reals - before.reals, self.accel - before.accel, fields)

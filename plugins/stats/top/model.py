@@ -13,6 +13,15 @@ from typing import Any
 
 OLD = 15.0
 """Age of the NIC's counters in seconds that is shown as a fault: they are read at least every 5 s."""
+WAYS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "by server id": ("nfcore_server_id_packets_total", {"outcome": "by_id"}),
+    "by source": ("nfcore_source_route_lookups_total", {"result": "hit"}),
+    "by global table": ("nfcore_global_lru_hits_total", {}),
+    "migrated": ("nfcore_udp_migrations_total", {}),
+    "decapsulated": ("nfcore_decap_packets_total", {}),
+    "told the MTU": ("nfcore_too_big_answers_total", {}),
+}
+"""Title → family and labels: what a balancer may do beside sending by mark, table and ring."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,8 @@ class Board:
     """Faults, one sentence each."""
     functions: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """Network function → what it did → packets."""
+    ways: Mapping[str, float | None] = field(default_factory=dict)
+    """Title of :data:`WAYS` → packets; only those of which the daemon has a metric."""
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -206,6 +217,7 @@ def compare(before: Sample | None, after: Sample) -> Board:
         vip=vip,
         troubles=[*answer.get("troubles", ()), *_old_counters(after)],
         functions=_functions(rates, after),
+        ways={title: rates.of(family, **labels) for title, (family, labels) in WAYS.items() if family in after.values},
     )
 
 

@@ -13,6 +13,7 @@ from nfcore.api.metrics import MetricFamily
 from nfcore.errors import ConfigError, Problem
 
 from ..registry import Registry
+from .model import WAYS
 
 FAMILIES = (
     "nfcore_function_packets_total",
@@ -34,6 +35,7 @@ FAMILIES = (
     "nfcore_nic_full",
     "nfcore_counters_age_seconds",
     "nfcore_program_attached",
+    *(family for family, _ in WAYS.values()),
 )
 """Metrics in the answer. `nfcore top` shows those that the daemon does not have as unknown."""
 _TYPES = {"match": str, "sort": str, "vip": str, "limit": int, "reverse": bool, "ended": bool}

@@ -175,7 +175,17 @@ def _head(board: Board, view: View, history: History, width: int) -> list[Text]:
     counts.append(f"reports lost {_count(board.lost)}   ", style="red" if board.lost else "")
     counts.append(f"plugin errors {board.errors:,}", style="red" if board.errors else "")
     troubles = [Text(f"! {trouble}", style="bold red") for trouble in board.troubles[:MOST_TROUBLES]]
-    return [first, *troubles, Text(traffic), *_functions(board), share, table, counts, _filter(board, view)]
+    return [
+        first,
+        *troubles,
+        Text(traffic),
+        *_functions(board),
+        *_ways(board),
+        share,
+        table,
+        counts,
+        _filter(board, view),
+    ]
 
 
 def _functions(board: Board) -> list[Text]:
@@ -186,6 +196,11 @@ def _functions(board: Board) -> list[Text]:
         Text(f"{function}  " + "  ".join(f"{outcome} {short(rate)}/s" for outcome, rate in outcomes.items() if rate))
         for function, outcomes in sorted(board.functions.items())
     ]
+
+
+def _ways(board: Board) -> list[Text]:
+    """Draw what a balancer does of what its TOML asks for; nothing when that is nothing."""
+    return [Text("   ".join(f"{title} {short(rate)}/s" for title, rate in board.ways.items()))] if board.ways else []
 
 
 def _count(value: int | None) -> str:

@@ -30,7 +30,7 @@ from nfcore.api.state_file import StateFile
 from nfcore.config.loader import load_config
 from nfcore.errors import ConfigError
 from nfcore.hooks.manager import PluginManager
-from nfcore.kernel import TestRun
+from nfcore.kernel import TestRun, possible_cpus
 from nfcore.plugins.katran_accel import layouts as lay
 from nfcore.plugins.katran_accel.balancer import Balancer
 from nfcore.plugins.katran_accel.config import NAME, KatranTable
@@ -507,6 +507,26 @@ def test_what_comes_back_begins_its_figures_anew(tmp_path: Path, strategy: str) 
             assert figure(figures, f"nfcore_{kind}_path_packets_total", path="fast") == 0
             assert figure(figures, f"nfcore_{kind}_path_packets_total", path="slow") == 200
         assert figure(figures, "nfcore_packets_total") == total + 200
+
+
+def test_counters_of_features_begin_anew_with_their_vip(tmp_path: Path, strategy: str) -> None:
+    now = [100.0]
+    keys = 'tcp_server_ids = true\nserver_id_map = "hash"\ndecap.gue = true'
+    with bench(tmp_path, BOTH, strategy, keys, clock=lambda: now[0]) as b:
+        figures = BalancerMetrics(b.balancer)
+        names = ("nfcore_vip_server_id_new_total", "nfcore_vip_server_id_moved_total", "nfcore_vip_decap_passed_total")
+        for name in ("server_id_stats", "decap_vip_stats"):
+            rows = b.balancer.maps[name].read_slice(0, 2)
+            rows["v1"], rows["v2"] = 5, 5
+            b.balancer.maps[name].write_array(0, rows)
+        before = [figure(figures, name, vip=f"{WEB}:80/tcp") for name in names]
+        assert before == [5 * possible_cpus()] * 3
+        for vips in ({(DNS, 53, "udp"): [D]}, BOTH):
+            b.reload(vips)
+            figures.follow()
+            now[0] += 10
+        assert [figure(figures, name, vip=f"{WEB}:80/tcp") for name in names] == [0, 0, 0]
+        assert figure(figures, "nfcore_vip_decap_passed_total", vip=f"{DNS}:53/udp") == 5 * possible_cpus()
 
 
 def snapshot(b: Bench) -> dict[str, bytes]:

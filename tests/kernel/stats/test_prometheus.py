@@ -15,12 +15,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import nfcore as package
+from nfcore.api.metrics import MetricFamily
 from nfcore.control.client import request
 from nfcore.kernel import Program, XdpMode, attach_xdp, compile_program, interface_index
+from nfcore.plugins.katran_accel.metrics import BalancerMetrics
+from nfcore.plugins.stats.registry import Registry
 from nfcore.plugins.tc_offload import TcOffloadPlugin
 from tests.isolation import on_one_cpu
 from tests.kernel.carriers.veth_link import PASS
 from tests.kernel.flow_actions.chained_site import open_chained_site
+from tests.kernel.katran_accel.every_feature import open_full_world
 from tests.kernel.site import Site, eventually, ip, nfcore
 from tests.kernel.traffic import Rounds, flow_frames
 from tests.paths import ROOT
@@ -106,9 +110,18 @@ def guide() -> dict[str, dict[str, tuple[str, list[str], str, str]]]:
     return sections
 
 
-def test_the_guide_tells_of_every_metric_as_it_is(seen: Seen) -> None:
+def check_section(section: dict[str, tuple[str, list[str], str, str]], families: dict[str, MetricFamily]) -> None:
+    """The guide's section is about these families."""
+    assert sorted(section) == sorted(families)
+    for name, (kind, labels, unit, meaning) in section.items():
+        family = families[name]
+        assert (kind, tuple(labels), unit) == (family.kind, family.labels, family.unit), name
+        assert meaning.startswith(family.help), name
+
+
+def test_the_guide_tells_of_every_metric_as_it_is(seen: Seen, tmp_path: Path) -> None:
     sections = guide()
-    flower = sections.pop("tc_offload")
+    flower, features = sections.pop("tc_offload"), sections.pop("katran_accel: features that a TOML may ask for")
     told = {name: row for section in sections.values() for name, row in section.items()}
     assert sorted(told) == sorted(seen.metrics)
     for name, (kind, labels, unit, meaning) in told.items():
@@ -116,12 +129,11 @@ def test_the_guide_tells_of_every_metric_as_it_is(seen: Seen) -> None:
         assert (kind, labels, unit) == (metric["type"], metric["labels"], metric["unit"]), name
         assert meaning.startswith(metric["help"]), name
     # There is no flower here, but what the plugin has to tell is known.
-    families = {family.name: family for family in TcOffloadPlugin().collect_stats()}
-    assert sorted(flower) == sorted(families)
-    for name, (kind, labels, unit, meaning) in flower.items():
-        family = families[name]
-        assert (kind, tuple(labels), unit) == (family.kind, family.labels, family.unit), name
-        assert meaning.startswith(family.help), name
+    check_section(flower, {family.name: family for family in TcOffloadPlugin().collect_stats()})
+    registry = Registry()
+    with open_full_world(tmp_path) as world:
+        registry.add(BalancerMetrics(world.balancer).families())
+    check_section(features, {family.name: family for family in registry if family.name not in told})
 
 
 # The dashboard and the alerts

@@ -253,6 +253,16 @@ def test_a_frame_of_the_longest_size_may_have_tags_besides(size: int) -> None:
     assert program.step(frames.ethernet(packet, ((0x8100, 7),))).verdict is (Verdict.DROP if size else Verdict.TX)
 
 
+@pytest.mark.parametrize(("family", "at"), [(4, 40), (6, 60)])
+def test_the_client_is_told_the_mtu(family: int, at: int) -> None:
+    for mtu in (1280, 1500):
+        headers = 28 if family == 4 else 48
+        program = balancer({"too_big": True, "too_big_mtu": mtu, "max_frame": 14 + mtu})
+        assert sent_to(send(program, udp(family, bytes(mtu - headers))))
+        step = send(program, udp(family, bytes(mtu - headers + 1)))
+        assert (step.verdict, int.from_bytes(step.frame[at : at + 2], "big")) == (Verdict.TX, mtu)
+
+
 @pytest.mark.parametrize("encapsulation", ["ipip", "gue"])
 @pytest.mark.parametrize("packet", [tcp(), udp(), tcp(6), udp(6), error(answer()), error(answer(6))])
 def test_what_a_real_takes_off_is_what_came(packet: bytes, encapsulation: str) -> None:

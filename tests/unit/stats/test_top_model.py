@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from nfcore.errors import HostError
 from nfcore.plugins.stats.top.app import Display, parameters_of
 from nfcore.plugins.stats.top.keys import TABLES, KeyReader, View, press
-from nfcore.plugins.stats.top.model import FLOW_KEYS, ROW_KEYS, History, Row, Sample, arrange, compare, growth
+from nfcore.plugins.stats.top.model import FLOW_KEYS, ROW_KEYS, WAYS, History, Row, Sample, arrange, compare, growth
+from nfcore.plugins.stats.top.summary import FAMILIES
 from nfcore.plugins.stats.top.view import (
     draw,
     draw_message,
@@ -118,6 +119,29 @@ def test_each_function_of_a_chain_has_a_line() -> None:
     assert board.functions == {"flow_actions": {"drop": 1500, "pass": 0}, "katran_accel": {"sent": 10}}
     drawn = [line.plain.rstrip() for line in draw(board, View(), History(), 80, 24)]
     assert {"flow_actions  drop 1.50k/s", "katran_accel  sent 10/s"} <= set(drawn)
+
+
+def test_what_a_balancer_is_asked_for_is_a_line_of_its_own() -> None:
+    def counted(by_id: float, others: float) -> dict[str, Any]:
+        outcomes = {"by_id": by_id, "by_flow": others}
+        samples = [[{"kind": "quic", "outcome": outcome}, value] for outcome, value in outcomes.items()]
+        return {
+            "nfcore_server_id_packets_total": samples,
+            "nfcore_decap_packets_total": [[{"family": family}, others] for family in ("4", "6")],
+        }
+
+    board = compare(answer(10, more=counted(0, 0)), answer(12, more=counted(3000, 20)))
+    assert board.ways == {"by server id": 1500, "decapsulated": 20}
+    drawn = [line.plain.rstrip() for line in draw(board, View(), History(), 80, 24)]
+    assert "by server id 1.50k/s   decapsulated 20/s" in drawn
+    first = [
+        line.plain.rstrip() for line in draw(compare(None, answer(1, more=counted(1, 1))), View(), History(), 80, 24)
+    ]
+    assert "by server id –/s   decapsulated –/s" in first
+    without = compare(answer(10), answer(12))
+    assert not without.ways
+    assert len(draw(without, View(), History(), 80, 24)) == len(drawn) == 24
+    assert {family for family, _ in WAYS.values()} <= set(FAMILIES)
 
 
 COUNTERS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 2**64 - 1), max_size=4)
