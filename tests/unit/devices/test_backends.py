@@ -390,5 +390,5 @@ def test_a_backend_is_asked_only_for_protocols_and_families_that_it_has(able: Ca
     status = device.install(rules).status
     assert backend.asked == ([asked] if asked else [])
     assert [n for n in range(len(rules)) if status[n] != Outcome.UNSUPPORTED] == asked
-    shapes = RuleShapes.of(rules.rows["key"], rules.rows["family"], rules.rows["action"])
+    shapes = RuleShapes.of(rules.rows, rules.rows["action"])
     assert np.flatnonzero(~device.unsupported(shapes)).tolist() == asked

@@ -76,7 +76,7 @@ class WritesToTheBatch(ReferenceNic):
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
         answer = super().install_offload(device, rules)
-        rules.rows["reserved"] = 1
+        rules.rows["mark"] = 1
         return answer
 
 
