@@ -90,11 +90,11 @@ class SoftnicBackend:
             self._rules = self._shapes = self._stats = None
 
     def capabilities(self) -> Capabilities:
-        """Give what the NIC can do: marks of 32 bits, drops, IPv6, masks; nothing while there is no NIC."""
+        """Give what the NIC can do: marks of 32 bits, drops, IPv6, masks, VLAN tags; nothing while there is no NIC."""
         rules = self._present()
         if rules is None:
             return Capabilities(mark_width=0, ipv6=False, drop=False, notes=(self._missing,), temporary=True)
-        return Capabilities(mark_width=32, masks=True, table_size=rules.spec.max_entries)
+        return Capabilities(mark_width=32, masks=True, table_size=rules.spec.max_entries, vlans=True)
 
     @property
     def missing(self) -> str:
@@ -197,7 +197,7 @@ class SoftnicBackend:
         if not supported.all():
             outcomes.status[~supported] = Outcome.UNSUPPORTED
             outcomes.messages[int(np.argmin(supported))] = (
-                "softnic: a rule matches TCP or UDP, or leaves both ports open"
+                "softnic: a rule matches TCP or UDP, or leaves both ports open; with VLAN tags it is not masked"
             )
         rows = np.flatnonzero(supported)
         masked = rows[_are_masked(keys)[rows]]
@@ -260,7 +260,7 @@ class SoftnicBackend:
             self._shapes.recount(shapes_of(keys))
         rows = np.zeros(len(keys), dtype=INSTALLED_ROW)
         rule = rows["rule"]
-        rule["key"], rule["family"] = keys["flow"], keys["family"]
+        rule["key"], rule["family"], rule["vlans"] = keys["flow"], keys["family"], keys["vlans"]
         for name in ("action", "mark", "cookie"):
             rule[name] = values[name]
         for name in ("packets", "bytes", "last_used"):
@@ -309,5 +309,5 @@ def _distinct_masked(keys: NDArray[np.void]) -> NDArray[np.void]:
 
 def _matches(rules: RuleBatch) -> NDArray[np.void]:
     keys = np.zeros(len(rules), dtype=MATCH)
-    keys["flow"], keys["family"] = rules.rows["key"], rules.rows["family"]
+    keys["flow"], keys["family"], keys["vlans"] = rules.rows["key"], rules.rows["family"], rules.rows["vlans"]
     return keys
