@@ -12,6 +12,7 @@
 #include <linux/types.h>
 
 #include "flow_key.h"
+#include "vlan.h"
 
 #ifndef AF_INET
 #define AF_INET 2
@@ -43,6 +44,9 @@ struct packet {
 	__u16 ip_bytes; /* v4: total length, v6: payload length; host order */
 	__u8 tos; /* v4 TOS or v6 traffic class */
 	__u8 tcp_flags; /* 0 for UDP */
+#ifdef VLAN
+	__u16 vlans[MAX_VLAN_TAGS]; /* the outer tag first, in the form of vlan_of(); 0: none */
+#endif
 };
 
 static __always_inline int is_syn(const struct packet *packet)

@@ -61,7 +61,7 @@ LOOPBACK = 1
 ADVICE = 'add the route or neighbour, or set katran_accel.gateway_mac to the MAC address instead of "auto"'
 CONFIRM_PERIOD = 4.0
 """Seconds, at least, between two questions to a gateway whether its MAC address is still right."""
-NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir", "destination_mac", "healthcheck")
+NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir", "destination_mac", "vlan", "healthcheck")
 """Keys of the table that are read only at the start."""
 
 
@@ -175,6 +175,8 @@ class Balancer(NetworkFunction):
         if self.meaning is not None:
             defines["MARK_IS_FLOW" if self.meaning is MarkMeaning.FLOW else "MARK_IS_TARGET"] = 1
         defines |= self._device_defines(facts)
+        if self.table.vlan:
+            defines["VLAN"] = 1
         chain = context.chain_build(NAME)
         defines, maps = {**defines, **chain.defines}, {**self.maps.maps, **chain.maps}
         return compile_program(BPF_SOURCES / "balancer/balancer.c", PROGRAM, defines=defines, maps=maps)
@@ -256,11 +258,8 @@ class Balancer(NetworkFunction):
         self.pools = self.marks.pools
         ringbuf = self.config.offload.events == "ringbuf"
         events = self.maps["hw_accel_events"]
-        self._reader = (
-            RingBufferReader(events, lay.HW_ACCEL_EVENT)
-            if ringbuf
-            else PerfReader(events, lay.HW_ACCEL_EVENT, perf_pages())
-        )
+        event = lay.HW_ACCEL_VLAN_EVENT if self.table.vlan else lay.HW_ACCEL_EVENT
+        self._reader = RingBufferReader(events, event) if ringbuf else PerfReader(events, event, perf_pages())
 
     # Numbers and pinned maps
 
@@ -464,6 +463,8 @@ class Balancer(NetworkFunction):
         rows["key"], rows["nf"], rows["family"] = events["flow"], self.number, events["family"]
         for name in ("ifindex", "cpu", "kind", "mark", "packets"):
             rows[name] = events[name]
+        if self.table.vlan:
+            rows["vlans"] = events["vlans"]
         rows["target"] = events["vip_num"].astype(np.uint64) << np.uint64(32) | events["real_key"]
         return batch
 

@@ -247,6 +247,8 @@ class KatranTable(ConfigTable):
     """Flows in the connection table of one CPU."""
     maglev: Literal[1, 2] = 2
     """Version of the ring. 2 shares slots by weight; 1, of older Katran set-ups, hardly regards weights."""
+    vlan: bool = False
+    """Frames with one or two VLAN tags are balanced, too, and keep them."""
     pin_dir: Annotated[str | None, BeforeValidator(_absolute_path)] = None
     """Folder of a bpf file system where program and maps are pinned and outlive the daemon."""
     vips: list[VipTable] = Field(min_length=1, max_length=MAX_VIPS)

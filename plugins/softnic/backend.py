@@ -129,12 +129,12 @@ class SoftnicBackend:
         except OSError as error:
             raise HostError(f"{self._where}: the softnic in {pin_dir} cannot be opened: {explain(error)}") from None
         if not (pin_dir / _SHAPES).exists():
-            raise HostError(
-                f"{self._where}: the softnic in {pin_dir} has no map {_SHAPES}: it is of an earlier version; "
-                f"create it again: nfcore softnic remove --pin {pin_dir}, then nfcore softnic create"
-            )
+            raise HostError(self._of_another_version(f"the softnic in {pin_dir} has no map {_SHAPES}"))
         spec: MapSpec = rules_spec(pinned_entries(pin_dir / _RULES))
-        rules = Map.open_pinned(pin_dir / _RULES, spec)
+        try:
+            rules = Map.open_pinned(pin_dir / _RULES, spec)
+        except HostError as error:
+            raise HostError(self._of_another_version(str(error))) from None
         with ExitStack() as undo:
             undo.callback(rules.close)
             shapes = undo.enter_context(Map.open_pinned(pin_dir / _SHAPES, SHAPES_SPEC))
@@ -153,6 +153,12 @@ class SoftnicBackend:
             self._may_exist[:] = True
         if self._shapes.used:
             self._shapes.recount(shapes_of(rules.lookup_all()[0]))
+
+    def _of_another_version(self, found: str) -> str:
+        return (
+            f"{self._where}: {found}: it is of another version; create it again: "
+            f"nfcore softnic remove --pin {self._pin_dir}, then nfcore softnic create"
+        )
 
     def _no_nic(self, pin_dir: Path) -> str:
         return (

@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from nfcore.api.flows import Anything, FlowMatch, Wild
+from nfcore.api.flows import FLOW_KEY, Anything, FlowMatch, Wild
 from nfcore.api.rules import Drop, Outcome, Rule, RuleBatch, SetMark
 from nfcore.errors import HostError
 from nfcore.kernel import Map, Program, remove_bpffs
@@ -252,6 +253,20 @@ def test_a_nic_without_masks_is_to_be_made_again(tmp_path: Path) -> None:
     pins.make()
     (pins.folder / "softnic_shapes").unlink()
     message = r"softnic\.pins\.eth1: the softnic in .* has no map softnic_shapes.*nfcore softnic remove --pin"
+    with pytest.raises(HostError, match=message):
+        SoftnicBackend.open(pins.folder, "softnic.pins.eth1")
+    pins.remove()
+    remove_bpffs(pins.folder)
+
+
+def test_a_nic_without_tags_is_to_be_made_again(tmp_path: Path) -> None:
+    pins = Pins(tmp_path / "nic")
+    pins.make()
+    (pins.folder / "softnic_rules").unlink()
+    earlier = np.dtype([("flow", FLOW_KEY), ("family", "<u4")])
+    with Map.create(replace(rules_spec(64), key=earlier)) as rules:
+        rules.pin(pins.folder / "softnic_rules")
+    message = r"softnic\.pins\.eth1: .*softnic_rules.* 44.*of another version.*nfcore softnic remove --pin"
     with pytest.raises(HostError, match=message):
         SoftnicBackend.open(pins.folder, "softnic.pins.eth1")
     pins.remove()
