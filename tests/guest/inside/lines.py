@@ -88,6 +88,15 @@ def software(veth_pair: VethPair) -> Iterator[Line]:
 
 
 @pytest.fixture
+def received(veth_pair: VethPair) -> Iterator[Line]:
+    """Rules on what a veth receives, of which the kernel has taken off the outer tag. Nobody counts frames by mark."""
+    backend = TcBackend(Settings(veth_pair.near, socket.if_nametoindex(veth_pair.near), skip_sw="off"))
+    backend.open()
+    yield Line(backend, dict, veth_pair.far, veth_pair.near, "ingress", in_hardware=False)
+    backend.close()
+
+
+@pytest.fixture
 def hardware(simnic: SimNic) -> Iterator[Line]:
     with line(simnic.ifindex, simnic.wire, Settings(simnic.name, simnic.ifindex), True) as made:
         yield made

@@ -17,11 +17,12 @@ from nfcore.plugins.tc_offload.shapes import Shape, action_cookie
 from nfcore.testing import sample_frame
 
 from .conftest import run
-from .lines import Line
 from .programs import NO_MARK
 
 if TYPE_CHECKING:
     from tests.guest.simnic.nic import SimNic
+
+    from .lines import Line
 
 pytest_plugins = ["tests.guest.simnic.nic", "tests.guest.inside.lines"]
 WEB = "198.18.1.0/24:* > 198.19.1.2:80/tcp"

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,11 +15,12 @@ from nfcore.plugins.tc_offload.backend import Settings, TcBackend
 from nfcore.plugins.tc_offload.shapes import action_cookie
 from nfcore.testing import sample_frame
 
-from .conftest import VethPair, run
-from .lines import Line
+from .conftest import run
 
 if TYPE_CHECKING:
     from tests.guest.simnic.nic import SimNic
+
+    from .lines import Line
 
 pytest_plugins = ["tests.guest.simnic.nic", "tests.guest.inside.lines"]
 TCP4 = FlowMatch.parse("198.18.1.1:1111 > 198.19.1.2:80/tcp")
@@ -35,15 +34,6 @@ RULES = [
 """Side by side: rules for one flow that differ in its tags alone."""
 OTHERS = [(101, 0), (100, 8), (7, 100), (SERVICE_TAG | 101, 7), (100, SERVICE_TAG | 7)]
 """Tags of no rule."""
-
-
-@pytest.fixture
-def received(veth_pair: VethPair) -> Iterator[Line]:
-    """Rules on what a veth receives, of which the kernel has taken off the outer tag. Nobody counts frames by mark."""
-    backend = TcBackend(Settings(veth_pair.near, socket.if_nametoindex(veth_pair.near), skip_sw="off"))
-    backend.open()
-    yield Line(backend, dict, veth_pair.far, veth_pair.near, "ingress", in_hardware=False)
-    backend.close()
 
 
 @pytest.fixture(params=["received", "hardware"])
