@@ -6,8 +6,8 @@
  *                  ◄══ softnic_port ◄════════════════════════════════
  *
  * The mark is in the metadata, which the redirect keeps. Rules are in a hash map, whose size is that of the NIC's
- * table: exact 5-tuples, and masked matches, whose keys say what they leave open. A frame is looked up as it is, then
- * once for each shape of masked rules.
+ * table: exact 5-tuples, perhaps behind VLAN tags, and masked matches, whose keys say what they leave open. A frame is
+ * looked up as it is, then, if it has no tags, once for each shape of masked rules.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -15,6 +15,7 @@
 #include "lib/carriers/metadata.h"
 #include "lib/map_handle.h"
 #include "lib/packet.h"
+#include "lib/vlan.h"
 
 enum softnic_action {
 	SOFTNIC_MARK = 1,
@@ -38,6 +39,7 @@ enum softnic_link {
 struct softnic_match {
 	struct flow_key flow; /* pad: what the rule leaves open; 0 for one flow */
 	__u32 family; /* 4 or 6 */
+	__u16 vlans[MAX_VLAN_TAGS];
 };
 
 #define SOFTNIC_SHAPES 64
@@ -159,13 +161,16 @@ static __always_inline struct softnic_rule *find_rule(void *data, void *data_end
 	struct softnic_rule *rule;
 	enum parse_result result;
 	__u32 first = 0;
+	__be16 ethertype;
 
 	if ((void *)(eth + 1) > data_end)
 		return NULL;
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+	if (!read_vlan_tags(match.vlans, &data, data_end, &ethertype))
+		return NULL;
+	if (ethertype == bpf_htons(ETH_P_IP)) {
 		match.family = 4;
 		result = read_ipv4(&packet, data, data_end);
-	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+	} else if (ethertype == bpf_htons(ETH_P_IPV6)) {
 		match.family = 6;
 		result = read_ipv6(&packet, data, data_end);
 	} else {
@@ -178,7 +183,7 @@ static __always_inline struct softnic_rule *find_rule(void *data, void *data_end
 			return rule;
 	}
 	shapes = bpf_map_lookup_elem(MAP(softnic_shapes), &first);
-	if (!shapes || !shapes->count)
+	if (!shapes || !shapes->count || match.vlans[0] || match.vlans[1])
 		return NULL;
 	if (result != PARSE_OK) {
 		if (match.family == 4)

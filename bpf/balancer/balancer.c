@@ -160,14 +160,11 @@ int balancer_ingress(struct xdp_md *ctx)
 	}
 	if (!device || !is_addressed(eth, device))
 		return chain_next(ctx, XDP_PASS);
-	protocol = read_protocol(&packet, eth, data_end);
-	if (protocol == bpf_htons(ETH_P_IP))
+	if (!read_ethertype(&packet, eth, data_end, &protocol))
+		verdict = XDP_DROP;
+	else if (protocol == bpf_htons(ETH_P_IP))
 		verdict = balance(ctx, &packet, device, mark, AF_INET);
 	else if (protocol == bpf_htons(ETH_P_IPV6))
 		verdict = balance(ctx, &packet, device, mark, AF_INET6);
-#ifdef VLAN
-	else if (packet.tags.is_cut)
-		verdict = XDP_DROP;
-#endif
 	return finish(ctx, verdict, packet.frame_bytes);
 }

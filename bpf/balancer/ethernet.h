@@ -50,7 +50,7 @@ static __always_inline void read_link_header(struct link_header *link, const str
 	copy_mac(link->destination, data);
 	copy_mac(link->source, data + ETH_ALEN);
 #ifdef VLAN
-	link->tag_bytes = packet->tags.bytes;
+	link->tag_bytes = packet->tag_bytes;
 	link->tags[0] = *(__be32 *)(data + 12);
 	link->tags[1] = *(__be32 *)(data + 16);
 #endif

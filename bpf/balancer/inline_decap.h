@@ -130,7 +130,7 @@ static __always_inline void count_passed(struct xdp_md *ctx, const struct packet
 	struct lb_stats *stats;
 
 #ifdef VLAN
-	packet.tags = outer->tags;
+	packet.tag_bytes = outer->tag_bytes;
 #endif
 	if ((family == 4 ? read_ipv4(&packet, data, data_end) : read_ipv6(&packet, data, data_end)) != PARSE_OK)
 		return;

@@ -10,6 +10,7 @@
 #include "lib/flow_key.h"
 #include "lib/map_handle.h"
 #include "lib/packet.h"
+#include "lib/vlan.h"
 #include "counters.h"
 #include "device.h"
 #include "katran_abi.h"
@@ -43,6 +44,10 @@ struct hw_accel_event {
 	__u16 cpu;
 	__u8 family; /* 4 or 6 */
 	__u8 kind; /* enum report_kind, less REPORT_FLOW */
+#ifdef VLAN
+	__u16 vlans[MAX_VLAN_TAGS];
+	__u32 pad;
+#endif
 };
 
 /* Packets before report number `reports` (from 0). */
@@ -142,6 +147,11 @@ static __always_inline void fill_event(struct hw_accel_event *event, struct xdp_
 	event->cpu = bpf_get_smp_processor_id();
 	event->family = family == AF_INET ? 4 : 6;
 	event->kind = report->kind - REPORT_FLOW;
+#ifdef VLAN
+	event->vlans[0] = packet->vlans[0];
+	event->vlans[1] = packet->vlans[1];
+	event->pad = 0;
+#endif
 	event->mark = report->kind == REPORT_FLOW ? mark_for(event) : 0;
 }
 

@@ -16,6 +16,7 @@
 enum id_result {
 	ID_NONE, /* by connection table or ring */
 	ID_NAMES_REAL,
+	ID_MOVES_FLOW, /* the same, and so far the connection table had another real */
 	ID_OF_NOBODY, /* of a real that is not there: dropped */
 };
 
@@ -122,6 +123,7 @@ static __always_inline enum id_result route_by_tcp(struct xdp_md *ctx, const str
 	if (!(vip->flags & VIP_LRU_BYPASS) && correct_entry(lru, key, route->real_key) == LRU_HAD_OTHER) {
 		COUNT_FIELD(tpr_stats_map, tcp_server_id_stats, dst_mismatch_in_lru);
 		count_mismatch(vip->vip_num);
+		return ID_MOVES_FLOW;
 	}
 	return ID_NAMES_REAL;
 }

@@ -176,6 +176,21 @@ static __always_inline void route_by_flow(struct packet *packet, const struct fl
 		report->kind = REPORT_ENDED;
 }
 
+/* The flow may have a rule, by which its packets without an id would go on to the real that it had. */
+static __always_inline void end_rule_of_moved(const struct packet *packet, const struct flow_key *key,
+					      const struct vip_meta *vip, __u32 mark, struct route *marked,
+					      struct report *report, int family)
+{
+#if USES_MARKS && defined(ROUTES_BY_ID)
+	if (mark)
+		route_edge_by_mark(marked, packet, mark, family);
+	if (marked->real || real_by_rule(key, vip)) {
+		end_route(key);
+		report->kind = REPORT_MOVED;
+	}
+#endif
+}
+
 /* `device`: that the packet came by. `mark`: that of a packet which could not be sent by it; 0: no mark. */
 static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, const struct device *device, __u32 mark,
 				     int family)
@@ -201,6 +216,8 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	by_id = route_by_id(ctx, packet, vip, lru, &key, &route, family);
 	if (by_id == ID_NONE)
 		route_by_flow(packet, &key, &ports, vip, lru, &marked, &route, &report, family);
+	else if (by_id == ID_MOVES_FLOW)
+		end_rule_of_moved(packet, &key, vip, mark, &marked, &report, family);
 	/* Misses are counted before look-ups, and count_slow() before send_to_real(): see counters.h. */
 	count_v1(STATS_LRU);
 	if (!route.real)

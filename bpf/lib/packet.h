@@ -48,7 +48,8 @@ struct packet {
 	__u8 tos; /* v4 TOS or v6 traffic class */
 	__u8 tcp_flags; /* 0 for UDP */
 #ifdef VLAN
-	struct vlan_tags tags;
+	__u16 vlans[MAX_VLAN_TAGS]; /* the outer tag first, in the form of vlan_of(); 0: none */
+	__u8 tag_bytes; /* of both tags: 0, 4 or 8 */
 #endif
 #ifdef HASH_FRAGMENTS
 	__u8 is_fragment; /* it has no ports */
@@ -59,21 +60,26 @@ struct packet {
 #endif
 };
 
-/* Reads the VLAN tags, if the program is built for them, and returns the EtherType behind them. */
-static __always_inline __be16 read_protocol(struct packet *packet, struct ethhdr *eth, void *data_end)
+/* Reads the EtherType of what the frame has, behind VLAN tags if the program is built for them; false: it is cut. */
+static __always_inline int read_ethertype(struct packet *packet, struct ethhdr *eth, void *data_end, __be16 *ethertype)
 {
 #ifdef VLAN
-	return read_vlan_tags(&packet->tags, eth, data_end);
+	void *data = eth;
+
+	if (!read_vlan_tags(packet->vlans, &data, data_end, ethertype))
+		return 0;
+	packet->tag_bytes = data - (void *)eth;
 #else
-	return eth->h_proto;
+	*ethertype = eth->h_proto;
 #endif
+	return 1;
 }
 
 /* Offset of the IP header. */
 static __always_inline int ip_at(const struct packet *packet)
 {
 #ifdef VLAN
-	return sizeof(struct ethhdr) + (packet->tags.bytes & VLAN_MOST_BYTES);
+	return sizeof(struct ethhdr) + (packet->tag_bytes & VLAN_BYTES_MASK);
 #else
 	return sizeof(struct ethhdr);
 #endif

@@ -1,47 +1,53 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* VLAN tags of 802.1Q and 802.1ad between Ethernet header and IP header: at most two. */
+/*
+ * The VLAN tags of a frame, at most two, of 802.1Q or 802.1ad:
+ *
+ *	MAC addresses │ 0x88a8, outer TCI │ 0x8100, inner TCI │ 0x0800, IPv4 packet
+ */
 #pragma once
 
 #include <linux/if_ether.h>
 #include <linux/types.h>
 
+#define MAX_VLAN_TAGS 2
+#define VLAN_BYTES_MASK 12 /* of 0, 4 or 8 bytes: says the bound to the verifier */
 #define VLAN_ID_BITS 0x0fff
-#define VLAN_MOST_BYTES 12 /* 0, 4 or 8: a mask for the verifier */
+#define VLAN_SERVICE_TAG 0x1000 /* beside the id: the tag's TPID is 802.1ad's, 0x88a8; else 802.1Q's, 0x8100 */
 
 struct vlan_tag {
-	__be16 tci; /* priority and id */
-	__be16 protocol; /* EtherType of what follows */
+	__be16 tci;
+	__be16 ethertype; /* of what is behind the tag */
 };
 
-struct vlan_tags {
-	__u16 ids[2]; /* outer, inner, host order; 0: no tag */
-	__u8 bytes; /* of both: 0, 4 or 8 */
-	__u8 is_cut; /* the frame ends within a tag */
-};
-
-static __always_inline int is_vlan(__be16 protocol)
+/* A tag as user space has it (`vlans` of nfcore.api.flows); 0 for a priority tag, which names no VLAN. */
+static __always_inline __u16 vlan_of(const struct vlan_tag *tag, __be16 tpid)
 {
-	return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD);
+	__u16 id = bpf_ntohs(tag->tci) & VLAN_ID_BITS;
+
+	return id && tpid == bpf_htons(ETH_P_8021AD) ? id | VLAN_SERVICE_TAG : id;
 }
 
-/* Reads the tags, and returns the EtherType behind them. */
-static __always_inline __be16 read_vlan_tags(struct vlan_tags *tags, struct ethhdr *eth, void *data_end)
+/*
+ * Reads the tags of a frame with a whole Ethernet header, the outer one first, and the ethertype behind them. False if
+ * the frame ends within a tag. `*data` is moved by the length of the tags, so that what is behind them has the place of
+ * a packet behind an Ethernet header.
+ */
+static __always_inline int read_vlan_tags(__u16 vlans[MAX_VLAN_TAGS], void **data, void *data_end, __be16 *ethertype)
 {
-	struct vlan_tag *tag = (void *)(eth + 1);
-	__be16 protocol = eth->h_proto;
+	__be16 tpid = ((struct ethhdr *)*data)->h_proto;
 
 #pragma unroll
-	for (int i = 0; i < 2; i++) {
-		if (!is_vlan(protocol))
+	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
+		struct vlan_tag *tag = *data + sizeof(struct ethhdr);
+
+		if (tpid != bpf_htons(ETH_P_8021Q) && tpid != bpf_htons(ETH_P_8021AD))
 			break;
-		if ((void *)(tag + 1) > data_end) {
-			tags->is_cut = 1;
-			break;
-		}
-		tags->ids[i] = bpf_ntohs(tag->tci) & VLAN_ID_BITS;
-		tags->bytes += sizeof(*tag);
-		protocol = tag->protocol;
-		tag++;
+		if ((void *)(tag + 1) > data_end)
+			return 0;
+		vlans[i] = vlan_of(tag, tpid);
+		tpid = tag->ethertype;
+		*data += sizeof(*tag);
 	}
-	return protocol;
+	*ethertype = tpid;
+	return 1;
 }

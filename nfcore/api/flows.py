@@ -38,9 +38,10 @@ wild: what a masked match leaves open: low bits of the source address, low bits 
 FLOW_ROW = np.dtype(
     [
         ("key", FLOW_KEY),
-        ("nf", "<u4"),
+        ("nf", "<u2"),
+        ("family", "<u2"),
         ("ifindex", "<u4"),
-        ("family", "<u4"),
+        ("vlans", "<u2", (2,)),
         ("cpu", "<u2"),
         ("kind", "<u2"),
         ("target", "<u8"),
@@ -51,12 +52,21 @@ FLOW_ROW = np.dtype(
 )
 """One flow of a batch.
 
-key: the 5-tuple. nf: number of the network function. ifindex: device on which the flow arrives. family: 4 or 6 (the
-keys of ``c612:a01::`` and 198.18.10.1 are equal). cpu: the CPU that reported the flow. kind: :class:`ReportKind`.
+key: the 5-tuple. nf: number of the network function. family: 4 or 6 (the keys of ``c612:a01::`` and 198.18.10.1 are
+equal). ifindex: device on which the flow arrives. vlans: the VLAN tags of the packet that was reported, the outer one
+first, in the form of :data:`VLAN_ID`. cpu: the CPU that reported the flow. kind: :class:`ReportKind`.
 target: what the NF does with the flow, opaque to all others. mark: the mark that XDP took for the flow, or 0. rate:
 packets a second between the last two reports, 0 until there are two. packets: its packets when it was reported; of an
 order, a number by which the function knows the order again.
 """
+
+
+VLAN_ID, SERVICE_TAG = 0x0FFF, 0x1000
+"""A VLAN tag in the column `vlans` of flows and rules: its VLAN id, 1 to 4094, and SERVICE_TAG where its TPID is
+802.1ad's (0x88a8) and not 802.1Q's (0x8100). 0: there is no tag. Its priority does not count."""
+
+NO_TAGS = (0, 0)
+"""`vlans` of a packet without VLAN tags."""
 
 
 class Anything(IntFlag):
@@ -96,8 +106,8 @@ WHOLE_FLOW = f"V{FLOW_ROW.itemsize}"
 ANY_CPU = 0xFFFF
 """Value of `cpu` when it is not known, such as for a flow that an earlier run reported."""
 
-IDENTITY_BYTES = 52
-"""Number of leading bytes of a row (key, nf, ifindex, family) that identify a flow."""
+IDENTITY_BYTES = 48
+"""Number of leading bytes of a row (key, nf, family, ifindex) that identify a flow. Its VLAN tags do not."""
 
 PROTOCOL_NAMES = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
@@ -252,6 +262,7 @@ class Flow:
     target: int
     mark: int
     packets: int
+    vlans: tuple[int, int] = NO_TAGS
 
 
 class FlowBatch:
@@ -296,4 +307,11 @@ def _as_flow(row: np.void) -> Flow:
         int(row["target"]),
         int(row["mark"]),
         int(row["packets"]),
+        tags_of(row),
     )
+
+
+def tags_of(row: np.void) -> tuple[int, int]:
+    """Give the VLAN tags of a flow or a rule, one row: outer, inner."""
+    outer, inner = row["vlans"].tolist()
+    return outer, inner

@@ -15,7 +15,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from .flows import FLOW_KEY, PROTOCOL_NAMES, FlowMatch
+from .flows import FLOW_KEY, NO_TAGS, PROTOCOL_NAMES, FlowMatch, tags_of
 
 COOKIE_TAG = 0x6E66
 """Upper 16 bits of nfcore's cookies ("nf"); then come 16 bits of generation, one that is set for rules of ordered
@@ -49,19 +49,22 @@ class Rule:
     match: FlowMatch
     action: SetMark | Drop
     cookie: int
+    vlans: tuple[int, int] = NO_TAGS
+    """VLAN tags of the packets, outer and inner, in the form of :data:`~nfcore.api.flows.VLAN_ID`."""
 
 
 RULE_ROW = np.dtype(
     [
         ("key", FLOW_KEY),
         ("family", "<u4"),
+        ("vlans", "<u2", (2,)),
         ("action", "<u4"),
         ("mark", "<u4"),
-        ("reserved", "<u4"),
         ("cookie", "<u8"),
     ]
 )
-"""One rule of a batch: the 5-tuple in network byte order, family 4 or 6, :class:`Action`, mark (0 for a drop)."""
+"""One rule of a batch: the 5-tuple in network byte order, family 4 or 6, the VLAN tags as in a flow's row,
+:class:`Action`, mark (0 for a drop). Key, family and tags, the leading bytes, are its match."""
 
 INSTALLED_ROW = np.dtype([("rule", RULE_ROW), ("packets", "<u8"), ("bytes", "<u8"), ("last_used", "<u8")])
 """One rule as it is on a NIC. packets, bytes: hits since it was installed. last_used: ns, CLOCK_MONOTONIC, or 0."""
@@ -108,6 +111,7 @@ class RuleBatch:
         rows = np.zeros(len(rules), dtype=RULE_ROW)
         for row, rule in zip(rows, rules, strict=True):
             row["key"], row["family"], row["cookie"] = rule.match.to_key(), rule.match.family, rule.cookie
+            row["vlans"] = rule.vlans
             if isinstance(rule.action, SetMark):
                 row["action"], row["mark"] = Action.SET_MARK, rule.action.mark
             else:
@@ -120,7 +124,8 @@ class RuleBatch:
     def __iter__(self) -> Iterator[Rule]:
         for row in self.rows:
             action = SetMark(int(row["mark"])) if row["action"] == Action.SET_MARK else Drop()
-            yield Rule(FlowMatch.from_key(row["key"], int(row["family"])), action, int(row["cookie"]))
+            match = FlowMatch.from_key(row["key"], int(row["family"]))
+            yield Rule(match, action, int(row["cookie"]), tags_of(row))
 
 
 class Outcome(IntEnum):
@@ -184,6 +189,9 @@ class Capabilities:
     protocols: tuple[int, ...] | None = None
     """IP protocols, such as (6, 17), of the rules that it takes: it gets none that names another. None: of any. Whether
     a rule may leave the protocol open is `masks`."""
+    vlans: bool = False
+    """Whether rules match VLAN tags (`vlans` of a row): one tag at least. Other backends get only rules without tags.
+    A rule with tags is never masked."""
 
     def describe(self) -> str:
         """Describe them in one line."""
@@ -191,6 +199,8 @@ class Capabilities:
         parts = [marks, "IPv6" if self.ipv6 else "no IPv6", "drop" if self.drop else "no drop"]
         if self.masks:
             parts.append("masked rules")
+        if self.vlans:
+            parts.append("VLAN tags")
         if self.protocols is not None:
             names = (PROTOCOL_NAMES.get(number, f"IP protocol {number}") for number in self.protocols)
             parts.append("only " + " and ".join(names) if self.protocols else "no protocol")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.flows import ANY_CPU, PROTOCOL_NAMES, FlowBatch, FlowMatch, pack_address
+from ..api.flows import ANY_CPU, PROTOCOL_NAMES, VLAN_ID, FlowBatch, FlowMatch, pack_address, tags_of
 from ..api.json_rows import JsonRows
 from ..api.network_function import NetworkFunction
 from ..api.reasons import Reason, reason_sentence, reason_word
@@ -246,6 +246,7 @@ class _Copy:
             "dst": str(match.dst),
             "dport": match.dport,
             "proto": PROTOCOL_NAMES.get(match.proto, match.proto),
+            "vlans": [tag & VLAN_ID for tag in tags_of(flow) if tag],
             "state": state.word,
             "in_hardware": held,
             "reason": reason_word(values["reason"]) if values["reason"] else None,

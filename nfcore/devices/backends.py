@@ -14,17 +14,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..api.flows import Anything, join_rows
+from ..api.flows import SERVICE_TAG, Anything, join_rows
 from ..api.rules import INSTALLED_ROW, Action, Capabilities, Device, Outcome, Outcomes, RuleBatch
 from ..hooks.manager import PluginManager
 from .latency import LatencyHistograms, Operation
 from .rule_counters import Counts
 
 UNKNOWN = Capabilities(mark_width=32)
-"""What a backend counts as that was not probed, or returned nothing: it drops, and takes no masked rules."""
+"""What a backend counts as that was not probed, or returned nothing: it drops, and takes no rules that are masked or
+have VLAN tags."""
 _IPV6 = 6
-_FIELDS = (24, 8, 8, 8)
-"""Bits of `wild`, protocol, family and action in the number of a shape."""
+_FIELDS = (24, 8, 8, 4, 8)
+"""Bits of `wild`, protocol, family, tags and action in the number of a shape."""
+_TAG_BITS = 2
+"""Bits of one tag in the number of a shape: 0 without it."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,22 @@ class RuleShapes:
     """The shapes of some rules or flows: what decides whether a backend supports them, and not which flow they are."""
 
     numbers: NDArray[np.int64]
-    """Per row: `wild`, protocol, family and action in one number."""
+    """Per row: `wild`, protocol, family, which tags there are, and action in one number."""
 
     @classmethod
-    def of(cls, keys: NDArray[np.void], families: NDArray[np.uint32], actions: NDArray[np.uint32]) -> RuleShapes:
-        """Give the shapes of rows: keys of FLOW_KEY, families (4, 6), :class:`Action`."""
+    def of(cls, rows: NDArray[np.void], actions: NDArray[np.uint32]) -> RuleShapes:
+        """Give the shapes of rows, of flows or of rules. actions: :class:`Action` of each."""
+        keys, vlans = rows["key"], rows["vlans"]
         wild = keys["wild"].astype(np.int64)
-        columns = (wild[:, 0] << 16 | wild[:, 1] << 8 | wild[:, 2], keys["proto"], families, actions)
-        numbers = np.zeros(len(keys), dtype=np.int64)
+        tags = (vlans != 0).astype(np.int64) + (vlans & SERVICE_TAG != 0)
+        columns = (
+            wild[:, 0] << 16 | wild[:, 1] << 8 | wild[:, 2],
+            keys["proto"],
+            rows["family"],
+            tags[:, 0] << _TAG_BITS | tags[:, 1],
+            actions,
+        )
+        numbers = np.zeros(len(rows), dtype=np.int64)
         for column, bits in zip(reversed(columns), reversed(_FIELDS), strict=True):
             numbers = numbers << bits | column
         return cls(numbers)
@@ -70,9 +81,15 @@ class RuleShapes:
         return self.numbers >> sum(_FIELDS[:2]) & (1 << _FIELDS[2]) - 1
 
     @property
+    def tagged(self) -> NDArray[np.bool_]:
+        """Which are of rules that match VLAN tags."""
+        tagged: NDArray[np.bool_] = self.numbers >> sum(_FIELDS[:3]) & (1 << _FIELDS[3]) - 1 != 0
+        return tagged
+
+    @property
     def drops(self) -> NDArray[np.bool_]:
         """Which are of rules that drop."""
-        drops: NDArray[np.bool_] = self.numbers >> sum(_FIELDS[:3]) == Action.DROP
+        drops: NDArray[np.bool_] = self.numbers >> sum(_FIELDS[:4]) == Action.DROP
         return drops
 
 
@@ -168,7 +185,7 @@ class BackendChain:
         result = InstallResult(
             np.full(len(rules), Outcome.UNSUPPORTED, dtype=np.uint8), np.zeros(len(rules), dtype=np.uint8), []
         )
-        shapes = RuleShapes.of(rules.rows["key"], rules.rows["family"], rules.rows["action"])
+        shapes = RuleShapes.of(rules.rows, rules.rows["action"])
         left = np.arange(len(rules))
         for number, backend in enumerate(self.names):
             sent = left[~self._refuses(backend, shapes[left])]
@@ -204,6 +221,8 @@ class BackendChain:
         can = self._capabilities.get(backend, UNKNOWN)
         if not can.masks:
             refused |= shapes.masked
+        if not can.vlans:
+            refused |= shapes.tagged
         if not can.drop:
             refused |= shapes.drops
         if not can.mark_width:

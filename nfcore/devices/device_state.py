@@ -175,4 +175,4 @@ class DeviceState:
         """Which rows are known to be unsupported by every backend of the device."""
         drops = batch.rows["kind"] == ReportKind.ORDERED_DROP
         actions = np.where(drops, Action.DROP, Action.SET_MARK).astype(np.uint32)
-        return self.backends.unsupported(RuleShapes.of(batch.rows["key"], batch.rows["family"], actions))
+        return self.backends.unsupported(RuleShapes.of(batch.rows, actions))

@@ -38,7 +38,7 @@ _FIRST_CELLS = 1024
 class SeededHash:
     """A hash with random keys: those who choose the flows, such as attackers, cannot cause collisions.
 
-    Two steps. Multilinear hashing of the identity's thirteen 32-bit words with 64-bit keys, of which the upper half
+    Two steps. Multilinear hashing of the identity's twelve 32-bit words with 64-bit keys, of which the upper half
     is strongly universal (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Then simple
     tabulation, with which linear probing takes constant expected time for whatever was hashed (Pătraşcu and Thorup,
     "The power of simple tabulation hashing", 2011). With the first step alone, regular flows, such as those of one
@@ -71,9 +71,7 @@ def same_flows(left: NDArray[np.void], right: NDArray[np.void]) -> NDArray[np.bo
     differing = (left_words[:, 0] ^ right_words[:, 0]).astype(np.uint64)
     for word in range(1, _LONG_WORDS):
         differing |= left_words[:, word] ^ right_words[:, word]
-    # The identity has an odd number of 32-bit words.
-    left_last, right_last = (rows.view("<u4").reshape(count, _ROW_WORDS)[:, _WORDS - 1] for rows in (left, right))
-    same: NDArray[np.bool_] = (differing == 0) & (left_last == right_last)
+    same: NDArray[np.bool_] = differing == 0
     return same
 
 

@@ -95,6 +95,8 @@ class Intake:
         table.rate[slots[waiting]] = batch.rows["rate"][waiting]
         table.seen[slots[waiting]] = now
         table.flow["packets"][slots[waiting]] = batch.rows["packets"][waiting]
+        # A rule that is there keeps the tags of its flow's first report: with others it ends when it is idle.
+        table.flow["vlans"][slots[waiting]] = batch.rows["vlans"][waiting]
         differ = table.flow["target"][slots] != batch.rows["target"]
         self._settle(nf, slots[differ], batch.rows["target"][differ])
         # A rule that works keeps its flow from being reported.

@@ -103,6 +103,7 @@ class Reconciler:
         known[known] &= table.mark[slots[known]] == dump.rows["rule"]["mark"][known]
         known[known] &= table.drops[slots[known]] == (dump.rows["rule"]["action"][known] == Action.DROP)
         known[known] &= (_keys(dump.rows)[known] == _keys(table.batch(slots[known]).rows)).all(axis=1)
+        known[known] &= (dump.rows["rule"]["vlans"][known] == table.flow["vlans"][slots[known]]).all(axis=1)
         states, backend = table.state[slots[known]], table.backend[slots[known]]
         # Which backend takes the rule of a PENDING flow is not known yet.
         in_place = np.isin(states, (FlowState.INSTALLED, FlowState.DRAINING)) & (backend == dump.backend[known])

@@ -77,7 +77,7 @@ class EngineState:
         """Make the rules of tracked flows: each sets the flow's mark, or drops."""
         rows = np.zeros(len(slots), dtype=RULE_ROW)
         flows = self.table.batch(slots).rows
-        rows["key"], rows["family"] = flows["key"], flows["family"]
+        rows["key"], rows["family"], rows["vlans"] = flows["key"], flows["family"], flows["vlans"]
         rows["action"] = np.where(self.table.drops[slots], Action.DROP, Action.SET_MARK)
         rows["mark"] = self.table.mark[slots]
         rows["cookie"] = make_cookies(slots, self.table.generation[slots], self.table.order[slots] != Order.NONE)

@@ -145,7 +145,8 @@ def _as_flows(
 def _flows_of(backends: BackendChain, nf: NetworkFunction | None, rules: NDArray[np.void]) -> FlowBatch:
     """Give the flows of rules of an earlier run; `kind` says which were ordered."""
     batch = FlowBatch.empty(len(rules))
-    batch.rows["key"], batch.rows["family"], batch.rows["mark"] = rules["key"], rules["family"], rules["mark"]
+    for name in ("key", "family", "vlans", "mark"):
+        batch.rows[name] = rules[name]
     batch.rows["ifindex"], batch.rows["cpu"] = backends.device.ifindex, ANY_CPU
     batch.rows["nf"] = nf.number if nf is not None else 0
     kinds = np.where(rules["action"] == Action.DROP, ReportKind.ORDERED_DROP, ReportKind.ORDERED)

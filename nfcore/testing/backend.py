@@ -20,7 +20,7 @@ from ..api.rules import Outcome, RuleBatch, SetMark
 from .driver import DUMP, INSTALL, PROBE, REMOVE, BackendDriver, other_protocols, statuses
 from .nic import NicUnderTest, Seen
 from .promises import names
-from .samples import MaskedSample, masked_samples, sample_flow, sample_frame, sample_rules
+from .samples import MatchSample, masked_samples, sample_flow, sample_frame, sample_rules
 
 _FCS = 4
 """Bytes of the frame check sequence, which some NICs count and others do not."""
@@ -60,7 +60,7 @@ class BackendConformance:
         taken = PROTOCOL_NAMES if found.protocols is None else found.protocols
         missing = [name for name in backend.nic.protocols if PROTOCOL_NUMBERS[name] not in taken]
         backend.expect(not missing, f"protocols is {found.protocols}, without {', '.join(missing)}", hook=PROBE)
-        for ability in ("mark_width", "ipv6", "drop", "masks", "counters") if known is not None else ():
+        for ability in ("mark_width", "ipv6", "drop", "masks", "counters", "vlans") if known is not None else ():
             value, correct = getattr(found, ability), getattr(known, ability)
             backend.expect(value == correct, f"{ability} is {value}, and should be {correct}", hook=PROBE)
 
@@ -127,6 +127,8 @@ class BackendConformance:
                 backend.install_all(batch)
                 # The table may be small.
                 backend.remove(batch)
+            for _, tagged in backend.install_tagged(family, protocol) if backend.capabilities.vlans else ():
+                backend.remove(tagged)
 
     def test_dumps_give_back_the_rules(self, backend: BackendDriver) -> None:
         """A dump has every installed rule exactly once, with its match, action, mark and cookie."""
@@ -137,7 +139,10 @@ class BackendConformance:
             rules = backend.rules(flows, first_mark=3)
             if backend.capabilities.drop:
                 rules = RuleBatch.of([*rules, *sample_rules([sample_flow(8, *shape)], 0)])
-            self._expect_dumped(backend, backend.install_all(rules))
+            backend.install_all(rules)
+            tagged = [of_one for _, of_one in backend.install_tagged(*shape)] if backend.capabilities.vlans else []
+            rules = RuleBatch.of([rule for batch in (rules, *tagged) for rule in batch])
+            self._expect_dumped(backend, rules)
             backend.remove(rules)
 
     @staticmethod
@@ -148,6 +153,8 @@ class BackendConformance:
             backend.expect(rule.cookie in found, f"{about} is missing", hook=DUMP)
             (dumped,) = RuleBatch(found[rule.cookie]["rule"].reshape(1))
             backend.expect(dumped.match == rule.match, f"{about} has the match {dumped.match}", hook=DUMP)
+            wrong = f"{about} has the VLAN tags {dumped.vlans}, not {rule.vlans}"
+            backend.expect(dumped.vlans == rule.vlans, wrong, hook=DUMP)
             wrong = f"{about} has the action {dumped.action}, not {rule.action}"
             backend.expect(dumped.action == rule.action, wrong, hook=DUMP)
             family = int(found[rule.cookie]["rule"]["family"])
@@ -276,24 +283,39 @@ class BackendConformance:
             self._expect_counted(backend, rules, samples)
             backend.remove_all(rules)
 
+    # VLAN tags
+
+    def test_tagged_rules_mark(self, backend: BackendDriver) -> None:
+        """A rule with VLAN tags marks and counts the packets with these tags, whatever their priority, and no others:
+        without a tag, with another VLAN id, or with another number of tags. Rules with two tags may be UNSUPPORTED.
+        """
+        backend.needs_vlans()
+        backend.needs_marks()
+        backend.needs("send")
+        for shape in backend.shapes():
+            for sample, rules in backend.install_tagged(*shape):
+                self._expect_hits(backend, sample, Seen({1: 1}))
+                self._expect_counted(backend, rules, [sample])
+                backend.remove_all(rules)
+
     @staticmethod
-    def _expect_hits(backend: BackendDriver, sample: MaskedSample, hit: Seen) -> None:
+    def _expect_hits(backend: BackendDriver, sample: MatchSample, hit: Seen) -> None:
         """Send the frames of a sample once: hits must arrive as `hit`, misses unmarked."""
         for what, frames, right in (("matches", sample.hits, hit), ("does not match", sample.misses, Seen({0: 1}))):
             for number, frame in enumerate(frames, start=1):
                 seen = backend.arrivals(frame)
                 came = Seen({mark: count for mark, count in seen.marks.items() if count}, seen.dropped)
-                wrong = f"packet {number} that {sample.match} {what} should be {_arrived(right)}; {_arrived(seen)}"
+                wrong = f"packet {number} that {sample} {what} should be {_arrived(right)}; {_arrived(seen)}"
                 backend.expect(came == right, wrong)
 
     @staticmethod
-    def _expect_counted(backend: BackendDriver, rules: RuleBatch, samples: Sequence[MaskedSample]) -> None:
+    def _expect_counted(backend: BackendDriver, rules: RuleBatch, samples: Sequence[MatchSample]) -> None:
         if not backend.capabilities.counters:
             return
         sent = [len(sample.hits) for sample in samples]
         backend.eventually(lambda: backend.counts(rules)[:, 0].tolist() == sent)
         counted = backend.counts(rules)[:, 0].tolist()
-        backend.expect(counted == sent, f"masked rules counted {counted} packets; sent were {sent}", hook=DUMP)
+        backend.expect(counted == sent, f"the rules counted {counted} packets; sent were {sent}", hook=DUMP)
 
     # Removal
 

@@ -17,7 +17,7 @@ from ..api.rules import Capabilities, Outcome, Outcomes, RuleBatch, split_cookie
 from ..errors import UnsupportedError
 from .nic import ABILITIES, FILLABLE, NicUnderTest, Seen
 from .promises import PluginDriver, names
-from .samples import sample_flow, sample_frame, sample_rules
+from .samples import MatchSample, sample_flow, sample_frame, sample_rules, tagged_samples
 
 INSTALL, REMOVE, DUMP, PROBE = "install_offload", "remove_offload", "dump_offload", "probe_offload"
 _POLL = 0.02
@@ -84,6 +84,12 @@ class BackendDriver(PluginDriver):
         __tracebackhide__ = True
         if not self.capabilities.masks:
             self.not_applicable("it takes no masked rules (Capabilities.masks)")
+
+    def needs_vlans(self) -> None:
+        """End the test if the NIC matches no VLAN tags."""
+        __tracebackhide__ = True
+        if not self.capabilities.vlans:
+            self.not_applicable("it matches no VLAN tags (Capabilities.vlans)")
 
     def needs_drop(self) -> None:
         """End the test if the NIC cannot drop."""
@@ -173,6 +179,19 @@ class BackendDriver(PluginDriver):
             wrong = f"the rule for {list(rules)[row].match} is {statuses(result)[row].name}{_message(result, row)}"
             self.broken(wrong, promise="rules-are-accepted", hook=INSTALL)
         return rules
+
+    def install_tagged(self, family: int, protocol: str) -> list[tuple[MatchSample, RuleBatch]]:
+        """Install a rule with VLAN tags for each of their samples; return those that are INSTALLED.
+
+        With one tag all must be; those with two may be UNSUPPORTED.
+        """
+        __tracebackhide__ = True
+        installed = []
+        for sample in tagged_samples(family, protocol):
+            rules = sample_rules([sample.match], min(1, self.largest_mark), vlans=sample.vlans)
+            if statuses(self.install(rules)) != [Outcome.UNSUPPORTED] or not sample.vlans[1]:
+                installed.append((sample, self.install_all(rules)))
+        return installed
 
     def remove_all(self, rules: RuleBatch) -> Outcomes:
         """Remove rules, all of which must be REMOVED; return the result."""

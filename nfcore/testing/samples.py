@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..api.flows import EXACT, PROTOCOL_NUMBERS, FlowMatch
+from ..api.flows import EXACT, NO_TAGS, PROTOCOL_NUMBERS, SERVICE_TAG, VLAN_ID, FlowMatch
 from ..api.rules import Drop, Rule, RuleBatch, SetMark, make_cookies
 
 BROADCAST, SENDER = b"\xff" * 6, bytes.fromhex("02005e000002")
 _ETHERTYPES = {4: 0x0800, 6: 0x86DD}
+_TPIDS = {0: 0x8100, SERVICE_TAG: 0x88A8}
+_PRIORITY = 5 << 13
 _MORE_FRAGMENTS = 0x2000
 
 
@@ -29,17 +31,20 @@ def sample_flow(number: int, family: int = 4, protocol: str | int = "tcp") -> Fl
     return FlowMatch(src, dst, proto, 40_000 + number % 20_000, 80)
 
 
-def sample_rules(flows: Sequence[FlowMatch], marks: Sequence[int] | int, generation: int = 1) -> RuleBatch:
+def sample_rules(
+    flows: Sequence[FlowMatch], marks: Sequence[int] | int, generation: int = 1, vlans: tuple[int, int] = NO_TAGS
+) -> RuleBatch:
     """A rule for each flow that sets its mark (one for all, or one each); mark 0: a rule that drops.
 
-    Cookies are nfcore's. A sample flow has the same cookie whenever the generation is the same.
+    vlans: VLAN tags that all of them match. Cookies are nfcore's. A sample flow has the same cookie whenever the
+    generation is the same.
     """
     marks = [marks] * len(flows) if isinstance(marks, int) else marks
     slots = np.array([_slot(flow) for flow in flows], dtype=np.int64)
     cookies = make_cookies(slots, np.full(len(flows), generation, dtype=np.uint16)).tolist()
     return RuleBatch.of(
         [
-            Rule(flow, SetMark(mark) if mark else Drop(), cookie)
+            Rule(flow, SetMark(mark) if mark else Drop(), cookie, vlans)
             for flow, mark, cookie in zip(flows, marks, cookies, strict=True)
         ]
     )
@@ -52,15 +57,36 @@ def _slot(flow: FlowMatch) -> int:
 
 
 @dataclass(frozen=True)
-class MaskedSample:
-    """A masked match, with frames that it matches and others that it does not match."""
+class MatchSample:
+    """What a rule matches, with frames that it matches and others that it does not match."""
 
     match: FlowMatch
     hits: Sequence[bytes]
     misses: Sequence[bytes]
+    vlans: tuple[int, int] = NO_TAGS
+
+    def __str__(self) -> str:
+        tags = " and ".join(str(tag & VLAN_ID) for tag in self.vlans if tag)
+        return f"{self.match} in VLAN {tags}" if tags else str(self.match)
 
 
-def masked_samples(family: int, protocol: str) -> list[MaskedSample]:
+def tagged_samples(family: int, protocol: str) -> list[MatchSample]:
+    """Matches with VLAN tags, of a family and a protocol (name): one with 802.1Q's, one with a tag of 802.1ad, too."""
+    one, two = sample_flow(50, family, protocol), sample_flow(51, family, protocol)
+
+    def frames(flow: FlowMatch, *tags: tuple[int, int]) -> list[bytes]:
+        return [sample_frame(flow, vlans=vlans) for vlans in tags]
+
+    outer = SERVICE_TAG | 200
+    return [
+        MatchSample(one, frames(one, (100, 0)), frames(one, NO_TAGS, (101, 0), (100, 7), (7, 100)), (100, 0)),
+        MatchSample(
+            two, frames(two, (outer, 7)), frames(two, NO_TAGS, (outer, 0), (outer, 8), (outer + 1, 7)), (outer, 7)
+        ),
+    ]
+
+
+def masked_samples(family: int, protocol: str) -> list[MatchSample]:
     """Masked matches of a family, and of a protocol (name) or any; no packet matches two of them.
 
     Where ports are open, frames that have none are among the hits: fragments, and other IP protocols.
@@ -84,7 +110,7 @@ def masked_samples(family: int, protocol: str) -> list[MaskedSample]:
     s1, s2, s3, s4 = (server.format(10, number) for number in (1, 2, 3, 4))
     inner, outer = server.format(11, 9), server.format(12, 9)
     return [
-        MaskedSample(
+        MatchSample(
             FlowMatch.parse(f"{net(client, 40)}:40000 > {s1}:80/{protocol}"),
             frames(f"{one}:40000 > {s1}:80/{protocol}", f"{client.format(40, 99)}:40000 > {s1}:80/{protocol}"),
             frames(
@@ -95,12 +121,12 @@ def masked_samples(family: int, protocol: str) -> list[MaskedSample]:
                 f"{one}:40000 > {s1}:80/{other}",
             ),
         ),
-        MaskedSample(
+        MatchSample(
             FlowMatch.parse(f"{anybody}:* > {s2}:80/{protocol}"),
             frames(f"{one}:1 > {s2}:80/{protocol}", f"{far}:65535 > {s2}:80/{protocol}"),
             frames(f"{one}:1 > {s2}:81/{protocol}", f"{one}:1 > {s4}:80/{protocol}", f"{one}:1 > {s2}:80/{other}"),
         ),
-        MaskedSample(
+        MatchSample(
             FlowMatch.parse(f"{net(client, 41)}:* > {net(server, 11)}:*/*"),
             [
                 *frames(*(f"{near}:7 > {inner}:8/{proto}" for proto in (protocol, other, icmp))),
@@ -108,7 +134,7 @@ def masked_samples(family: int, protocol: str) -> list[MaskedSample]:
             ],
             frames(f"{near}:7 > {outer}:8/{protocol}", f"{far}:7 > {inner}:8/{icmp}"),
         ),
-        MaskedSample(
+        MatchSample(
             FlowMatch.parse(f"{far}:* > {s3}:*/{protocol}"),
             [
                 *frames(f"{far}:1 > {s3}:2/{protocol}", f"{far}:2 > {s3}:1/{protocol}"),
@@ -119,10 +145,12 @@ def masked_samples(family: int, protocol: str) -> list[MaskedSample]:
     ]
 
 
-def sample_frame(flow: FlowMatch, payload: int = 32, *, fragment: bool = False) -> bytes:
+def sample_frame(
+    flow: FlowMatch, payload: int = 32, *, fragment: bool = False, vlans: tuple[int, int] = NO_TAGS
+) -> bytes:
     """One frame of a flow: no options, right checksums; TCP has the flag ACK only.
 
-    fragment: the first fragment of a packet, with the ports.
+    fragment: the first fragment of a packet, with the ports. vlans: VLAN tags, outer and inner, as in a rule.
     """
     ends = flow.src.packed + flow.dst.packed
     segment = _segment(flow, payload)
@@ -140,7 +168,11 @@ def sample_frame(flow: FlowMatch, payload: int = 32, *, fragment: bool = False) 
         flags = _MORE_FRAGMENTS if fragment else 0
         header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 7 * fragment, flags, 64, proto, 0) + ends
         header = header[:10] + struct.pack("!H", _checksum(header)) + header[12:]
-    ethernet = BROADCAST + SENDER + struct.pack("!H", _ETHERTYPES[flow.family])
+    ethernet = BROADCAST + SENDER
+    for tag in vlans:
+        if tag:
+            ethernet += struct.pack("!HH", _TPIDS[tag & SERVICE_TAG], _PRIORITY | tag & VLAN_ID)
+    ethernet += struct.pack("!H", _ETHERTYPES[flow.family])
     return (ethernet + header + segment).ljust(60, b"\0")
 
 

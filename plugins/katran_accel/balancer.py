@@ -270,11 +270,8 @@ class Balancer(NetworkFunction):
         self.pools = self.marks.pools
         ringbuf = self.config.offload.events == "ringbuf"
         events = self.maps["hw_accel_events"]
-        self._reader = (
-            RingBufferReader(events, lay.HW_ACCEL_EVENT)
-            if ringbuf
-            else PerfReader(events, lay.HW_ACCEL_EVENT, perf_pages())
-        )
+        event = lay.HW_ACCEL_VLAN_EVENT if self.table.vlan else lay.HW_ACCEL_EVENT
+        self._reader = RingBufferReader(events, event) if ringbuf else PerfReader(events, event, perf_pages())
 
     # Numbers and pinned maps
 
@@ -480,6 +477,8 @@ class Balancer(NetworkFunction):
         rows["key"], rows["nf"], rows["family"] = events["flow"], self.number, events["family"]
         for name in ("ifindex", "cpu", "kind", "mark", "packets"):
             rows[name] = events[name]
+        if self.table.vlan:
+            rows["vlans"] = events["vlans"]
         rows["target"] = events["vip_num"].astype(np.uint64) << np.uint64(32) | events["real_key"]
         return batch
 

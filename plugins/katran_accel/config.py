@@ -296,6 +296,8 @@ class KatranTable(ConfigTable):
     """Flows in the connection table of one CPU."""
     maglev: Literal[1, 2] = 2
     """Version of the ring. 2 shares slots by weight; 1, of older Katran set-ups, hardly regards weights."""
+    vlan: bool = False
+    """Frames with one or two VLAN tags are balanced, too, and keep them."""
     pin_dir: Annotated[str | None, BeforeValidator(_absolute_path)] = None
     """Folder of a bpf file system where program and maps are pinned and outlive the daemon."""
     encapsulation: Literal["ipip", "gue"] = "ipip"
@@ -314,8 +316,6 @@ class KatranTable(ConfigTable):
     """Longest IP packet of a client that is balanced; on the way to the reals it has its outer header, too."""
     fragments: Literal["drop", "hash-addresses"] = "drop"
     """`hash-addresses`: fragments go to a real by their addresses alone, so all of a datagram to the same one."""
-    vlan: bool = False
-    """Frames with one or two VLAN tags are balanced, too; the tags stay."""
     tcp_server_ids: bool = False
     """TCP packets with a server id among their options go to that real."""
     server_id_map: Literal["array", "hash"] = "array"

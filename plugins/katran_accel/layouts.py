@@ -116,6 +116,8 @@ HW_ACCEL_EVENT = np.dtype(
         ("kind", "u1"),
     ]
 )
+HW_ACCEL_VLAN_EVENT = np.dtype([*HW_ACCEL_EVENT.descr, ("vlans", "<u2", (2,)), ("pad", "<u4")])
+"""`hw_accel_event` of a program that is built with VLAN."""
 MARK_POOL = np.dtype(
     [
         ("taken", "<u4"),

@@ -90,11 +90,11 @@ class SoftnicBackend:
             self._rules = self._shapes = self._stats = None
 
     def capabilities(self) -> Capabilities:
-        """Give what the NIC can do: marks of 32 bits, drops, IPv6, masks; nothing while there is no NIC."""
+        """Give what the NIC can do: marks of 32 bits, drops, IPv6, masks, VLAN tags; nothing while there is no NIC."""
         rules = self._present()
         if rules is None:
             return Capabilities(mark_width=0, ipv6=False, drop=False, notes=(self._missing,), temporary=True)
-        return Capabilities(mark_width=32, masks=True, table_size=rules.spec.max_entries)
+        return Capabilities(mark_width=32, masks=True, table_size=rules.spec.max_entries, vlans=True)
 
     @property
     def missing(self) -> str:
@@ -129,12 +129,12 @@ class SoftnicBackend:
         except OSError as error:
             raise HostError(f"{self._where}: the softnic in {pin_dir} cannot be opened: {explain(error)}") from None
         if not (pin_dir / _SHAPES).exists():
-            raise HostError(
-                f"{self._where}: the softnic in {pin_dir} has no map {_SHAPES}: it is of an earlier version; "
-                f"create it again: nfcore softnic remove --pin {pin_dir}, then nfcore softnic create"
-            )
+            raise HostError(self._of_another_version(f"the softnic in {pin_dir} has no map {_SHAPES}"))
         spec: MapSpec = rules_spec(pinned_entries(pin_dir / _RULES))
-        rules = Map.open_pinned(pin_dir / _RULES, spec)
+        try:
+            rules = Map.open_pinned(pin_dir / _RULES, spec)
+        except HostError as error:
+            raise HostError(self._of_another_version(str(error))) from None
         with ExitStack() as undo:
             undo.callback(rules.close)
             shapes = undo.enter_context(Map.open_pinned(pin_dir / _SHAPES, SHAPES_SPEC))
@@ -153,6 +153,12 @@ class SoftnicBackend:
             self._may_exist[:] = True
         if self._shapes.used:
             self._shapes.recount(shapes_of(rules.lookup_all()[0]))
+
+    def _of_another_version(self, found: str) -> str:
+        return (
+            f"{self._where}: {found}: it is of another version; create it again: "
+            f"nfcore softnic remove --pin {self._pin_dir}, then nfcore softnic create"
+        )
 
     def _no_nic(self, pin_dir: Path) -> str:
         return (
@@ -197,7 +203,7 @@ class SoftnicBackend:
         if not supported.all():
             outcomes.status[~supported] = Outcome.UNSUPPORTED
             outcomes.messages[int(np.argmin(supported))] = (
-                "softnic: a rule matches TCP or UDP, or leaves both ports open"
+                "softnic: a rule matches TCP or UDP, or leaves both ports open; with VLAN tags it is not masked"
             )
         rows = np.flatnonzero(supported)
         masked = rows[_are_masked(keys)[rows]]
@@ -260,7 +266,7 @@ class SoftnicBackend:
             self._shapes.recount(shapes_of(keys))
         rows = np.zeros(len(keys), dtype=INSTALLED_ROW)
         rule = rows["rule"]
-        rule["key"], rule["family"] = keys["flow"], keys["family"]
+        rule["key"], rule["family"], rule["vlans"] = keys["flow"], keys["family"], keys["vlans"]
         for name in ("action", "mark", "cookie"):
             rule[name] = values[name]
         for name in ("packets", "bytes", "last_used"):
@@ -309,5 +315,5 @@ def _distinct_masked(keys: NDArray[np.void]) -> NDArray[np.void]:
 
 def _matches(rules: RuleBatch) -> NDArray[np.void]:
     keys = np.zeros(len(rules), dtype=MATCH)
-    keys["flow"], keys["family"] = rules.rows["key"], rules.rows["family"]
+    keys["flow"], keys["family"], keys["vlans"] = rules.rows["key"], rules.rows["family"], rules.rows["vlans"]
     return keys

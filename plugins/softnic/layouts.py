@@ -10,7 +10,7 @@ import numpy as np
 from nfcore.api.flows import FLOW_KEY
 from nfcore.kernel import MapSpec, MapType
 
-MATCH = np.dtype([("flow", FLOW_KEY), ("family", "<u4")])
+MATCH = np.dtype([("flow", FLOW_KEY), ("family", "<u4"), ("vlans", "<u2", (2,))])
 RULE = np.dtype(
     [("action", "<u4"), ("mark", "<u4"), ("cookie", "<u8"), ("packets", "<u8"), ("bytes", "<u8"), ("last_used", "<u8")]
 )

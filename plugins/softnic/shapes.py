@@ -32,7 +32,7 @@ def can_match(keys: NDArray[np.void]) -> NDArray[np.bool_]:
     """Which matches, rows of MATCH, the NIC can look up.
 
     Exact ones are of TCP or UDP. A masked one has a port only with one of these protocols, and the program knows no
-    ports of a frame whose protocol may be any.
+    ports of a frame whose protocol may be any. One with VLAN tags is exact.
     """
     flow, family = keys["flow"], keys["family"]
     wild = flow["wild"]
@@ -41,6 +41,7 @@ def can_match(keys: NDArray[np.void]) -> NDArray[np.bool_]:
     good = has_ports | (wild[:, 2] & _OPEN_PORTS == _OPEN_PORTS)
     width = np.where(family == 6, ADDRESS_BITS[6], ADDRESS_BITS[4])
     good &= np.isin(family, tuple(ADDRESS_BITS)) & (wild[:, :2] <= width[:, None]).all(axis=1)
+    good &= ~(keys["vlans"].any(axis=1) & wild.any(axis=1))
     known: NDArray[np.bool_] = good & (wild[:, 2] <= sum(Anything))
     return known
 

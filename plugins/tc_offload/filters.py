@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import Anything, join_rows
+from nfcore.api.flows import SERVICE_TAG, Anything, join_rows
 from nfcore.api.rules import INSTALLED_ROW, Action
 
 from .messages import HANDLE, INFO, attributes, payloads
 from .netlink import RTM_DELTFILTER, RTM_NEWTFILTER, Run
 from .shapes import COOKIE_MAGIC
-from .tcmsg.cls_flower import ETH_P_IP, ETH_P_IPV6, FilterMessage
+from .tcmsg.cls_flower import ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, FilterMessage
 
 log = logging.getLogger(__name__)
 TICK = 10_000_000
@@ -35,6 +35,7 @@ _KEYS = {
     for key in (
         "ETH_TYPE",
         "IP_PROTO",
+        *(f"{tag}_{part}" for tag in ("VLAN", "CVLAN") for part in ("ID", "ETH_TYPE")),
         *(f"{kind}_{end}" for kind in ("IPV4", "IPV6", "TCP", "UDP") for end in ("SRC", "DST")),
     )
     for mask in ("", "_MASK")
@@ -212,9 +213,11 @@ def _decode_rule(layout: Layout, rows: NDArray[np.uint8], out: Filters) -> None:
     rule, at = out.installed["rule"], layout.at
     if f"{_KEY}ETH_TYPE" not in at or "TCA_FLOWER_INDEV" in at or any(_is_other_key(name) for name in at):
         return
-    ethertype = _column(rows, at[f"{_KEY}ETH_TYPE"][0], ">u2")
+    # The kernel gives what is behind the tags in both.
+    of_ip = next(name for tag in ("CVLAN_", "VLAN_", "") if (name := f"{_KEY}{tag}ETH_TYPE") in at)
+    ethertype = _column(rows, at[of_ip][0], ">u2")
     rule["family"] = np.select([ethertype == ETH_P_IP, ethertype == ETH_P_IPV6], [4, 6], 0)
-    known = rule["family"] != 0
+    known = (rule["family"] != 0) & _decode_tags(layout, rows, out)
     for number, end in enumerate(("SRC", "DST")):
         known &= _decode_address(layout, rows, rule, number, end) & _decode_port(layout, rows, rule, end)
     if f"{_KEY}IP_PROTO" in at:
@@ -225,7 +228,26 @@ def _decode_rule(layout: Layout, rows: NDArray[np.uint8], out: Filters) -> None:
         rule["action"], rule["mark"] = Action.SET_MARK, _column(rows, at["TCA_SKBEDIT_MARK"][0], "<u4")
     elif "TCA_GACT_PARMS" in at:
         rule["action"] = Action.DROP
+    # No rule with tags is masked.
+    known &= ~(rule["vlans"].any(axis=1) & rule["key"]["wild"].any(axis=1))
     out.complete[:] = known & (rule["action"] != 0)
+
+
+def _decode_tags(layout: Layout, rows: NDArray[np.uint8], out: Filters) -> NDArray[np.bool_]:
+    """Decode the VLAN tags; whether they are what a rule can say."""
+    # The filter's own ethertype, which tcm_info has in network byte order, is the outer tag's TPID.
+    tpid, good = (out.info & 0xFFFF).astype("<u2").byteswap(), np.ones(len(rows), dtype=bool)
+    for number, tag in enumerate(("VLAN", "CVLAN")):
+        there = np.isin(tpid, (ETH_P_8021Q, ETH_P_8021AD))
+        if f"{_KEY}{tag}_ID" not in layout.at:
+            return good & ~there
+        ids = _column(rows, layout.at[f"{_KEY}{tag}_ID"][0], "<u2")
+        good &= there & (ids != 0)
+        out.installed["rule"]["vlans"][:, number] = np.where(tpid == ETH_P_8021AD, ids | SERVICE_TAG, ids)
+        # The ethertype behind this tag is the TPID of the next one.
+        behind = layout.at.get(f"{_KEY}{tag}_ETH_TYPE")
+        tpid = np.zeros(len(rows), dtype=np.uint16) if behind is None else _column(rows, behind[0], ">u2")
+    return good & ~np.isin(tpid, (ETH_P_8021Q, ETH_P_8021AD))
 
 
 def _is_other_key(attribute: str) -> bool:

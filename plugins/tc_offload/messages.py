@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import Anything
+from nfcore.api.flows import VLAN_ID, Anything
 from nfcore.api.rules import Action
 
 from .netlink import (
@@ -27,7 +27,7 @@ from .netlink import (
     RTM_GETTFILTER,
     RTM_NEWTFILTER,
 )
-from .shapes import Kind, Place, Shape, action_cookie
+from .shapes import IP_ETHERTYPES, Kind, Place, Shape, action_cookie
 from .tcmsg.cls_flower import FilterMessage, get_parameters, register
 
 register()
@@ -37,6 +37,8 @@ HANDLE, INFO = 24, 32
 _ATTRIBUTE_HEADER = 4
 _TERSE = 1
 _PLACEHOLDERS = {4: ("0.0.0.1", "0.0.0.2"), 6: ("::1", "::2")}
+_TAG_KEYS = ("vlan", "cvlan")
+"""Outer and inner tag, as `get_parameters` and flower's keys name them."""
 
 
 def tc_message(kind: int, flags: int, place: Place, **fields: Any) -> FilterMessage:
@@ -102,8 +104,8 @@ class Template:
         """Return the messages, shape (rules, length), for rows of `nfcore.api.rules.RULE_ROW` of this kind."""
         out: NDArray[np.uint8] = np.empty((len(rows), len(self._bytes)), dtype=np.uint8)
         out[:] = self._bytes
-        family, ports = self._kind.shape.family, self._kind.port_keys
-        width = self._kind.shape.address_bits // 8
+        family, ports = self._kind.family, self._kind.port_keys
+        width = self._kind.address_bits // 8
         _put(out, HANDLE, handles.astype("<u4"))
         for field, end in (("src", "SRC"), ("dst", "DST")):
             at = self._columns.get(f"TCA_FLOWER_KEY_IPV{family}_{end}")
@@ -113,6 +115,10 @@ class Template:
             at = self._columns.get(f"TCA_FLOWER_KEY_{ports}_{end}")
             if at is not None:
                 _put(out, at, rows["key"][field])
+        for column, name in enumerate(_TAG_KEYS):
+            at = self._columns.get(f"TCA_FLOWER_KEY_{name.upper()}_ID")
+            if at is not None:
+                _put(out, at, rows["vlans"][:, column] & VLAN_ID)
         _put(out, self._columns["TCA_ACT_COOKIE"] + 8, rows["cookie"])
         if self._kind.action is Action.SET_MARK:
             _put(out, self._columns["TCA_SKBEDIT_MARK"], rows["mark"])
@@ -121,15 +127,24 @@ class Template:
 
 def _placeholders(kind: Kind) -> dict[str, Any]:
     """Return what rules of a kind match, as `get_parameters` takes it; what is open is left out."""
-    rule: dict[str, Any] = {"ip_proto": kind.protocol}
-    bits = kind.shape.address_bits
-    src, dst = _PLACEHOLDERS[kind.shape.family]
+    rule: dict[str, Any] = {"ip_proto": kind.protocol, **match_tags(kind.tags, (1, 1), kind.family)}
+    bits = kind.address_bits
+    src, dst = _PLACEHOLDERS[kind.family]
     for key, address, open_bits in (("src_ip", src, kind.wild.src), ("dst_ip", dst, kind.wild.dst)):
         if open_bits < bits:
             rule[key] = f"{address}/{bits - open_bits}"
     for key, port, flag in (("src_port", 1, Anything.SPORT), ("dst_port", 2, Anything.DPORT)):
         if not kind.wild.anything & flag:
             rule[key] = port
+    return rule
+
+
+def match_tags(tpids: tuple[int, int], ids: tuple[int, int], family: int) -> dict[str, int]:
+    """Return what rules with VLAN tags match, as `get_parameters` takes it. tpids: as in :class:`Kind`."""
+    rule: dict[str, int] = {}
+    for name, tpid, number, inner in zip(_TAG_KEYS, tpids, ids, (tpids[1], 0), strict=True):
+        if tpid:
+            rule |= {f"{name}_id": number, f"{name}_ethtype": inner or IP_ETHERTYPES[family]}
     return rule
 
 

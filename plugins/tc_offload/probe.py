@@ -2,6 +2,7 @@
 """Probes what a device can do: adds a rule of each shape and action, and removes it again.
 
 Masked rules are taken if those with a prefix, with one port alone, and of any protocol are, for IPv4 and for IPv6.
+VLAN tags are matched if one 802.1Q tag is; an outer tag of 802.1ad is tried with an inner one of 802.1Q.
 
 The rules match addresses that are reserved for documentation (RFC 5737, RFC 3849) and use prios of their own after
 those of real rules, so that no traffic matches them.
@@ -23,14 +24,15 @@ from nfcore.errors import HostError
 from nfcore.kernel.ethtool import HW_TC_OFFLOAD, LinkFacts, can_be_switched_on, link_facts
 
 from .filters import FilterReader, Filters
-from .messages import encode_dump, encode_rule, tc_message
+from .messages import encode_dump, encode_rule, match_tags, tc_message
 from .netlink import RTM_DELTFILTER, NetlinkError, TcSocket
 from .qdisc import obstacle
 from .shapes import PRIORITIES, Place, Shape, action_cookie
+from .tcmsg.cls_flower import ETH_P_8021AD, ETH_P_8021Q, ETH_P_IPV6
 
 _NOT_THE_DEVICE = (errno.EPERM, errno.EACCES, errno.ENODEV)
 """Errors that say nothing about the abilities of the device."""
-_PRIO_OFFSETS = (*range(8, PRIORITIES), 6, 7)
+_PRIO_OFFSETS = tuple(range(len(Shape), PRIORITIES))
 """Prios to try, from the device's first one on: those that rules do not use. Another program may have filters there."""
 _WIDTHS = (32, 24, 16, 8)
 _ENDS = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
@@ -44,6 +46,11 @@ _MASKS: dict[int, tuple[Mapping[str, Any], ...]] = {
     for family, prefix in ((4, "192.0.2.0/28"), (6, "2001:db8::/64"))
 }
 """What masked rules of each kind match, where it differs from an exact one."""
+_TAGS: dict[Shape, Mapping[str, Any]] = {
+    Shape.TAGGED: {"ip_proto": "tcp", **match_tags((ETH_P_8021Q, 0), (1, 0), 4)},
+    Shape.SERVICE_TAGGED: {"ip_proto": "tcp", **match_tags((ETH_P_8021AD, ETH_P_8021Q), (1, 1), 4)},
+}
+"""What rules with VLAN tags match beside addresses and ports."""
 _MARK = {"kind": "skbedit", "mark": 1}
 _DROP = {"kind": "gact", "action": "drop"}
 
@@ -76,14 +83,16 @@ class Probe:
         ipv6 = not any(str(shape) in self.refused for shape in (Shape.TCP6, Shape.UDP6))
         shapes = (Shape.MASKED4, Shape.MASKED6) if ipv6 else (Shape.MASKED4,)
         masks = not any(str(shape) in self.refused for shape in shapes)
-        return Capabilities(self.mark_width, ipv6, "drop" not in self.refused, masks, notes=(where, *refused))
+        drop, vlans = "drop" not in self.refused, str(Shape.TAGGED) not in self.refused
+        return Capabilities(self.mark_width, ipv6, drop, masks, notes=(where, *refused), vlans=vlans)
 
 
 def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -> Probe:
     """Probe the device `name`, with skip_sw if `hardware`. HostError without permission, or when it is gone."""
     free = _free_prio(socket, place)
     if free is None:
-        taken = f"{name}: the prios {place.prio + 6} to {place.prio + PRIORITIES - 1} have filters of other programs"
+        first, last = place.prio + _PRIO_OFFSETS[0], place.prio + _PRIO_OFFSETS[-1]
+        taken = f"{name}: the prios {first} to {last} have filters of other programs"
         return Probe(hardware, refusal=f"{taken}: set tc_offload.prio", temporary=True)
     attempt = _Attempt(socket, place, free, skip_sw=hardware)
     found = Probe(hardware)
@@ -102,6 +111,7 @@ def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -
         return found
     tries: dict[str, tuple[Shape, Mapping[str, Any]]] = {
         **{str(shape): (shape, {"action": _MARK}) for shape in (Shape.UDP4, Shape.TCP6, Shape.UDP6)},
+        **{str(shape): (shape, {**tags, "action": _MARK}) for shape, tags in _TAGS.items()},
         "drop": (Shape.TCP4, {"action": _DROP}),
         "nofrag": (Shape.TCP4, {"action": _MARK, "ip_flags": "nofrag"}),
         "indev": (Shape.TCP4, {"action": _MARK, "indev": name}),
@@ -112,7 +122,7 @@ def probe_device(socket: TcSocket, place: Place, name: str, *, hardware: bool) -
         if error is not None and error.number != errno.ENOSPC:
             found.refused[what] = error
     for shape in (Shape.MASKED4, Shape.MASKED6):
-        for rule in _MASKS[shape.family]:
+        for rule in _MASKS[_family(shape)]:
             error = attempt(shape, **rule, action=_MARK)
             if error is not None and error.number != errno.ENOSPC:
                 found.refused[str(shape)] = error
@@ -133,7 +143,7 @@ class _Attempt:
     def __call__(self, shape: Shape, *, dump: bool = False, **rule: Any) -> NetlinkError | None:
         # All shapes in turn at one prio: it takes the ethertype of the only rule that it has.
         place = Place(self._place.ifindex, self._place.parent, self._prio - shape)
-        src, dst = _ENDS[shape.family]
+        src, dst = _ENDS[_family(shape)]
         match = {"src_ip": src, "dst_ip": dst, "src_port": 9, "dst_port": 9, "skip_sw": self._skip_sw}
         said = {**match, **rule, "action": {**rule["action"], "cookie": action_cookie(0)}}
         try:
@@ -150,6 +160,11 @@ class _Attempt:
         with suppress(NetlinkError):
             runs = self._socket.dump(encode_dump(place, place.info(shape), terse=False))
             self.driver_counted = bool(FilterReader().read(runs).driver_counted.any())
+
+
+def _family(shape: Shape) -> int:
+    """The family of the addresses that the probe's rules of a shape have."""
+    return 6 if shape.ethertype == ETH_P_IPV6 else 4
 
 
 def remove_leftovers(socket: TcSocket, place: Place) -> int:

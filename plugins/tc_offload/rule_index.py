@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from nfcore.api.rules import RULE_ROW
 
-_MATCH_BYTES = 44
-"""Leading bytes of a rule that make its match: key and family."""
+_MATCH_BYTES = 48
+"""Leading bytes of a rule that make its match: key, family and VLAN tags."""
 WHOLE_RULE = f"V{RULE_ROW.itemsize}"
 """dtype of rows as opaque bytes: numpy copies structured rows field by field, many times slower."""
 

@@ -11,7 +11,8 @@
 
 Keys of :func:`get_parameters`, named as in `tc`: indev; ip_proto; src_ip, dst_ip (optionally with a prefix length);
 src_port, dst_port (a number, or number and mask); ip_flags (`nofrag`, `frag`, `firstfrag`, `nofirstfrag`);
-src_mac, dst_mac; vlan_id, vlan_prio, vlan_ethtype; eth_type; classid; skip_sw, skip_hw; action, one mapping or several.
+src_mac, dst_mac; vlan_id, vlan_prio, vlan_ethtype; of a second tag cvlan_id, cvlan_prio, cvlan_ethtype; eth_type;
+classid; skip_sw, skip_hw; action, one mapping or several.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from . import act_gact, act_pedit, act_skbedit, act_vlan
 from .actions import ActionChain, Bitfield32, encode_actions
 
 ETH_P_IP, ETH_P_IPV6, ETH_P_ALL = 0x0800, 0x86DD, 0x0003
+ETH_P_8021Q, ETH_P_8021AD = 0x8100, 0x88A8
 SKIP_HW, SKIP_SW, IN_HW, NOT_IN_HW = 1, 2, 4, 8
 """Bits of TCA_FLOWER_FLAGS, TCA_CLS_FLAGS_*: user space sets the first two, the kernel returns the others."""
 IP_FLAGS = {"nofrag": (0, 1), "frag": (1, 1), "nofirstfrag": (0, 2), "firstfrag": (2, 2)}
@@ -41,7 +43,13 @@ _PROTOCOLS = {
     "icmp": socket.IPPROTO_ICMP,
     "icmpv6": socket.IPPROTO_ICMPV6,
 }
-_NEXT_TYPES = {"ipv4": ETH_P_IP, "ip": ETH_P_IP, "ipv6": ETH_P_IPV6}
+_NEXT_TYPES = {
+    "ipv4": ETH_P_IP,
+    "ip": ETH_P_IP,
+    "ipv6": ETH_P_IPV6,
+    "802.1q": ETH_P_8021Q,
+    "802.1ad": ETH_P_8021AD,
+}
 Attrs = Iterator[tuple[str, Any]]
 
 
@@ -243,13 +251,15 @@ def _macs(kwarg: Mapping[str, Any]) -> Attrs:
 
 
 def _vlan(kwarg: Mapping[str, Any]) -> Attrs:
-    if kwarg.get("vlan_id") is not None:
-        yield "TCA_FLOWER_KEY_VLAN_ID", kwarg["vlan_id"]
-    if kwarg.get("vlan_prio") is not None:
-        yield "TCA_FLOWER_KEY_VLAN_PRIO", kwarg["vlan_prio"]
-    if kwarg.get("vlan_ethtype") is not None:
-        inner = kwarg["vlan_ethtype"]
-        yield "TCA_FLOWER_KEY_VLAN_ETH_TYPE", _NEXT_TYPES.get(inner, inner)
+    for tag in ("vlan", "cvlan"):
+        attribute = f"TCA_FLOWER_KEY_{tag.upper()}"
+        if kwarg.get(f"{tag}_id") is not None:
+            yield f"{attribute}_ID", kwarg[f"{tag}_id"]
+        if kwarg.get(f"{tag}_prio") is not None:
+            yield f"{attribute}_PRIO", kwarg[f"{tag}_prio"]
+        if kwarg.get(f"{tag}_ethtype") is not None:
+            inner = kwarg[f"{tag}_ethtype"]
+            yield f"{attribute}_ETH_TYPE", _NEXT_TYPES.get(inner, inner)
 
 
 def _addresses(kwarg: Mapping[str, Any]) -> Attrs:

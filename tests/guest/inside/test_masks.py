@@ -3,33 +3,28 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from nfcore.api.flows import FlowMatch
 from nfcore.api.rules import Drop, Outcome, Rule, RuleBatch, SetMark
-from nfcore.kernel import XdpMode, attach_xdp, detach_xdp
 from nfcore.plugins.tc_offload.backend import Settings, TcBackend
 from nfcore.plugins.tc_offload.messages import encode_rule, payloads
 from nfcore.plugins.tc_offload.netlink import TcSocket
 from nfcore.plugins.tc_offload.shapes import Shape, action_cookie
 from nfcore.testing import sample_frame
 
-from .conftest import VethPair, run
-from .programs import NO_MARK, count_marks, new_marks, new_target
+from .conftest import run
+from .programs import NO_MARK
 
 if TYPE_CHECKING:
     from tests.guest.simnic.nic import SimNic
 
-pytest_plugins = ["tests.guest.simnic.nic"]
+    from .lines import Line
+
+pytest_plugins = ["tests.guest.simnic.nic", "tests.guest.inside.lines"]
 WEB = "198.18.1.0/24:* > 198.19.1.2:80/tcp"
 NETS = "198.18.2.0/23:* > 198.19.0.0/16:*/*"
 WEB6 = "[2001:db8:1::/48]:* > [::/0]:443/tcp"
@@ -57,80 +52,6 @@ OTHERS = [
         "198.18.9.1:8 > 198.19.1.2:80/tcp",
     )
 ]
-
-
-@dataclass
-class Line:
-    """A device with XDP behind flower, and the backend of its rules."""
-
-    backend: TcBackend
-    seen: Callable[[], dict[int, int]]
-    """Frames that XDP has seen, by mark."""
-    wire: str
-    filter_on: str
-    direction: str
-    in_hardware: bool
-
-    def send(self, frames: list[bytes]) -> None:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
-            wire.bind((self.wire, 0))
-            for frame in frames:
-                try:
-                    wire.send(frame)
-                except OSError as error:
-                    # A filter on the sender's own egress has dropped it.
-                    assert (error.errno, self.direction) == (errno.ENOBUFS, "egress")
-
-    def shown(self) -> dict[str, dict[str, Any]]:
-        """Filters as `tc -s -j` shows them, by the cookie of their action."""
-        filters = json.loads(run("tc", "-j", "-s", "filter", "show", "dev", self.filter_on, self.direction))
-        found = (each["options"] for each in filters if "handle" in each.get("options", {}))
-        return {options["actions"][0]["cookie"]: options for options in found}
-
-    def counted(self, rule: Rule) -> int:
-        """Packets of a rule as `tc` counts them, in hardware where the rule is there."""
-        options = self.shown()[action_cookie(rule.cookie).hex()]
-        assert bool(options.get("in_hw")) is self.in_hardware
-        stats = options["actions"][0]["stats"]
-        return int(stats.get("hw_packets", 0) if self.in_hardware else stats["packets"])
-
-
-@contextmanager
-def line(ifindex: int, wire: str, settings: Settings, in_hardware: bool) -> Iterator[Line]:
-    with ExitStack() as leaving:
-        marks = leaving.enter_context(new_marks())
-        program = leaving.enter_context(count_marks(marks, leaving.enter_context(new_target()), "DROP"))
-        attach_xdp(ifindex, program, mode=XdpMode.NATIVE)
-        leaving.callback(lambda: detach_xdp(ifindex, expected=program.id))
-        backend = TcBackend(settings)
-        leaving.callback(backend.close)
-        backend.open()
-
-        def seen() -> dict[int, int]:
-            keys, values = marks.lookup_all()
-            return dict(zip(keys.tolist(), values.tolist(), strict=True))
-
-        yield Line(backend, seen, wire, settings.filter_on, settings.direction, in_hardware)
-
-
-@pytest.fixture
-def software(veth_pair: VethPair) -> Iterator[Line]:
-    """Rules on the egress of a veth's peer: what leaves it is what the veth, with XDP, receives."""
-    settings = Settings(veth_pair.far, socket.if_nametoindex(veth_pair.far), "egress", skip_sw="off")
-    with line(socket.if_nametoindex(veth_pair.near), veth_pair.far, settings, False) as made:
-        yield made
-
-
-@pytest.fixture
-def hardware(simnic: SimNic) -> Iterator[Line]:
-    with line(simnic.ifindex, simnic.wire, Settings(simnic.name, simnic.ifindex), True) as made:
-        yield made
-
-
-@pytest.fixture(params=["software", "hardware"])
-def either(request: pytest.FixtureRequest) -> Line:
-    found: Line = request.getfixturevalue(request.param)
-    return found
 
 
 def rules_of(*texts: str, drop: bool = False) -> RuleBatch:

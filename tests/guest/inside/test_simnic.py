@@ -96,7 +96,7 @@ def test_tc_puts_a_rule_into_hardware_alone(shell: Shell, tc: Tc, simnic: SimNic
     [
         ("ip_proto udp dst_port 53 action drop", "as a whole, without masks", 0),
         (TUPLE.replace("1.1 ", "1.0/24 ") + " action drop", "as a whole, without masks", 0),
-        (f"{TUPLE} ip_ttl 64 action drop", "only addresses, ports and the protocol are matched", 1),
+        (f"{TUPLE} ip_ttl 64 action drop", "only addresses, ports, the protocol and VLAN tags are matched", 1),
         (f"{TUPLE} ip_flags nofrag action drop", "control.flags", 1),
         (TUPLE.replace("udp", "sctp") + " action drop", "only ports of TCP and UDP", 1),
         (f"{TUPLE} action mirred egress redirect dev sim0w", "the only actions are", 1),
@@ -126,7 +126,8 @@ def test_offload_can_be_switched_off(shell: Shell, tc: Tc, simnic: SimNic) -> No
 def test_the_probe_finds_the_hardware(backend: TcBackend) -> None:
     assert backend.probed.hardware
     capabilities = backend.capabilities()
-    assert capabilities.describe().startswith("marks of 32 bits, IPv6, drop, masked rules, rules in hardware alone")
+    can = "marks of 32 bits, IPv6, drop, masked rules, VLAN tags, rules in hardware alone"
+    assert capabilities.describe().startswith(can)
     refused = backend.probed.refused
     assert refused.keys() == {"nofrag", "indev", "pedit"}
     assert "simnic: the only actions are skbedit mark, drop and pass" in str(refused["pedit"])

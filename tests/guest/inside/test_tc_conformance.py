@@ -62,8 +62,10 @@ class Listener:
     def __init__(self, pair: VethPair) -> None:
         self._wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self._wire.bind((pair.far, 0))
-        self._four, self._six = (self._listen(pair.near, kind) for kind in (0x0800, 0x86DD))
-        self._six.setblocking(False)
+        # The kernel takes the outer tag off: behind it may be an inner one.
+        self._four, *self._others = (self._listen(pair.near, kind) for kind in (0x0800, 0x86DD, 0x8100))
+        for ear in self._others:
+            ear.setblocking(False)
 
     @staticmethod
     def _listen(name: str, kind: int) -> socket.socket:
@@ -75,7 +77,7 @@ class Listener:
         return ear
 
     def close(self) -> None:
-        for opened in (self._wire, self._four, self._six):
+        for opened in (self._wire, self._four, *self._others):
             opened.close()
 
     def send(self, frame: bytes, count: int) -> Seen:
@@ -84,9 +86,10 @@ class Listener:
         marks: Counter[int] = Counter()
         while (heard := self._hear(self._four))[0] != _LAST:
             marks[heard[1]] += 1
-        with suppress(BlockingIOError):
-            while True:
-                marks[self._hear(self._six)[1]] += 1
+        for ear in self._others:
+            with suppress(BlockingIOError):
+                while True:
+                    marks[self._hear(ear)[1]] += 1
         return Seen(marks, count - marks.total())
 
     @staticmethod
@@ -106,7 +109,7 @@ class TestInSoftware(BackendConformance):
             yield NicUnderTest(
                 site.set_up(),
                 site.device,
-                Capabilities(mark_width=32, masks=True),
+                Capabilities(mark_width=32, masks=True, vlans=True),
                 send=listener.send,
                 restart=site.set_up,
                 foreign=site.foreign,
@@ -119,11 +122,11 @@ class TestInSoftware(BackendConformance):
 class OnSimnic(BackendConformance):
     """Hardware; a subclass sets what it can do."""
 
-    BITS, IPV6, MASKS = 32, 1, 1
+    BITS, IPV6, MASKS, VLANS = 32, 1, 1, 1
 
     @pytest.fixture
     def nic(self, simnic: SimNic, tmp_path: Path) -> Iterator[NicUnderTest]:
-        simnic.set(table_size=256, mark_bits=self.BITS, ipv6=self.IPV6, masks=self.MASKS)
+        simnic.set(table_size=256, mark_bits=self.BITS, ipv6=self.IPV6, masks=self.MASKS, vlans=self.VLANS)
         with ExitStack() as leaving:
             marks = leaving.enter_context(new_marks())
             program = leaving.enter_context(count_marks(marks, leaving.enter_context(new_target()), "DROP"))
@@ -148,7 +151,9 @@ class OnSimnic(BackendConformance):
             yield NicUnderTest(
                 site.set_up(),
                 site.device,
-                Capabilities(mark_width=self.BITS, ipv6=bool(self.IPV6), masks=bool(self.MASKS)),
+                Capabilities(
+                    mark_width=self.BITS, ipv6=bool(self.IPV6), masks=bool(self.MASKS), vlans=bool(self.VLANS)
+                ),
                 send=send,
                 restart=site.set_up,
                 table_size=256,
@@ -158,10 +163,10 @@ class OnSimnic(BackendConformance):
 
 
 class TestInHardware(OnSimnic):
-    """Marks of 32 bits, IPv6, masks."""
+    """Marks of 32 bits, IPv6, masks, VLAN tags."""
 
 
 class TestInNarrowHardware(OnSimnic):
-    """Marks of 16 bits, no IPv6, no masks."""
+    """Marks of 16 bits, no IPv6, no masks, no VLAN tags."""
 
-    BITS, IPV6, MASKS = 16, 0, 0
+    BITS, IPV6, MASKS, VLANS = 16, 0, 0, 0

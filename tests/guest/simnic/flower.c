@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* From tc's flower to the table: 5-tuples, perhaps masked, with the actions mark, drop and pass; words for all else. */
+/*
+ * From tc's flower to the table: 5-tuples, perhaps masked or behind VLAN tags, with the actions mark, drop and pass;
+ * words for all else.
+ */
+#include <linux/if_vlan.h>
 #include <linux/module.h>
 #include <linux/string.h>
 #include <net/pkt_cls.h>
@@ -8,6 +12,7 @@
 
 #define KEYS_NEEDED (BIT_ULL(FLOW_DISSECTOR_KEY_CONTROL) | BIT_ULL(FLOW_DISSECTOR_KEY_BASIC))
 #define KEY_OF_PORTS BIT_ULL(FLOW_DISSECTOR_KEY_PORTS)
+#define KEYS_OF_TAGS (BIT_ULL(FLOW_DISSECTOR_KEY_VLAN) | BIT_ULL(FLOW_DISSECTOR_KEY_CVLAN))
 /* Flower's addresses are a union, so that a match on either family uses both keys: the ethertype tells which it is. */
 #define KEYS_OF_ADDRESSES (BIT_ULL(FLOW_DISSECTOR_KEY_IPV4_ADDRS) | BIT_ULL(FLOW_DISSECTOR_KEY_IPV6_ADDRS))
 
@@ -26,6 +31,10 @@ MODULE_PARM_DESC(masks, "whether rules may leave out bits and fields");
 static bool drops = true;
 module_param(drops, bool, 0644);
 MODULE_PARM_DESC(drops, "whether rules may drop");
+
+static bool vlans = true;
+module_param(vlans, bool, 0644);
+MODULE_PARM_DESC(vlans, "whether rules may match VLAN tags");
 
 static LIST_HEAD(blocks);
 
@@ -77,10 +86,39 @@ static void read_ports(const struct flow_rule *rule, struct flow_key *key, struc
 	key->dport = match.key->dst & match.mask->dst;
 }
 
+static int read_tag(const struct flow_match_vlan *match, u16 *vlan, struct netlink_ext_ack *extack)
+{
+	if (match->mask->vlan_id != VLAN_VID_MASK || match->mask->vlan_priority || match->mask->vlan_dei)
+		return refuse(extack, "of a VLAN tag the id is matched, as a whole, and nothing else");
+	*vlan = vlan_of(match->key->vlan_id, match->key->vlan_tpid);
+	return 0;
+}
+
+/* A rule without tags is for frames without: the tags count in any case. */
+static int read_tags(const struct flow_rule *rule, struct flow_key *key, struct flow_key *mask,
+		     struct netlink_ext_ack *extack)
+{
+	struct flow_match_vlan match;
+	int error = 0;
+
+	memset(mask->vlans, 0xff, sizeof(mask->vlans));
+	if (rule->match.dissector->used_keys & KEYS_OF_TAGS && !READ_ONCE(vlans))
+		return refuse(extack, "VLAN tags are not matched");
+	if (flow_rule_match_key(rule, FLOW_DISSECTOR_KEY_VLAN)) {
+		flow_rule_match_vlan(rule, &match);
+		error = read_tag(&match, &key->vlans[0], extack);
+	}
+	if (!error && flow_rule_match_key(rule, FLOW_DISSECTOR_KEY_CVLAN)) {
+		flow_rule_match_cvlan(rule, &match);
+		error = read_tag(&match, &key->vlans[1], extack);
+	}
+	return error;
+}
+
 /* Whether all that frames are looked up by counts. */
 static bool is_exact(const struct flow_key *mask, u16 family)
 {
-	struct flow_key whole = {.family = ~0, .proto = ~0, .sport = ~0, .dport = ~0};
+	struct flow_key whole = {.family = ~0, .proto = ~0, .sport = ~0, .dport = ~0, .vlans = {~0, ~0}};
 	size_t length = family == 4 ? 4 : 16;
 
 	memset(whole.src, 0xff, length);
@@ -92,9 +130,11 @@ static int read_key(struct flow_rule *rule, struct flow_key *key, struct flow_ke
 {
 	u64 keys = rule->match.dissector->used_keys;
 	struct flow_match_basic basic;
+	int error;
 
-	if ((keys & KEYS_NEEDED) != KEYS_NEEDED || keys & ~(KEYS_NEEDED | KEYS_OF_ADDRESSES | KEY_OF_PORTS))
-		return refuse(extack, "only addresses, ports and the protocol are matched");
+	if ((keys & KEYS_NEEDED) != KEYS_NEEDED ||
+	    keys & ~(KEYS_NEEDED | KEYS_OF_ADDRESSES | KEY_OF_PORTS | KEYS_OF_TAGS))
+		return refuse(extack, "only addresses, ports, the protocol and VLAN tags are matched");
 	if (flow_rule_match_has_control_flags(rule, extack))
 		return -EOPNOTSUPP;
 	flow_rule_match_basic(rule, &basic);
@@ -113,6 +153,9 @@ static int read_key(struct flow_rule *rule, struct flow_key *key, struct flow_ke
 	else
 		read_ipv6(rule, key, mask);
 	read_ports(rule, key, mask);
+	error = read_tags(rule, key, mask, extack);
+	if (error)
+		return error;
 	if ((mask->sport || mask->dport) && key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP)
 		return refuse(extack, "only ports of TCP and UDP are matched");
 	if (!READ_ONCE(masks) && !is_exact(mask, key->family))

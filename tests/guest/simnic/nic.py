@@ -20,7 +20,7 @@ from nfcore.testing import sample_frame
 from .build import module_path
 
 _MODULE = Path("/sys/module/simnic")
-_DEFAULTS = {"table_size": 65536, "mark_bits": 32, "ipv6": 1, "masks": 1, "drops": 1}
+_DEFAULTS = {"table_size": 65536, "mark_bits": 32, "ipv6": 1, "masks": 1, "drops": 1, "vlans": 1}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SimNic:
         return socket.if_nametoindex(self.name)
 
     def set(self, **parameters: int) -> None:
-        """Set parameters of the module: table_size, mark_bits, ipv6, masks, drops."""
+        """Set parameters of the module: table_size, mark_bits, ipv6, masks, drops, vlans."""
         for name, value in parameters.items():
             (_MODULE / "parameters" / name).write_text(str(value), encoding="ascii")
 

@@ -9,6 +9,7 @@
 #include <linux/bpf_trace.h>
 #include <linux/etherdevice.h>
 #include <linux/filter.h>
+#include <linux/if_vlan.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <net/ip.h>
@@ -18,7 +19,13 @@
 
 #define MAX_ARRIVED 4096
 #define MAX_EXTENSIONS 4
+#define MAX_TAGS 2
 #define MAX_FRAME ((int)SKB_WITH_OVERHEAD(PAGE_SIZE - XDP_PACKET_HEADROOM))
+
+struct tag {
+	__be16 tci;
+	__be16 behind; /* ethertype of what follows */
+};
 
 struct ports {
 	__be16 source;
@@ -85,20 +92,40 @@ static const struct ports *parse_ipv6(const void *at, const void *end, struct fl
 	return at;
 }
 
+/* Reads the VLAN tags; where the packet behind them begins, and its ethertype in `kind`: 0 if the frame ends before. */
+static const void *parse_tags(const void *frame, const void *end, struct flow_key *key, __be16 *kind)
+{
+	const struct ethhdr *ethernet = frame;
+	const struct tag *tag = frame + sizeof(*ethernet);
+
+	*kind = ethernet->h_proto;
+	for (int i = 0; i < MAX_TAGS && eth_type_vlan(*kind); i++, tag++) {
+		if ((const void *)(tag + 1) > end) {
+			*kind = 0;
+			break;
+		}
+		key->vlans[i] = vlan_of(ntohs(tag->tci) & VLAN_VID_MASK, *kind);
+		*kind = tag->behind;
+	}
+	return tag;
+}
+
 /* The rule for a frame, if there is one. */
 static struct entry *classify(struct nic *nic, const void *frame, const void *end)
 {
-	const struct ethhdr *ethernet = frame;
 	const struct ports *ports = NULL;
 	struct flow_key key = {};
+	const void *packet;
 	bool has_ports;
+	__be16 kind;
 
-	if (frame + sizeof(*ethernet) > end)
+	if (frame + sizeof(struct ethhdr) > end)
 		return NULL;
-	if (ethernet->h_proto == htons(ETH_P_IP))
-		ports = parse_ipv4(frame + sizeof(*ethernet), end, &key);
-	else if (ethernet->h_proto == htons(ETH_P_IPV6))
-		ports = parse_ipv6(frame + sizeof(*ethernet), end, &key);
+	packet = parse_tags(frame, end, &key, &kind);
+	if (kind == htons(ETH_P_IP))
+		ports = parse_ipv4(packet, end, &key);
+	else if (kind == htons(ETH_P_IPV6))
+		ports = parse_ipv6(packet, end, &key);
 	if (!key.family)
 		return NULL;
 	has_ports = ports && (const void *)(ports + 1) <= end && (key.proto == IPPROTO_TCP || key.proto == IPPROTO_UDP);

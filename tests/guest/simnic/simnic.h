@@ -9,6 +9,7 @@
  */
 #pragma once
 
+#include <linux/if_ether.h>
 #include <linux/netdevice.h>
 #include <linux/rhashtable.h>
 #include <linux/skbuff.h>
@@ -25,7 +26,16 @@ struct flow_key {
 	__be16 dport;
 	__be32 src[4]; /* IPv4: the first word */
 	__be32 dst[4];
+	u16 vlans[2]; /* the outer tag first, as of vlan_of(); 0: none */
 };
+
+#define SERVICE_TAG 0x1000
+
+/* A VLAN tag as a rule has it: its id, and whether its TPID is 802.1ad's. */
+static inline u16 vlan_of(u16 id, __be16 tpid)
+{
+	return tpid == htons(ETH_P_8021AD) ? id | SERVICE_TAG : id;
+}
 
 /* Rules with the same mask: one look-up for all of them. */
 struct shape {

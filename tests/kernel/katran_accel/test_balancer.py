@@ -18,6 +18,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 
+from nfcore.api.flows import NO_TAGS
 from nfcore.plugins.katran_accel.layouts import AccelCounter, StatsSlot
 from nfcore.plugins.katran_accel.metrics import BalancerMetrics
 
@@ -227,11 +228,13 @@ def test_a_flow_is_reported_when_it_has_shown_itself_and_again_ever_later(tmp_pa
         assert reported == [(5, 5), (15, 15), (35, 35), (75, 75)]
 
 
+@pytest.mark.parametrize("vlan", ["", "vlan = true"])
 @pytest.mark.parametrize("events", ["ringbuf", "perf"])
-def test_a_report_tells_the_flow_as_the_packet_carries_it(tmp_path: Path, events: str) -> None:
-    with open_world(tmp_path, offload=f'min_packets = 1\nevents = "{events}"') as world:
+def test_a_report_tells_the_flow_as_the_packet_carries_it(tmp_path: Path, events: str, vlan: str) -> None:
+    with open_world(tmp_path, offload=f'min_packets = 1\nevents = "{events}"', katran=vlan) as world:
         world.send(tcp("2001:db8:1::2", "2001:db8:10::1", sport=1234))
         (flow,) = list(world.balancer.read_events(10))
+        assert flow.vlans == NO_TAGS
         assert str(flow.match) == "[2001:db8:1::2]:1234 > [2001:db8:10::1]:80/tcp"
         assert (flow.nf, flow.cpu, flow.packets, flow.mark) == (world.balancer.number, world.cpu, 1, 0)
 

@@ -74,14 +74,14 @@ def assertions(structs: dict[str, np.dtype]) -> str:
     return "".join(checks).replace('\\"', '"')
 
 
-def compile_with(structs: dict[str, np.dtype], tmp_path: Path) -> None:
+def compile_with(structs: dict[str, np.dtype], tmp_path: Path, **more: int) -> None:
     source = tmp_path / "layouts.c"
     source.write_text(PROGRAM.read_text().replace("CHECK_LAYOUTS", assertions(structs)))
     specs = map_specs(Sizes(1, 128, 4, MarkMeaning.FLOW, "ringbuf"))
     specs |= {spec.name: spec for spec in (decap.COUNTERS, decap.DROPS)}
     maps = {name: Map.create(spec) for name, spec in specs.items()}
     try:
-        defines = {"POOL_SLOTS": lay.POOL_SLOTS}
+        defines: dict[str, int | str] = {"POOL_SLOTS": lay.POOL_SLOTS, **more}
         compile_program(source, "layouts", defines=defines, maps=maps).close()
     finally:
         for opened in maps.values():
@@ -90,6 +90,12 @@ def compile_with(structs: dict[str, np.dtype], tmp_path: Path) -> None:
 
 def test_dtypes_equal_the_structs(tmp_path: Path) -> None:
     compile_with(STRUCTS, tmp_path)
+
+
+def test_a_report_has_vlan_tags_only_where_they_are_read(tmp_path: Path) -> None:
+    compile_with({"hw_accel_event": lay.HW_ACCEL_VLAN_EVENT}, tmp_path, VLAN=1)
+    with pytest.raises(CompileError, match="hw_accel_event"):
+        compile_with({"hw_accel_event": lay.HW_ACCEL_VLAN_EVENT}, tmp_path)
 
 
 def test_the_check_notices_a_difference(tmp_path: Path) -> None:

@@ -250,7 +250,9 @@ def test_a_mark_changes_nothing_of_a_frame(
                     own, others = marks.of(step, frame)
                     return source.random.choice([own, own, source.random.choice(others), source.random.getrandbits(32)])
 
-                twin.send(frame, mark_of)
+                step = twin.send(frame, mark_of)
+                if "tpr_stats_map.dst_mismatch_in_lru" in step.counters.fields:
+                    marks = marks_of(twin)  # an id has moved the flow, and its rule ends
         assert twin.world.count(AccelCounter.FAST) > FRAMES / 100
         slots = [
             f"stats[{slot}]"

@@ -550,11 +550,12 @@ def test_what_needs_a_restart_is_named_and_changes_nothing(tmp_path: Path, strat
         before = {frame: b.to(frame) for frame in frames}
         held, targets = snapshot(b), b.balancer.targets().rows.tobytes()
         many: Vips = {(f"198.18.12.{number}", 80, "tcp"): [D] for number in range(17)}
-        changed = 'maglev = 1\nforwarding_cpus = [0]\npin_dir = "/run/nfcore/none"'
+        changed = 'maglev = 1\nforwarding_cpus = [0]\nvlan = true\npin_dir = "/run/nfcore/none"'
         with pytest.raises(ConfigError) as refused:
             b.reload(many, changed)
         problems = {problem.path: problem.message for problem in refused.value.problems}
-        assert problems.keys() == {f"katran_accel.{key}" for key in ("vips", "maglev", "forwarding_cpus", "pin_dir")}
+        keys = ("vips", "maglev", "forwarding_cpus", "vlan", "pin_dir")
+        assert problems.keys() == {f"katran_accel.{key}" for key in keys}
         assert all("restart" in message for message in problems.values())
         assert (snapshot(b), b.balancer.targets().rows.tobytes()) == (held, targets)
         assert {frame: b.to(frame) for frame in frames} == before

@@ -148,7 +148,7 @@ class Twin:
         run = self.world.send(frame, mark)
         came = run.verdict.name, run.output.hex() if step.verdict is not Verdict.DROP else ""
         wanted = step.verdict.value, step.frame.hex() if step.verdict is not Verdict.DROP else ""
-        assert came == wanted, f"{frame.hex()} with mark {mark}"
+        assert came == wanted, f"{frame.hex()} with mark {mark}: {came} {wanted} {step}"
         return step
 
     def counters(self) -> CounterValues:

@@ -48,7 +48,7 @@ class TestSoftnic(BackendConformance):
             yield NicUnderTest(
                 set_up(),
                 DEVICE,
-                Capabilities(mark_width=32, masks=True),
+                Capabilities(mark_width=32, masks=True, vlans=True),
                 send=leaving.enter_context(wire_of(pins)),
                 restart=set_up,
                 foreign=foreign,

@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
 )
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from nfcore.api.flows import Anything, FlowMatch, Wild
+from nfcore.api.flows import FLOW_KEY, Anything, FlowMatch, Wild
 from nfcore.api.rules import Drop, Outcome, Rule, RuleBatch, SetMark
 from nfcore.errors import HostError
 from nfcore.kernel import Map, Program, remove_bpffs
@@ -84,6 +85,7 @@ V4 = IP(src="198.18.1.2", dst="198.19.1.2")
 V6 = IPv6(src="2001:db8:1::2", dst="2001:db8:2::2")
 ENDS4, ENDS6 = "198.18.1.0/24:{} > 198.19.1.2:{}/{}", "[2001:db8:1::/64]:{} > [2001:db8:2::2]:{}/{}"
 LAYER4 = TCP(sport=7, dport=80)
+EXACT = "198.18.1.2:7 > 198.19.1.2:80/tcp"
 ODD = [
     (V4 / ICMP(), 1),
     (V4 / Raw(b"x"), 0),
@@ -120,6 +122,41 @@ def test_a_packet_without_ports_has_addresses_and_a_protocol(nic: Nic, packet: P
     assert mark_of(program, packet) is None
 
 
+TAGGED = [Dot1Q(vlan=5), Dot1AD(vlan=5) / Dot1Q(vlan=6), Dot1AD(vlan=0) / Dot1Q(vlan=6)]
+
+
+@pytest.mark.parametrize("tags", TAGGED, ids=[tags.summary() for tags in TAGGED])
+def test_a_frame_with_tags_matches_no_masked_rule(nic: Nic, tags: Packet) -> None:
+    backend, program = nic
+    masked = rule(ENDS4.format("*", "*", "*"), 1)
+    backend.install(RuleBatch.of([masked, Rule(FlowMatch.parse(EXACT), SetMark(2), 2)]))
+    assert mark_of(program, V4 / LAYER4) == 2
+    assert mark_of(program, V4 / ICMP()) == 1
+    assert mark_of(program, tags / V4 / LAYER4) == 0
+    assert mark_of(program, tags / V4 / ICMP()) == 0
+
+
+def test_a_frame_with_a_priority_alone_has_no_tag(nic: Nic) -> None:
+    backend, program = nic
+    backend.install(RuleBatch.of([Rule(FlowMatch.parse(EXACT), SetMark(2), 2)]))
+    assert mark_of(program, Dot1Q(vlan=0, prio=5) / V4 / LAYER4) == 2
+    assert mark_of(program, Dot1Q(vlan=1, prio=5) / V4 / LAYER4) == 0
+
+
+def test_of_three_tags_none_is_matched(nic: Nic) -> None:
+    backend, program = nic
+    backend.install(RuleBatch.of([Rule(FlowMatch.parse(EXACT), SetMark(2), 2, (5, 6))]))
+    assert mark_of(program, Dot1Q(vlan=5) / Dot1Q(vlan=6) / V4 / LAYER4) == 2
+    assert mark_of(program, Dot1Q(vlan=5) / Dot1Q(vlan=6) / Dot1Q(vlan=7) / V4 / LAYER4) == 0
+
+
+@pytest.mark.parametrize("length", range(14, 23))
+def test_a_frame_may_end_within_its_tags(nic: Nic, length: int) -> None:
+    _, program = nic
+    frame = bytes(Ether() / Dot1AD(vlan=5) / Dot1Q(vlan=6) / V4 / LAYER4)
+    assert program.test_run(frame[:length]).verdict.name == "XDP_REDIRECT"
+
+
 def test_what_cannot_match_is_unsupported(nic: Nic) -> None:
     backend, _ = nic
     src, dst = ipaddress.ip_address("198.18.1.0"), ipaddress.ip_address("198.19.1.2")
@@ -131,9 +168,11 @@ def test_what_cannot_match_is_unsupported(nic: Nic) -> None:
         FlowMatch(src, dst, 6, 7, 80, Wild(8, 0, Anything(8))),
     ]
     good = FlowMatch.parse(ENDS4.format("*", "*", 47))
-    outcomes = backend.install(RuleBatch.of([Rule(match, SetMark(1), 1) for match in [*matches, good]]))
-    assert outcomes.status.tolist() == [Outcome.UNSUPPORTED] * len(matches) + [Outcome.INSTALLED]
-    assert outcomes.messages == {0: "softnic: a rule matches TCP or UDP, or leaves both ports open"}
+    rules = [Rule(good, SetMark(1), 1, (5, 0)), *(Rule(match, SetMark(1), 1) for match in [*matches, good])]
+    outcomes = backend.install(RuleBatch.of(rules))
+    assert outcomes.status.tolist() == [Outcome.UNSUPPORTED] * (len(matches) + 1) + [Outcome.INSTALLED]
+    said = "softnic: a rule matches TCP or UDP, or leaves both ports open; with VLAN tags it is not masked"
+    assert outcomes.messages == {0: said}
 
 
 def test_the_exact_rule_comes_first(nic: Nic) -> None:
@@ -214,6 +253,20 @@ def test_a_nic_without_masks_is_to_be_made_again(tmp_path: Path) -> None:
     pins.make()
     (pins.folder / "softnic_shapes").unlink()
     message = r"softnic\.pins\.eth1: the softnic in .* has no map softnic_shapes.*nfcore softnic remove --pin"
+    with pytest.raises(HostError, match=message):
+        SoftnicBackend.open(pins.folder, "softnic.pins.eth1")
+    pins.remove()
+    remove_bpffs(pins.folder)
+
+
+def test_a_nic_without_tags_is_to_be_made_again(tmp_path: Path) -> None:
+    pins = Pins(tmp_path / "nic")
+    pins.make()
+    (pins.folder / "softnic_rules").unlink()
+    earlier = np.dtype([("flow", FLOW_KEY), ("family", "<u4")])
+    with Map.create(replace(rules_spec(64), key=earlier)) as rules:
+        rules.pin(pins.folder / "softnic_rules")
+    message = r"softnic\.pins\.eth1: .*softnic_rules.* 44.*of another version.*nfcore softnic remove --pin"
     with pytest.raises(HostError, match=message):
         SoftnicBackend.open(pins.folder, "softnic.pins.eth1")
     pins.remove()

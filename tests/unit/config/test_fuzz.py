@@ -137,6 +137,7 @@ destination_mac = ["own", "00:00:5e:00:01:0a"]
 forwarding_cpus = [0, 1]
 lru_size = 262144
 maglev = 2
+vlan = true
 pin_dir = "/sys/fs/bpf/lb"
 [[katran_accel.vips]]
 address = "198.18.10.1"

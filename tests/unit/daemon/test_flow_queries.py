@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nfcore.api.flows import ReportKind
+from nfcore.api.flows import NO_TAGS, SERVICE_TAG, ReportKind
 from nfcore.api.json_rows import JsonRows, materialize
 from nfcore.api.reasons import Reason
 from nfcore.daemon.flow_queries import MOST_FLOWS, explain, list_flows
@@ -62,6 +62,17 @@ def test_all_flows_with_all_that_is_known_of_them(busy: World) -> None:
     }
     assert (first["packets_when_reported"], first["since_seconds"]) == (8, 1.0)
     assert not any(flow["ordered"] for flow in answer["flows"])
+
+
+def test_a_flow_has_the_ids_of_its_vlan_tags(make: Callable[..., World]) -> None:
+    world = make("dest-id")
+    world.start()
+    batch = world.flows(1001, 1002, 1003)
+    batch.rows["vlans"] = NO_TAGS, (100, 0), (SERVICE_TAG | 200, 7)
+    world.nf.reports.append(batch)
+    world.engine.poll()
+    rows = {row["sport"]: row["vlans"] for row in materialize(list_flows(world.engine.state))["flows"]}
+    assert rows == {1001: [], 1002: [100], 1003: [200, 7]}
 
 
 def test_ordered_flows_are_told_from_reported_ones(make: Callable[..., World]) -> None:

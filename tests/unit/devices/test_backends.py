@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nfcore.api.flows import FlowBatch, FlowMatch, ReportKind
+from nfcore.api.flows import NO_TAGS, SERVICE_TAG, FlowBatch, FlowMatch, ReportKind
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.devices.backends import BackendChain, RuleShapes
@@ -359,6 +359,7 @@ FAMILIES = [
     ("198.18.0.0/16:1 > 198.18.10.1:*/*", Drop()),
     ("198.18.0.0/16:* > 198.18.10.1:80/udp", Drop()),
 ]
+TAGS = [NO_TAGS, (5, 0), (5, 6), (SERVICE_TAG | 5, 6)]
 
 
 class Cookies(Able):
@@ -390,5 +391,39 @@ def test_a_backend_is_asked_only_for_protocols_and_families_that_it_has(able: Ca
     status = device.install(rules).status
     assert backend.asked == ([asked] if asked else [])
     assert [n for n in range(len(rules)) if status[n] != Outcome.UNSUPPORTED] == asked
-    shapes = RuleShapes.of(rules.rows["key"], rules.rows["family"], rules.rows["action"])
+    shapes = RuleShapes.of(rules.rows, rules.rows["action"])
     assert np.flatnonzero(~device.unsupported(shapes)).tolist() == asked
+
+
+@pytest.mark.parametrize(("vlans", "asked"), [(False, [0]), (True, [0, 1, 2, 3])])
+def test_only_a_backend_that_matches_vlan_tags_is_asked_for_them(vlans: bool, asked: list[int]) -> None:
+    backend = Cookies(Capabilities(32, vlans=vlans))
+    device, _ = backends(only=backend)
+    device.probe()
+    flow, action = FAMILIES[0]
+    rules = RuleBatch.of([Rule(FlowMatch.parse(flow), action, n, tags) for n, tags in enumerate(TAGS)])
+    shapes = RuleShapes.of(rules.rows, rules.rows["action"])
+    assert np.flatnonzero(~device.unsupported(shapes)).tolist() == asked
+    device.install(rules)
+    assert backend.asked == [asked]
+
+
+def test_which_tags_a_backend_refuses_is_remembered_but_not_their_ids() -> None:
+    class OneTag(Cookies):
+        @hookimpl
+        def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
+            outcomes = super().install_offload(device, rules)
+            outcomes.status[rules.rows["vlans"][:, 1] != 0] = Outcome.UNSUPPORTED
+            return outcomes
+
+    backend = OneTag(Capabilities(32, vlans=True))
+    device, _ = backends(only=backend)
+    device.probe()
+    flow, action = FAMILIES[0]
+
+    def install(*tags: tuple[int, int]) -> None:
+        device.install(RuleBatch.of([Rule(FlowMatch.parse(flow), action, n, each) for n, each in enumerate(tags)]))
+
+    install(*TAGS[:3])
+    install((7, 8), (7, 0), (SERVICE_TAG | 7, 8))
+    assert backend.asked == [[0, 1, 2], [1, 2]]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nfcore.api.config import ConfigTable
+from nfcore.api.flows import SERVICE_TAG
 from nfcore.api.rules import SetMark
 from nfcore.devices.worker import Job
 from nfcore.engine.engine import Engine
@@ -54,6 +55,24 @@ def test_the_next_run_takes_over_what_means_the_same(make: Callable[..., World],
     second.pass_time(IDLE + LAG)
     second.pass_time(GRACE)
     assert (second.active, second.nic.rules) == (0, {})
+
+
+def test_the_next_run_takes_over_rules_with_their_vlan_tags(make: Callable[..., World]) -> None:
+    first = make("dest-id")
+    first.nic.capabilities = replace(first.nic.capabilities, vlans=True)
+    first.start()
+    batch = first.flows(1001)
+    batch.rows["vlans"] = SERVICE_TAG | 100, 7
+    first.nf.reports.append(batch)
+    first.engine.poll()
+    rules = dict(first.nic.rules)
+    second = killed_and_restarted(make, first, "dest-id")
+    second.start()
+    (slot,) = second.engine.table.slots_in(FlowState.INSTALLED)
+    assert second.engine.table.flow["vlans"][slot].tolist() == [SERVICE_TAG | 100, 7]
+    second.pass_time(LAG)
+    assert second.nic.rules == rules
+    assert second.engine.counters.totals["orphans_removed"] == 0
 
 
 def test_the_next_run_removes_what_means_something_else(make: Callable[..., World]) -> None:

@@ -70,6 +70,16 @@ SAME_AS_TC: list[dict[str, Any]] = [
         "action": [{"kind": "vlan", "v_action": "pop"}, {"kind": "skbedit", "mark": 2**24 - 1}],
     },
     {
+        "protocol": cls_flower.ETH_P_8021AD,
+        "vlan_id": 200,
+        "vlan_ethtype": "802.1q",
+        "cvlan_id": 7,
+        "cvlan_prio": 3,
+        "cvlan_ethtype": "ipv6",
+        "ip_proto": "tcp",
+        "action": {"kind": "gact", "action": "drop"},
+    },
+    {
         "protocol": cls_flower.ETH_P_IP,
         "indev": "a0",
         "src_mac": "02:00:00:00:00:01",

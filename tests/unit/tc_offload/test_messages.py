@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfcore.api.flows import EXACT, Anything, FlowMatch, Wild
+from nfcore.api.flows import EXACT, NO_TAGS, SERVICE_TAG, VLAN_ID, Anything, FlowMatch, Wild
 from nfcore.api.rules import Drop, Rule, RuleBatch, SetMark
 from nfcore.plugins.tc_offload.filters import FilterReader, Filters
 from nfcore.plugins.tc_offload.messages import delete_messages, encode_dump, encode_rule, payloads, template
@@ -45,11 +45,25 @@ def matches(draw: st.DrawFn) -> FlowMatch:
 
 MATCH = matches()
 ACTION = st.one_of(st.builds(SetMark, st.integers(1, 2**32 - 1)), st.just(Drop()))
-RULES = st.lists(st.builds(Rule, MATCH, ACTION, st.integers(0, 2**64 - 1)), min_size=1, max_size=12)
+TAG = st.builds(int.__or__, st.integers(1, 4094), st.sampled_from([0, SERVICE_TAG]))
+TAGS = st.one_of(st.tuples(TAG, st.just(0)), st.tuples(TAG, TAG))
+
+
+@st.composite
+def any_rules(draw: st.DrawFn) -> Rule:
+    match = draw(MATCH)
+    vlans = draw(st.one_of(st.just(NO_TAGS), TAGS)) if match.wild == EXACT else NO_TAGS
+    return Rule(match, draw(ACTION), draw(st.integers(0, 2**64 - 1)), vlans)
+
+
+RULES = st.lists(any_rules(), min_size=1, max_size=12)
 HANDLES = st.integers(1, 2**31 - 1)
 
 
-def shape_of(match: FlowMatch) -> Shape:
+def shape_of(rule: Rule) -> Shape:
+    match = rule.match
+    if rule.vlans != NO_TAGS:
+        return Shape.SERVICE_TAGGED if rule.vlans[0] & SERVICE_TAG else Shape.TAGGED
     if match.wild != EXACT:
         return Shape.MASKED6 if match.family == 6 else Shape.MASKED4
     return Shape(2 * (match.family == 6) + (match.proto == 17))
@@ -67,8 +81,21 @@ def by_pyroute2(rule: Rule, handle: int, *, skip_sw: bool) -> bytes:
         "dst_port": None if match.wild.anything & Anything.DPORT else match.dport,
         "skip_sw": skip_sw,
         "action": {**action, "cookie": action_cookie(rule.cookie)},
+        **tags_in_words(rule.vlans, match.family),
     }
-    return bytes(encode_rule(PLACE, shape_of(match), said, handle).data)
+    return bytes(encode_rule(PLACE, shape_of(rule), said, handle).data)
+
+
+def tags_in_words(vlans: tuple[int, int], family: int) -> dict[str, Any]:
+    """What `tc` calls the tags of a rule."""
+    outer, inner = vlans
+    said: dict[str, Any] = {}
+    if outer:
+        behind = ("802.1ad" if inner & SERVICE_TAG else "802.1q") if inner else f"ipv{family}"
+        said |= {"vlan_id": outer & VLAN_ID, "vlan_ethtype": behind}
+    if inner:
+        said |= {"cvlan_id": inner & VLAN_ID, "cvlan_ethtype": f"ipv{family}"}
+    return said
 
 
 @given(RULES, HANDLES, st.booleans())
@@ -76,7 +103,7 @@ def test_columns_are_byte_for_byte_what_pyroute2_encodes(rules: list[Rule], hand
     for rule in rules:
         rows = RuleBatch.of([rule, rule]).rows
         shapes = shapes_of(rows)
-        assert shapes.tolist() == [shape_of(rule.match)] * 2
+        assert shapes.tolist() == [shape_of(rule)] * 2
         made = template(PLACE, Kind.of(int(kinds_of(rows, shapes)[0])), skip_sw)
         filled = made.fill(rows, np.array([handle, handle], dtype=np.uint32))
         assert filled.shape[0] == 2
@@ -110,13 +137,26 @@ NO_RULES = [
     {"src_mac": "02:00:00:00:00:01"},
     {"eth_type": 0x0806},
     {"action": {"kind": "skbedit", "queue": 3}},
+    {"vlan_id": 5, "vlan_ethtype": "ipv4"},
+]
+EXACT_MATCH = {"src_ip": "198.18.1.2", "dst_ip": "198.18.10.1", "src_port": 1, "dst_port": 80}
+# The same behind a VLAN tag.
+NO_TAGGED_RULES = [
+    {},
+    {"vlan_ethtype": "ipv4"},
+    {"vlan_id": 0, "vlan_ethtype": "ipv4"},
+    {"vlan_id": 5, "vlan_prio": 2, "vlan_ethtype": "ipv4"},
+    {"vlan_id": 5, "vlan_ethtype": "802.1q"},
+    {"vlan_id": 5, "vlan_ethtype": "802.1q", "cvlan_ethtype": "ipv4"},
+    {"vlan_id": 5, "vlan_ethtype": "802.1q", "cvlan_id": 6, "cvlan_ethtype": "802.1q"},
+    {"vlan_id": 5, "vlan_ethtype": "ipv4", "src_ip": "198.18.1.0/24"},
 ]
 
 
-def read_one(said: Mapping[str, Any]) -> Filters:
+def read_one(said: Mapping[str, Any], shape: Shape = Shape.MASKED4) -> Filters:
     drop = {"kind": "gact", "action": "drop", "cookie": action_cookie(5)}
     given = {"ip_proto": "tcp", "src_ip": "198.18.1.0/24", "action": drop, **said}
-    message = bytes(encode_rule(PLACE, Shape.MASKED4, given, 1).data)
+    message = bytes(encode_rule(PLACE, shape, given, 1).data)
     found = FilterReader().read(_runs(np.frombuffer(message, dtype=np.uint8)))
     assert len(found) == 1
     return found
@@ -134,6 +174,14 @@ def test_masks_of_whole_fields_are_none() -> None:
 @pytest.mark.parametrize("said", NO_RULES, ids=str)
 def test_a_filter_that_no_rule_can_be_is_not_read_as_one(said: Mapping[str, Any]) -> None:
     found = read_one({**said, "action": {**said["action"], "cookie": action_cookie(5)}} if "action" in said else said)
+    assert (found.ours.tolist(), found.complete.tolist()) == ([True], [False])
+
+
+@pytest.mark.parametrize("said", NO_TAGGED_RULES, ids=str)
+def test_a_filter_with_tags_that_no_rule_can_be_is_not_read_as_one(said: Mapping[str, Any]) -> None:
+    whole = {"vlan_id": 5, "vlan_ethtype": "802.1q", "cvlan_id": 6, "cvlan_ethtype": "ipv4"}
+    assert read_one({**EXACT_MATCH, **whole}, Shape.SERVICE_TAGGED).complete.all()
+    found = read_one({**EXACT_MATCH, **said}, Shape.SERVICE_TAGGED)
     assert (found.ours.tolist(), found.complete.tolist()) == ([True], [False])
 
 
@@ -316,6 +364,10 @@ def test_shapes() -> None:
     ]
     expected = [Shape.TCP4, Shape.UDP6, -1, -1, Shape.MASKED4, Shape.MASKED6, -1, -1, -1, -1]
     assert shapes_of(RuleBatch.of(rules).rows).tolist() == expected
+    tags = [(5, 0), (SERVICE_TAG | 5, 6), (0, 6), (SERVICE_TAG, 0), (5, SERVICE_TAG), (0x2005, 0), (5, SERVICE_TAG | 6)]
+    tagged = [replace(rules[0], vlans=vlans) for vlans in tags] + [replace(rules[4], vlans=(5, 0))]
+    expected = [Shape.TAGGED, Shape.SERVICE_TAGGED, -1, -1, -1, -1, Shape.TAGGED, -1]
+    assert shapes_of(RuleBatch.of([*tagged, rules[1]]).rows).tolist() == [*expected, Shape.UDP6]
 
 
 @pytest.mark.parametrize("shape", list(Shape))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import EXACT, PROTOCOL_NAMES, Anything, FlowMatch
+from nfcore.api.flows import EXACT, PROTOCOL_NAMES, SERVICE_TAG, VLAN_ID, Anything, FlowMatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import INSTALLED_ROW, Capabilities, Device, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from nfcore.testing import NicUnderTest, Seen
@@ -39,7 +39,7 @@ class Hardware:
 class ReferenceNic(Nic):
     """A backend that keeps every promise. Each step is a method, so that a wrong backend can replace one."""
 
-    TAKES = Capabilities(mark_width=16, masks=True, table_size=SIZE)
+    TAKES = Capabilities(mark_width=16, masks=True, table_size=SIZE, vlans=True)
 
     def __init__(self, hardware: Hardware) -> None:
         super().__init__("reference", [], hardware.size)
@@ -116,14 +116,20 @@ class ReferenceNic(Nic):
 
     def receive(self, frame: bytes) -> int | None:
         """Receive a frame and return its mark, 0 without a rule; None: dropped."""
-        flow, has_ports = flow_of(frame)
-        fitting = [each for each in self.rules.values() if self.fits(each.match, flow, has_ports)]
+        vlans, behind = untag(frame)
+        flow, has_ports = flow_of(behind)
+        fitting = [each for each in self.rules.values() if self.fits_tags(each.vlans, vlans)]
+        fitting = [each for each in fitting if self.fits(each.match, flow, has_ports)]
         if not fitting:
             return 0
         rule = next((each for each in fitting if each.match.wild == EXACT), fitting[0])
         self.hits[rule.cookie] += 1
         self.hardware.octets[rule.cookie] += len(frame)
         return rule.action.mark if isinstance(rule.action, SetMark) else None
+
+    def fits_tags(self, wanted: tuple[int, ...], vlans: tuple[int, ...]) -> bool:
+        """Whether a rule for the tags `wanted` is for a packet with the tags `vlans`."""
+        return wanted == vlans
 
     def fits(self, match: FlowMatch, flow: FlowMatch, has_ports: bool) -> bool:
         """Whether a rule with this match is for a packet of `flow`."""
@@ -172,6 +178,16 @@ def under_test(kind: type[ReferenceNic] = ReferenceNic) -> NicUnderTest:
         patience=0.05,
     )
     return nic
+
+
+def untag(frame: bytes) -> tuple[tuple[int, ...], bytes]:
+    """The VLAN tags of a frame as in a rule, and the frame without them."""
+    tags = []
+    while (tpid := frame[12:14]) in (b"\x81\x00", b"\x88\xa8"):
+        (tci,) = struct.unpack_from("!H", frame, 14)
+        tags.append(tci & VLAN_ID | (SERVICE_TAG if tpid == b"\x88\xa8" else 0))
+        frame = frame[:12] + frame[16:]
+    return (*tags, *(0, 0)[len(tags) :]), frame
 
 
 def flow_of(frame: bytes) -> tuple[FlowMatch, bool]:

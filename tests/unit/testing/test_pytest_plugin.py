@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 
 from nfcore import testing
 from nfcore.api.config import ConfigTable, Section
-from nfcore.api.flows import FlowMatch
+from nfcore.api.flows import SERVICE_TAG, FlowMatch
 from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import Device, Drop, SetMark
 from nfcore.errors import ConfigError
@@ -37,7 +37,7 @@ from nfcore.testing.promises import promises_of
 from nfcore.testing.results import is_excused
 from nfcore.testing.samples import masked_samples
 
-from .reference_nic import Hardware, ReferenceNic, flow_of
+from .reference_nic import Hardware, ReferenceNic, flow_of, untag
 from .suite_runs import reports_of
 
 pytest_plugins = ["pytester"]
@@ -173,6 +173,16 @@ def test_frames_are_whole_and_right(number: int, shape: tuple[int, str], payload
             del layer.chksum
     length = len(bytes(again))
     assert bytes(again) == frame[14 : 14 + length]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_tags_are_in_front_of_the_packet(family: int) -> None:
+    flow = sample_flow(5, family)
+    frame = sample_frame(flow, vlans=(SERVICE_TAG | 200, 7))
+    assert untag(frame) == ((SERVICE_TAG | 200, 7), sample_frame(flow))
+    outer, inner = Ether(frame)[Dot1AD], Ether(frame)[Dot1Q]
+    assert (outer.vlan, inner.vlan, inner.payload.name) == (200, 7, "IP" if family == 4 else "IPv6")
+    assert Ether(sample_frame(flow, vlans=(100, 0)))[Dot1Q].vlan == 100
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -16,7 +16,7 @@ from nfcore.api.hookspecs import hookimpl
 from nfcore.api.rules import Capabilities, Device, Drop, Outcome, Outcomes, Rule, RuleBatch, SetMark
 from tests.unit.engine.world import FOREIGN
 
-from .reference_nic import ReferenceNic, flow_of
+from .reference_nic import ReferenceNic, flow_of, untag
 
 _Class = type[ReferenceNic]
 WRONG: dict[str, tuple[_Class, str, set[str]]] = {}
@@ -76,7 +76,7 @@ class WritesToTheBatch(ReferenceNic):
     @hookimpl
     def install_offload(self, device: Device, rules: RuleBatch) -> Outcomes:
         answer = super().install_offload(device, rules)
-        rules.rows["reserved"] = 1
+        rules.rows["mark"] = 1
         return answer
 
 
@@ -137,7 +137,7 @@ class DumpsOtherPorts(ReferenceNic):
         return rows
 
 
-@breaks("packets-are-marked", "the-widest-mark-arrives", "masked-rules-mark")
+@breaks("packets-are-marked", "the-widest-mark-arrives", "masked-rules-mark", "tagged-rules-mark")
 class SaysInstalledAndMarksNothing(ReferenceNic):
     def receive(self, frame: bytes) -> int | None:
         return 0 if super().receive(frame) is not None else None
@@ -158,6 +158,7 @@ class IgnoresTheSourcePort(ReferenceNic):
     "rules-outlive-their-process",
     "masked-rules-mark",
     "masked-rules-drop",
+    "tagged-rules-mark",
 )
 class CountsEveryOtherPacket(ReferenceNic):
     def counted(self, rule: Rule) -> tuple[int, int]:
@@ -226,6 +227,33 @@ class MarksWhatAMaskedRuleDrops(ReferenceNic):
         masked = any(self.fits(each.match, flow, has_ports) for each in self.rules.values() if each.match.wild != EXACT)
         mark = super().receive(frame)
         return 0 if mark is None and masked else mark
+
+
+@breaks("tagged-rules-mark")
+class MatchesTheOuterTagAlone(ReferenceNic):
+    def fits_tags(self, wanted: tuple[int, ...], vlans: tuple[int, ...]) -> bool:
+        return wanted[0] == vlans[0]
+
+
+@breaks("tagged-rules-mark")
+class TakesAPriorityForPartOfTheId(ReferenceNic):
+    def receive(self, frame: bytes) -> int | None:
+        return 0 if untag(frame)[0][0] and frame[14] >> 4 else super().receive(frame)
+
+
+@breaks("dumps-give-back-the-rules")
+class DumpsWithoutTags(ReferenceNic):
+    @hookimpl
+    def dump_offload(self, device: Device) -> NDArray[np.void]:
+        rows = super().dump_offload(device)
+        rows["rule"]["vlans"] = 0
+        return rows
+
+
+@breaks("rules-are-accepted")
+class SaysTagsAndTakesNone(ReferenceNic):
+    def take(self, rule: Rule) -> Outcome:
+        return Outcome.UNSUPPORTED if any(rule.vlans) else super().take(rule)
 
 
 @breaks("dumps-give-back-the-rules")

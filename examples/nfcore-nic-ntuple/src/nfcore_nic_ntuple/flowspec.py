@@ -102,7 +102,7 @@ def same_rules(one: NDArray[np.void], other: NDArray[np.void]) -> NDArray[np.boo
 
 
 def match_of(rule: np.void) -> bytes:
-    """The bytes of a rule's match: key and family."""
+    """The bytes of a rule's match: key, family and VLAN tags, of which there are none."""
     return rule.tobytes()[:_MATCH_BYTES]
 
 

@@ -25,7 +25,7 @@ NOTE = np.dtype([("rule", RULE_ROW), ("location", "<u4"), ("in_use", "<u4")])
 """rule: as requested. location: on the NIC, or :data:`UNKNOWN`. in_use: 1; 0 in a free row."""
 UNKNOWN = RX_CLS_LOC_ANY
 """Location of a rule that may or may not have reached the NIC."""
-_MAGIC = b"nfcore-nic-ntuple notes 1\n".ljust(NOTE.itemsize, b"\0")
+_MAGIC = b"nfcore-nic-ntuple notes 2\n".ljust(NOTE.itemsize, b"\0")
 """Content of the first row."""
 _FIRST = 256
 """Rows of a new file."""
