@@ -11,6 +11,7 @@
 #include "device.h"
 #include "katran_abi.h"
 #include "outer_header.h"
+#include "reason.h"
 
 /*
  * Moves the head by `outer_bytes` and writes the Ethernet header: from the interface to the gateway. Returns a pointer
@@ -50,7 +51,7 @@ static __always_inline int encap_ipv4(struct xdp_md *ctx, const struct packet *p
 
 	if (!ip) {
 		count_v1(STATS_ENCAP_FAIL);
-		return XDP_DROP;
+		return because(packet, REASON_NO_HEADROOM, XDP_DROP);
 	}
 	*(__u8 *)ip = 0x45;
 	ip->tos = packet->tos;
@@ -75,7 +76,7 @@ static __always_inline int encap_ipv6(struct xdp_md *ctx, const struct packet *p
 
 	if (!ip) {
 		count_v2(STATS_ENCAP_FAIL);
-		return XDP_DROP;
+		return because(packet, REASON_NO_HEADROOM, XDP_DROP);
 	}
 	*(__be32 *)ip = bpf_htonl(0x60000000u | (__u32)packet->tos << 20);
 	ip->payload_len = bpf_htons(inner);

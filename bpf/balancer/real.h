@@ -8,6 +8,7 @@
 #include "device.h"
 #include "encap.h"
 #include "katran_abi.h"
+#include "reason.h"
 
 /* Where a packet goes: the numbers of its VIP and real, and the real's definition, NULL while there is none. */
 struct route {
@@ -30,9 +31,10 @@ static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet 
 {
 	const struct ctl_value *gateway = next_hop(device, route->real);
 
+	note_real(packet, route->vip_num, route->real_key);
 	if (!gateway) {
 		count_v1(STATS_NO_NEXT_HOP);
-		return XDP_DROP;
+		return because(packet, REASON_NO_NEXT_HOP, XDP_DROP);
 	}
 	count_bytes(route->vip_num, packet->ip_bytes);
 	count_real(route->real_key, packet->ip_bytes);

@@ -7,10 +7,12 @@
 #include "counters.h"
 #include "fast_path.h"
 #include "flow_route.h"
+#include "introspection.h"
 #include "katran_abi.h"
 #include "lru.h"
 #include "mark_entry.h"
 #include "real.h"
+#include "reason.h"
 #include "report.h"
 #include "ring.h"
 #include "vip.h"
@@ -82,7 +84,9 @@ static __always_inline void route_new_flow(const struct packet *packet, const st
 	__u32 by_rule = is_syn(packet) && !marked->real ? 0 : real_by_rule(key, vip);
 	__u32 real_key = is_syn(packet) ? 0 : by_rule;
 
+	note_reason(packet, REASON_BY_RULE);
 	if (!real_key || !route_to(route, real_key)) {
+		note_reason(packet, REASON_NEW);
 		real_key = ring_real(packet->flow.src, ports, vip, family);
 		if (!real_key)
 			return;
@@ -112,6 +116,7 @@ static __always_inline int route_known_flow(const struct packet *packet, const s
 		count(ACCEL_REAL_GONE);
 		return 0;
 	}
+	note_reason(packet, REASON_KNOWN);
 	if (counts_for_report(packet, vip) && report_is_due(entry)) {
 		report->kind = REPORT_FLOW;
 		report->reports = entry->reports - 1;
@@ -139,14 +144,16 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	void *lru;
 
 	if (!vip)
-		return XDP_PASS;
+		return because(packet, REASON_NOT_A_VIP, XDP_PASS);
+	note_vip(packet, vip->vip_num);
 	count(ACCEL_SLOW);
 	if (packet->frame_bytes > MAX_FRAME_BYTES) {
 		if (family == AF_INET)
 			count_v1(STATS_TOO_BIG);
 		else
 			count_v2(STATS_TOO_BIG);
-		return XDP_DROP;
+		sample_event(ctx, EVENT_TOO_BIG);
+		return because(packet, REASON_TOO_BIG, XDP_DROP);
 	}
 	if (USES_MARKS && mark && is_tcp_edge(packet))
 		route_edge_by_mark(&marked, packet, mark, family);
@@ -163,12 +170,13 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	}
 	if (!entry) {
 		count_lru_miss(packet);
+		sample_miss(ctx, packet);
 		route_new_flow(packet, &key, &ports, vip, lru, &marked, &route, &report, family);
 	}
 	/* Misses are counted before look-ups, and count_slow() before send_to_real(): see counters.h. */
 	count_v1(STATS_LRU);
 	if (!route.real)
-		return XDP_DROP;
+		return because(packet, REASON_NO_REAL, XDP_DROP);
 	if (marked.real && report.kind == REPORT_MOVED)
 		void_mark(mark);
 	if (USES_MARKS && closes(packet) && end_is_due(entry, marked.real_key || was_reported))

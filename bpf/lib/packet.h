@@ -43,6 +43,13 @@ struct packet {
 	__u16 ip_bytes; /* v4: total length, v6: payload length; host order */
 	__u8 tos; /* v4 TOS or v6 traffic class */
 	__u8 tcp_flags; /* 0 for UDP */
+#ifdef CAPTURE
+	struct {
+		__u32 reason;
+		__u32 vip;
+		__u32 real;
+	} note; /* what becomes of it, for balancer/capture.h: not read from the packet */
+#endif
 };
 
 static __always_inline int is_syn(const struct packet *packet)

@@ -61,7 +61,10 @@ LOOPBACK = 1
 ADVICE = 'add the route or neighbour, or set katran_accel.gateway_mac to the MAC address instead of "auto"'
 CONFIRM_PERIOD = 4.0
 """Seconds, at least, between two questions to a gateway whether its MAC address is still right."""
-NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir", "destination_mac", "healthcheck")
+NEEDS_RESTART = (
+    *("forwarding_cpus", "lru_size", "maglev", "pin_dir", "destination_mac", "healthcheck"),
+    *("capture", "introspection"),
+)
 """Keys of the table that are read only at the start."""
 
 
@@ -129,12 +132,16 @@ class Balancer(NetworkFunction):
             events=self.config.offload.events,
             routes=route_room(_most_flows(self.config)),
             devices=max(len(self._devices), 1),
+            capture=self.table.capture,
+            introspection=self.table.introspection,
         )
         self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
         self.connections = Connections(self.maps)
         self.program = self._load(context, facts)
         self._open_marks()
         self._writer = MapWriter(self.maps, self.marks, self.table.listed_macs)
+        if self.table.introspection:
+            self.maps["ctl_array"].write_array(lay.CTL_INTROSPECTION, np.ones(1, "<u8").view(lay.CTL_VALUE))
         resumed = self._resume_maps(note)
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
         sending = send_by(self._writer.sent_by_others(), facts)
@@ -174,6 +181,8 @@ class Balancer(NetworkFunction):
         defines |= carrier_defines(carrier, tracing=context.tracing)
         if self.meaning is not None:
             defines["MARK_IS_FLOW" if self.meaning is MarkMeaning.FLOW else "MARK_IS_TARGET"] = 1
+        sampled = {"CAPTURE": self.table.capture, "INTROSPECTION": self.table.introspection}
+        defines |= {name: 1 for name, on in sampled.items() if on}
         defines |= self._device_defines(facts)
         chain = context.chain_build(NAME)
         defines, maps = {**defines, **chain.defines}, {**self.maps.maps, **chain.maps}

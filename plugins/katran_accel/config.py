@@ -249,6 +249,10 @@ class KatranTable(ConfigTable):
     """Version of the ring. 2 shares slots by weight; 1, of older Katran set-ups, hardly regards weights."""
     pin_dir: Annotated[str | None, BeforeValidator(_absolute_path)] = None
     """Folder of a bpf file system where program and maps are pinned and outlive the daemon."""
+    capture: bool = False
+    """Whether the program can give samples of packets to `nfcore capture`."""
+    introspection: bool = False
+    """Whether it gives Katran's samples, in `event_pipe`."""
     vips: list[VipTable] = Field(min_length=1, max_length=MAX_VIPS)
     healthcheck: HealthcheckTable | None = None
 

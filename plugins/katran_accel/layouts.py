@@ -19,6 +19,8 @@ MAX_VIPS = 512
 MAX_REALS = 4096
 MAX_PREFIX_VIPS = 256
 POOL_SLOTS = 4096
+CTL_INTROSPECTION = 5
+"""Slot of `ctl_array`, a u64: whether the program gives samples of packets in `event_pipe`."""
 
 VIP_DEFINITION = np.dtype([("addr", "u1", (16,)), ("port", ">u2"), ("proto", "u1"), ("pad", "u1")])
 VIP_META = np.dtype([("flags", "<u4"), ("vip_num", "<u4")])

@@ -29,6 +29,7 @@ from nfcore.kernel import (
 from nfcore.refusals import explain
 
 from . import layouts as lay
+from .capture.layouts import CAPTURE_MAPS, EVENT_PIPE
 
 PROGRAM = "balancer_ingress"
 """Name of the program and of its pin."""
@@ -37,7 +38,10 @@ U64 = np.dtype("<u8")
 FALLBACK_ENTRIES = 1000
 LEAST_ROUTES = 1 << 17
 """`hw_accel_routes` has room for a power of two of flows, 16 bytes each and 96 more while it has a rule."""
-OF_ONE_RUN = ("hw_accel_events", "markid_pool_mapping", "hw_accel_devices", "hw_accel_macs")
+OF_ONE_RUN = (
+    *("hw_accel_events", "markid_pool_mapping", "hw_accel_devices", "hw_accel_macs"),
+    *(spec.name for spec in CAPTURE_MAPS),
+)
 MOST_DEVICES = 256
 """Of `hw_accel_devices`: interfaces, and ports of these."""
 MOST_MACS = 256
@@ -73,6 +77,8 @@ class Sizes:
     """Flows with rules that fit into `hw_accel_routes`."""
     devices: int = 0
     """Interfaces that the program is attached to, at least 1 for a program that is to be loaded."""
+    capture: bool = False
+    introspection: bool = False
 
 
 def ring_room(vips: int) -> int:
@@ -108,7 +114,7 @@ def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
         MapSpec("real_slow_stats", per_cpu, U32, lay.LB_STATS, lay.MAX_REALS),
         MapSpec("hw_accel_stats", per_cpu, U32, U64, len(lay.AccelCounter)),
     ]
-    return {spec.name: spec for spec in [*specs, *_device_specs(sizes), *_mark_specs(sizes)]}
+    return {spec.name: spec for spec in [*specs, *_device_specs(sizes), *_mark_specs(sizes), *_sample_specs(sizes)]}
 
 
 def _device_specs(sizes: Sizes) -> Iterator[MapSpec]:
@@ -120,6 +126,13 @@ def _device_specs(sizes: Sizes) -> Iterator[MapSpec]:
         yield MapSpec("hw_accel_macs", MapType.HASH, lay.CTL_VALUE, U32, MOST_MACS)
         hops = 2 * lay.MAX_REALS * sizes.devices
         yield MapSpec("hw_accel_next_hops", MapType.ARRAY, U32, lay.CTL_VALUE, hops)
+
+
+def _sample_specs(sizes: Sizes) -> Iterator[MapSpec]:
+    if sizes.capture:
+        yield from CAPTURE_MAPS
+    if sizes.introspection:
+        yield EVENT_PIPE
 
 
 def _ring_spec(rings: int) -> MapSpec:
@@ -319,9 +332,7 @@ def remove_pins(pin_dir: Path) -> Iterator[Path]:
     """Unpin the balancer's maps and program and remove the folder, with the file system mounted for it."""
     names = {PROGRAM}
     for meaning in MarkMeaning:
-        names |= map_specs(
-            Sizes(vips=1, lru_entries=1, mark_width=1, meaning=meaning, events="ringbuf", devices=1)
-        ).keys()
+        names |= map_specs(Sizes(1, 1, 1, meaning, "ringbuf", devices=1, capture=True, introspection=True)).keys()
     for pin in sorted(pin_dir.iterdir()) if pin_dir.is_dir() else ():
         if pin.name in names or pin.name.startswith("lru_"):
             pin.unlink()
