@@ -19,6 +19,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nfcore.errors import ConfigError, HostError, Problem
 
@@ -26,7 +27,7 @@ from .. import layouts as lay
 from ..balancer import Balancer
 from ..config import format_network
 from ..inventory import Inventory
-from .layouts import SAMPLE_BYTES
+from .layouts import CAPTURE_SAMPLE, SAMPLE_BYTES
 from .reasons import REASONS, VERDICTS, PacketReason
 from .session import CaptureMaps, Filter
 
@@ -36,13 +37,14 @@ SILENCE = 5.0
 LONGEST_WAIT = 2.0
 """Seconds that a request may wait for a packet, at most."""
 PACE = 0.05
-"""Seconds between two looks into the buffer for a waiting request."""
+"""Seconds between two looks into the buffer for a request that waits; so no reader can keep the event loop busy."""
 MOST_PACKETS = 500
 """In one response: some milliseconds of work."""
 DEFAULTS: Mapping[str, Any] = {"vip": None, "real": None, "verdicts": [], "reasons": [], "sample": 1, "snaplen": 128}
 """Parameters of `capture.start`."""
 _NAMED = 20
 """How many VIPs or reals an error names."""
+_COLUMNS = [name for name in CAPTURE_SAMPLE.names or () if name not in ("pad", "frame")]
 _VERDICT_WORDS = {number: word for word, number in VERDICTS.items()}
 
 
@@ -78,17 +80,19 @@ class CaptureService:
         """Give packets, with `wait` once there is one or so many seconds have passed."""
         given = {"capture": "", "wait": 0, "limit": MOST_PACKETS, **parameters}
         _refuse_unknown(parameters, {"capture", "wait", "limit"})
-        wait, limit = _number(given, "wait", 0, 1e9), int(_number(given, "limit", 1, 1e9))
+        wait, limit = _number(given, "wait", 0, 1e9), min(int(_number(given, "limit", 1, 1e9)), MOST_PACKETS)
         maps, capture = self._maps_of(given["capture"]), self._running
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(wait, LONGEST_WAIT)
         self._stay()
-        rows = maps.read(min(limit, MOST_PACKETS))
-        while not len(rows) and loop.time() < deadline:
+        if not wait:
+            return self._answer(maps, maps.read(limit))
+        while True:
             await asyncio.sleep(PACE)
             self._maps_of(capture)  # it may have been stopped meanwhile
-            rows = maps.read(min(limit, MOST_PACKETS))
-        return self._answer(maps, rows)
+            rows = maps.read(limit)
+            if len(rows) or loop.time() >= deadline:
+                return self._answer(maps, rows)
 
     def stop(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """End a capture; the response is that of a last read."""
@@ -125,35 +129,43 @@ class CaptureService:
             self._maps.end()
             log.info("the capture has ended")
 
-    def _answer(self, maps: CaptureMaps, rows: Iterable[np.void]) -> dict[str, Any]:
+    def _answer(self, maps: CaptureMaps, rows: NDArray[Any]) -> dict[str, Any]:
         # The kernel's clock stands still while the machine sleeps, so this is asked anew.
         epoch = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        counts = maps.counts()
-        packets = [self._packet(row, epoch) for row in rows]
+        counts, interfaces = maps.counts(), {int(index): _name(int(index)) for index in np.unique(rows["ifindex"])}
+        frames = rows["frame"].tobytes()
+        packets = []
+        for number, values in enumerate(zip(*(rows[name].tolist() for name in _COLUMNS), strict=True)):
+            row = dict(zip(_COLUMNS, values, strict=True))
+            start = number * SAMPLE_BYTES
+            frame = frames[start : start + row["bytes"]]
+            shown = {"time_ns": row["time"] + epoch, "interface": interfaces[row["ifindex"]]}
+            packets.append(shown | self._packet(row) | {"data": base64.b64encode(frame).decode()})
         return {"packets": packets, "fitting": counts.fitting, "lost": counts.lost}
 
-    def _packet(self, row: np.void, epoch: int) -> dict[str, Any]:
-        """Give a sample as JSON values."""
-        vip, real, ifindex = int(row["vip"]), int(row["real"]), int(row["ifindex"])
-        reason = PacketReason(int(row["reason"]))
+    def _packet(self, row: Mapping[str, int]) -> dict[str, Any]:
+        """Give what a sample says beside its frame as JSON values."""
+        vip, real, reason = row["vip"], row["real"], PacketReason(row["reason"])
         names = self._balancer.describe(lay.make_target(vip - 1, real)) if vip else {}
-        interface = f"ifindex {ifindex}"
-        with suppress(OSError):  # it is gone
-            interface = socket.if_indextoname(ifindex)
         return {
-            "time_ns": int(row["time"]) + epoch,
-            "interface": interface,
-            "queue": int(row["queue"]),
-            "cpu": int(row["cpu"]),
-            "verdict": _VERDICT_WORDS.get(int(row["verdict"]), "aborted"),
+            "queue": row["queue"],
+            "cpu": row["cpu"],
+            "verdict": _VERDICT_WORDS.get(row["verdict"], "aborted"),
             "reason": reason.word,
             "why": reason.sentence,
             "vip": names.get("vip"),
             "real": names.get("real") if real else None,
-            "length": int(row["frame_bytes"]),
-            "arrived_length": int(row["arrived_bytes"]),
-            "data": base64.b64encode(row["frame"][: int(row["bytes"])].tobytes()).decode(),
+            "length": row["frame_bytes"],
+            "arrived_length": row["arrived_bytes"],
         }
+
+
+def _name(ifindex: int) -> str:
+    """Name an interface; one that is gone by its number."""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"ifindex {ifindex}"
 
 
 def read_filter(parameters: Mapping[str, Any], inventory: Inventory) -> Filter:

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import re
 import shutil
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
+from nfcore.daemon.chain import map_specs
 from nfcore.errors import ConfigError, HostError
-from nfcore.kernel import PerfReader, TestRun, compile_program
+from nfcore.kernel import Map, PerfReader, TestRun, compile_program
+from nfcore.kernel.syscall import object_info
 from nfcore.plugins.katran_accel.capture.layouts import EVENT_METADATA, SAMPLE_BYTES
 from nfcore.plugins.katran_accel.capture.reasons import REASONS
 from nfcore.plugins.katran_accel.layouts import CTL_INTROSPECTION
@@ -29,6 +32,10 @@ from tests.paths import ROOT
 from .world import CLIENT, NIC, World, forget_connections, open_world, sent_to, set_ring, tcp, udp
 
 ON = "capture = true"
+LIMIT = 700_000
+"""Instructions that the verifier may follow; the kernel ends at a million."""
+VERIFIED = 216
+"""Offset of `verified_insns` in struct bpf_prog_info."""
 FLOW = tcp("198.18.1.2", "198.18.10.1")
 FLOW6 = udp("2001:db8:1::2", "2001:db8:10::2")
 Sends = Callable[[World], list[TestRun]]
@@ -259,6 +266,23 @@ def test_a_program_without_captures_has_nothing_of_them(tmp_path: Path) -> None:
         assert "event_pipe" not in world.balancer.maps.maps
         with pytest.raises(HostError, match=r"set katran_accel\.capture = true and restart it"):
             world.context.services.methods["capture.start"]({})
+
+
+@pytest.mark.parametrize("strategy", ["dest-id", "flow-id"])
+@pytest.mark.parametrize("events", ["ringbuf", "perf"])
+def test_the_verifier_is_far_from_its_limit(tmp_path: Path, strategy: str, events: str) -> None:
+    offload = f'min_packets = 3\nevents = "{events}"'
+    with open_world(tmp_path, strategy=strategy, offload=offload, katran=f"{ON}\nintrospection = true") as world:
+        defines = {"MIN_PACKETS": 3, "POOL_SLOTS": 4096, "DEVICES": 1, "CARRIER_METADATA": 1, "CHAIN_NEXT": 1}
+        defines |= {"EVENTS_RINGBUF" if events == "ringbuf" else "EVENTS_PERF": 1, "CAPTURE": 1, "INTROSPECTION": 1}
+        defines |= {"MARK_IS_TARGET" if strategy == "dest-id" else "MARK_IS_FLOW": 1}
+        chain = next(spec for spec in map_specs(2, 16) if spec.name == "chain_programs")
+        with Map.create(chain) as programs:
+            maps = {**world.balancer.maps.maps, "chain_programs": programs}
+            source = ROOT / "bpf/balancer/balancer.c"
+            with compile_program(source, "balancer_ingress", defines=defines, maps=maps) as program:
+                info = object_info(program.fd, VERIFIED + 4)
+                assert 0 < struct.unpack_from("=I", info, VERIFIED)[0] < LIMIT
 
 
 CALLS = re.compile(r"^\s*(note_|capture|sample_)\w*\(.*\);\n", re.MULTILINE)
