@@ -16,6 +16,7 @@ from nfcore.errors import HostError
 from nfcore.refusals import explain
 from nfcore.text import json_text, printable
 
+from .frames import flow_of
 from .pcapng import Packet, PcapNg
 from .reasons import VERDICTS
 
@@ -57,7 +58,7 @@ class Lines:
     """Lines of standard output."""
 
     def __init__(self, *, as_json: bool) -> None:
-        self._format = json_text if as_json else as_line
+        self._format = as_json_line if as_json else as_line
 
     def encode(self, packet: Mapping[str, Any]) -> bytes:
         """Give a line."""
@@ -119,8 +120,20 @@ def comment_of(packet: Mapping[str, Any]) -> str:
     return "; ".join([*parts, f"CPU {packet['cpu']}", f"{packet['arrived_length']} bytes on arrival"])
 
 
+def flow_text(packet: Mapping[str, Any]) -> str | None:
+    """Write whose packet it is, as :func:`flow_of` does."""
+    added = packet["length"] - packet["arrived_length"]
+    return flow_of(base64.b64decode(packet["data"]), max(0, added))
+
+
+def as_json_line(packet: Mapping[str, Any]) -> str:
+    """Format a packet as a JSON object, with its flow."""
+    return json_text({**packet, "flow": flow_text(packet)})
+
+
 def as_line(packet: Mapping[str, Any]) -> str:
     """Format a packet as one line of text; its time is local."""
     seconds, nanoseconds = divmod(packet["time_ns"], 10**9)
     stamp = f"{datetime.fromtimestamp(seconds):%H:%M:%S}.{nanoseconds // 1000:06}"
-    return printable(f"{stamp} {packet['interface']} {comment_of(packet)}")
+    flow = flow_text(packet) or "no IP"
+    return printable(f"{stamp} {packet['interface']} {flow} {comment_of(packet)}")

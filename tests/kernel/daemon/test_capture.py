@@ -72,11 +72,13 @@ def test_lines_and_objects(shared: Site) -> None:
     with capturing(shared, "--verdict", "pass", "--count", "1") as running:
         send_frame(shared.network, NO_VIP)
         out, _ = finish(running)
-    assert b" eth1 pass: not_a_vip, to no VIP; CPU " in out and out.count(b"\n") == 1
+    line = b" eth1 198.18.1.2:40000 > 198.18.10.1:81/tcp pass: not_a_vip, to no VIP; CPU "
+    assert line in out and out.count(b"\n") == 1
     with capturing(shared, "--json", "--reason", "not_addressed", "--count", "1") as running:
         send_frame(shared.network, b"\2\0\0\0\0\7" + FRAME[6:])
         packet = json.loads(finish(running)[0])
     assert (packet["verdict"], packet["reason"], packet["vip"]) == ("pass", "not_addressed", None)
+    assert packet["flow"] == f"198.18.1.2:40000 > {VIP}:80/tcp"
     assert packet["length"] == packet["arrived_length"] == len(FRAME)
 
 
