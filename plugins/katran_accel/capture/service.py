@@ -73,7 +73,8 @@ class CaptureService:
         self._maps.begin(wanted, SILENCE)
         self._running = secrets.token_hex(8)
         self._stay()
-        log.info("a capture begins: %s", ", ".join(f"{key} {value}" for key, value in parameters.items()) or "all")
+        chosen = ", ".join(f"{name} {value}" for name, value in parameters.items() if value != DEFAULTS[name])
+        log.info("a capture begins: %s", chosen or "all packets")
         return {"capture": self._running, "ends_after": SILENCE}
 
     async def read(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
