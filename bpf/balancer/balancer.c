@@ -23,7 +23,9 @@
 #include "icmp.h"
 #include "inline_decap.h"
 #include "katran_abi.h"
+#include "capture.h"
 #include "real.h"
+#include "reason.h"
 #include "slow_path.h"
 #include "vip.h"
 
@@ -42,12 +44,12 @@ static __always_inline int read_other(struct xdp_md *ctx, struct packet *packet,
 		case ICMP_QUOTES_FLOW:
 			return CONTINUES;
 		case ICMP_ANSWER:
-			return answer_echo(ctx, packet, family);
+			return because(packet, REASON_ECHO, answer_echo(ctx, packet, family));
 		case ICMP_MALFORMED:
 			count(ACCEL_MALFORMED);
-			return XDP_DROP;
+			return because(packet, REASON_MALFORMED, XDP_DROP);
 		default:
-			return XDP_PASS;
+			return because(packet, REASON_OTHER_PROTOCOL, XDP_PASS);
 		}
 	}
 #endif
@@ -55,10 +57,10 @@ static __always_inline int read_other(struct xdp_md *ctx, struct packet *packet,
 	if (packet->flow.proto == IPPROTO_IPIP || packet->flow.proto == IPPROTO_IPV6) {
 		int verdict = end_tunnel(ctx, packet, family);
 
-		return verdict == NO_TUNNEL ? XDP_PASS : verdict;
+		return verdict == NO_TUNNEL ? because(packet, REASON_OTHER_PROTOCOL, XDP_PASS) : verdict;
 	}
 #endif
-	return XDP_PASS;
+	return because(packet, REASON_OTHER_PROTOCOL, XDP_PASS);
 }
 
 /* UDP to the port of GUE. Returns a verdict, or CONTINUES. */
@@ -78,9 +80,9 @@ static __always_inline int read_gue(struct xdp_md *ctx, const struct packet *pac
 static __always_inline int drop_unfit(const struct packet *packet, enum parse_result result, int family)
 {
 	if (result != PARSE_NO_ADDRESSES && !is_addressed_to_vip(packet, result, family))
-		return XDP_PASS;
+		return because(packet, REASON_NOT_A_VIP, XDP_PASS);
 	count(ACCEL_MALFORMED);
-	return XDP_DROP;
+	return because(packet, REASON_MALFORMED, XDP_DROP);
 }
 
 /* By mark or by the slow path. */
@@ -94,6 +96,7 @@ static __always_inline int balance_flow(struct xdp_md *ctx, struct packet *packe
 		if (is_tcp_edge(packet) || is_too_big(packet) || is_error(packet) || names_real(ctx, packet, family)) {
 			count(ACCEL_INELIGIBLE);
 		} else if (follow_mark(&route, packet, mark, family)) {
+			note_reason(packet, REASON_BY_MARK);
 			hide_source_port(packet, &route);
 			return send_to_real(ctx, packet, device, &route, family);
 		}
@@ -111,7 +114,7 @@ static __always_inline int balance(struct xdp_md *ctx, struct packet *packet, co
 	int verdict;
 
 	if (result == PARSE_OTHER)
-		return XDP_PASS;
+		return because(packet, REASON_OTHER_PROTOCOL, XDP_PASS);
 	if (result == PARSE_OTHER_WHOLE) {
 		verdict = read_other(ctx, packet, data, data_end, family);
 		if (verdict != CONTINUES)
@@ -128,18 +131,20 @@ static __always_inline int balance(struct xdp_md *ctx, struct packet *packet, co
 }
 
 /* Counts a frame by its verdict. What is no traffic of a VIP goes on to the next function of the chain. */
-static __always_inline int finish(struct xdp_md *ctx, int verdict, __u64 bytes)
+static __always_inline int finish(struct xdp_md *ctx, const struct packet *packet, int verdict)
 {
 #ifdef ENDS_TUNNELS
 	/* What was inside begins from the start. After 33 times the kernel says no, and the rest is the stack's. */
 	if (verdict == BALANCE_AGAIN) {
-		count_bytes(STATS_XDP_TOTAL, bytes);
+		count_bytes(STATS_XDP_TOTAL, packet->frame_bytes);
 		bpf_tail_call_(MAP(subprograms), ctx, 0);
-		count_bytes(STATS_XDP_PASS, bytes);
+		capture(ctx, packet, XDP_PASS);
+		count_bytes(STATS_XDP_PASS, packet->frame_bytes);
 		return chain_next(ctx, XDP_PASS);
 	}
 #endif
-	count_verdict(verdict, bytes);
+	capture(ctx, packet, verdict);
+	count_verdict(verdict, packet->frame_bytes);
 	return verdict == XDP_PASS ? chain_next(ctx, verdict) : verdict;
 }
 
@@ -156,15 +161,19 @@ int balancer_ingress(struct xdp_md *ctx)
 
 	if ((void *)(eth + 1) > data_end) {
 		count(ACCEL_MALFORMED);
+		capture_frame(ctx, REASON_MALFORMED, data_end - data, XDP_DROP);
 		return count_verdict(XDP_DROP, data_end - data);
 	}
-	if (!device || !is_addressed(eth, device))
+	if (!device || !is_addressed(eth, device)) {
+		capture_frame(ctx, REASON_NOT_ADDRESSED, data_end - data, XDP_PASS);
 		return chain_next(ctx, XDP_PASS);
+	}
+	note_reason(&packet, REASON_OTHER_PROTOCOL);
 	if (!read_ethertype(&packet, eth, data_end, &protocol))
-		verdict = XDP_DROP;
+		verdict = because(&packet, REASON_MALFORMED, XDP_DROP);
 	else if (protocol == bpf_htons(ETH_P_IP))
 		verdict = balance(ctx, &packet, device, mark, AF_INET);
 	else if (protocol == bpf_htons(ETH_P_IPV6))
 		verdict = balance(ctx, &packet, device, mark, AF_INET6);
-	return finish(ctx, verdict, packet.frame_bytes);
+	return finish(ctx, &packet, verdict);
 }

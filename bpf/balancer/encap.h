@@ -12,6 +12,7 @@
 #include "ethernet.h"
 #include "katran_abi.h"
 #include "outer_header.h"
+#include "reason.h"
 
 /*
  * Moves the head by `outer_bytes` and writes the Ethernet header: from the interface to the gateway, with the tags of the
@@ -84,7 +85,7 @@ static __always_inline int encap_ipv4(struct xdp_md *ctx, const struct packet *p
 
 	if (!ip) {
 		count_v1(STATS_ENCAP_FAIL);
-		return XDP_DROP;
+		return because(packet, REASON_NO_HEADROOM, XDP_DROP);
 	}
 	fill_outer_ipv4(ip, packet, packet->ip_bytes + sizeof(*ip), IPPROTO_IPIP, bpf_htonl(OUTER_V4_SOURCE | spread),
 			real);
@@ -100,7 +101,7 @@ static __always_inline int encap_ipv6(struct xdp_md *ctx, const struct packet *p
 
 	if (!ip) {
 		count_v2(STATS_ENCAP_FAIL);
-		return XDP_DROP;
+		return because(packet, REASON_NO_HEADROOM, XDP_DROP);
 	}
 	fill_outer_ipv6(ip, packet, inner_bytes(packet, family), protocol, real);
 	ip->saddr.in6_u.u6_addr32[0] = bpf_htonl(OUTER_V6_SOURCE);

@@ -9,6 +9,7 @@
 #include "counters.h"
 #include "katran_abi.h"
 #include "real.h"
+#include "reason.h"
 #include "ring.h"
 #include "too_big.h"
 #include "vip.h"
@@ -32,17 +33,19 @@ static __always_inline int balance_fragment(struct xdp_md *ctx, const struct pac
 	__u32 real_key;
 
 	if (!vip)
-		return XDP_PASS;
+		return because(packet, REASON_NOT_A_VIP, XDP_PASS);
+	note_vip(packet, vip->vip_num);
+	note_reason(packet, REASON_FRAGMENT);
 	count(ACCEL_SLOW);
 	if (is_too_big(packet))
 		return answer_too_big(ctx, packet, family);
 	by_address.vip_num = vip->vip_num;
 	real_key = ring_real(packet->flow.src, &none, &by_address, family);
 	if (!real_key)
-		return XDP_DROP;
+		return because(packet, REASON_NO_REAL, XDP_DROP);
 	if (!route_to(&route, real_key)) {
 		count_v1(STATS_RING_DROP);
-		return XDP_DROP;
+		return because(packet, REASON_NO_REAL, XDP_DROP);
 	}
 	route.vip_num = vip->vip_num;
 	set_vip_flags(&route, vip->flags);

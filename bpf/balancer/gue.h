@@ -14,6 +14,7 @@
 #include "device.h"
 #include "encap.h"
 #include "katran_abi.h"
+#include "reason.h"
 
 #ifdef ENCAP_GUE
 enum own_source { SOURCE_V4, SOURCE_V6 }; /* slots of `pckt_srcs` */
@@ -89,10 +90,10 @@ static __always_inline __be16 gue_source_port(const struct packet *packet, int f
 	return port ^ (__be16)(packet->flow.src[0] >> 16);
 }
 
-static __always_inline int encap_failed(int family)
+static __always_inline int encap_failed(const struct packet *packet, int family)
 {
 	count_family(STATS_ENCAP_FAIL, family);
-	return XDP_DROP;
+	return because(packet, REASON_NO_HEADROOM, XDP_DROP);
 }
 
 /* Writes the UDP header; `pseudo`: sum of the outer addresses. A checksum of 0 would say that there is none. */
@@ -124,7 +125,7 @@ static __always_inline int encap_gue_ipv4(struct xdp_md *ctx, const struct packe
 		open_headroom(ctx, packet, device, gateway, bpf_htons(ETH_P_IP), sizeof(*ip) + sizeof(struct udphdr));
 
 	if (!ip)
-		return encap_failed(family);
+		return encap_failed(packet, family);
 	fill_outer_ipv4(ip, packet, bytes + sizeof(*ip), IPPROTO_UDP, source, real);
 	fill_gue((void *)(ip + 1), gue_source_port(packet, family, AF_INET), bytes, inside, (__u64)source + real);
 	return XDP_TX;
@@ -139,7 +140,7 @@ static __always_inline int encap_gue_ipv6(struct xdp_md *ctx, const struct packe
 		open_headroom(ctx, packet, device, gateway, bpf_htons(ETH_P_IPV6), sizeof(*ip) + sizeof(struct udphdr));
 
 	if (!ip)
-		return encap_failed(family);
+		return encap_failed(packet, family);
 	fill_outer_ipv6(ip, packet, bytes, IPPROTO_UDP, real);
 	__builtin_memcpy(&ip->saddr, source, sizeof(ip->saddr));
 	fill_gue((void *)(ip + 1), gue_source_port(packet, family, AF_INET6), bytes, inside,
@@ -156,7 +157,7 @@ static __always_inline int encap_gue(struct xdp_md *ctx, const struct packet *pa
 	__u64 inside;
 
 	if (!source)
-		return encap_failed(family);
+		return encap_failed(packet, family);
 	inside = is_fragment(packet) ? 0 : inside_sum(packet, data, data_end, family);
 	if (slot == SOURCE_V4)
 		return encap_gue_ipv4(ctx, packet, device, gateway, source->addr[0], real->addr[0], inside, family);

@@ -15,6 +15,7 @@
 #include "counters.h"
 #include "ethernet.h"
 #include "katran_abi.h"
+#include "reason.h"
 #include "vip.h"
 
 #ifdef ENDS_TUNNELS
@@ -155,12 +156,13 @@ static __always_inline int end_tunnel(struct xdp_md *ctx, const struct packet *p
 	if (flags)
 		count_v1(STATS_DECAP_ADDRESS);
 	else if (!is_own_source(packet, family))
-		return XDP_PASS;
+		return because(packet, REASON_OTHER_TUNNEL, XDP_PASS);
 	if (!inside.is_whole)
-		return XDP_DROP;
+		return because(packet, REASON_MALFORMED, XDP_DROP);
+	note_reason(packet, REASON_DECAPSULATED);
 	count_family(STATS_DECAP, family);
 	if (!take_off(ctx, packet, &inside))
-		return XDP_DROP;
+		return because(packet, REASON_TTL, XDP_DROP);
 	inner_family = inside.family == 4 ? AF_INET : AF_INET6;
 	if (!flags) {
 		if (inside.is_gue)

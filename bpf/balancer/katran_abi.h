@@ -59,6 +59,7 @@ enum decap_flag {
 
 enum ctl_slot {
 	CTL_GATEWAY_MAC = 0,
+	CTL_INTROSPECTION = 5, /* a u64: whether introspection.h samples packets */
 };
 
 /* Slots of `stats` after those of the VIPs; what v1 / v2 count. */

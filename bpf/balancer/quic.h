@@ -65,8 +65,8 @@ static __always_inline void count_quic_version(__u8 version)
 }
 
 /* Goes to the real of an id. An id that leads nowhere is left as a sample. */
-static __always_inline enum id_result go_by_quic_id(const struct vip_meta *vip, void *lru, const struct flow_key *key,
-						    struct route *route, __u32 id)
+static __always_inline enum id_result go_by_quic_id(struct xdp_md *ctx, const struct vip_meta *vip, void *lru,
+						    const struct flow_key *key, struct route *route, __u32 id)
 {
 	__u32 *real_key = real_of_id(id);
 
@@ -83,6 +83,7 @@ static __always_inline enum id_result go_by_quic_id(const struct vip_meta *vip, 
 	}
 	if (!route_to(route, *real_key)) {
 		COUNT_QUIC(cid_unknown_real_dropped);
+		sample_event(ctx, EVENT_QUIC_UNKNOWN_REAL);
 		return ID_OF_NOBODY;
 	}
 	COUNT_QUIC(cid_routed);
@@ -119,5 +120,5 @@ static __always_inline enum id_result route_by_quic(struct xdp_md *ctx, const st
 		return ID_NONE;
 	}
 	count_quic_version(id[0] >> 6);
-	return go_by_quic_id(vip, lru, key, route, server);
+	return go_by_quic_id(ctx, vip, lru, key, route, server);
 }

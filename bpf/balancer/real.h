@@ -9,6 +9,7 @@
 #include "encap.h"
 #include "gue.h"
 #include "katran_abi.h"
+#include "reason.h"
 
 /* Where a packet goes: the numbers of its VIP and real, and the real's definition, NULL while there is none. */
 struct route {
@@ -65,7 +66,7 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct packet *
 	/* The TOML gives an IPv6 VIP no such real, but an id or a source route may name any. */
 	if (family == AF_INET6 && !(real->flags & REAL_IPV6)) {
 		count_v2(STATS_ENCAP_FAIL);
-		return XDP_DROP;
+		return because(packet, REASON_FAMILY, XDP_DROP);
 	}
 #endif
 	return encap_ipv6(ctx, packet, device, gateway, real, family);
@@ -84,6 +85,7 @@ static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet 
 {
 	const struct ctl_value *gateway;
 
+	note_real(packet, route->vip_num, route->real_key);
 	if (is_local(route)) {
 		count_routed(packet, route);
 		return XDP_PASS;
@@ -91,7 +93,7 @@ static __always_inline int send_to_real(struct xdp_md *ctx, const struct packet 
 	gateway = next_hop(device, route->real);
 	if (!gateway) {
 		count_v1(STATS_NO_NEXT_HOP);
-		return XDP_DROP;
+		return because(packet, REASON_NO_NEXT_HOP, XDP_DROP);
 	}
 	count_routed(packet, route);
 	return encapsulate(ctx, packet, device, gateway, route->real, family);

@@ -9,6 +9,7 @@
 #include "lib/packet.h"
 #include "lib/tcp_server_id.h"
 #include "counters.h"
+#include "introspection.h"
 #include "katran_abi.h"
 #include "lru.h"
 #include "real.h"

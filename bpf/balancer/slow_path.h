@@ -11,7 +11,9 @@
 #include "katran_abi.h"
 #include "lru.h"
 #include "mark_entry.h"
+#include "introspection.h"
 #include "real.h"
+#include "reason.h"
 #include "report.h"
 #include "ring.h"
 #include "server_id.h"
@@ -91,10 +93,14 @@ static __always_inline void route_new_flow(const struct packet *packet, const st
 	__u32 real_key = is_syn(packet) ? 0 : by_rule;
 	int flood = new_flow_flood(now);
 
+	note_reason(packet, REASON_BY_RULE);
 	if (!real_key || !route_to(route, real_key)) {
+		note_reason(packet, REASON_SOURCE_ROUTE);
 		real_key = flood ? 0 : real_by_source(packet, vip, family);
-		if (!real_key)
+		if (!real_key) {
+			note_reason(packet, REASON_NEW);
 			real_key = ring_real(packet->flow.src, ports, vip, family);
+		}
 		if (!real_key)
 			return;
 		if (!route_to(route, real_key)) {
@@ -138,7 +144,7 @@ static __always_inline void erase_source(struct packet *packet)
 }
 
 /* Sets the route of a packet that names no real: by the connection tables, or as that of a new flow. */
-static __always_inline void route_by_flow(struct packet *packet, const struct flow_key *key,
+static __always_inline void route_by_flow(struct xdp_md *ctx, struct packet *packet, const struct flow_key *key,
 					  const struct hashed_ports *ports, const struct vip_meta *vip, void *lru,
 					  const struct route *marked, struct route *route, struct report *report,
 					  int family)
@@ -151,6 +157,7 @@ static __always_inline void route_by_flow(struct packet *packet, const struct fl
 		entry = lru_lookup(lru, key);
 	if (vip->flags & VIP_HASH_DPORT_ONLY)
 		erase_source(packet);
+	note_reason(packet, REASON_KNOWN);
 	known = entry && route_known_flow(packet, vip, entry, route, report);
 	if (entry && !known) {
 		/* A new entry takes its place in the table. From then on this one may be another flow's. */
@@ -158,8 +165,10 @@ static __always_inline void route_by_flow(struct packet *packet, const struct fl
 		entry->reports = 0;
 		entry = NULL;
 	}
-	if (!known)
+	if (!known) {
+		note_reason(packet, REASON_GLOBAL_LRU);
 		known = route_by_global_lru(packet, ports, vip, route);
+	}
 	if (must_migrate(packet, ports, vip, known ? route->real_key : 0)) {
 		end_route(key);
 		*report = (struct report){};
@@ -169,6 +178,7 @@ static __always_inline void route_by_flow(struct packet *packet, const struct fl
 	}
 	if (!known) {
 		count_tcp_miss(packet);
+		sample_miss(ctx, packet);
 		route_new_flow(packet, key, ports, vip, lru, marked, route, report, family);
 	}
 	if (USES_MARKS && closes(packet) && !is_error(packet) && route->real &&
@@ -206,22 +216,24 @@ static __always_inline int slow_path(struct xdp_md *ctx, struct packet *packet, 
 	set_vip_port(&ports, packet->flow.dport);
 	vip = find_vip(packet, &ports, family);
 	if (!vip)
-		return XDP_PASS;
+		return because(packet, REASON_NOT_A_VIP, XDP_PASS);
+	note_vip(packet, vip->vip_num);
 	count(ACCEL_SLOW);
 	if (is_too_big(packet))
 		return answer_too_big(ctx, packet, family);
 	if (USES_MARKS && mark && is_tcp_edge(packet) && !is_error(packet))
 		route_edge_by_mark(&marked, packet, mark, family);
 	lru = lru_of_this_cpu();
+	note_reason(packet, REASON_SERVER_ID);
 	by_id = route_by_id(ctx, packet, vip, lru, &key, &route, family);
 	if (by_id == ID_NONE)
-		route_by_flow(packet, &key, &ports, vip, lru, &marked, &route, &report, family);
+		route_by_flow(ctx, packet, &key, &ports, vip, lru, &marked, &route, &report, family);
 	else if (by_id == ID_MOVES_FLOW)
 		end_rule_of_moved(packet, &key, vip, mark, &marked, &report, family);
 	/* Misses are counted before look-ups, and count_slow() before send_to_real(): see counters.h. */
 	count_v1(STATS_LRU);
 	if (!route.real)
-		return XDP_DROP;
+		return because(packet, by_id == ID_NONE ? REASON_NO_REAL : REASON_UNKNOWN_ID, XDP_DROP);
 	route.vip_num = vip->vip_num;
 	set_vip_flags(&route, vip->flags);
 	if (marked.real && report.kind == REPORT_MOVED)

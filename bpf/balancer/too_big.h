@@ -10,7 +10,9 @@
 #include "lib/packet.h"
 #include "counters.h"
 #include "ethernet.h"
+#include "introspection.h"
 #include "katran_abi.h"
+#include "reason.h"
 
 #define QUOTED_OF_IPV4 84
 #define QUOTED_OF_IPV6 248
@@ -115,8 +117,10 @@ static __always_inline int tell_mtu_v6(struct xdp_md *ctx, const struct packet *
 
 static __always_inline int answer_too_big(struct xdp_md *ctx, const struct packet *packet, int family)
 {
+	note_reason(packet, REASON_TOO_BIG);
 #ifdef TOO_BIG
 	count_family(STATS_TOO_BIG, family);
+	sample_event(ctx, EVENT_TOO_BIG);
 	return family == AF_INET ? tell_mtu_v4(ctx, packet) : tell_mtu_v6(ctx, packet);
 #else
 	return XDP_DROP;

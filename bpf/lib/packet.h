@@ -58,6 +58,13 @@ struct packet {
 	__u8 is_error; /* an ICMP error: `flow` and `tcp_flags` are of the packet that it quotes, the way back */
 	__u8 icmp_code;
 #endif
+#ifdef CAPTURE
+	struct {
+		__u32 reason;
+		__u32 vip;
+		__u32 real;
+	} note; /* what becomes of it, for balancer/capture.h: not read from the packet */
+#endif
 };
 
 /* Reads the EtherType of what the frame has, behind VLAN tags if the program is built for them; false: it is cut. */

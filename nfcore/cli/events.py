@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import select
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from ..api.config import parse_duration
 from ..control.client import Client, EndedError
 from ..errors import ConfigError, Problem
 from ..text import json_text, printable, target_of_flow
+from .stdio import stdout_is_closed
 
 FOLLOWED_FROM = 10
 """Past events that --follow begins with, as `journalctl -f` does."""
@@ -79,15 +79,8 @@ def show_events(socket: Path, selection: Selection, *, follow: bool, as_json: bo
         for event in answer["events"]:
             print(as_json_line(event) if as_json else printable(as_line(event)))
         sys.stdout.flush()
-        if _stdout_is_closed():
+        if stdout_is_closed():
             raise BrokenPipeError(errno.EPIPE, "the reader of standard output has closed it")
-
-
-def _stdout_is_closed() -> bool:
-    """Whether standard output is a pipe whose reader has closed it; needs no write to find out."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def request_events(socket: Path, selection: Selection, *, follow: bool) -> Iterator[dict[str, Any]]:

@@ -64,6 +64,13 @@ def prepare_streams() -> None:
         sys.stderr = open(2, "w", encoding="utf-8", errors=_ERRORS, closefd=False)  # noqa: SIM115 - until the process ends
 
 
+def stdout_is_closed() -> bool:
+    """Whether standard output is a pipe whose reader has closed it; needs no write to find out."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 def _open_missing_descriptors() -> None:
     """Open /dev/null for each of the descriptors 0 to 2 that is closed.
 

@@ -23,6 +23,8 @@ from nfcore.api.steps import Steps
 from nfcore.errors import HostError
 
 from .balancer import Balancer
+from .capture.command import capture
+from .capture.service import CaptureService
 from .config import NAME, KatranTable, check_table, check_whole, count_pairs
 from .decap.command import decap
 from .diagnosis import METHOD, diagnose, preconditions
@@ -40,6 +42,7 @@ class KatranAccelPlugin:
     def __init__(self) -> None:
         self._balancer: Balancer | None = None
         self._metrics: BalancerMetrics | None = None
+        self._capture: CaptureService | None = None
         self._healthcheck: healthcheck.Healthcheck | None = None
 
     @hookimpl
@@ -49,7 +52,8 @@ class KatranAccelPlugin:
 
     @hookimpl
     def register_commands(self, app: typer.Typer) -> None:
-        """Add `nfcore decap` and `nfcore healthcheck`."""
+        """Add `nfcore capture`, `nfcore decap` and `nfcore healthcheck`."""
+        app.command("capture")(capture)
         app.command("decap")(decap)
         app.command("healthcheck")(show_healthcheck)
 
@@ -67,8 +71,11 @@ class KatranAccelPlugin:
         self._balancer = Balancer(context.config, table, meaning)
         self._balancer.open(context)
         self._metrics = BalancerMetrics(self._balancer)
+        self._capture = CaptureService(self._balancer)
         context.register_nf(self._balancer)
         context.services.register_method(METHOD, self._balancer.next_hops, reads=True)
+        for name, method in self._capture.methods().items():
+            context.services.register_method(name, method)
         context.services.register_method("healthcheck", self._report_healthcheck, reads=True)
         if table.healthcheck is not None and not context.tracing:
             self._healthcheck = healthcheck.Healthcheck(context, table, table.healthcheck)
@@ -94,6 +101,9 @@ class KatranAccelPlugin:
         if self._healthcheck is not None:
             self._healthcheck.close()
             self._healthcheck = None
+        if self._capture is not None:
+            self._capture.close()
+            self._capture = None
         if self._balancer is not None:
             self._balancer.close()
             self._balancer = self._metrics = None

@@ -70,6 +70,8 @@ NEEDS_RESTART = (
     "destination_mac",
     "healthcheck",
     "server_id_map",
+    "capture",
+    "introspection",
 )
 """Keys of the table that are read only at the start."""
 
@@ -140,12 +142,16 @@ class Balancer(NetworkFunction):
             routes=route_room(_most_flows(self.config)),
             features=self.features,
             devices=max(len(self._devices), 1),
+            capture=self.table.capture,
+            introspection=self.table.introspection,
         )
         self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
         self.connections = Connections(self.maps)
         self.program = self._load(context, facts)
         self._open_marks()
         self._writer = MapWriter(self.maps, self.marks, self.table.listed_macs)
+        if self.table.introspection:
+            self.maps["ctl_array"].write_array(lay.CTL_INTROSPECTION, np.ones(1, "<u8").view(lay.CTL_VALUE))
         resumed = self._resume_maps(note)
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
         sending = send_by(self._writer.sent_by_others(), facts)
@@ -185,6 +191,8 @@ class Balancer(NetworkFunction):
         defines |= carrier_defines(carrier, tracing=context.tracing)
         if self.meaning is not None:
             defines["MARK_IS_FLOW" if self.meaning is MarkMeaning.FLOW else "MARK_IS_TARGET"] = 1
+        sampled = {"CAPTURE": self.table.capture, "INTROSPECTION": self.table.introspection}
+        defines |= {name: 1 for name, on in sampled.items() if on}
         defines |= self._device_defines(facts) | self.features.defines
         chain = context.chain_build(NAME)
         defines, maps = {**defines, **chain.defines}, {**self.maps.maps, **chain.maps}

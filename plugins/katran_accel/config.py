@@ -327,6 +327,10 @@ class KatranTable(ConfigTable):
     """Reals by the ids in packets: QUIC connection ids, UDP stable routing, TCP server ids."""
     source_routes: list[SourceRouteTable] = Field(default=[])
     """For VIPs with the flag `src_routing`; the longest prefix counts."""
+    capture: bool = False
+    """Whether the program can give samples of packets to `nfcore capture`."""
+    introspection: bool = False
+    """Whether it gives Katran's samples, in `event_pipe`."""
     vips: list[VipTable] = Field(min_length=1, max_length=MAX_VIPS)
     healthcheck: HealthcheckTable | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nfcore.api.context import Context
@@ -46,6 +47,7 @@ def preconditions(context: Context, table: KatranTable) -> Iterator[Finding]:
     pin_dir, meaning = Path(table.pin_dir), context.strategy.meaning if context.strategy else None
     config = context.config
     sizes = Sizes(1, table.lru_size, config.marking.width, meaning, config.offload.events)
+    sizes = replace(sizes, introspection=table.introspection)
 
     def check() -> None:
         context.locks.folder(pin_dir)

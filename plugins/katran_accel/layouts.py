@@ -23,6 +23,8 @@ MAX_SERVER_IDS = 16_777_214
 """Entries of `server_id_map` as an array: the ids below."""
 MAX_SOURCE_ROUTES = 3_000_000
 POOL_SLOTS = 4096
+CTL_INTROSPECTION = 5
+"""Slot of `ctl_array`, a u64: whether the program gives samples of packets in `event_pipe`."""
 
 VIP_DEFINITION = np.dtype([("addr", "u1", (16,)), ("port", ">u2"), ("proto", "u1"), ("pad", "u1")])
 VIP_META = np.dtype([("flags", "<u4"), ("vip_num", "<u4")])

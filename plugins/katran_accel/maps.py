@@ -29,6 +29,7 @@ from nfcore.kernel import (
 from nfcore.refusals import explain
 
 from . import layouts as lay
+from .capture.layouts import CAPTURE_MAPS, EVENT_PIPE
 from .features import ALL_FEATURES, NO_FEATURES, Features
 
 PROGRAM = "balancer_ingress"
@@ -38,7 +39,10 @@ U64 = np.dtype("<u8")
 FALLBACK_ENTRIES = 1000
 LEAST_ROUTES = 1 << 17
 """`hw_accel_routes` has room for a power of two of flows, 16 bytes each and 96 more while it has a rule."""
-OF_ONE_RUN = ("hw_accel_events", "markid_pool_mapping", "hw_accel_devices", "hw_accel_macs")
+OF_ONE_RUN = (
+    *("hw_accel_events", "markid_pool_mapping", "hw_accel_devices", "hw_accel_macs"),
+    *(spec.name for spec in CAPTURE_MAPS),
+)
 MOST_DEVICES = 256
 """Of `hw_accel_devices`: interfaces, and ports of these."""
 MOST_MACS = 256
@@ -75,6 +79,8 @@ class Sizes:
     features: Features = NO_FEATURES
     devices: int = 0
     """Interfaces that the program is attached to, at least 1 for a program that is to be loaded."""
+    capture: bool = False
+    introspection: bool = False
 
 
 def ring_room(vips: int) -> int:
@@ -110,9 +116,8 @@ def map_specs(sizes: Sizes) -> dict[str, MapSpec]:
         MapSpec("real_slow_stats", per_cpu, U32, lay.LB_STATS, lay.MAX_REALS),
         MapSpec("hw_accel_stats", per_cpu, U32, U64, len(lay.AccelCounter)),
     ]
-    return {
-        spec.name: spec for spec in [*specs, *sizes.features.map_specs(), *_device_specs(sizes), *_mark_specs(sizes)]
-    }
+    specs += [*sizes.features.map_specs(), *_device_specs(sizes), *_mark_specs(sizes), *_sample_specs(sizes)]
+    return {spec.name: spec for spec in specs}
 
 
 def _device_specs(sizes: Sizes) -> Iterator[MapSpec]:
@@ -124,6 +129,13 @@ def _device_specs(sizes: Sizes) -> Iterator[MapSpec]:
         yield MapSpec("hw_accel_macs", MapType.HASH, lay.CTL_VALUE, U32, MOST_MACS)
         hops = 2 * lay.MAX_REALS * sizes.devices
         yield MapSpec("hw_accel_next_hops", MapType.ARRAY, U32, lay.CTL_VALUE, hops)
+
+
+def _sample_specs(sizes: Sizes) -> Iterator[MapSpec]:
+    if sizes.capture:
+        yield from CAPTURE_MAPS
+    if sizes.introspection:
+        yield EVENT_PIPE
 
 
 def _ring_spec(rings: int) -> MapSpec:
@@ -323,7 +335,7 @@ def remove_pins(pin_dir: Path) -> Iterator[Path]:
     """Unpin the balancer's maps and program and remove the folder, with the file system mounted for it."""
     names = {PROGRAM}
     for meaning in MarkMeaning:
-        sizes = Sizes(vips=1, lru_entries=1, mark_width=1, meaning=meaning, events="ringbuf", devices=1)
+        sizes = Sizes(1, 1, 1, meaning, "ringbuf", devices=1, capture=True, introspection=True)
         names |= map_specs(replace(sizes, features=ALL_FEATURES)).keys()
     for pin in sorted(pin_dir.iterdir()) if pin_dir.is_dir() else ():
         if pin.name in names or pin.name.startswith("lru_"):

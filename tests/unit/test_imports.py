@@ -85,7 +85,7 @@ ROOMS = {
     | {"kernel", *GROUND},
 }
 FOR_PLUGINS = {"api", "kernel", "errors", "refusals", "text", "folders"}
-FOR_THEIR_COMMANDS = {"client", "control.client", "cli.options", "cli.tables"}
+FOR_THEIR_COMMANDS = {"client", "control.client", "cli.options", "cli.stdio", "cli.tables"}
 FOR_THEIR_BENCHMARK = {"bench"}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nfcore.kernel.syscall import Command, bpf
 
-HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, ARRAY_OF_MAPS = 1, 2, 6, 9, 11, 12
+HASH, ARRAY, PERF_EVENT_ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, ARRAY_OF_MAPS = 1, 2, 4, 6, 9, 11, 12
 CPUS = Path("/sys/devices/system/cpu/possible")
 
 

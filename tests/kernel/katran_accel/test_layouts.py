@@ -12,6 +12,8 @@ from nfcore.api.flows import FLOW_KEY
 from nfcore.api.marks import MarkMeaning
 from nfcore.kernel import CompileError, Map, compile_program
 from nfcore.plugins.katran_accel import layouts as lay
+from nfcore.plugins.katran_accel.capture import layouts as capture
+from nfcore.plugins.katran_accel.capture.reasons import PacketReason
 from nfcore.plugins.katran_accel.decap import layouts as decap
 from nfcore.plugins.katran_accel.healthcheck import layouts as healthcheck
 from nfcore.plugins.katran_accel.maps import Sizes, map_specs
@@ -34,6 +36,10 @@ STRUCTS = {
     "hw_accel_route": lay.HW_ACCEL_ROUTE,
     "hw_accel_event": lay.HW_ACCEL_EVENT,
     "mark_pool": lay.MARK_POOL,
+    "capture_filter": capture.CAPTURE_FILTER,
+    "capture_counts": capture.CAPTURE_COUNTS,
+    "capture_sample": capture.CAPTURE_SAMPLE,
+    "event_metadata": capture.EVENT_METADATA,
     "decap_counters": decap.DECAP_COUNTERS,
     "decap_drops": decap.DECAP_DROPS,
     "hc_address": healthcheck.HC_ADDRESS,
@@ -57,6 +63,7 @@ ABI_SIZES = {
     "hc_mac": 6,
     "hc_key": 20,
     "hc_stats": 48,
+    "event_metadata": 12,
 }
 
 
@@ -71,6 +78,9 @@ def assertions(structs: dict[str, np.dtype]) -> str:
         checks.append(f'_Static_assert(ACCEL_{counter.name}=={counter.value},\\"{counter.name}\\");')
     for slot in lay.StatsSlot:
         checks.append(f'_Static_assert(STATS_{slot.name}=={slot.value},\\"{slot.name}\\");')
+    for reason in PacketReason:
+        checks.append(f'_Static_assert(REASON_{reason.name}=={reason.value},\\"{reason.name}\\");')
+    checks.append(f'_Static_assert(REASONS=={len(PacketReason)},\\"REASONS\\");')
     return "".join(checks).replace('\\"', '"')
 
 

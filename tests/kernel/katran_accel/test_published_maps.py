@@ -22,7 +22,16 @@ from nfcore.plugins.katran_accel.config import NAME, KatranTable
 from tests.isolation import on_one_cpu
 from tests.katran_model.maglev import build_ring
 
-from .foreign_reader import ARRAY, ARRAY_OF_MAPS, HASH, LPM_TRIE, LRU_HASH, PERCPU_ARRAY, ForeignMap
+from .foreign_reader import (
+    ARRAY,
+    ARRAY_OF_MAPS,
+    HASH,
+    LPM_TRIE,
+    LRU_HASH,
+    PERCPU_ARRAY,
+    PERF_EVENT_ARRAY,
+    ForeignMap,
+)
 from .world import GATEWAY, balancer_toml, sent_to, tcp, udp
 
 RING_SLOTS = 65_537
@@ -35,6 +44,7 @@ PUBLISHED = {
     "stats": (PERCPU_ARRAY, 4, 16, 1024),
     "reals_stats": (PERCPU_ARRAY, 4, 16, 4096),
     "ctl_array": (ARRAY, 4, 8, 16),
+    "event_pipe": (PERF_EVENT_ARRAY, 4, 4, 128),
 }
 """Map → type, sizes of key and value, entries. `ch_rings` has rings for the VIPs that exist, and some to spare."""
 FLAGS = (1 << 10) - 1
@@ -78,7 +88,8 @@ class Pinned:
 @pytest.fixture(scope="module")
 def pinned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pinned]:
     folder = tmp_path_factory.mktemp("pinned")
-    text = balancer_toml(folder, VIPS, 'strategy = "dest-id"', katran=f'pin_dir = "{folder / "pins"}"\nmaglev = 2')
+    katran = f'pin_dir = "{folder / "pins"}"\nmaglev = 2\nintrospection = true'
+    text = balancer_toml(folder, VIPS, 'strategy = "dest-id"', katran=katran)
     (folder / "nf.toml").write_text(text)
     config = load_config(folder / "nf.toml", PluginManager())
     table = config.sections[NAME]
@@ -124,6 +135,7 @@ def test_reals_rings_and_gateway(pinned: Pinned) -> None:
     assert int.from_bytes(rings[2 * RING_SLOTS + 5], "little") == 3
     assert (rings.kind, rings.key_size, rings.value_size, rings.entries % RING_SLOTS) == (ARRAY, 4, 4, 0)
     assert pinned["ctl_array"][0][:6] == bytes.fromhex(GATEWAY.replace(":", ""))
+    assert int.from_bytes(pinned["ctl_array"][5], "little") == 1
 
 
 def test_connections_and_counters(pinned: Pinned) -> None:

@@ -6,6 +6,7 @@
 #define EVENTS_RINGBUF 1
 #include <linux/bpf.h>
 
+#include "balancer/capture.h"
 #include "balancer/slow_path.h"
 #include "decap/counters.h"
 #include "healthcheck/abi.h"
