@@ -10,16 +10,18 @@ import shutil
 import struct
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
+from nfcore.api.flows import FLOW_KEY
 from nfcore.daemon.chain import map_specs
 from nfcore.errors import ConfigError, HostError
 from nfcore.kernel import Map, PerfReader, TestRun, compile_program
@@ -118,13 +120,87 @@ def test_each_packet_comes_with_its_verdict_and_reason(tmp_path: Path, strategy:
             assert packet["length"] == len(run.output)
             outer = 0 if verdict != "tx" or vip is None else 40 if vip == SIXTH else 20
             assert packet["arrived_length"] == len(run.output) - outer
-            if verdict == "tx":
+            if verdict == "tx" and vip is not None:
                 assert packet["real"] == sent_to(run)
             assert (packet["cpu"], packet["queue"], packet["interface"]) == (world.cpu, 0, "lo")
             # The two clocks are not read at one instant.
             assert begun - 10**7 <= packet["time_ns"] <= time.time_ns() + 10**7
             assert (answer["fitting"], answer["lost"]) == (1, 0)
-        assert {case.split()[0] for case in CASES} == REASONS.keys() - {"unknown", "not_addressed", "no_headroom"}
+
+
+OF_FEATURES = """
+[[katran_accel.vips]]
+address = "198.18.10.7"
+port = 80
+protocol = "tcp"
+flags = ["src_routing", "global_lru"]
+reals = [{ address = "198.18.20.11" }]
+[[katran_accel.vips]]
+address = "198.18.10.8"
+port = 443
+protocol = "udp"
+flags = ["quic"]
+reals = [{ address = "198.18.20.11" }]
+[[katran_accel.vips]]
+address = "2001:db8:10::1"
+port = 80
+protocol = "tcp"
+reals = [{ address = "2001:db8:20::11" }]
+"""
+WITH_FEATURES = """
+capture = true
+tcp_server_ids = true
+server_ids = [{ id = 7, real = "198.18.20.12" }]
+source_routes = [{ prefix = "198.18.1.0/24", real = "198.18.20.13" }]
+fragments = "hash-addresses"
+source_v4 = "198.18.30.1"
+decap.ipip = true
+decap.strict = true
+"""
+ID = [(0xB7, (7).to_bytes(4, "little"))]
+INNER = IP(src="198.18.1.9", dst="198.18.9.9") / UDP(sport=1, dport=2)
+QUIC_ID = b"\x40" + b"\x80" + (9).to_bytes(3, "big") + bytes(4)
+
+
+def in_global_lru(world: World) -> list[TestRun]:
+    key = np.zeros(1, FLOW_KEY)
+    key["src"][0, :4], key["dst"][0, :4] = [198, 18, 9, 2], [198, 18, 10, 7]
+    key["sport"], key["dport"], key["proto"] = 40_000, 80, 6
+    world.balancer.maps["fallback_glru"].update(key[0], world.balancer.inventory.reals[ip_address("198.18.20.11")])
+    return [world.send(tcp("198.18.9.2", "198.18.10.7"))]
+
+
+def with_gone_real(world: World) -> list[TestRun]:
+    world.balancer.maps["server_id_map"].update(9, 4000)
+    return [world.send(other(IP(dst="198.18.10.8") / UDP(sport=1, dport=443) / Raw(QUIC_ID)))]
+
+
+FEATURE_CASES: dict[str, tuple[Sends, str, str]] = {
+    "server_id": (once(other(IP(dst="198.18.10.7") / TCP(dport=80, flags="A", options=ID))), "tx", "198.18.20.12"),
+    "source_route": (once(tcp("198.18.1.2", "198.18.10.7", flags="S")), "tx", "198.18.20.13"),
+    "global_lru": (in_global_lru, "tx", "198.18.20.11"),
+    "fragment": (once(other(IP(dst="198.18.10.7", frag=3, proto=6) / Raw(bytes(30)))), "tx", "198.18.20.11"),
+    "decapsulated": (once(other(IP(dst="198.18.30.1") / INNER)), "pass", ""),
+    "other_tunnel": (once(other(IP(dst="198.18.30.2") / INNER)), "pass", ""),
+    "ttl": (once(other(IP(dst="198.18.30.1") / IP(ttl=1, dst="198.18.9.9") / UDP())), "drop", ""),
+    "unknown_id": (with_gone_real, "drop", ""),
+    "family": (once(other(TO_VIP6 / TCP(dport=80, flags="A", options=ID))), "drop", "198.18.20.12"),
+}
+
+
+def test_packets_of_features_come_with_their_reason(tmp_path: Path) -> None:
+    with open_world(tmp_path, vips=OF_FEATURES, katran=WITH_FEATURES) as world:
+        for case, (send, verdict, real) in FEATURE_CASES.items():
+            answer, (run,) = capture(world, send)
+            (packet,) = answer["packets"]
+            found = packet["reason"], packet["verdict"], packet["real"] or ""
+            assert found == (case, verdict, real)
+            assert run.verdict.name == f"XDP_{verdict.upper()}"
+
+
+def test_every_reason_has_a_case() -> None:
+    cases = {case.split()[0] for case in [*CASES, *FEATURE_CASES]}
+    assert cases == REASONS.keys() - {"unknown", "not_addressed", "no_headroom"}
 
 
 def test_a_packet_without_a_next_hop_names_its_real(tmp_path: Path) -> None:
