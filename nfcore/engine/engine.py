@@ -389,6 +389,8 @@ class Engine:
     def _facts(self, batch: FlowBatch) -> FlowFacts:
         """Give what is known of the rules of tracked flows."""
         table = self.table
+        if not len(self.table.state):
+            return FlowFacts.none(len(batch))
         slots = self.table.find(batch)
         known = slots >= 0
         at = np.where(known, slots, 0)

@@ -12,7 +12,7 @@ from ..api.context import Forgotten
 from ..api.flows import FlowBatch
 from ..api.reasons import Reason
 from .flow_state import WITHOUT_RULE, FlowState, Order
-from .removal import Remover
+from .removal import NO_RESTORE, Remover
 from .state import ACTIVE, EngineState
 
 
@@ -26,17 +26,17 @@ class Forgetting:
     def forget(self, nf: int, flows: FlowBatch | NDArray[np.uint64]) -> Forgotten:
         """Forget these flows of a network function on every device, or all of its flows to these targets.
 
-        Flows without a rule are remembered no more: their old targets could be restored. Ordered flows stay.
+        Flows without a rule are remembered no more: their old targets could be restored. Ordered flows stay, and so do
+        those that are on their way out and will not be restored.
         """
         table = self._state.table
         slots = self._find(nf, flows) if isinstance(flows, FlowBatch) else self._to_targets(nf, flows)
         slots = slots[table.order[slots] == Order.NONE]
-        states = table.state[slots]
-        table.remove(slots[np.isin(states, WITHOUT_RULE)])
-        active = slots[np.isin(states, ACTIVE)]
-        rules = int(np.count_nonzero(np.isin(states, (FlowState.INSTALLED, FlowState.PENDING))))
-        ended = table.batch(active)
-        self._remover.end_rules(active, Reason.FORGOTTEN)
+        table.remove(slots[np.isin(table.state[slots], WITHOUT_RULE)])
+        slots = slots[np.isin(table.state[slots], ACTIVE) & ~np.isin(table.reason[slots], NO_RESTORE)]
+        rules = int(np.count_nonzero(np.isin(table.state[slots], (FlowState.INSTALLED, FlowState.PENDING))))
+        ended = table.batch(slots)
+        self._remover.end_rules(slots, Reason.FORGOTTEN)
         return Forgotten(ended, rules, partial(self._remover.left_on_nic, Reason.FORGOTTEN))
 
     def _find(self, nf: int, batch: FlowBatch) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ from nfcore.errors import HostError
 
 from .balancer import Balancer
 from .config import NAME, KatranTable, check_table, check_whole, count_pairs
+from .connections.methods import ConnectionMethods
 from .decap.command import decap
 from .diagnosis import METHOD, diagnose, preconditions
 from .healthcheck import service as healthcheck
@@ -49,7 +50,10 @@ class KatranAccelPlugin:
 
     @hookimpl
     def register_commands(self, app: typer.Typer) -> None:
-        """Add `nfcore decap` and `nfcore healthcheck`."""
+        """Add `nfcore connections`, `nfcore decap` and `nfcore healthcheck`."""
+        from .connections.command import app as connections  # noqa: PLC0415 - a daemon has no use for it
+
+        app.add_typer(connections, name="connections")
         app.command("decap")(decap)
         app.command("healthcheck")(show_healthcheck)
 
@@ -69,6 +73,7 @@ class KatranAccelPlugin:
         self._metrics = BalancerMetrics(self._balancer)
         context.register_nf(self._balancer)
         context.services.register_method(METHOD, self._balancer.next_hops, reads=True)
+        ConnectionMethods(self._balancer, context.services, context.devices).register()
         context.services.register_method("healthcheck", self._report_healthcheck, reads=True)
         if table.healthcheck is not None and not context.tracing:
             self._healthcheck = healthcheck.Healthcheck(context, table, table.healthcheck)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.flows import ANY_CPU, FLOW_KEY, Anything, FlowBatch, masks_of, pack_address
+from nfcore.api.flows import ANY_CPU, FLOW_KEY, Anything, FlowBatch, masks_of, pack_address, take_rows
 from nfcore.errors import HostError
 from nfcore.kernel import Map
 
@@ -46,6 +46,7 @@ class VipFinder:
             self._flags[number], self._any_port[number] = vip.flag_bits, vip.port == 0
         ranked = sorted(inventory.vips.items(), key=lambda numbered: _rank(numbered[1]))
         self._patterns = [(number, vip.address.version, vip.port, vip.proto, *_pattern(vip)) for number, vip in ranked]
+        self._inventory = inventory
 
     def owners(self, keys: NDArray[np.void], families: NDArray[Any]) -> NDArray[np.int64]:
         """Number of the VIP of each flow, :data:`NO_VIP` without one."""
@@ -89,6 +90,19 @@ class VipFinder:
     def owners_of_entries(self, entries: NDArray[np.void]) -> NDArray[np.int64]:
         """Number of the VIP of each connection, :data:`NO_VIP` without one; from :func:`entry_keys`."""
         return self.owners(entries, families_of_entries(entries))
+
+    def are_of(self, vip: int, entries: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Which connections are those of a VIP. Looks at other VIPs only where these take packets from it."""
+        _, version, port, proto, address, mask = next(each for each in self._patterns if each[0] == vip)
+        words = np.ascontiguousarray(entries["dst"]).view(np.uint64).reshape(len(entries), 2)
+        fit: NDArray[np.bool_] = (((words ^ address) & mask) == 0).all(axis=1) & (entries["proto"] == proto)
+        if port:
+            fit &= entries["dport"] == port
+        likely = np.flatnonzero(fit)
+        rows = take_rows(entries, likely)
+        shared = vip in self._inventory.winners
+        fit[likely] = self.owners_of_entries(rows) == vip if shared else families_of_entries(rows) == version
+        return fit
 
     def slots(self, keys: NDArray[np.void], vips: NDArray[np.int64], families: NDArray[Any]) -> NDArray[np.int64]:
         """Slot of each flow in its VIP's ring, 0..65,536."""
@@ -153,7 +167,7 @@ class Connections:
     def clear(self) -> None:
         """Remove all connections."""
         for _, table in self.tables():
-            _delete(table, table.lookup_all()[0])
+            delete_entries(table, table.lookup_all()[0])
 
     def purge(self, inventory: Inventory, finder: VipFinder) -> None:
         """Remove connections whose VIP is gone or no longer has their real."""
@@ -162,7 +176,7 @@ class Connections:
             keys, values = table.lookup_all()
             owners = finder.owners_of_entries(keys)
             valid = (owners != NO_VIP) & np.isin(targets_of(owners, values["pos"]), targets)
-            _delete(table, keys[~valid])
+            delete_entries(table, keys[~valid])
 
     def restore(self, batch: FlowBatch, inventory: Inventory, finder: VipFinder, stand: Stand) -> None:
         """Put flows back into the table of the CPU that reported them, or into all tables.
@@ -181,7 +195,7 @@ class Connections:
         values["pos"] = (rows["target"] & np.uint64(0xFFFF_FFFF)).astype(np.uint32)
         values["atime"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         everywhere = rows["cpu"] == ANY_CPU
-        everywhere |= self._ring_reals(vips, finder.slots(rows["key"], vips, rows["family"])) != values["pos"]
+        everywhere |= self.ring_reals(vips, finder.slots(rows["key"], vips, rows["family"])) != values["pos"]
         for cpu, table in self.tables():
             here = everywhere | self._of_table(rows, cpu)
             if here.any():
@@ -204,8 +218,8 @@ class Connections:
         known = np.isin(rows["cpu"], list(self._maps.lrus))
         return np.asarray(~known if cpu is None else rows["cpu"] == cpu)
 
-    def _ring_reals(self, vips: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """Real number in each flow's slot of its VIP's ring, as the map has it now."""
+    def ring_reals(self, vips: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """Real number in each flow's slot of its VIP's ring, as the map has it now; 0: none."""
         reals = np.zeros(len(vips), dtype=np.uint32)
         for vip in np.unique(vips).tolist():
             of_vip = vips == vip
@@ -223,10 +237,12 @@ def _restore_into(table: Map, batch: FlowBatch, keys: NDArray[np.void], values: 
     table.update_batch(keys[to_write], values[to_write])
 
 
-def _delete(table: Map, keys: NDArray[np.void]) -> None:
+def delete_entries(table: Map, keys: NDArray[np.void]) -> int:
+    """Delete entries of a table; returns how many were there. HostError when the kernel refuses."""
     result = table.delete_batch(keys)
     if result.errno:
         raise HostError(f"cannot delete from the connection table {table.spec.name}: {os.strerror(result.errno)}")
+    return result.done
 
 
 def _vips(batch: FlowBatch) -> NDArray[np.int64]:

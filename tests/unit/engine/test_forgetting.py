@@ -86,6 +86,13 @@ def test_a_refused_flow_is_remembered_no_more(make: Callable[..., World], strate
     assert world.ports(FlowState.REFUSED) == []
 
 
+def test_nothing_is_known_of_flows_before_the_first_report(make: Callable[..., World]) -> None:
+    world = started(make, "dest-id")
+    facts = world.context.services.flow_facts(world.flows(1001))
+    assert (facts.known.tolist(), facts.counts.tolist()) == ([False], [[0, 0]])
+    assert world.context.services.forget_flows(1, SEVEN).rules == 0
+
+
 def test_orders_stand(make: Callable[..., World]) -> None:
     world = make("dest-id")
     world.nf.orders = 10
