@@ -8,6 +8,7 @@ shape (N,).
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterable
 from socket import IPPROTO_UDP
@@ -28,6 +29,8 @@ from .maps import BalancerMaps
 
 NO_VIP = -1
 _PER_PORT = lay.VipFlag.HASH_DPORT_ONLY | lay.VipFlag.HASH_SRC_DST_PORT
+_FACTORS = np.frombuffer(secrets.token_bytes(24), np.uint64) | np.uint64(1)
+"""Of a hash that nobody can foresee who chooses flows: :func:`_group`."""
 _EXACT = 129
 """Rank of a VIP of one address: above any prefix, as XDP looks into `vip_map` before `vip_lpm_map`."""
 
@@ -52,16 +55,16 @@ class VipFinder:
         """Number of the VIP of each flow, :data:`NO_VIP` without one."""
         raw = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), FLOW_KEY.itemsize)
         # dst, dport, proto and family: what decides the VIP.
-        parts = (raw[:, 16:32], raw[:, 34:37], families.astype(np.uint8)[:, None])
-        destinations = np.concatenate(parts, axis=1).view("V20")
-        _, firsts, inverse = np.unique(destinations, return_index=True, return_inverse=True)
+        destinations = np.zeros((len(keys), 24), np.uint8)
+        destinations[:, :16], destinations[:, 16:19], destinations[:, 19] = raw[:, 16:32], raw[:, 34:37], families
+        firsts, inverse = _group(destinations.view(np.uint64))
         distinct, family = keys[firsts], families[firsts]
         words = np.ascontiguousarray(distinct["dst"]).view(np.uint64).reshape(len(distinct), 2)
         found = np.full(len(distinct), NO_VIP, np.int64)
         for number, version, port, proto, address, mask in self._patterns:
             match = (family == version) & (distinct["proto"] == proto) & ((distinct["dport"] == port) | (port == 0))
             found[match & (((words ^ address) & mask) == 0).all(axis=1)] = number
-        owners: NDArray[np.int64] = found[inverse.reshape(-1)]
+        owners: NDArray[np.int64] = found[inverse]
         return owners
 
     def reach(self, batch: FlowBatch) -> NDArray[np.bool_]:
@@ -114,6 +117,21 @@ class VipFinder:
         hashed["src"][only_dport] = 0
         hashed["sport"][only_dport] = hashed["dport"][only_dport]
         return ring_slots(hashed, families)
+
+
+def _group(rows: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Find equal rows, shape (n, words): the first row of each group, and the group of each row.
+
+    Sorts a random hash of each row, which takes a tenth of the time of sorting rows, and compares the rows then.
+    """
+    hashes = (rows * _FACTORS[: rows.shape[1]]).sum(axis=1)
+    hashes ^= hashes >> np.uint64(32)
+    _, firsts, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    if len(rows) and (rows[firsts].take(inverse, axis=0) != rows).any():
+        whole = np.ascontiguousarray(rows).view(f"V{rows.itemsize * rows.shape[1]}").reshape(-1)
+        _, firsts, inverse = np.unique(whole, return_index=True, return_inverse=True)
+    return firsts, inverse.reshape(-1)
 
 
 def entry_keys(keys: NDArray[np.void], families: NDArray[Any]) -> NDArray[np.void]:
