@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -34,7 +35,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Entries:
-    """All entries of a table at about the same time; each column has shape (n,)."""
+    """Entries of a table; each column has shape (n,)."""
 
     keys: NDArray[np.void]
     """Of connections: `connection_key()` of bpf/balancer/lru.h."""
@@ -54,9 +55,10 @@ class Table:
     cpu: int | None
     map: Map
 
-    def read(self) -> Entries:
-        """Read all entries."""
-        return self._columns(*self.map.lookup_all())
+    def read(self) -> Iterator[Entries]:
+        """Read all entries, some ten thousand at a time, which may then be deleted."""
+        for keys, values in self.map.lookup_chunks():
+            yield self._columns(keys, values)
 
     def look_up(self, keys: NDArray[np.void]) -> Entries:
         """Read those of the keys that are there, one system call for each."""

@@ -105,8 +105,8 @@ def _between_runs(delete: Callable[[], int], *, marks: bool) -> int:
 def _delete_selected(tables: list[Table], selection: Selection, finder: VipFinder) -> int:
     deleted = 0
     for table in tables:
-        entries = table.read()
-        deleted += delete_entries(table.map, take_rows(entries.keys, selection.find(entries, finder)))
+        for entries in table.read():
+            deleted += delete_entries(table.map, take_rows(entries.keys, selection.find(entries, finder)))
     return deleted
 
 

@@ -52,19 +52,17 @@ class Page:
 def search(tables: Iterable[Table], selection: Selection, finder: VipFinder, after: int, limit: int) -> Page:
     """Give the page of about `limit` entries behind the place `after`; those of one flow are never divided."""
     total = matching = ahead = 0
-    parts = []
+    hits = np.zeros(0, dtype=HIT)
     for number, table in enumerate(tables):
-        entries = table.read()
-        chosen = selection.find(entries, finder)
-        places = places_of(take_rows(entries.keys, chosen))
-        total, matching = total + len(entries), matching + len(chosen)
-        ahead += int(np.count_nonzero(places > after))
-        first = _first(places, after, limit)
-        parts.append(_hits(entries, chosen[first], places[first], number))
-    hits = join_rows(parts, HIT)
-    places = np.ascontiguousarray(hits["place"])
-    first = _first(places, after, limit)
-    hits = take_rows(hits, first[np.argsort(places[first], kind="stable")])
+        for entries in table.read():
+            chosen = selection.find(entries, finder)
+            places = places_of(take_rows(entries.keys, chosen))
+            total, matching = total + len(entries), matching + len(chosen)
+            ahead += int(np.count_nonzero(places > after))
+            first = _first(places, after, limit)
+            hits = join_rows((hits, _hits(entries, chosen[first], places[first], number)), HIT)
+            hits = take_rows(hits, _first(np.ascontiguousarray(hits["place"]), after, limit))
+    hits = take_rows(hits, np.argsort(hits["place"], kind="stable"))
     return Page(_with_vips(hits, finder), int(hits["place"][-1]) if ahead > len(hits) else None, matching, total)
 
 
@@ -111,20 +109,19 @@ def _with_vips(hits: NDArray[np.void], finder: VipFinder) -> NDArray[np.void]:
 
 def fill_of(table: Table, now: int) -> dict[str, Any]:
     """Say how full a table is and, for UDP, how long ago the last packets came. now: the monotonic clock, ns."""
-    entries = table.read()
-    udp = entries.keys["proto"] == IPPROTO_UDP
-    used = entries.used[udp & (entries.used != 0)]
-    idle = np.maximum(now - used.astype(np.int64), 0) / 1e9
-    found: dict[str, Any] = {
-        "table": table.kind.word,
-        "cpu": table.cpu,
-        "entries": len(entries),
-        "capacity": table.map.spec.max_entries,
-        "tcp": int(np.count_nonzero(entries.keys["proto"] == IPPROTO_TCP)),
-        "udp": int(np.count_nonzero(udp)),
-    }
+    total = tcp = udp = 0
+    ages = [np.zeros(0)]
+    for entries in table.read():
+        is_udp = entries.keys["proto"] == IPPROTO_UDP
+        total, udp = total + len(entries), udp + int(np.count_nonzero(is_udp))
+        tcp += int(np.count_nonzero(entries.keys["proto"] == IPPROTO_TCP))
+        used = entries.used[is_udp & (entries.used != 0)]
+        ages.append(np.maximum(now - used.astype(np.int64), 0) / 1e9)
+    found: dict[str, Any] = {"table": table.kind.word, "cpu": table.cpu}
+    found |= {"entries": total, "capacity": table.map.spec.max_entries, "tcp": tcp, "udp": udp}
     if table.kind is not Kind.RULES:
-        found["udp_expired"] = found["udp"] - int(np.count_nonzero(idle <= UDP_IDLE_LIMIT))
+        idle = np.concatenate(ages)
+        found["udp_expired"] = udp - int(np.count_nonzero(idle <= UDP_IDLE_LIMIT))
         quantiles = np.quantile(idle, (0, 0.5, 1)).round(3).tolist() if len(idle) else (None, None, None)
         found["udp_idle_seconds"] = dict(zip(("least", "median", "most"), quantiles, strict=True))
     return found

@@ -13,7 +13,7 @@ import pytest
 from nfcore.kernel import online_cpus
 from tests.kernel.katran_accel.world import udp
 from tests.kernel.network import send_frame
-from tests.kernel.site import REALS, SIX, VIP, Site, eventually, nfcore, succeed, vip_toml
+from tests.kernel.site import REALS, SIX, VIP, Site, begin, eventually, nfcore, succeed, vip_toml, wait_while
 from tests.kernel.traffic import Rounds, flow_frames, flow_text
 
 pytestmark = pytest.mark.usefixtures("_one_cpu")
@@ -42,7 +42,7 @@ def say(site: Site, *words: str) -> str:
 
 
 def test_a_drained_real_is_emptied(site: Site, rounds: Rounds, strategy: str) -> None:
-    """Its weight becomes 0, its connections stay; after the purge they go elsewhere, and nothing else has moved."""
+    """Its weight becomes 0, its connections stay; purged while packets flow, they go elsewhere. Nothing else moves."""
     with site.running(site.config(strategy=strategy, offload='grace = "100ms"')):
         rounds.offload(site)
         before = rounds.run()
@@ -57,15 +57,17 @@ def test_a_drained_real_is_emptied(site: Site, rounds: Rounds, strategy: str) ->
         assert {row["flow"] for row in listed["entries"]} == {flow_text(number) for number in on_it}
         assert all(row["in_hardware"] and row["vip"] == WEB for row in listed["entries"])
 
-        removed = json.loads(say(site, "purge", "--vip", WEB, "--real", REALS[0], "--yes", "--json"))
-        assert (removed["rules_ended"], removed["rules_left"]) == (len(on_it), 0)
+        words = ("connections", "purge", "--vip", WEB, "--real", REALS[0], "--yes", "--json")
+        removed = json.loads(wait_while(begin(*words, "--socket", str(site.socket)), rounds.run))
+        # A flow may have been reported once more meanwhile, and its new rule was ended, too.
+        assert removed["rules_ended"] >= len(on_it) and removed["rules_left"] == 0
         after = rounds.run()
         assert REALS[0] not in after.values()
         assert {number: after[number] for number in after.keys() - on_it} == {
             number: before[number] for number in before.keys() - on_it
         }
         assert ask(site, "list", real=REALS[0])["entries"] == []
-        assert site.metric("nfcore_ended_total", reason="forgotten") == len(on_it)
+        assert site.metric("nfcore_ended_total", reason="forgotten") >= len(on_it)
         rounds.offload(site)
         assert rounds.run() == after
         assert site.metrics().adds_up()
