@@ -52,6 +52,23 @@ class FlowFacts:
         return cls(zeros, zeros.copy(), reasons, counts, np.full(length, np.inf))
 
 
+@dataclass(frozen=True)
+class Forgotten:
+    """Flows that the engine has forgotten: no mark, rule or record leads to their old targets any more."""
+
+    flows: FlowBatch
+    """Those that had a rule or waited for one. Nothing is kept for them now (:meth:`NetworkFunction.let_go`)."""
+    rules: int
+    """How many of them had a rule, or were about to get it. Packets that it marks follow it until it is gone."""
+    left: Callable[[], int]
+    """How many rules of forgotten flows, of this call or another, may still be on a NIC."""
+
+    @classmethod
+    def none(cls) -> Forgotten:
+        """Have forgotten nothing."""
+        return cls(FlowBatch.empty(), 0, lambda: 0)
+
+
 @dataclass
 class Services:
     """What the core offers to the plugins of a run. The defaults are for commands without an event loop."""
@@ -72,6 +89,13 @@ class Services:
     """Has the counters of all NICs read now; the result tells whether that has happened."""
     claims_settled: Callable[[NetworkFunction], bool] = field(default=lambda nf: True)
     """Whether no NIC does what a function's changes have ended: withdrawn orders, marks for a later function."""
+    take_reports: Callable[[], bool] = field(default=lambda: True)
+    """Takes the reports of network functions that are there now, at most those of a turn; whether these were all."""
+    forget_flows: Callable[[int, FlowBatch | NDArray[np.uint64]], Forgotten] = field(
+        default=lambda nf, flows: Forgotten.none()
+    )
+    """Forgets flows of a network function, by its number: these flows (key and family), or all to these targets. The
+    function itself forgets them, too, and decides anew where their next packets go."""
     methods: dict[str, Method] = field(default_factory=dict)
     """Name → method of the control socket."""
     read_methods: set[str] = field(default_factory=set)

@@ -53,6 +53,8 @@ class Reason(IntEnum):
     """An application ordered its rule, and has taken the order back."""
     EARLIER = 23
     """A function that comes earlier in the chain must see its packets."""
+    FORGOTTEN = 24
+    """Its network function has forgotten it, as an operator wanted: its next packet is decided anew."""
 
     @property
     def word(self) -> str:
@@ -89,6 +91,7 @@ _SENTENCES = {
     Reason.ENDED: "its rule was removed because its connection was closed",
     Reason.WITHDRAWN: "its rule was removed because its order was withdrawn",
     Reason.EARLIER: "an earlier function of the interface's chain must see its packets",
+    Reason.FORGOTTEN: "its rule was removed because its connection was deleted by an operator",
     Reason.VANISHED: "its rule disappeared from the NIC and is being installed again",
 }
 

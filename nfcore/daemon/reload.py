@@ -8,17 +8,16 @@ import contextlib
 import logging
 import stat
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..api.config import Config
-from ..api.steps import Steps, run_steps
+from ..api.steps import Steps, run_beside, run_steps
 from ..config.loader import load_config
 from ..engine.engine import Engine
 from ..engine.event_kind import EventKind
@@ -29,7 +28,6 @@ from ..hooks.results import check_result
 from ..logs import AUDIT
 
 log = logging.getLogger(AUDIT)
-T = TypeVar("T")
 CORE_TABLES = {"nf", "interfaces", "marking", "offload"}
 LIVE = {
     "min_rate",
@@ -85,27 +83,7 @@ class Reloader:
     async def reload(self) -> Reloaded:
         """As :func:`reload`. When it is cancelled, it waits until no thread works for it any more."""
         async with self._turn:
-            return await _run_beside(reload_in_steps(self._engine, self._plugins, self._look))
-
-
-async def _run_beside(steps: Steps[T]) -> T:
-    """Do the steps, with their work in a thread."""
-    loop, resume, value = asyncio.get_running_loop(), steps.send, cast("Any", None)
-    with contextlib.closing(steps), ThreadPoolExecutor(1, "reload") as threads:
-        while True:
-            try:
-                work = resume(value)
-            except StopIteration as end:
-                return cast("T", end.value)
-            running = loop.run_in_executor(threads, work)
-            try:
-                resume, value = steps.send, await asyncio.shield(running)
-            except asyncio.CancelledError:
-                # What it works on is about to be closed.
-                await asyncio.wait([running])
-                raise
-            except Exception as error:  # noqa: BLE001 - the generator decides what to do about it
-                resume, value = steps.throw, error
+            return await run_beside(reload_in_steps(self._engine, self._plugins, self._look), "reload")
 
 
 def reload(engine: Engine, plugins: PluginManager) -> Reloaded:

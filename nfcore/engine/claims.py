@@ -36,7 +36,7 @@ class Claims:
     def settled(self, nf: NetworkFunction) -> bool:
         """Whether no NIC does what changes of `nf` have ended: marks for a later function, withdrawn orders."""
         looked = nf.claim_changes == self._seen.get(nf.number, 0)
-        return looked and not any(map(self._remover.still_on_nic, (Reason.EARLIER, Reason.WITHDRAWN)))
+        return looked and not any(map(self._remover.left_on_nic, (Reason.EARLIER, Reason.WITHDRAWN)))
 
     def _look(self, nf: NetworkFunction, since: int) -> None:
         state, table = self._state, self._state.table

@@ -45,6 +45,7 @@ from .event_kind import EventKind
 from .event_log import EventLog
 from .flow_state import FlowState, Order
 from .flow_table import FlowTable
+from .forgetting import Forgetting
 from .intake import Intake
 from .mark_lifecycle import MarkLifecycle
 from .metrics import engine_metrics
@@ -115,6 +116,7 @@ class Engine:
         services = context.services
         services.flow_facts, services.read_counters = self._facts, self._read_counters
         services.claims_settled = self._claims.settled
+        services.take_reports, services.forget_flows = self._take_reports, Forgetting(self.state, self._remover).forget
 
     @property
     def table(self) -> FlowTable:
@@ -387,6 +389,8 @@ class Engine:
     def _facts(self, batch: FlowBatch) -> FlowFacts:
         """Give what is known of the rules of tracked flows."""
         table = self.table
+        if not len(self.table.state):
+            return FlowFacts.none(len(batch))
         slots = self.table.find(batch)
         known = slots >= 0
         at = np.where(known, slots, 0)
@@ -404,6 +408,10 @@ class Engine:
         for device in devices:
             device.next_poll = now
         return lambda: all(device.polled_at >= now for device in devices)
+
+    def _take_reports(self) -> bool:
+        """Take the reports that are there, as many as in a turn of the loop. Returns whether those were all."""
+        return self.poll() < READ_LIMIT
 
     # Commands of operators
 

@@ -21,9 +21,16 @@ from .event_kind import EventKind
 from .flow_state import FlowState, Order
 from .state import ACTIVE, OCCUPYING, EngineState
 
-FORCED_ENDS = (Reason.TARGET_GONE, Reason.MOVED, Reason.SWITCHED_OFF, Reason.WITHDRAWN, Reason.EARLIER)
+FORCED_ENDS = (
+    Reason.TARGET_GONE,
+    Reason.MOVED,
+    Reason.SWITCHED_OFF,
+    Reason.WITHDRAWN,
+    Reason.EARLIER,
+    Reason.FORGOTTEN,
+)
 """Reasons for which a removal is retried until the rule is gone. A PENDING rule is removed once it is installed."""
-NO_RESTORE = (Reason.TARGET_GONE, Reason.MOVED, Reason.WITHDRAWN)
+NO_RESTORE = (Reason.TARGET_GONE, Reason.MOVED, Reason.WITHDRAWN, Reason.FORGOTTEN)
 """Reasons for which the slow path must choose the flow's target again."""
 
 
@@ -137,7 +144,7 @@ class Remover:
         state, table = self._state, self._state.table
         if not len(slots):
             return
-        if reason == Reason.MOVED:
+        if reason in (Reason.MOVED, Reason.FORGOTTEN):
             self._let_go(slots)
         states = table.state[slots]
         self.refuse(slots[states == FlowState.WAITING], reason)
@@ -223,14 +230,14 @@ class Remover:
         self.end_rules(mine, Reason.TARGET_GONE)
         return ended
 
-    def still_on_nic(self, reason: Reason) -> bool:
-        """Whether rules that were ended for a reason may still be on a NIC."""
+    def left_on_nic(self, reason: Reason) -> int:
+        """How many rules that were ended for a reason may still be on a NIC."""
         table = self._state.table
         held = table.slots_in(*OCCUPYING)
         held = held[table.reason[held] == reason]
         if not len(held):
-            return False
-        return len(np.setdiff1d(held, np.concatenate([slots for _, slots in self._graces] or [held[:0]]))) > 0
+            return 0
+        return len(np.setdiff1d(held, np.concatenate([slots for _, slots in self._graces] or [held[:0]])))
 
     def end_forced(self, device: DeviceState) -> None:
         """Retry removals that failed and that are forced."""

@@ -178,20 +178,31 @@ class Map(KernelObject):
         if self._spec.is_array:
             keys: NDArray[Any] = np.arange(self._spec.max_entries, dtype=np.uint32)
             return keys, self.read_array()
-        if self._spec.key is None:
-            raise TypeError(f"map {self._spec.name} is a {self._spec.type.name}, which has no keys")
-        batches = self._lookup_batches()
-        if batches is None:
-            return self._walk()
+        batches = list(self._lookup_batches())
         # Joined as bytes: numpy gives the concatenation of structured arrays the machine's byte order.
         keys = np.concatenate([np.zeros(0, np.uint8), *(raw for raw, _ in batches)])
-        values = np.concatenate([np.zeros(0, np.uint8), *(raw for _, raw in batches)])
-        count = len(keys) // self._spec.key_size
-        return keys.view(self._spec.key), self._layout.decode(values, count)
+        return self._elements(keys, np.concatenate([np.zeros(0, np.uint8), *(raw for _, raw in batches)]))
 
-    def _lookup_batches(self) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] | None:
-        """Keys and values of all elements, as bytes, chunk by chunk; None if there is no batch operation."""
-        batches: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+    def lookup_chunks(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """All elements as :meth:`lookup_all` gives them, some 65,000 at a time: a large map is never copied as a whole.
+
+        Elements of a hash table may be deleted when their chunk was given.
+        """
+        if self._spec.is_array:
+            yield self.lookup_all()
+            return
+        for keys, values in self._lookup_batches():
+            yield self._elements(keys, values)
+
+    def _elements(self, keys: NDArray[np.uint8], values: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Give keys and values their types."""
+        assert self._spec.key is not None  # _lookup_batches() has refused others
+        return keys.view(self._spec.key), self._layout.decode(values, len(keys) // self._spec.key_size)
+
+    def _lookup_batches(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        """Keys and values of all elements, as bytes, chunk by chunk; all at once if there is no batch operation."""
+        if self._spec.key is None:
+            raise TypeError(f"map {self._spec.name} is a {self._spec.type.name}, which has no keys")
         # The position is a u32 bucket for hash tables and a key for the other types.
         position = np.zeros(max(self._spec.key_size, 8), np.uint8)
         started = False
@@ -202,7 +213,8 @@ class Map(KernelObject):
             start = position if started else None
             result = self._batch(Command.MAP_LOOKUP_BATCH, keys, values, chunk, start, position)
             if result.errno in _NO_BATCH and not started:
-                return None
+                yield self._walk()
+                return
             if result.errno == errno.ENOSPC:
                 # A bucket has more elements than the buffer: nothing was copied, the position has not moved.
                 chunk *= 2
@@ -211,14 +223,13 @@ class Map(KernelObject):
                 raise self._error("read", OSError(result.errno, os.strerror(result.errno)))
             started = True
             done = result.done
-            batches.append((keys[: done * self._spec.key_size], values[: done * self._layout.stride]))
+            yield keys[: done * self._spec.key_size], values[: done * self._layout.stride]
             if result.errno == errno.ENOENT:
-                return batches
+                return
 
-    def _walk(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Keys and values of all elements, key by key, for types without batch operations."""
+    def _walk(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Keys and values of all elements, as bytes, key by key, for types without batch operations."""
         keys, values = bytearray(), bytearray()
-        count = 0
         for key in self._iterate_keys():
             value = self._layout.empty(1)
             try:
@@ -229,8 +240,7 @@ class Map(KernelObject):
                 raise self._error("read", error) from error
             keys += key.tobytes()
             values += value.tobytes()
-            count += 1
-        return np.frombuffer(keys, self._spec.key), self._layout.decode(np.frombuffer(values, np.uint8), count)
+        return np.frombuffer(keys, np.uint8), np.frombuffer(values, np.uint8)
 
     def _iterate_keys(self) -> Iterator[NDArray[Any]]:
         # When the current key is deleted meanwhile, the kernel starts again: yield each key once.

@@ -19,6 +19,7 @@ from nfcore.api.config import Network
 from nfcore.api.context import Services
 from nfcore.api.flows import ADDRESS_BITS, fixed_bits, pack_address
 from nfcore.api.json_rows import JsonRows
+from nfcore.api.parameters import take_number, take_parameters
 from nfcore.errors import ConfigError, Problem
 
 from .entries import PARAMETERS, Entries, describe, parse_orders
@@ -98,7 +99,7 @@ class FlowMethods:
 
     def hello(self, parameters: Mapping[str, Any]) -> Any:
         """Give the version of the protocol, and how many entries there are and fit."""
-        _take("flow.hello", parameters)
+        take_parameters("flow.hello", parameters)
         table = self._orders.table
         return {
             "protocol": PROTOCOL,
@@ -112,11 +113,11 @@ class FlowMethods:
 
     async def list(self, parameters: Mapping[str, Any]) -> Any:
         """Give a page of the entries, by slot."""
-        match, action, owner, after, limit = _take(
+        match, action, owner, after, limit = take_parameters(
             "flow.list", parameters, "match", "action", "owner", "after", "limit"
         )
-        after = _number("flow.list", "after", after, -1, -1, 1 << 32)
-        limit = _number("flow.list", "limit", limit, PAGE, 1, LONGEST_PAGE)
+        after = take_number("flow.list", "after", after, -1, -1, 1 << 32)
+        limit = take_number("flow.list", "limit", limit, PAGE, 1, LONGEST_PAGE)
         await self._refreshed()
         found = self._matching(match, action, owner)
         page = found[np.searchsorted(found, after, side="right") :][: limit + 1]
@@ -131,7 +132,7 @@ class FlowMethods:
 
     async def show(self, parameters: Mapping[str, Any]) -> Any:
         """Give one entry, and the names of those that win over it on some of its packets."""
-        (name,) = _take("flow.show", parameters, "name")
+        (name,) = take_parameters("flow.show", parameters, "name")
         await self._refreshed()
         table = self._orders.table
         slot = table.slot_of(name) if isinstance(name, str) else None
@@ -195,20 +196,20 @@ class FlowMethods:
 
     async def change(self, parameters: Mapping[str, Any]) -> Any:
         """Add and delete entries, as a whole or not at all."""
-        add, delete = _take("flow.change", parameters, "add", "delete")
+        add, delete = take_parameters("flow.change", parameters, "add", "delete")
         entries = parse_orders([] if add is None else add)
         return await self._make(entries, _names("flow.change", delete))
 
     async def clear(self, parameters: Mapping[str, Any]) -> Any:
         """Delete all entries of applications."""
-        _take("flow.clear", parameters)
+        take_parameters("flow.clear", parameters)
         change = self._orders.clear()
         await self._settled()
         return {"deleted": len(change.removed)}
 
     def begin(self, parameters: Mapping[str, Any]) -> Any:
         """Begin a change that comes in several requests."""
-        _take("flow.begin", parameters)
+        take_parameters("flow.begin", parameters)
         self.drop_idle()
         if len(self._batches) >= MOST_BATCHES:
             self._make_room()
@@ -218,7 +219,7 @@ class FlowMethods:
 
     def put(self, parameters: Mapping[str, Any]) -> Any:
         """Add to a batch. When this fails, the batch is as before."""
-        token, add, delete = _take("flow.put", parameters, "batch", "add", "delete")
+        token, add, delete = take_parameters("flow.put", parameters, "batch", "add", "delete")
         batch = self._batch(token)
         names = _names("flow.put", delete)
         entries = parse_orders([] if add is None else add, first=batch.added)
@@ -233,14 +234,14 @@ class FlowMethods:
 
     async def commit(self, parameters: Mapping[str, Any]) -> Any:
         """Make the change of a batch, as a whole or not at all. The batch ends in any case."""
-        (token,) = _take("flow.commit", parameters, "batch")
+        (token,) = take_parameters("flow.commit", parameters, "batch")
         batch = self._batch(token)
         del self._batches[str(token)]
         return await self._make(Entries.join(batch.parts), batch.delete)
 
     def abort(self, parameters: Mapping[str, Any]) -> Any:
         """Forget a batch."""
-        (token,) = _take("flow.abort", parameters, "batch")
+        (token,) = take_parameters("flow.abort", parameters, "batch")
         self._batch(token)
         del self._batches[str(token)]
         return {}
@@ -282,30 +283,12 @@ class FlowMethods:
             await asyncio.shield(asyncio.ensure_future(self._settle()))
 
 
-def _take(method: str, parameters: object, *names: str) -> Sequence[Any]:
-    """Give the values of parameters, None where one is not given. ConfigError: there are others."""
-    if not isinstance(parameters, Mapping):
-        raise ConfigError(method, [Problem("params", f"is {parameters!r:.80}; should be an object")])
-    if unknown := sorted(set(parameters) - set(names)):
-        known = f"there are: {', '.join(names)}" if names else "there are none"
-        raise ConfigError(method, [Problem(f"{unknown[0]:.40}", f"is no parameter; {known}")])
-    return [parameters.get(name) for name in names]
-
-
 def _names(method: str, value: object) -> Sequence[str]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ConfigError(method, [Problem("delete", f"is {value!r:.80}; should be a list of names")])
     return value
-
-
-def _number(method: str, key: str, value: object, default: int, least: int, most: int) -> int:
-    if value is None:
-        return default
-    if type(value) is int and least <= value <= most:
-        return value
-    raise ConfigError(method, [Problem(key, f"is {value!r:.40}; should be a number from {least:,} to {most:,}")])
 
 
 def _network(match: str) -> Network | None:

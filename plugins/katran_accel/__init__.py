@@ -26,6 +26,7 @@ from .balancer import Balancer
 from .capture.command import capture
 from .capture.service import CaptureService
 from .config import NAME, KatranTable, check_table, check_whole, count_pairs
+from .connections.methods import ConnectionMethods
 from .decap.command import decap
 from .diagnosis import METHOD, diagnose, preconditions
 from .healthcheck import service as healthcheck
@@ -52,7 +53,10 @@ class KatranAccelPlugin:
 
     @hookimpl
     def register_commands(self, app: typer.Typer) -> None:
-        """Add `nfcore capture`, `nfcore decap` and `nfcore healthcheck`."""
+        """Add `nfcore capture`, `nfcore connections`, `nfcore decap` and `nfcore healthcheck`."""
+        from .connections.command import app as connections  # noqa: PLC0415 - a daemon has no use for it
+
+        app.add_typer(connections, name="connections")
         app.command("capture")(capture)
         app.command("decap")(decap)
         app.command("healthcheck")(show_healthcheck)
@@ -76,6 +80,7 @@ class KatranAccelPlugin:
         context.services.register_method(METHOD, self._balancer.next_hops, reads=True)
         for name, method in self._capture.methods().items():
             context.services.register_method(name, method)
+        ConnectionMethods(self._balancer, context.services, context.devices).register()
         context.services.register_method("healthcheck", self._report_healthcheck, reads=True)
         if table.healthcheck is not None and not context.tracing:
             self._healthcheck = healthcheck.Healthcheck(context, table, table.healthcheck)

@@ -262,6 +262,33 @@ def test_lookup_all(create: Callable[[MapSpec], Map], kind: MapType, count: int)
     assert np.array_equal(got_values[order], values)
 
 
+@pytest.mark.parametrize("kind", [MapType.HASH, MapType.LRU_HASH])
+@pytest.mark.parametrize("count", [0, 1, 150_000])
+def test_elements_of_a_chunk_may_be_deleted_before_the_next(
+    create: Callable[[MapSpec], Map], kind: MapType, count: int
+) -> None:
+    made = create(spec(kind, count * 2 + 10, key=FLOW))
+    keys, values = flows(count), odd_values(count)
+    made.update_batch(keys, values)
+    seen: list[tuple[int, int]] = []
+    chunks = 0
+    for got_keys, got_values in made.lookup_chunks():
+        assert got_keys.dtype == FLOW
+        numbers = got_keys["address"][:, 12:].copy().view(">u4").ravel()
+        seen += zip(numbers.tolist(), got_values["a"].tolist(), strict=True)
+        assert made.delete_batch(got_keys).done == len(got_keys)
+        chunks += 1
+    assert sorted(seen) == [(number, number * 7) for number in range(count)]
+    assert (chunks > 2) == (count > 100_000)
+    assert len(made.lookup_all()[0]) == 0
+
+
+def test_an_array_is_one_chunk(create: Callable[[MapSpec], Map]) -> None:
+    made = create(spec(MapType.ARRAY, 3, value=U32))
+    made.write_array(0, [7, 8, 9])
+    assert [(keys.tolist(), values.tolist()) for keys, values in made.lookup_chunks()] == [([0, 1, 2], [7, 8, 9])]
+
+
 def test_lookup_all_of_a_small_hash_with_big_buckets(create: Callable[[MapSpec], Map]) -> None:
     for entries in (1, 2, 3, 5):
         made = create(spec(MapType.HASH, entries, value=U32))
@@ -290,7 +317,7 @@ def test_prefix_tree(create: Callable[[MapSpec], Map], walk: bool) -> None:
     host = np.array((32, (10, 1, 3, 77)), PREFIX)
     assert made.lookup(host) == 256 + 3
     # The walk is what kernels without batches for this type get.
-    got_keys, got = made._walk() if walk else made.lookup_all()
+    got_keys, got = made._elements(*made._walk()) if walk else made.lookup_all()
     assert sorted(got.tolist()) == list(range(600))
     assert np.array_equal(got_keys[np.argsort(got)], keys)
     assert made.delete_batch(keys[:100]).done == 100

@@ -24,6 +24,9 @@ REQUIRED = {
     "flow show": ["flood"],
     "flow load": ["-"],
     "flow clear": ["--yes"],
+    "connections find": ["198.18.1.2:4000 > 198.18.10.1:80/tcp"],
+    "connections delete": ["198.18.1.2:4000 > 198.18.10.1:80/tcp"],
+    "connections purge": ["--real", "198.18.20.11", "--yes"],
     "trace": ["--hex", "00" * 60],
 }
 """What commands need beside CONFIG."""

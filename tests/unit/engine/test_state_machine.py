@@ -64,6 +64,8 @@ class Here:
         """Flows that the slow path knows since their rule was installed."""
         self.moved: set[int] = set()
         """Flows that the slow path has sent elsewhere than before."""
+        self.forgotten: set[int] = set()
+        """Flows that an operator has had forgotten."""
         self.reason_of: Callable[[int], int] = lambda cookie: 0
         """Why the engine ends a rule."""
         self.last_hit: dict[int, float] = {}
@@ -145,7 +147,9 @@ class Card:
             return Outcome.ABSENT
         port = each.match.sport
         if not self.here.starting and self.here.stands(self.meant[each.cookie]):
-            moved = port in self.here.moved and self.here.reason_of(each.cookie) == Reason.MOVED
+            why = self.here.reason_of(each.cookie)
+            moved = port in self.here.moved and why == Reason.MOVED
+            moved |= port in self.here.forgotten and why == Reason.FORGOTTEN
             self.here.must(moved or port in self.here.restored, "a rule went before the slow path knew its flow")
         self.lose(each.cookie)
         assert isinstance(each.action, SetMark)
@@ -278,6 +282,15 @@ class Balancer(NetworkFunction):
             raise OSError("the map is gone")
 
 
+def flows_from(ports: list[int]) -> FlowBatch:
+    batch = FlowBatch.empty(len(ports))
+    for row, port in zip(batch.rows, ports, strict=True):
+        proto = "udp" if port >= UDP_FROM else "tcp"
+        row["key"] = FlowMatch.parse(f"198.18.1.2:{port} > 198.18.10.1:80/{proto}").to_key()
+    batch.rows["family"] = 4
+    return batch
+
+
 class LivesOfFlows(RuleBasedStateMachine):
     """An engine between a Balancer and a Card."""
 
@@ -350,14 +363,12 @@ class LivesOfFlows(RuleBasedStateMachine):
     def flows_are_reported(self, ports: list[int], leads_to: int, cpu: int, late: bool) -> None:
         if leads_to not in self.here.targets and not late:
             return
-        batch = FlowBatch.empty(len(ports))
+        batch = flows_from(ports)
         for row, port in zip(batch.rows, ports, strict=True):
-            proto = "udp" if port >= UDP_FROM else "tcp"
-            row["key"] = FlowMatch.parse(f"198.18.1.2:{port} > 198.18.10.1:80/{proto}").to_key()
             row["mark"] = self.take_mark(cpu)
             row["packets"] = self.shown[port]
             self.shown[port] *= 2
-        batch.rows["nf"], batch.rows["ifindex"], batch.rows["family"] = 1, IFINDEX, 4
+        batch.rows["nf"], batch.rows["ifindex"] = 1, IFINDEX
         batch.rows["target"], batch.rows["cpu"] = leads_to, cpu
         table = self.engine.table
         for port, slot in zip(ports, table.find(batch).tolist(), strict=True):
@@ -429,6 +440,24 @@ class LivesOfFlows(RuleBasedStateMachine):
             self.here.targets.append(which)
             self.here.lives[which] += 1
         self.engine.apply(self.engine.context.config, {"nf": gone})
+
+    @rule(ports=st.sets(st.sampled_from(PORTS), min_size=1), to=st.sampled_from([None, *TARGETS]))
+    def an_operator_has_flows_forgotten(self, ports: set[int], to: int | None) -> None:
+        table = self.engine.table
+        if to is None:
+            batch = flows_from(sorted(ports))
+            batch.rows["nf"] = batch.rows["ifindex"] = 0  # whatever device they come by
+            done = self.engine.context.services.forget_flows(1, batch)
+            known = table.slots_in(FlowState.REFUSED, FlowState.ENDED)
+            known = known[np.isin(table.flow["key"]["sport"][known], sorted(ports))]
+        else:
+            done = self.engine.context.services.forget_flows(1, np.array([to], dtype=np.uint64))
+            known = table.slots_in(FlowState.REFUSED, FlowState.ENDED)
+            known = known[table.flow["target"][known] == to]
+        assert (table.reason[known] == Reason.FORGOTTEN).all()  # they waited for a rule until now
+        forgotten = set(done.flows.rows["key"]["sport"].tolist())
+        assert not self.nf.kept & forgotten
+        self.here.forgotten |= forgotten
 
     @rule(on=st.booleans())
     def offloading_is_switched(self, on: bool) -> None:
