@@ -91,7 +91,7 @@ def keys_of(suite: Suite) -> str:
 def tables_of(suite: Suite) -> str:
     """VIPs, server ids and source routes of a suite, as tables of the TOML."""
     reals = suite.state.reals
-    tables = [vips_toml(suite.state)]
+    tables = [vips_toml(suite.state, suite.features)]
     for server, number in suite.state.server_ids.items():
         tables.append(f'[[katran_accel.server_ids]]\nid = {server}\nreal = "{reals[number]}"\n')
     for prefix, number in suite.state.source_routes.items():
