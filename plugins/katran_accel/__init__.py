@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily
 from nfcore.api.network_function import PacketTrace
 from nfcore.api.steps import Steps
-from nfcore.errors import HostError
+from nfcore.errors import HostError, Problem
 
 from .balancer import Balancer
 from .config import NAME, KatranTable, check_table, check_whole, count_pairs
 from .decap.command import decap
 from .diagnosis import METHOD, diagnose, preconditions
+from .feature_checks import check_features
 from .healthcheck import service as healthcheck
 from .healthcheck.command import healthcheck as show_healthcheck
 from .inventory import NUMBERING
@@ -45,7 +46,7 @@ class KatranAccelPlugin:
     @hookimpl
     def config_section(self) -> Section:
         """Declare `[katran_accel]`."""
-        return Section(KatranTable, check_table, count_pairs, check_whole)
+        return Section(KatranTable, _check, count_pairs, check_whole)
 
     @hookimpl
     def register_commands(self, app: typer.Typer) -> None:
@@ -156,6 +157,11 @@ class KatranAccelPlugin:
     def _running(self) -> Balancer:
         assert self._balancer is not None, "the core calls setup() before any other hook of a network function"
         return self._balancer
+
+
+def _check(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
+    yield from check_table(raw, path)
+    yield from check_features(raw, path)
 
 
 def _table(config: Config) -> KatranTable:
