@@ -6,7 +6,6 @@ Written for files of some hundred thousand lines, for which `ipaddress` would ta
 
 from __future__ import annotations
 
-import re
 import socket
 import stat
 from array import array
@@ -33,6 +32,7 @@ _ID_WANTED = f"should be a server id from 1 to {MAX_ID:,}, written without separ
 _PREFIX_WANTED = "should be an IPv4 or IPv6 address, or a prefix such as '198.18.7.0/24'"
 _FAMILIES = ((4, socket.AF_INET, 32, bytes(12)), (6, socket.AF_INET6, 128, b""))
 """Version, family, longest prefix, and what fills an address up to 16 bytes."""
+_LENGTHS = {str(bits): bits for bits in range(129)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +153,8 @@ def _parse_prefix(text: str) -> bytes:
         raise ValueError(f"{_shown(text)} is no prefix; {_PREFIX_WANTED}") from None
     length = longest
     if slash:
-        length = int(bits) if re.fullmatch("[0-9]{1,3}", bits) else -1
-        if not 0 <= length <= longest:
+        length = _LENGTHS.get(bits, longest + 1)
+        if length > longest:
             raise ValueError(f"{_shown(text)} is no prefix; {_PREFIX_WANTED}")
         if int.from_bytes(packed, "big") & ((1 << longest - length) - 1):
             right = ip_network((packed, length), strict=False)

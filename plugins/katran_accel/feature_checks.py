@@ -54,12 +54,24 @@ class Listed:
     """Server ids or source routes of the table, then those of its file, as they were written."""
 
     keys: NDArray[Any]
-    reals: Sequence[Address]
+    reals: NDArray[np.int64]
+    """Where in `addresses` the real of each one is."""
+    addresses: Sequence[Address]
+    """Different ones, but perhaps some that no key has."""
     inline: Sequence[int]
     """Number of each one in the TOML's list."""
     file: EntryFile | None
     path: str
     """Of the TOML's list."""
+
+    def real(self, row: int) -> Address:
+        """Give the real of one of them."""
+        return self.addresses[int(self.reals[row])]
+
+    def to_ipv4(self) -> NDArray[np.bool_]:
+        """Say which of them have an IPv4 real."""
+        four = np.array([address.version == 4 for address in self.addresses], dtype=bool)
+        return four[self.reals]
 
     def place(self, row: int) -> tuple[str, str]:
         """Give the full key that has an entry, and what says where it is in the file."""
@@ -95,10 +107,10 @@ def check_features(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     yield from _check_routes(routes, raw)
     yield from _check_use(ids, routes, vips, raw)
     reals = {real.address for vip in vips for real in vip.reals if real.address is not None}
-    reals.update(ids.reals, routes.reals)
+    reals.update(ids.addresses, routes.addresses)
     if len(reals) >= lay.MAX_REALS:
         there = f"has {len(reals):,} different reals"
-        if len(ids.reals) or len(routes.reals):
+        if len(ids.keys) or len(routes.keys):
             there += ", with those of server_ids and source_routes"
         yield Problem(f"{path}.vips", f"{there}; at most {lay.MAX_REALS - 1:,} fit")
     yield from _check_sources(raw, path, reals)
@@ -215,12 +227,14 @@ def _listed(
         if isinstance(each, dict) and (found := pair(each)) is not None
     ]
     keys = np.frombuffer(b"".join(packed for _, packed, _ in pairs), key)
-    reals = [real for *_, real in pairs]
+    places: dict[Address, int] = {}
+    reals = np.array([places.setdefault(real, len(places)) for *_, real in pairs], np.int64)
     file = try_to(read, raw[f"{name}_file"]) if raw.get(f"{name}_file") is not None else None
     if file is not None:
         keys = join_rows((keys, file.lines.keys), key)
-        reals += [file.lines.addresses[real] for real in file.lines.reals.tolist()]
-    return Listed(keys, reals, [number for number, *_ in pairs], file, path)
+        of_file = np.array([places.setdefault(real, len(places)) for real in file.lines.addresses], np.int64)
+        reals = np.concatenate([reals, of_file[file.lines.reals]])
+    return Listed(keys, reals, list(places), [number for number, *_ in pairs], file, path)
 
 
 def _id_pair(raw: Mapping[str, Any]) -> tuple[bytes, Address] | None:
@@ -258,11 +272,11 @@ def _check_duplicates(listed: Listed) -> Iterator[Problem]:
     _, first, inverse = np.unique(sortable(listed.keys), return_index=True, return_inverse=True)
     original = first[inverse.reshape(-1)]
     again = np.flatnonzero(original != np.arange(len(original)))
-    other_real = np.array([listed.reals[row] != listed.reals[original[row]] for row in again.tolist()], dtype=bool)
+    other_real = listed.reals[again] != listed.reals[original[again]]
 
     def tell(row: int, kind: type[Problem] = Problem) -> Problem:
         (where, line), before = listed.place(row), listed.name(int(original[row]))
-        real, key = listed.reals[int(original[row])], key_text(listed.keys[row])
+        real, key = listed.real(int(original[row])), key_text(listed.keys[row])
         how = f"with the real '{real}'; list each once" if kind is Problem else "with the same real"
         return kind(where, f"{line}'{key}' is already {before}, {how}")
 
@@ -301,17 +315,16 @@ def _check_routes(routes: Listed, raw: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(routes.whole, text)
     if raw.get("encapsulation", "ipip") != "ipip":
         return
-    to_four = np.array([real.version == 4 for real in routes.reals], dtype=bool)
 
     def tell(row: int) -> Problem:
         (where, line), prefix = routes.place(row), key_text(routes.keys[row])
-        text = f"'{prefix}' cannot lead to '{routes.reals[row]}': by IPIP, IPv6 is encapsulated in IPv6 only"
+        text = f"'{prefix}' cannot lead to '{routes.real(row)}': by IPIP, IPv6 is encapsulated in IPv6 only"
         return Problem(where, f"{line}{text}; {GUE_ADVICE}")
 
     def rest(count: int) -> Problem:
         return Problem(routes.whole, f"{count:,} more IPv6 prefixes lead to IPv4 reals")
 
-    yield from _tell(np.flatnonzero((version == 6) & to_four), tell, rest)
+    yield from _tell(np.flatnonzero((version == 6) & routes.to_ipv4()), tell, rest)
 
 
 def _check_use(ids: Listed, routes: Listed, vips: Sequence[_Vip], raw: Mapping[str, Any]) -> Iterator[Remark]:
@@ -327,7 +340,7 @@ def _check_use(ids: Listed, routes: Listed, vips: Sequence[_Vip], raw: Mapping[s
         yield Remark(ids.whole, f"has {count:,} ids above {LONGEST_SHORT_ID:,}: {only}")
     six = next((vip for vip in readers if vip.network is not None and vip.network.version == 6), None)
     if six is not None and raw.get("encapsulation", "ipip") == "ipip":
-        count = sum(real.version == 4 for real in ids.reals)
+        count = int(np.count_nonzero(ids.to_ipv4()))
         text = f"has {count:,} ids of IPv4 reals: packets of the IPv6 VIP {six.where} that name them are dropped; "
         yield from [Remark(ids.whole, text + GUE_ADVICE)] * (count > 0)
     if len(routes.keys) and "src_routing" not in flags:
