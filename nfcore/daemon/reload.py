@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import stat
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..api.config import Config
-from ..api.steps import Steps, run_steps
+from ..api.steps import Steps, run_beside, run_steps
 from ..config.loader import load_config
 from ..engine.engine import Engine
 from ..engine.event_kind import EventKind
@@ -29,7 +27,6 @@ from ..hooks.results import check_result
 from ..logs import AUDIT
 
 log = logging.getLogger(AUDIT)
-T = TypeVar("T")
 CORE_TABLES = {"nf", "interfaces", "marking", "offload"}
 LIVE = {
     "min_rate",
@@ -80,32 +77,11 @@ class Reloader:
 
     def __init__(self, engine: Engine, plugins: PluginManager, look: Look) -> None:
         self._engine, self._plugins, self._look = engine, plugins, look
-        self._turn = asyncio.Lock()
 
     async def reload(self) -> Reloaded:
         """As :func:`reload`. When it is cancelled, it waits until no thread works for it any more."""
-        async with self._turn:
-            return await _run_beside(reload_in_steps(self._engine, self._plugins, self._look))
-
-
-async def _run_beside(steps: Steps[T]) -> T:
-    """Do the steps, with their work in a thread."""
-    loop, resume, value = asyncio.get_running_loop(), steps.send, cast("Any", None)
-    with contextlib.closing(steps), ThreadPoolExecutor(1, "reload") as threads:
-        while True:
-            try:
-                work = resume(value)
-            except StopIteration as end:
-                return cast("T", end.value)
-            running = loop.run_in_executor(threads, work)
-            try:
-                resume, value = steps.send, await asyncio.shield(running)
-            except asyncio.CancelledError:
-                # What it works on is about to be closed.
-                await asyncio.wait([running])
-                raise
-            except Exception as error:  # noqa: BLE001 - the generator decides what to do about it
-                resume, value = steps.throw, error
+        async with self._engine.context.services.turn:
+            return await run_beside(reload_in_steps(self._engine, self._plugins, self._look))
 
 
 def reload(engine: Engine, plugins: PluginManager) -> Reloaded:
@@ -133,8 +109,10 @@ def reload_in_steps(engine: Engine, plugins: PluginManager, look: Look = look_no
 
 def _reload(engine: Engine, plugins: PluginManager) -> Steps[Reloaded]:
     old = engine.context.config
-    new, changed = yield partial(_read_again, old, plugins)
+    services = engine.context.services
+    new, changed = yield partial(_read_again, old, plugins, frozenset(services.changed_at_run_time))
     gone = yield from _take_over(engine, old, new, [table for table in changed if table in new.sections], plugins)
+    services.changed_at_run_time.difference_update(changed)
     ended = yield from engine.apply_in_steps(new, gone)
     log.info("configuration read again: %s", ", ".join(changed) if changed else "nothing has changed")
     for remark in new.remarks:
@@ -142,15 +120,18 @@ def _reload(engine: Engine, plugins: PluginManager) -> Steps[Reloaded]:
     return Reloaded(new.source, changed, ended.accelerated, ended.waiting, [str(remark) for remark in new.remarks])
 
 
-def _read_again(old: Config, plugins: PluginManager) -> tuple[Config, list[str]]:
-    """Give the configuration as it is in the file now, and the tables that have changed."""
+def _read_again(old: Config, plugins: PluginManager, also: Set[str]) -> tuple[Config, list[str]]:
+    """Give the configuration as it is in the file now, and the tables that have changed; `also`: at run time."""
     with contextlib.suppress(OSError):  # reading it says what is wrong
         if not stat.S_ISREG(Path(old.source).stat().st_mode):
             # Reading a pipe would wait for its writer.
             raise ConfigError(old.source, [Problem("", "is no regular file: it cannot be read again")])
     new = load_config(Path(old.source), PluginManager(), old.overrides)
     before, after = old.resolved(), new.resolved()
-    changed = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    # A table may name files, of which only the model knows what they have.
+    files = {name for name, table in new.sections.items() if name in old.sections and table != old.sections[name]}
+    differing = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    changed = sorted(differing | files | also)
     problems = [
         problem for table in changed for problem in _unchangeable(table, before.get(table), after.get(table), plugins)
     ]

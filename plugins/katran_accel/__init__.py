@@ -32,6 +32,8 @@ from .healthcheck.command import healthcheck as show_healthcheck
 from .inventory import NUMBERING
 from .maps import remove_pins
 from .metrics import BalancerMetrics
+from .routing_commands import server_ids, source_routes
+from .routing_methods import RoutingMethods
 from .tracing import trace
 
 
@@ -50,9 +52,11 @@ class KatranAccelPlugin:
 
     @hookimpl
     def register_commands(self, app: typer.Typer) -> None:
-        """Add `nfcore decap` and `nfcore healthcheck`."""
+        """Add `nfcore decap`, `nfcore healthcheck`, `nfcore server-ids` and `nfcore source-routes`."""
         app.command("decap")(decap)
         app.command("healthcheck")(show_healthcheck)
+        app.add_typer(server_ids, name="server-ids")
+        app.add_typer(source_routes, name="source-routes")
 
     @hookimpl
     def preconditions(self, context: Context) -> Iterable[Finding]:
@@ -70,6 +74,7 @@ class KatranAccelPlugin:
         self._metrics = BalancerMetrics(self._balancer)
         context.register_nf(self._balancer)
         context.services.register_method(METHOD, self._balancer.next_hops, reads=True)
+        RoutingMethods(self._balancer, context.services, self._follow).register()
         context.services.register_method("healthcheck", self._report_healthcheck, reads=True)
         if table.healthcheck is not None and not context.tracing:
             self._healthcheck = healthcheck.Healthcheck(context, table, table.healthcheck)
@@ -88,6 +93,13 @@ class KatranAccelPlugin:
                 self._metrics.follow()
             if self._healthcheck is not None and self._running.config is config:
                 self._healthcheck.follow(self._running.inventory, _table(config), sources)
+
+    def _follow(self) -> None:
+        """Let metrics and health checks follow what was changed at run time."""
+        if self._metrics is not None:
+            self._metrics.follow()
+        if self._healthcheck is not None:
+            self._healthcheck.follow(self._running.inventory, self._running.table)
 
     @hookimpl
     def teardown(self) -> None:

@@ -19,7 +19,7 @@ from .balancer import ADVICE, Balancer
 from .config import NAME, KatranTable, VipTable
 from .maps import Sizes, check_pins, forwarding_cpus
 from .next_hops import NO_MAC, DeviceFacts, Facts, look, look_patiently, name_reals, require_next_hops
-from .routing import Routing, all_reals
+from .routing import reals_of_table
 
 METHOD = f"{NAME}.next_hops"
 """The daemon's method that tells where its program sends packets."""
@@ -82,7 +82,7 @@ def _other_macs(table: KatranTable, device: Device) -> Iterator[Finding]:
 
 def _gateways(context: Context, table: KatranTable, devices: Sequence[Device]) -> Iterator[Finding]:
     """Where packets go from each device, and whether a running daemon's program sends them there."""
-    reals = all_reals(table, Routing.of(table))
+    reals = reals_of_table(table)
     fixed = [table.fixed_mac(device.name) for device in devices]
     facts = look_patiently(lambda: look(devices, fixed, reals))
     used = _in_use(Path(context.config.nf.socket))

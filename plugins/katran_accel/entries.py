@@ -101,8 +101,8 @@ class Entries:
 
     def joined(self, more: Entries) -> Entries:
         """Give these and others; where both have a key, these count."""
-        if not len(more):
-            return self
+        if not len(self) or not len(more):
+            return self if len(self) else more
         keys = join_rows((self.keys, more.keys), self.keys.dtype)
         reals = np.concatenate([self.reals, more.reals + len(self.addresses)])
         return Entries.of(keys, reals, (*self.addresses, *more.addresses))

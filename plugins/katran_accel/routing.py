@@ -7,7 +7,7 @@ after a reload. An id that is not valid keeps its real, and so the real its numb
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,4 +60,16 @@ class Routing:
 
 def all_reals(table: KatranTable, routing: Routing) -> list[Address]:
     """Give the different reals of a table's VIPs, then those to which nothing but server ids and routes leads."""
-    return list(dict.fromkeys((*(real.address for vip in table.vips for real in vip.reals), *routing.reals)))
+    return list(dict.fromkeys((*_of_vips(table), *routing.reals)))
+
+
+def reals_of_table(table: KatranTable) -> list[Address]:
+    """Give the different reals that a TOML and its files name. Cheap, however many entries there are."""
+    of_ids, of_routes = (each.real for each in table.server_ids), (each.real for each in table.source_routes)
+    files = [file for file in (table.server_ids_file, table.source_routes_file) if file is not None]
+    of_files = (real for file in files for real in file.entries.addresses)
+    return list(dict.fromkeys((*_of_vips(table), *of_ids, *of_routes, *of_files)))
+
+
+def _of_vips(table: KatranTable) -> Iterator[Address]:
+    return (real.address for vip in table.vips for real in vip.reals)

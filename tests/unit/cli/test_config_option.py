@@ -25,6 +25,14 @@ REQUIRED = {
     "flow load": ["-"],
     "flow clear": ["--yes"],
     "trace": ["--hex", "00" * 60],
+    "server-ids add": ["7=198.18.20.11"],
+    "server-ids load": ["ids.csv"],
+    "server-ids remove": ["7"],
+    "server-ids invalidate": ["7"],
+    "server-ids restore": ["7"],
+    "source-routes add": ["198.18.7.0/24=198.18.20.11"],
+    "source-routes load": ["routes.csv"],
+    "source-routes remove": ["198.18.7.0/24"],
 }
 """What commands need beside CONFIG."""
 

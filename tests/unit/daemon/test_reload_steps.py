@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from nfcore.api.steps import Steps, pause, run_steps
-from nfcore.daemon.reload import _run_beside
+from nfcore.api.steps import Steps, pause, run_beside, run_steps
 
 Run = Callable[[Steps[Any]], Any]
 
 
 @pytest.fixture(params=["at once", "beside a loop"])
 def run(request: pytest.FixtureRequest) -> Run:
-    return run_steps if request.param == "at once" else lambda steps: asyncio.run(_run_beside(steps))
+    return run_steps if request.param == "at once" else lambda steps: asyncio.run(run_beside(steps))
 
 
 def refuse() -> None:
@@ -61,7 +60,7 @@ def test_the_loop_goes_on_and_a_cancelled_step_is_waited_for() -> None:
             log.append("closed")
 
     async def scenario() -> None:
-        task = asyncio.create_task(_run_beside(steps()))
+        task = asyncio.create_task(run_beside(steps()))
         while not begun.is_set():
             await asyncio.sleep(0)  # the loop goes on
         task.cancel()

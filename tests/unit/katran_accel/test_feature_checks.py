@@ -103,7 +103,8 @@ def test_ids_that_an_array_cannot_hold() -> None:
     most = lay.MAX_SERVER_IDS
     listed = ids((most - 1, ONE), (most, ONE))
     assert found(vips=QUIC, server_ids=listed) == [
-        'k.server_ids[1]: is 16777214; with server_id_map = "array" ids go to 16,777,213: set k.server_id_map = "hash"'
+        'k.server_ids[1]: is 16777214; with server_id_map = "array" ids go to 16,777,213: '
+        'set katran_accel.server_id_map = "hash"'
     ]
     assert found(vips=QUIC, server_ids=listed, server_id_map="hash") == []
 
