@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from nfcore.plugins.katran_accel.config import NAME, KatranTable
 from nfcore.plugins.katran_accel.entries import Entries
 from nfcore.plugins.katran_accel.routing import Routing
 
-from .foreign_reader import ARRAY, HASH, LPM_TRIE, ForeignMap
+from .foreign_reader import ARRAY, HASH, LPM_TRIE
+from .pinned_routing import PinnedRouting, open_routing
 from .world import balancer_toml
 
 HASH_OF_MAPS = 13
@@ -52,47 +53,7 @@ class Pinned:
 
     balancer: Balancer
     folder: Path
-    open: ExitStack
-    maps: dict[str, ForeignMap] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> ForeignMap:
-        if name not in self.maps:
-            self.maps[name] = ForeignMap.pinned(self.folder / "pins" / name)
-            self.open.callback(self.maps[name].close)
-        return self.maps[name]
-
-    def real_of(self, number: int) -> str:
-        """The real that a number stands for, by the map `reals`."""
-        raw, flags = struct.unpack("=16sB3x", self["reals"][number])
-        return str(ip_address(raw if flags & 1 else raw[:4])) if any(raw) else ""
-
-    def server_ids(self, *ids: int) -> dict[int, str]:
-        """The reals to which ids lead; of a hash, those of all that it has."""
-        found = self["server_id_map"]
-        if found.kind == HASH:
-            ids = tuple(int.from_bytes(key, "little") for key in found)
-        return {number: self.real_of(int.from_bytes(found[number], "little")) for number in sorted(ids)}
-
-    def routes(self) -> dict[str, str]:
-        """The reals to which prefixes lead."""
-        result = {}
-        for name in ("lpm_src_v4", "lpm_src_v6"):
-            found = self[name]
-            for key in found:
-                network = ip_network((key[4:], int.from_bytes(key[:4], "little")))
-                result[str(network)] = self.real_of(int.from_bytes(found[key], "little"))
-        return result
-
-    def down(self) -> dict[tuple[str, int, int], set[str]]:
-        """The reals that are down, by VIP."""
-        found, result = self["vip_to_down_reals_map"], {}
-        for key in found:
-            address, port, protocol = struct.unpack(">4s12xHBx", key)
-            inner = found.inner(key)
-            self.open.callback(inner.close)
-            reals = {self.real_of(int.from_bytes(number, "little")) for number in inner}
-            result[str(ip_address(address)), port, protocol] = reals
-        return result
+    found: PinnedRouting
 
     def reload(self, katran: str, down: bool = False) -> None:
         config, table = read(self.folder, katran, down)
@@ -120,7 +81,7 @@ def pinned(folder: Path, katran: str, down: bool = False) -> Iterator[Pinned]:
     context = Context(config, [], None, MarkAllocator(16, 0.0), state_file=StateFile(folder / "notes.state"))
     with closing(balancer), context.locks, ExitStack() as opened:
         balancer.open(context)
-        yield Pinned(balancer, folder, opened)
+        yield Pinned(balancer, folder, opened.enter_context(open_routing(folder / "pins")))
 
 
 def ids_of(pairs: dict[int, str]) -> Entries:
@@ -140,12 +101,12 @@ def test_types_and_sizes_as_published(tmp_path: Path) -> None:
             "decap_dst": (HASH, 16, 4, 512),
             "pckt_srcs": (ARRAY, 4, 20, 2),
         }.items():
-            found = maps[name]
+            found = maps.found[name]
             assert (found.kind, found.key_size, found.value_size, found.entries) == wanted, name
-        sources = [struct.unpack("=16sB3x", maps["pckt_srcs"][number]) for number in (0, 1)]
+        sources = [struct.unpack("=16sB3x", maps.found["pckt_srcs"][number]) for number in (0, 1)]
         assert sources[0] == (ip_address("198.18.2.2").packed.ljust(16, b"\0"), 0)
         assert sources[1] == (ip_address("2001:db8:2::2").packed, 1)
-        flags = {key: int.from_bytes(maps["decap_dst"][key], "little") & 0xFF for key in maps["decap_dst"]}
+        flags = {key: int.from_bytes(maps.found["decap_dst"][key], "little") & 0xFF for key in maps.found["decap_dst"]}
         assert flags == {
             ip_address("198.18.2.3").packed.ljust(16, b"\0"): 0,
             ip_address("2001:db8:2::3").packed: 2,
@@ -156,8 +117,8 @@ def test_types_and_sizes_as_published(tmp_path: Path) -> None:
 def test_ids_and_routes_follow_a_reload(tmp_path: Path, kind: str) -> None:
     katran = f'server_id_map = "{kind}"\n'
     with pinned(tmp_path, katran + IDS + ROUTES) as maps:
-        assert maps.server_ids(7, 9) == {7: A, 9: C}
-        assert maps.routes() == {"198.18.7.0/24": C, "2001:db8::/32": SIX}
+        assert maps.found.server_ids(7, 9) == {7: A, 9: C}
+        assert maps.found.routes() == {"198.18.7.0/24": C, "2001:db8::/32": SIX}
         files = f'server_ids_file = "{tmp_path}/ids"\nsource_routes_file = "{tmp_path}/routes"\n'
         (tmp_path / "ids").write_text(f"9,{B}\n8,{A}\n")
         (tmp_path / "routes").write_text(f"198.18.7.0/25,{A}\n2001:db8::/32,{B}\n")
@@ -165,13 +126,13 @@ def test_ids_and_routes_follow_a_reload(tmp_path: Path, kind: str) -> None:
             maps.reload(katran + files)
         (tmp_path / "routes").write_text(f"198.18.7.0/25,{A}\n2001:db8::/32,{SIX}\n")
         maps.reload(katran + files)
-        assert maps.server_ids(8, 9) == {8: A, 9: B}
-        assert maps.routes() == {"198.18.7.0/25": A, "2001:db8::/32": SIX}
+        assert maps.found.server_ids(8, 9) == {8: A, 9: B}
+        assert maps.found.routes() == {"198.18.7.0/25": A, "2001:db8::/32": SIX}
         (tmp_path / "ids").write_text("")
         (tmp_path / "routes").write_text("# none")
         maps.reload(katran + files)
-        assert maps.routes() == {}
-        assert not any(maps.server_ids(7, 8, 9).values())
+        assert maps.found.routes() == {}
+        assert not any(maps.found.server_ids(7, 8, 9).values())
 
 
 @pytest.mark.parametrize("kind", ["array", "hash"])
@@ -180,8 +141,8 @@ def test_a_start_removes_what_an_earlier_run_has_left(tmp_path: Path, kind: str)
     with pinned(tmp_path, katran + IDS + ROUTES):
         pass
     with pinned(tmp_path, katran + f'server_ids = [{{ id = 8, real = "{B}" }}]\n') as maps:
-        assert maps.routes() == {}
-        assert maps.server_ids(7, 8, 9) == ({8: B} if kind == "hash" else {7: "", 8: B, 9: ""})
+        assert maps.found.routes() == {}
+        assert maps.found.server_ids(7, 8, 9) == ({8: B} if kind == "hash" else {7: "", 8: B, 9: ""})
 
 
 @pytest.mark.parametrize("kind", ["array", "hash"])
@@ -190,13 +151,13 @@ def test_an_invalid_id_leads_nowhere_and_its_real_keeps_its_number(tmp_path: Pat
     with pinned(tmp_path, katran) as maps:
         number = maps.balancer.inventory.reals[ip_address(C)]
         maps.change(lambda routing: routing.with_invalid(np.array([9], np.uint32)))
-        assert maps.server_ids(7, 9) == {7: A, 9: ""}
-        assert maps.real_of(number) == C
+        assert maps.found.server_ids(7, 9) == {7: A, 9: ""}
+        assert maps.found.real_of(number) == C
         # A reload knows nothing of why.
         maps.reload(katran + ROUTES)
-        assert maps.server_ids(7, 9) == {7: A, 9: ""}
+        assert maps.found.server_ids(7, 9) == {7: A, 9: ""}
         maps.change(lambda routing: routing.with_invalid(np.array([], np.uint32)))
-        assert maps.server_ids(7, 9) == {7: A, 9: C}
+        assert maps.found.server_ids(7, 9) == {7: A, 9: C}
         assert maps.balancer.inventory.reals[ip_address(C)] == number
 
 
@@ -209,12 +170,12 @@ def test_ids_at_run_time_may_name_new_reals(tmp_path: Path) -> None:
 
     with pinned(tmp_path, IDS + ROUTES) as maps:
         maps.change(with_new)
-        assert maps.server_ids(7, 8, 9) == {7: A, 8: new, 9: C}
+        assert maps.found.server_ids(7, 8, 9) == {7: A, 8: new, 9: C}
         number = maps.balancer.inventory.reals[ip_address(new)]
         maps.reload(IDS)
-        assert maps.server_ids(7, 8, 9) == {7: A, 8: "", 9: C}
+        assert maps.found.server_ids(7, 8, 9) == {7: A, 8: "", 9: C}
         # Nothing is sent to it any more, and its number rests.
-        assert maps["reals"][number][16] & 0x80
+        assert maps.found["reals"][number][16] & 0x80
         assert number in maps.balancer.numbering.reals.resting
 
 
@@ -227,7 +188,7 @@ def test_routes_change_at_run_time(tmp_path: Path) -> None:
 
     with pinned(tmp_path, ROUTES) as maps:
         maps.change(other)
-        assert maps.routes() == {"198.18.7.0/24": A, "198.18.8.0/24": C, "2001:db8::/32": SIX}
+        assert maps.found.routes() == {"198.18.7.0/24": A, "198.18.8.0/24": C, "2001:db8::/32": SIX}
 
 
 def test_what_the_kernel_refuses_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,17 +199,17 @@ def test_what_the_kernel_refuses_changes_nothing(tmp_path: Path, monkeypatch: py
             more = ids_of({5: A, 6: A, 8: A, 9: real})
             with pytest.raises(HostError, match="cannot set key 6 of map server_id_map"):
                 maps.change(lambda routing, more=more: Routing(more, routing.source_routes, np.zeros(4, bool)))  # type: ignore[misc]
-            assert maps.server_ids() == {7: A, 9: C}
+            assert maps.found.server_ids() == {7: A, 9: C}
             assert maps.balancer.inventory.routing.server_ids == ids_of({7: A, 9: C})
 
 
 def test_reals_that_are_down(tmp_path: Path) -> None:
     with pinned(tmp_path, "") as maps:
-        assert maps.down() == {}
+        assert maps.found.down() == {}
         maps.reload("", down=True)
-        assert maps.down() == {("198.18.10.1", 443, 17): {B}}
+        assert maps.found.down() == {("198.18.10.1", 443, 17): {B}}
         maps.reload("")
-        assert maps.down() == {}
+        assert maps.found.down() == {}
 
 
 @pytest.mark.slow
@@ -260,10 +221,10 @@ def test_hundreds_of_thousands_of_routes(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     with pinned(tmp_path, f'source_routes_file = "{path}"\n') as maps:
         wanted = dict(line.split(",") for line in lines)
-        assert {prefix.removesuffix("/32"): real for prefix, real in maps.routes().items()} == {
+        assert {prefix.removesuffix("/32"): real for prefix, real in maps.found.routes().items()} == {
             prefix.removesuffix("/32"): real for prefix, real in wanted.items()
         }
         path.write_text("\n".join(lines[1:-1]))
         maps.reload(f'source_routes_file = "{path}"\n')
         assert len(maps.balancer.inventory.routing.source_routes) == len(lines) - 2
-        assert sum(1 for name in ("lpm_src_v4", "lpm_src_v6") for _ in maps[name]) == len(lines) - 2
+        assert sum(1 for name in ("lpm_src_v4", "lpm_src_v6") for _ in maps.found[name]) == len(lines) - 2
