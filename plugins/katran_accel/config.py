@@ -23,6 +23,8 @@ NAME = "katran_accel"
 """Name of the plugin, of its table and of its network function."""
 GUE_ADVICE = f'give it an IPv6 real, or set {NAME}.encapsulation = "gue"'
 MAC_WANTED = "should be 'auto' or the MAC address of one station, such as '02:00:5e:10:00:01'"
+LEAST_MTU = 576
+"""Which each IPv4 host takes."""
 FLAG_NAMES = {flag.name.lower(): flag for flag in VipFlag if flag.name}
 
 
@@ -279,7 +281,7 @@ class KatranTable(ConfigTable):
     """Echo requests to VIPs are answered, ICMP errors go to the real of the flow that they quote."""
     too_big: Literal["drop", "answer"] = "drop"
     """What becomes of packets longer than `mtu`; `answer`: the client is told."""
-    mtu: int = Field(default=1500, ge=576, le=9_216)
+    mtu: int = Field(default=1500, ge=LEAST_MTU, le=9_216)
     """Longest IP packet of a client that is balanced; on the way to the reals it has its outer header, too."""
     fragments: Literal["drop", "hash-addresses"] = "drop"
     """`hash-addresses`: fragments go to a real by their addresses alone, so all of a datagram to the same one."""

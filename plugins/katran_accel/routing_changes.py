@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from nfcore.api.config import parse_network
 from nfcore.errors import ConfigError, Problem, Remark
 
-from .config import KatranTable
+from .config import NAME, KatranTable
 from .entries import Entries, key_text, prefix_key, sortable
 from .entry_checks import SERVER_IDS, Kind, Listed, check_entries, list_entries
 from .entry_files import MAX_ID, MOST_MISTAKES
@@ -67,7 +67,7 @@ class RoutingChange:
         listed = list_entries(self.kind, raw, ADD)
         keys = self.table.model_dump(include={"encapsulation", "server_id_map", "source_v4", "source_v6"})
         problems = [*self._unreadable(), *check_entries(self.kind, listed, keys)]
-        problems += check_sources(keys, self.method, listed.addresses)
+        problems += check_sources(keys, NAME, listed.addresses)
         self._refuse(problem for problem in problems if not isinstance(problem, Remark))
         new = Entries.of(listed.keys, listed.reals, listed.addresses)
         if whole:
