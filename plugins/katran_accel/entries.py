@@ -74,14 +74,13 @@ class Entries:
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Entries)
-            and self.addresses == other.addresses
             and self.keys.dtype == other.keys.dtype
-            and self.keys.tobytes() == other.keys.tobytes()
-            and np.array_equal(self.reals, other.reals)
+            and len(self) == len(other)
+            and not self.differing(other).any()
         )
 
     def __hash__(self) -> int:
-        return hash((len(self), self.addresses))
+        return hash((len(self), frozenset(self.addresses)))
 
     @cached_property
     def _sortable(self) -> NDArray[Any]:
