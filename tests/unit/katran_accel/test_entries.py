@@ -116,5 +116,5 @@ def test_files_are_equal_by_their_content(tmp_path: Path) -> None:
     "path", ["ids.csv", "", 5, None, ["/x"], "/x\0", "/dev/null", "/", "/none/there", "/" + "x" * 5000]
 )
 def test_what_is_no_file(path: object) -> None:
-    with pytest.raises(ValueError, match="absolute path of a file|is no regular file|cannot be read: "):
+    with pytest.raises(ValueError, match=r"absolute path of a file|is no regular file|cannot be read: "):
         read_server_ids(path)
