@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,10 @@ class Services:
     """Names of the methods that change nothing; members of `[nf] socket_group` may use them."""
     order_methods: set[str] = field(default_factory=set)
     """Names of the methods that give orders for flows; members of `[nf] order_group` may use them."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by a reload, and by a plugin's method while it changes what a reload changes, too."""
+    changed_at_run_time: set[str] = field(default_factory=set)
+    """Plugins in which something else is in effect than their table says: the next reload has them take it over."""
     starters: list[Callable[[], None]] = field(default_factory=list)
     """Functions to call once the daemon is ready."""
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import stat
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -78,11 +77,10 @@ class Reloader:
 
     def __init__(self, engine: Engine, plugins: PluginManager, look: Look) -> None:
         self._engine, self._plugins, self._look = engine, plugins, look
-        self._turn = asyncio.Lock()
 
     async def reload(self) -> Reloaded:
         """As :func:`reload`. When it is cancelled, it waits until no thread works for it any more."""
-        async with self._turn:
+        async with self._engine.context.services.turn:
             return await run_beside(reload_in_steps(self._engine, self._plugins, self._look), "reload")
 
 
@@ -111,8 +109,10 @@ def reload_in_steps(engine: Engine, plugins: PluginManager, look: Look = look_no
 
 def _reload(engine: Engine, plugins: PluginManager) -> Steps[Reloaded]:
     old = engine.context.config
-    new, changed = yield partial(_read_again, old, plugins)
+    services = engine.context.services
+    new, changed = yield partial(_read_again, old, plugins, frozenset(services.changed_at_run_time))
     gone = yield from _take_over(engine, old, new, [table for table in changed if table in new.sections], plugins)
+    services.changed_at_run_time.difference_update(changed)
     ended = yield from engine.apply_in_steps(new, gone)
     log.info("configuration read again: %s", ", ".join(changed) if changed else "nothing has changed")
     for remark in new.remarks:
@@ -120,15 +120,18 @@ def _reload(engine: Engine, plugins: PluginManager) -> Steps[Reloaded]:
     return Reloaded(new.source, changed, ended.accelerated, ended.waiting, [str(remark) for remark in new.remarks])
 
 
-def _read_again(old: Config, plugins: PluginManager) -> tuple[Config, list[str]]:
-    """Give the configuration as it is in the file now, and the tables that have changed."""
+def _read_again(old: Config, plugins: PluginManager, also: Set[str]) -> tuple[Config, list[str]]:
+    """Give the configuration as it is in the file now, and the tables that have changed; `also`: at run time."""
     with contextlib.suppress(OSError):  # reading it says what is wrong
         if not stat.S_ISREG(Path(old.source).stat().st_mode):
             # Reading a pipe would wait for its writer.
             raise ConfigError(old.source, [Problem("", "is no regular file: it cannot be read again")])
     new = load_config(Path(old.source), PluginManager(), old.overrides)
     before, after = old.resolved(), new.resolved()
-    changed = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    # A table may name files, of which only the model knows what they have.
+    files = {name for name, table in new.sections.items() if name in old.sections and table != old.sections[name]}
+    differing = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    changed = sorted(differing | files | also)
     problems = [
         problem for table in changed for problem in _unchangeable(table, before.get(table), after.get(table), plugins)
     ]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from nfcore.api.hookspecs import hookimpl
 from nfcore.api.metrics import MetricFamily
 from nfcore.api.network_function import PacketTrace
 from nfcore.api.steps import Steps
-from nfcore.errors import HostError
+from nfcore.errors import HostError, Problem
 
 from .balancer import Balancer
 from .capture.command import capture
@@ -29,11 +29,14 @@ from .config import NAME, KatranTable, check_table, check_whole, count_pairs
 from .connections.methods import ConnectionMethods
 from .decap.command import decap
 from .diagnosis import METHOD, diagnose, preconditions
+from .feature_checks import check_features
 from .healthcheck import service as healthcheck
 from .healthcheck.command import healthcheck as show_healthcheck
 from .inventory import NUMBERING
 from .maps import remove_pins
 from .metrics import BalancerMetrics
+from .routing_commands import server_ids, source_routes
+from .routing_methods import RoutingMethods
 from .tracing import trace
 
 
@@ -49,17 +52,19 @@ class KatranAccelPlugin:
     @hookimpl
     def config_section(self) -> Section:
         """Declare `[katran_accel]`."""
-        return Section(KatranTable, check_table, count_pairs, check_whole)
+        return Section(KatranTable, _check, count_pairs, check_whole)
 
     @hookimpl
     def register_commands(self, app: typer.Typer) -> None:
-        """Add `nfcore capture`, `nfcore connections`, `nfcore decap` and `nfcore healthcheck`."""
+        """Add the commands of captures, connections, server ids, source routes, health checks, and that of reals."""
         from .connections.command import app as connections  # noqa: PLC0415 - a daemon has no use for it
 
         app.add_typer(connections, name="connections")
         app.command("capture")(capture)
         app.command("decap")(decap)
         app.command("healthcheck")(show_healthcheck)
+        app.add_typer(server_ids, name="server-ids")
+        app.add_typer(source_routes, name="source-routes")
 
     @hookimpl
     def preconditions(self, context: Context) -> Iterable[Finding]:
@@ -81,6 +86,7 @@ class KatranAccelPlugin:
         for name, method in self._capture.methods().items():
             context.services.register_method(name, method)
         ConnectionMethods(self._balancer, context.services, context.devices).register()
+        RoutingMethods(self._balancer, context.services, self._follow).register()
         context.services.register_method("healthcheck", self._report_healthcheck, reads=True)
         if table.healthcheck is not None and not context.tracing:
             self._healthcheck = healthcheck.Healthcheck(context, table, table.healthcheck)
@@ -99,6 +105,13 @@ class KatranAccelPlugin:
                 self._metrics.follow()
             if self._healthcheck is not None and self._running.config is config:
                 self._healthcheck.follow(self._running.inventory, _table(config), sources)
+
+    def _follow(self) -> None:
+        """Let metrics and health checks follow what was changed at run time."""
+        if self._metrics is not None:
+            self._metrics.follow()
+        if self._healthcheck is not None:
+            self._healthcheck.follow(self._running.inventory, self._running.table)
 
     @hookimpl
     def teardown(self) -> None:
@@ -171,6 +184,11 @@ class KatranAccelPlugin:
     def _running(self) -> Balancer:
         assert self._balancer is not None, "the core calls setup() before any other hook of a network function"
         return self._balancer
+
+
+def _check(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
+    yield from check_table(raw, path)
+    yield from check_features(raw, path)
 
 
 def _table(config: Config) -> KatranTable:

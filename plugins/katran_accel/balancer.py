@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +57,7 @@ from .next_hops import (
     require_routes,
     send_by,
 )
+from .routing import Routing
 
 LOOPBACK = 1
 """ifindex of test packets."""
@@ -390,8 +392,10 @@ class Balancer(NetworkFunction):
         ]
         problems += self.features.changes(Features.of(table))
         vips = f"{NAME}.vips"
+        # What is invalid was made so by hand, for a reason that the TOML does not know.
+        routing = Routing.of(table).with_invalid(self.inventory.routing.invalid_ids)
         try:
-            inventory = self.numbering.plan(table)
+            inventory = self.numbering.plan(table, routing)
         except NumbersExhaustedError as error:
             raise ConfigError(config.source, [*problems, Problem(vips, str(error))]) from None
         if len(inventory.vips) > self.maps.rings:
@@ -419,9 +423,37 @@ class Balancer(NetworkFunction):
         if table.gateway_mac != self.table.gateway_mac:
             require_routes(facts, ADVICE)
         sending = send_by(self.sending, facts)
-        targets_changed = len(np.setxor1d(inventory.targets(), self.inventory.targets())) > 0
         inventory.shadowed()  # computed here, in the thread, for _set_inventory()
-        return Change.between(self.numbering, self.inventory, inventory, sending, purge=targets_changed)
+        return self._change_to(inventory, sending)
+
+    def _change_to(self, inventory: Inventory, sending: Sending) -> Change:
+        before = self.inventory
+        gone = (
+            len(np.setxor1d(inventory.targets(), before.targets())) > 0
+            or not before.reals.keys() <= inventory.reals.keys()
+        )
+        return Change.between(self.numbering, before, inventory, sending, purge=gone)
+
+    def change_routing(self, change: Callable[[Routing], Routing]) -> Steps[None]:
+        """Let other server ids and source routes be in effect than those of the TOML, until the next reload.
+
+        They may lead to new reals. `change` makes them of those that are in effect now, in a thread; what it raises,
+        and HostError when the kernel refuses an entry, leaves everything as it was.
+        """
+        self._reloading = True
+        try:
+            inventory = yield partial(self._plan_routing, change)
+            if inventory.reals == self.inventory.reals:
+                yield partial(self._writer.routing.change, self.inventory, inventory)
+                self.inventory = inventory
+            else:
+                facts = yield partial(self._look, self.table, inventory)
+                yield from self._apply(self._change_to(inventory, send_by(self.sending, facts)))
+        finally:
+            self._reloading = False
+
+    def _plan_routing(self, change: Callable[[Routing], Routing]) -> Inventory:
+        return self.numbering.plan(self.table, change(self.inventory.routing))
 
     def _overlapped_targets(self, before: Inventory) -> NDArray[np.uint64]:
         """Targets of VIPs that now lose packets to a VIP to which they lost none before.
@@ -447,6 +479,8 @@ class Balancer(NetworkFunction):
             yield from self._writer.add(change, self._generation)
         except HostError:
             self._set_inventory(self.inventory)
+            with suppress(HostError):
+                yield partial(self._writer.routing.write, self.inventory)
             raise
         self._set_inventory(change.inventory)
         self._written, self.sending = True, change.sending

@@ -4,68 +4,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from functools import lru_cache, partial
-from ipaddress import ip_address, ip_network
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, InstanceOf, PlainSerializer
 
 from nfcore.api.config import Config, ConfigTable, Network, parse_network
 from nfcore.api.flows import PROTOCOL_NUMBERS, Address
 from nfcore.errors import Problem, Remark, key_path
 
+from .entry_files import EntryFile, read_server_ids, read_source_routes
+from .hosts import no_host, server_address, try_to
 from .layouts import MAX_DECAP_ADDRESSES, MAX_PREFIX_VIPS, MAX_REALS, MAX_VIPS, VipFlag
 
 NAME = "katran_accel"
 """Name of the plugin, of its table and of its network function."""
+GUE_ADVICE = f'give it an IPv6 real, or set {NAME}.encapsulation = "gue"'
 MAC_WANTED = "should be 'auto' or the MAC address of one station, such as '02:00:5e:10:00:01'"
+LEAST_MTU = 576
+"""Which each IPv4 host takes."""
 FLAG_NAMES = {flag.name.lower(): flag for flag in VipFlag if flag.name}
-
-
-_NO_HOSTS = {
-    ip_network(text): what
-    for text, what in {
-        "0.0.0.0/8": "an unspecified address",
-        "127.0.0.0/8": "a loopback address",
-        "169.254.0.0/16": "a link-local address",
-        "224.0.0.0/4": "a multicast address",
-        "255.255.255.255": "the broadcast address",
-        "::": "the unspecified address",
-        "::1": "the loopback address",
-        "::/96": "an IPv4 address within IPv6",
-        "::ffff:0:0/96": "an IPv4 address within IPv6",
-        "fe80::/10": "a link-local address",
-        "ff00::/8": "a multicast address",
-    }.items()
-}
-"""Addresses to which no router sends a packet for one host."""
-
-
-def _no_host(network: Network) -> str:
-    """Say what addresses are that no host can have; empty when hosts can have them."""
-    for each, what in _NO_HOSTS.items():
-        if each.version == network.version and network.subnet_of(each):  # type: ignore[arg-type]
-            mapped = getattr(network.network_address, "ipv4_mapped", None)
-            return f"{what}: '{mapped}'" if mapped else what
-    return ""
-
-
-# A real's address is parsed twice for each VIP that it serves: for the model and by check_table().
-@lru_cache(2 * MAX_REALS)
-def _parse_server(text: str) -> Address:
-    try:
-        address = ip_address(text)
-    except ValueError:
-        raise ValueError("should be an IPv4 or IPv6 address such as '198.18.20.11'") from None
-    if what := _no_host(ip_network(address)):
-        raise ValueError(f"should be the address of one server, not {what}")
-    return address
-
-
-def _server_address(value: object) -> Address:
-    # A zone ("fe80::1%eth0") means something on one link only, and a packet cannot carry it.
-    return _parse_server(value if isinstance(value, str) and "%" not in value else "")
 
 
 _PORT_ADVICE = "for several ports, write one [[katran_accel.vips]] for each"
@@ -106,14 +66,14 @@ def _is_mac(value: object) -> bool:
 
 
 def _source(version: int, value: object) -> str:
-    address = None if value == "auto" else _try(_server_address, value)
+    address = None if value == "auto" else try_to(server_address, value)
     if value != "auto" and (address is None or address.version != version):
         raise ValueError(f"should be 'auto' or an IPv{version} address of this host")
     return str(value if address is None else address)
 
 
 def _tunnel_source(version: int, value: object) -> str:
-    address = None if value == "" else _try(_server_address, value)
+    address = None if value == "" else try_to(server_address, value)
     if value != "" and (address is None or address.version != version):
         raise ValueError(f"should be an IPv{version} address")
     return str(value if address is None else address)
@@ -167,7 +127,7 @@ def _map_key(network: Network) -> tuple[int, int]:
 class RealTable(ConfigTable):
     """One real of a VIP."""
 
-    address: Annotated[Address, BeforeValidator(_server_address), PlainSerializer(str)]
+    address: Annotated[Address, BeforeValidator(server_address), PlainSerializer(str)]
     weight: int = Field(default=1, ge=0, le=65_535)
     """Share of the ring against the VIP's other reals; 0 drains."""
     local: bool = False
@@ -252,7 +212,7 @@ class HealthcheckTable(ConfigTable):
 class DecapAddress(ConfigTable):
     """An address at which tunnels end."""
 
-    address: Annotated[Address, BeforeValidator(_server_address), PlainSerializer(str)]
+    address: Annotated[Address, BeforeValidator(server_address), PlainSerializer(str)]
     egress: bool = False
     """What comes in GUE goes out again as it is, to where the frame came from."""
 
@@ -272,14 +232,25 @@ class ServerIdTable(ConfigTable):
     """A server id, by which a packet names its real."""
 
     id: int = Field(ge=1, le=0xFFFF_FFFF)
-    real: Annotated[Address, BeforeValidator(_server_address), PlainSerializer(str)]
+    real: Annotated[Address, BeforeValidator(server_address), PlainSerializer(str)]
 
 
 class SourceRouteTable(ConfigTable):
     """Clients whose new flows go to a real that is not the ring's choice."""
 
     prefix: Annotated[Network, BeforeValidator(parse_network), PlainSerializer(format_network)]
-    real: Annotated[Address, BeforeValidator(_server_address), PlainSerializer(str)]
+    real: Annotated[Address, BeforeValidator(server_address), PlainSerializer(str)]
+
+
+def _file(read: Callable[[object], EntryFile], value: object) -> EntryFile | None:
+    return None if value is None else read(value)
+
+
+_FILE_PATH = PlainSerializer(lambda file: None if file is None else file.path)
+ServerIdsFile = Annotated[InstanceOf[EntryFile] | None, BeforeValidator(partial(_file, read_server_ids)), _FILE_PATH]
+SourceRoutesFile = Annotated[
+    InstanceOf[EntryFile] | None, BeforeValidator(partial(_file, read_source_routes)), _FILE_PATH
+]
 
 
 class KatranTable(ConfigTable):
@@ -312,7 +283,7 @@ class KatranTable(ConfigTable):
     """Echo requests to VIPs are answered, ICMP errors go to the real of the flow that they quote."""
     too_big: Literal["drop", "answer"] = "drop"
     """What becomes of packets longer than `mtu`; `answer`: the client is told."""
-    mtu: int = Field(default=1500, ge=576, le=9_216)
+    mtu: int = Field(default=1500, ge=LEAST_MTU, le=9_216)
     """Longest IP packet of a client that is balanced; on the way to the reals it has its outer header, too."""
     fragments: Literal["drop", "hash-addresses"] = "drop"
     """`hash-addresses`: fragments go to a real by their addresses alone, so all of a datagram to the same one."""
@@ -325,8 +296,12 @@ class KatranTable(ConfigTable):
     decap: DecapTable = DecapTable()
     server_ids: list[ServerIdTable] = Field(default=[])
     """Reals by the ids in packets: QUIC connection ids, UDP stable routing, TCP server ids."""
+    server_ids_file: ServerIdsFile = None
+    """File with more of them, a line `id,real` each."""
     source_routes: list[SourceRouteTable] = Field(default=[])
     """For VIPs with the flag `src_routing`; the longest prefix counts."""
+    source_routes_file: SourceRoutesFile = None
+    """File with more of them, a line `prefix,real` each."""
     capture: bool = False
     """Whether the program can give samples of packets to `nfcore capture`."""
     introspection: bool = False
@@ -367,14 +342,13 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     """Find duplicates, impossible pairs and too many entries. Values that cannot be parsed are reported elsewhere."""
     macs = raw.get("gateway_mac")
     for name, mac in macs.items() if isinstance(macs, dict) else ():
-        if _try(_mac, mac) is None:
+        if try_to(_mac, mac) is None:
             yield Problem(key_path(f"{path}.gateway_mac", name), f"is {mac!r:.80}; {MAC_WANTED}")
     vips = raw.get("vips")
     tables = [vip if isinstance(vip, dict) else {} for vip in (vips if isinstance(vips, list) else ())]
-    networks = [_try(parse_network, vip.get("address")) for vip in tables]
+    networks = [try_to(parse_network, vip.get("address")) for vip in tables]
     seen: dict[tuple[object, ...], int] = {}
     of_keys: dict[tuple[object, ...], tuple[int, Network]] = {}
-    reals: set[Address] = set()
     services: dict[Address, int] = {}
     for number, network in enumerate(networks):
         if network is not None and network.prefixlen == network.max_prefixlen:
@@ -393,35 +367,33 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
                 is_prefix = network.prefixlen < network.max_prefixlen
                 advice = "or divide it into two prefixes" if is_prefix else "or address"
                 yield Problem(where, f"{equal}: give one of them another port{',' * is_prefix} {advice}")
-            if what := _no_host(network):
+            if what := no_host(network):
                 text = f"is {vip.get('address')!r}; should be the address or the prefix of a service, not {what}"
                 yield Problem(f"{where}.address", text)
         if "ports" in vip:
             yield Problem(f"{where}.ports", _PORT_ADVICE)
         yield from _remark_reals(vip.get("reals"), where)
-        yield from _check_reals(vip.get("reals"), network, where, reals, services)
+        yield from _check_reals(vip.get("reals"), network, where, raw.get("encapsulation"), services)
     prefixes = sum(network is not None and network.prefixlen < network.max_prefixlen for network in networks)
     if prefixes > MAX_PREFIX_VIPS:
         yield Problem(f"{path}.vips", f"has {prefixes} prefixes; at most {MAX_PREFIX_VIPS} fit")
-    if len(reals) >= MAX_REALS:
-        yield Problem(f"{path}.vips", f"has {len(reals)} different reals; at most {MAX_REALS - 1} fit")
 
 
 def _check_reals(
-    raw: object, vip: Network | None, where: str, reals: set[Address], services: Mapping[Address, int]
+    raw: object, vip: Network | None, where: str, encapsulation: object, services: Mapping[Address, int]
 ) -> Iterator[Problem]:
-    """Check one VIP's reals, and add them to `reals`. `services`: VIPs of one address, by it."""
+    """Check one VIP's reals. `services`: VIPs of one address, by it."""
     known: dict[Address, int] = {}
     for number, real in enumerate(raw if isinstance(raw, list) else ()):
-        address = _try(_server_address, real.get("address")) if isinstance(real, dict) else None
+        address = try_to(server_address, real.get("address")) if isinstance(real, dict) else None
         if address is None:
             continue
-        reals.add(address)
         here = f"{where}.reals[{number}].address"
         if known.setdefault(address, number) != number:
             yield Problem(here, f"{str(address)!r} is already reals[{known[address]}] of this VIP")
-        if vip is not None and vip.version == 6 and address.version == 4:
-            yield Problem(here, f"{str(address)!r} cannot serve an IPv6 VIP: IPv6 is encapsulated in IPv6 only")
+        if vip is not None and vip.version == 6 and address.version == 4 and encapsulation != "gue":
+            text = f"{str(address)!r} cannot serve an IPv6 VIP: by IPIP, IPv6 is encapsulated in IPv6 only; "
+            yield Problem(here, text + GUE_ADVICE)
         if (service := services.get(address)) is None:
             continue
         if vip == ip_network(address):
@@ -437,13 +409,11 @@ def _remark_reals(raw: object, where: str) -> Iterator[Remark]:
         return
     if not raw:
         yield Remark(f"{where}.reals", "is []: packets to this VIP are dropped and counted")
-    elif all(isinstance(real, dict) and type(real.get("weight")) is int and real["weight"] == 0 for real in raw):
+    elif all(isinstance(real, dict) and _has_no_share(real) for real in raw):
         text = "have weight 0, all of them: packets of new connections to this VIP are dropped and counted"
         yield Remark(f"{where}.reals", text)
 
 
-def _try(parse: Any, value: object) -> Any:
-    try:
-        return parse(value)
-    except ValueError:
-        return None
+def _has_no_share(real: Mapping[str, Any]) -> bool:
+    weight = real.get("weight")
+    return real.get("down") is True or (type(weight) is int and weight == 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nfcore.api.context import Context
 from nfcore.api.findings import Finding, Status, finding_of
+from nfcore.api.flows import Address
 from nfcore.api.rules import Device
 from nfcore.control.client import daemon_answers, request
 from nfcore.errors import NfcoreError
@@ -17,15 +18,16 @@ from nfcore.kernel.ethtool import link_facts
 from nfcore.kernel.links import format_mac, read_link, virtual_links_of
 
 from .balancer import ADVICE, Balancer
-from .config import NAME, KatranTable, VipTable
+from .config import LEAST_MTU, NAME, KatranTable
 from .maps import Sizes, check_pins, forwarding_cpus
 from .next_hops import NO_MAC, DeviceFacts, Facts, look, look_patiently, name_reals, require_next_hops
+from .routing import reals_of_table
 
 METHOD = f"{NAME}.next_hops"
 """The daemon's method that tells where its program sends packets."""
 IP_HEADER = {4: 20, 6: 40}
 """Family → bytes of its header, without options."""
-TCP_HEADER = 20
+TCP_HEADER, UDP_HEADER = 20, 8
 MOST_HOPS = 3
 """Next hops that a finding names."""
 
@@ -83,7 +85,7 @@ def _other_macs(table: KatranTable, device: Device) -> Iterator[Finding]:
 
 def _gateways(context: Context, table: KatranTable, devices: Sequence[Device]) -> Iterator[Finding]:
     """Where packets go from each device, and whether a running daemon's program sends them there."""
-    reals = dict.fromkeys(real.address for vip in table.vips for real in vip.reals)
+    reals = reals_of_table(table)
     fixed = [table.fixed_mac(device.name) for device in devices]
     facts = look_patiently(lambda: look(devices, fixed, reals))
     used = _in_use(Path(context.config.nf.socket))
@@ -133,32 +135,38 @@ def _compare(what: str, found: DeviceFacts, used: Mapping[tuple[str, str], str] 
 
 
 def _mtu(table: KatranTable, name: str, ifindex: int) -> Finding:
-    """Whether a packet of 1,500 bytes still fits with the outer header."""
+    """Whether the longest packet that is balanced still fits with the outer header."""
     return examine_mtu(table, name, link_facts(ifindex, name).mtu)
 
 
 def examine_mtu(table: KatranTable, name: str, mtu: int) -> Finding:
-    """Say whether a packet of 1,500 bytes still fits into `mtu` with the outer header, and what helps if not.
+    """Say whether a packet of `katran_accel.mtu` bytes fits into `mtu` with the outer header, and what helps if not.
 
     Clients learn from the SYN-ACK how long their segments may be. A real sends it, past the balancer: the MSS is that
     of the real's route to its clients, in the family of the VIP.
     """
-    what, outer = f"{name}: room for encapsulation", _outer(table.vips)
-    if mtu >= 1500 + outer:
+    what, outer = f"{name}: room for encapsulation", _outer(table, reals_of_table(table))
+    if mtu >= table.mtu + outer:
         return Finding(what, Status.OK, f"MTU {mtu}")
     found = f"MTU {mtu}: packets of more than {mtu - outer} bytes do not fit with {outer} bytes of outer header"
-    advice = f"an MTU of {1500 + outer} from here to the reals"
+    advice = [f"an MTU of {table.mtu + outer} from here to the reals"]
+    if mtu - outer >= LEAST_MTU:
+        answer = "" if table.too_big == "answer" else f' and {NAME}.too_big = "answer"'
+        advice.append(f"{NAME}.mtu = {mtu - outer}{answer}: clients are told, by ICMP")
     commands = []
     for family, ip in ((4, "ip"), (6, "ip -6")):
         vips = [vip for vip in table.vips if vip.protocol == "tcp" and vip.address.version == family]
         if vips:
-            mss = mtu - _outer(vips) - IP_HEADER[family] - TCP_HEADER
+            reals = [real.address for vip in vips for real in vip.reals]
+            mss = mtu - _outer(table, reals) - IP_HEADER[family] - TCP_HEADER
             commands.append(f"{ip} route change $({ip} route show default) advmss {mss}")
     if commands:
-        advice += f"; or have the reals announce a smaller MSS to clients, by their route there: {'; '.join(commands)}"
-    return Finding(what, Status.WARNING, found, advice)
+        said = "have the reals announce a smaller MSS to clients, by their route there"
+        advice.append(f"{said}: {'; '.join(commands)}")
+    return Finding(what, Status.WARNING, found, "; or ".join(advice))
 
 
-def _outer(vips: Sequence[VipTable]) -> int:
-    """Bytes of the longest outer header that packets of these VIPs get."""
-    return max((IP_HEADER[real.address.version] for vip in vips for real in vip.reals), default=IP_HEADER[4])
+def _outer(table: KatranTable, reals: Sequence[Address]) -> int:
+    """Bytes of the longest outer header that packets to these reals get."""
+    udp = UDP_HEADER if table.encapsulation == "gue" else 0
+    return udp + max((IP_HEADER[real.version] for real in reals), default=IP_HEADER[4])

@@ -16,13 +16,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from nfcore.api.config import Network
 from nfcore.api.flows import Address, pack_address
 from nfcore.errors import NfcoreError
 
 from . import layouts as lay
 from .config import NAME, KatranTable, VipTable
 from .maglev import BuildRing, Endpoint, build_ring
+from .routing import Routing, all_reals
 
 NUMBERING = f"{NAME}.numbering"
 """State-file key: which VIP or real each number in the pinned maps stands for."""
@@ -104,18 +104,20 @@ class Numbering:
         """Set for how many seconds numbers rest that are given up from now on."""
         self.vips.rest = self.reals.rest = rest
 
-    def plan(self, table: KatranTable) -> Inventory:
-        """Number the VIPs and reals of a TOML. Changes nothing. NumbersExhaustedError says which do not fit."""
+    def plan(self, table: KatranTable, routing: Routing | None = None) -> Inventory:
+        """Number the VIPs and reals of a TOML. Changes nothing. NumbersExhaustedError says which do not fit.
+
+        routing: what is in effect instead of the TOML's server ids and source routes.
+        """
+        routing = Routing.of(table) if routing is None else routing
         vips = self._plan_numbers(self.vips, "VIPs", [identity(vip) for vip in table.vips])
-        of_vips = (real.address for vip in table.vips for real in vip.reals)
-        of_ids = (each.real for each in table.server_ids)
-        of_sources = (each.real for each in table.source_routes)
-        addresses = dict.fromkeys((*of_vips, *of_ids, *of_sources))
+        addresses = all_reals(table, routing)
         reals = self._plan_numbers(self.reals, "reals", [str(address) for address in addresses])
         return Inventory(
             {vips[identity(vip)]: vip for vip in table.vips},
             {address: reals[str(address)] for address in addresses},
             table,
+            routing,
         )
 
     @staticmethod
@@ -180,6 +182,7 @@ class Inventory:
     reals: dict[Address, int]
     """In order of first appearance."""
     table: KatranTable
+    routing: Routing
 
     @property
     def vip_numbers(self) -> dict[str, int]:
@@ -200,15 +203,13 @@ class Inventory:
     def _local_reals(self) -> frozenset[Address]:
         return frozenset(real.address for vip in self.vips.values() for real in vip.reals if real.local)
 
-    @cached_property
-    def server_ids(self) -> dict[int, int]:
-        """Server id → number of its real."""
-        return {each.id: self.reals[each.real] for each in self.table.server_ids}
+    def server_id_numbers(self) -> NDArray[np.uint32]:
+        """Give the number of the real of each server id; 0 while the id is invalid."""
+        return np.where(self.routing.invalid, np.uint32(0), self.routing.server_ids.numbers(self.reals))
 
-    @cached_property
-    def source_routes(self) -> dict[Network, int]:
-        """Prefix of clients → number of their real."""
-        return {each.prefix: self.reals[each.real] for each in self.table.source_routes}
+    def source_route_numbers(self) -> NDArray[np.uint32]:
+        """Give the number of the real of each source route."""
+        return self.routing.source_routes.numbers(self.reals)
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Give each (VIP number, real number) in the TOML's order."""

@@ -27,10 +27,23 @@ def holds_entries(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> bool:
 
 
 def replace_entries(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> None:
-    """Let a map have these entries and no others. HostError when the kernel refuses one."""
-    write_entries(map_, keys, values)
-    present, _ = map_.lookup_all()
-    map_.delete_batch(present[~np.isin(_rows(present), _rows(keys))])
+    """Let a map have these entries and no others. Writes what differs. HostError when the kernel refuses one."""
+    present, old = map_.lookup_all()
+    there, wanted = _rows(present), _rows(keys)
+    differing = np.ones(len(wanted), dtype=bool)
+    if len(there):
+        order = np.argsort(there)
+        places = order[np.minimum(np.searchsorted(there, wanted, sorter=order), len(there) - 1)]
+        differing = (there[places] != wanted) | (_rows(old)[places] != _rows(values))
+    write_entries(map_, keys[differing], values[differing])
+    delete_entries(map_, present[~np.isin(there, wanted)])
+
+
+def delete_entries(map_: Map, keys: NDArray[Any]) -> None:
+    """Remove keys, those that are there. HostError when the kernel refuses one."""
+    result = map_.delete_batch(keys)
+    if result.errno:
+        raise HostError(f"cannot delete a key of map {map_.spec.name}: {os.strerror(result.errno)}")
 
 
 def _rows(keys: NDArray[Any]) -> NDArray[np.void]:

@@ -79,7 +79,7 @@ class MapWriter:
         self._maps, self._macs = maps, frozenset(macs)
         self._marks = marks
         self._rings = RingBuilder()
-        self._routing = RoutingMaps(maps.maps)
+        self.routing = RoutingMaps(maps.maps)
 
     def close(self) -> None:
         """Close the program that builds rings."""
@@ -101,7 +101,7 @@ class MapWriter:
         if self._marks is not None:
             self._marks.give_generations(inventory, generation)
         self.send_by(change.sending, inventory)
-        self._routing.write(inventory)
+        yield partial(self.routing.write, inventory)
         if change.rings:
             yield partial(self._rings.prepare, sum(len(inventory.vips[number].reals) for number in change.rings))
         for number in change.rings:

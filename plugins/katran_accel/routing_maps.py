@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nfcore.api.config import Network
 from nfcore.api.flows import pack_address
+from nfcore.errors import HostError
 from nfcore.kernel import Map, MapType
 
 from . import layouts as lay
 from .config import KatranTable
+from .entries import Entries
 from .features import U8, U32
 from .inventory import Inventory
-from .map_entries import replace_entries, write_entries
+from .map_entries import delete_entries, replace_entries, write_entries
 
 _EGRESS = 2
 """Flag of an address in `decap_dst`: what came in GUE goes out again."""
@@ -38,9 +41,9 @@ class RoutingMaps:
             if name in self._maps:
                 write(self._maps[name], table)
         if "server_id_map" in self._maps:
-            self._write_server_ids(inventory.server_ids)
+            self._write_server_ids(inventory.routing.server_ids.keys, inventory.server_id_numbers())
         if "lpm_src_v4" in self._maps:
-            self._write_source_routes(inventory.source_routes)
+            self._write_source_routes(inventory.routing.source_routes.keys, inventory.source_route_numbers())
         if "vip_to_down_reals_map" in self._maps:
             self._write_down_reals(inventory)
 
@@ -63,10 +66,25 @@ class RoutingMaps:
             flags[row] = lay.ONLY_FAMILY[each.address.version] | _EGRESS * each.egress
         replace_entries(map_, keys, flags)
 
-    def _write_server_ids(self, reals: Mapping[int, int]) -> None:
+    def change(self, before: Inventory, after: Inventory) -> None:
+        """Write what differs in server ids and source routes, whose reals have the numbers that they had before.
+
+        HostError when the kernel refuses one; then the maps are as before.
+        """
+        try:
+            if "server_id_map" in self._maps:
+                old, new = before.routing.server_ids, after.routing.server_ids
+                self._change_server_ids(*_differences(old, before.server_id_numbers(), new, after.server_id_numbers()))
+            if "lpm_src_v4" in self._maps:
+                old, new = before.routing.source_routes, after.routing.source_routes
+                numbers = before.source_route_numbers(), after.source_route_numbers()
+                self._change_source_routes(*_differences(old, numbers[0], new, numbers[1]))
+        except HostError:
+            self.write(before)
+            raise
+
+    def _write_server_ids(self, ids: NDArray[np.uint32], numbers: NDArray[np.uint32]) -> None:
         map_ = self._maps["server_id_map"]
-        ids = np.fromiter(reals.keys(), U32, len(reals))
-        numbers = np.fromiter(reals.values(), U32, len(reals))
         if map_.spec.type is MapType.HASH:
             replace_entries(map_, ids, numbers)
             return
@@ -75,15 +93,32 @@ class RoutingMaps:
         elements[ids] = numbers
         elements[others] = 0
 
-    def _write_source_routes(self, routes: Mapping[Network, int]) -> None:
-        for version, name in ((4, "lpm_src_v4"), (6, "lpm_src_v6")):
-            chosen = [(network, real) for network, real in routes.items() if network.version == version]
-            map_ = self._maps[name]
-            keys = np.zeros(len(chosen), map_.spec.key)
-            keys["prefixlen"] = [network.prefixlen for network, _ in chosen]
-            for row, (network, _) in enumerate(chosen):
-                keys["addr"][row] = list(network.network_address.packed)
-            replace_entries(map_, keys, np.array([real for _, real in chosen], U32))
+    def _change_server_ids(self, ids: NDArray[Any], numbers: NDArray[np.uint32], gone: NDArray[Any]) -> None:
+        map_ = self._maps["server_id_map"]
+        if map_.spec.type is MapType.HASH:
+            write_entries(map_, ids, numbers)
+            delete_entries(map_, gone)
+            return
+        elements = map_.mmap()
+        elements[ids] = numbers
+        elements[gone] = 0
+
+    def _write_source_routes(self, prefixes: NDArray[np.void], numbers: NDArray[np.uint32]) -> None:
+        for version, map_ in self._source_maps():
+            chosen = prefixes["family"] == version
+            replace_entries(map_, _source_keys(prefixes[chosen], map_), numbers[chosen])
+
+    def _change_source_routes(
+        self, prefixes: NDArray[np.void], numbers: NDArray[np.uint32], gone: NDArray[np.void]
+    ) -> None:
+        for version, map_ in self._source_maps():
+            chosen = prefixes["family"] == version
+            write_entries(map_, _source_keys(prefixes[chosen], map_), numbers[chosen])
+            delete_entries(map_, _source_keys(gone[gone["family"] == version], map_))
+
+    def _source_maps(self) -> Iterator[tuple[int, Map]]:
+        yield 4, self._maps["lpm_src_v4"]
+        yield 6, self._maps["lpm_src_v6"]
 
     def _write_down_reals(self, inventory: Inventory) -> None:
         outer = self._maps["vip_to_down_reals_map"]
@@ -98,3 +133,21 @@ class RoutingMaps:
         for key in keys:
             if key.tobytes() not in kept:
                 outer.delete(key)
+
+
+def _source_keys(prefixes: NDArray[np.void], map_: Map) -> NDArray[np.void]:
+    """Give prefixes of one family as keys of its map."""
+    keys = np.zeros(len(prefixes), map_.spec.key)
+    keys["prefixlen"] = prefixes["length"]
+    keys["addr"] = prefixes["addr"][:, : keys["addr"].shape[1]]
+    return keys
+
+
+def _differences(
+    before: Entries, old: NDArray[np.uint32], after: Entries, new: NDArray[np.uint32]
+) -> tuple[NDArray[Any], NDArray[np.uint32], NDArray[Any]]:
+    """Give the keys that are new or have another number, their numbers, and the keys that are gone."""
+    places = before.places(after.keys)
+    differing = places < 0
+    differing[~differing] = old[places[~differing]] != new[~differing]
+    return after.keys[differing], new[differing], before.keys[after.places(before.keys) < 0]

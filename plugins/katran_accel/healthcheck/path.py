@@ -15,6 +15,7 @@ from nfcore.errors import ConfigError, HostError, Problem
 from nfcore.kernel.links import read_link
 
 from ..config import NAME, HealthcheckTable, KatranTable
+from ..routing import reals_of_table
 
 TABLE = f"{NAME}.healthcheck"
 _DISCARD_PORT = 9
@@ -64,9 +65,8 @@ def find_path(context: Context, table: KatranTable, wanted: HealthcheckTable) ->
 def find_sources(context: Context, table: KatranTable, wanted: HealthcheckTable, interface: str) -> Sources:
     """Find a source for each IP version that the reals have. ConfigError: there is none for some."""
     reals: dict[int, list[Address]] = {}
-    for vip in table.vips:
-        for real in vip.reals:
-            reals.setdefault(real.address.version, []).append(real.address)
+    for real in reals_of_table(table):
+        reals.setdefault(real.version, []).append(real)
     found: dict[int, Address] = {}
     problems = []
     for version, addresses in sorted(reals.items()):

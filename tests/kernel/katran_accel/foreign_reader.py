@@ -65,7 +65,7 @@ class ForeignMap:
             yield following.raw
             before = ctypes.create_string_buffer(following.raw, self.key_size)
 
-    def inner(self, key: int) -> ForeignMap:
+    def inner(self, key: int | bytes) -> ForeignMap:
         """A map in this one."""
         (number,) = struct.unpack("=I", self[key])
         return self.of(bpf(Command.MAP_GET_FD_BY_ID, bytearray(struct.pack("=III", number, 0, 0))))

@@ -28,6 +28,14 @@ REQUIRED = {
     "connections delete": ["198.18.1.2:4000 > 198.18.10.1:80/tcp"],
     "connections purge": ["--real", "198.18.20.11", "--yes"],
     "trace": ["--hex", "00" * 60],
+    "server-ids add": ["7=198.18.20.11"],
+    "server-ids load": ["ids.csv"],
+    "server-ids remove": ["7"],
+    "server-ids invalidate": ["7"],
+    "server-ids restore": ["7"],
+    "source-routes add": ["198.18.7.0/24=198.18.20.11"],
+    "source-routes load": ["routes.csv"],
+    "source-routes remove": ["198.18.7.0/24"],
 }
 """What commands need beside CONFIG."""
 

@@ -139,12 +139,36 @@ lru_size = 262144
 maglev = 2
 vlan = true
 pin_dir = "/sys/fs/bpf/lb"
+encapsulation = "gue"
+gue_port = 9886
+gue_checksum = "katran"
+source_v4 = "198.18.2.2"
+source_v6 = "2001:db8:2::2"
+icmp = false
+too_big = "answer"
+mtu = 1400
+fragments = "hash-addresses"
+tcp_server_ids = true
+server_id_map = "hash"
+new_flow_limit = 1000
+server_ids = [{ id = 7, real = "198.18.20.11" }, { id = 16777217, real = "2001:db8::20" }]
+server_ids_file = "SERVER_IDS"
+source_routes = [
+  { prefix = "198.18.7.0/24", real = "198.18.20.11" },
+  { prefix = "2001:db8::/48", real = "2001:db8::20" },
+]
+source_routes_file = "SOURCE_ROUTES"
+[katran_accel.decap]
+ipip = true
+gue = true
+strict = true
+addresses = [{ address = "198.18.2.3", egress = true }, { address = "2001:db8:2::3" }]
 [[katran_accel.vips]]
 address = "198.18.10.1"
 port = 80
 protocol = "tcp"
-flags = ["hash_no_src_port"]
-reals = [{ address = "198.18.20.11", weight = 10 }, { address = "2001:db8::20" }]
+flags = ["hash_no_src_port", "local", "src_routing"]
+reals = [{ address = "198.18.20.11", weight = 10, local = true }, { address = "2001:db8::20", down = true }]
 [[katran_accel.vips]]
 address = "2001:db8:1::/64"
 port = 0
@@ -165,6 +189,8 @@ eth1 = "/run/nfcore/bpf/softnic-eth1"
 [stats]
 listen = "127.0.0.1:9464"
 """
+FILES = {"SERVER_IDS": "# id, real\n8,198.18.20.12\n", "SOURCE_ROUTES": "198.18.8.0/24,2001:db8::20\n"}
+"""Files that the balancer's table names, and what they have."""
 FLOWS = """
 [flow_actions]
 entries = 1000
@@ -369,8 +395,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Case]]:
         installed = discovery.installed()
         points = {name: EntryPoint(name, "x:y", discovery.ENTRY_POINT_GROUP) for name in foreign}
         patch.setattr(discovery, "installed", lambda: installed | points)
+        folder = tmp_path_factory.mktemp("files")
+        for name, content in FILES.items():
+            (folder / name).write_text(content)
         found = []
-        for text in DOCUMENTS:
+        for document in DOCUMENTS:
+            text = re.sub("|".join(FILES), lambda name: str(folder / name[0]), document)
             plugins = PluginManager()
             for name in tomllib.loads(text)["nf"]["plugins"]:
                 plugins.register(foreign[name], name) if name in foreign else plugins.load(name)

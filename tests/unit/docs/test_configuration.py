@@ -10,7 +10,17 @@ import pytest
 from nfcore.api.config import ConfigTable, InterfaceTable, MarkingTable, NfTable, OffloadTable
 from nfcore.plugins.flow_actions.config import FlowActionsTable
 from nfcore.plugins.flow_actions.entries import EntryTable
-from nfcore.plugins.katran_accel.config import HealthcheckTable, KatranTable, VipTable
+from nfcore.plugins.katran_accel.config import (
+    FLAG_NAMES,
+    DecapAddress,
+    DecapTable,
+    HealthcheckTable,
+    KatranTable,
+    RealTable,
+    ServerIdTable,
+    SourceRouteTable,
+    VipTable,
+)
 from nfcore.plugins.softnic import SoftnicTable
 from nfcore.plugins.stats.config import StatsTable
 from nfcore.plugins.tc_offload import DeviceTable, TcOffloadTable
@@ -24,6 +34,11 @@ TABLES = {
     "`[offload]`": OffloadTable,
     "`[katran_accel]`": KatranTable,
     "`[[katran_accel.vips]]`": VipTable,
+    "`[[katran_accel.vips.reals]]`": RealTable,
+    "`[[katran_accel.server_ids]]`": ServerIdTable,
+    "`[[katran_accel.source_routes]]`": SourceRouteTable,
+    "`[katran_accel.decap]`": DecapTable,
+    "`[[katran_accel.decap.addresses]]`": DecapAddress,
     "`[katran_accel.healthcheck]`": HealthcheckTable,
     "`[flow_actions]`": FlowActionsTable,
     "`[[flow_actions.flows]]`": EntryTable,
@@ -55,6 +70,12 @@ def test_the_guide_has_the_defaults(heading: str) -> None:
             assert default == "required", key
         elif field.default is None:
             assert default == "none", key
+        elif isinstance(field.default, ConfigTable):
+            assert default == "`{}`" and field.default == type(field.default)(), key
         else:
             plain = default.strip("`").strip('"')
             assert plain == str(field.default).replace("'", '"').replace("False", "false").replace("True", "true"), key
+
+
+def test_the_guide_has_the_flags_of_vips() -> None:
+    assert sorted(rows("Flags of VIPs")) == sorted(FLAG_NAMES)

@@ -190,12 +190,6 @@ def test_a_real_is_listed_once_in_a_vip() -> None:
     assert problems(vip(reals=reals[:2]), vip(port=443, reals=reals[:2])) == {}
 
 
-def test_more_reals_than_the_map_holds() -> None:
-    reals = [{"address": f"2001:db8::{number:x}"} for number in range(MAX_REALS)]
-    assert problems(vip(reals=reals[1:])) == {}
-    assert f"at most {MAX_REALS - 1} fit" in problems(vip(reals=reals))["katran_accel.vips"]
-
-
 def test_more_prefixes_than_the_map_holds() -> None:
     prefixes = [vip(f"198.{18 + number // 256}.{number % 256}.0/24") for number in range(MAX_PREFIX_VIPS + 1)]
     assert problems(*prefixes[1:], vip()) == {}
