@@ -19,6 +19,7 @@ from .compiler import BPF_SOURCES, CompileError, VerifierError, compile_as, comp
 from .cpus import online_cpus, possible_cpus
 from .event_buffers import EventReader, PerfReader, RingBufferReader
 from .headers import Headers, find_headers
+from .libbpf import ObjectError, ObjectFile, examine_header
 from .maps import BatchResult, Map, pinned_entries
 from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
 from .objects import Closing
@@ -52,6 +53,8 @@ __all__ = [
     "MapFlags",
     "MapSpec",
     "MapType",
+    "ObjectError",
+    "ObjectFile",
     "Owner",
     "Ownership",
     "PerfReader",
@@ -77,6 +80,7 @@ __all__ = [
     "detach_xdp",
     "egress_programs",
     "ensure_bpffs",
+    "examine_header",
     "find_headers",
     "interface_exists",
     "interface_index",

@@ -30,6 +30,7 @@ from .config import NAME, KatranTable
 from .connection_table import Connections, VipFinder
 from .flow_routes import FlowRoutes
 from .inventory import NUMBERING, Inventory, Numbering, NumbersExhaustedError
+from .katran_object import ObjectMaps, open_object
 from .map_writer import Change, MapWriter
 from .maps import (
     PROGRAM,
@@ -55,13 +56,14 @@ from .next_hops import (
     require_routes,
     send_by,
 )
+from .object_writer import ObjectWriter, to_one_station
 
 LOOPBACK = 1
 """ifindex of test packets."""
 ADVICE = 'add the route or neighbour, or set katran_accel.gateway_mac to the MAC address instead of "auto"'
 CONFIRM_PERIOD = 4.0
 """Seconds, at least, between two questions to a gateway whether its MAC address is still right."""
-NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir", "destination_mac", "healthcheck")
+NEEDS_RESTART = ("forwarding_cpus", "lru_size", "maglev", "pin_dir", "destination_mac", "program", "healthcheck")
 """Keys of the table that are read only at the start."""
 
 
@@ -130,14 +132,19 @@ class Balancer(NetworkFunction):
             routes=route_room(_most_flows(self.config)),
             devices=max(len(self._devices), 1),
         )
-        self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
+        self.maps: BalancerMaps
+        if self.table.program is None:
+            self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
+            self.program = self._load(context, facts)
+            self._open_marks()
+            self._writer = MapWriter(self.maps, self.marks, self.table.listed_macs)
+        else:
+            self.maps, self.program = open_object(Path(self.table.program), sizes, self.cpus, self.pin_dir)
+            self._writer = ObjectWriter(self.maps)
         self.connections = Connections(self.maps)
-        self.program = self._load(context, facts)
-        self._open_marks()
-        self._writer = MapWriter(self.maps, self.marks, self.table.listed_macs)
         resumed = self._resume_maps(note)
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
-        sending = send_by(self._writer.sent_by_others(), facts)
+        sending = self._send_by(self._writer.sent_by_others(), facts, require=True)
         run_steps(self._apply(Change.between(self.numbering, None, self.inventory, sending, purge=resumed)))
         context.services.health.trouble_sources.append(lambda: self.sending.troubles)
         context.services.health.warning_sources.append(lambda: self.sending.warnings)
@@ -203,6 +210,11 @@ class Balancer(NetworkFunction):
             return assume(Device("trace", LOOPBACK), self._own_mac, macs[0] if macs else NO_MAC, inventory.reals)
         return look(self._devices, fixed, inventory.reals, confirm=confirm)
 
+    def _send_by(self, before: Sending, facts: Facts, *, require: bool = False) -> Sending:
+        """Find out by what packets are to be sent. require: HostError when the program cannot send so."""
+        sending = send_by(before, facts)
+        return sending if self.table.program is None else to_one_station(sending, require=require)
+
     def resolve(self) -> Callable[[], Sequence[str]]:
         """Ask the kernel again where packets go, on a thread of its own."""
         table, inventory, before = self.table, self.inventory, self.sending
@@ -212,7 +224,7 @@ class Balancer(NetworkFunction):
             self._confirm_at = self._clock() + CONFIRM_PERIOD
         facts = self._look(table, inventory, confirm=confirm)
         # With thousands of reals this takes a while, and mostly nothing has changed.
-        now = before if facts.devices == before.devices else send_by(before, facts)
+        now = before if facts.devices == before.devices else self._send_by(before, facts)
         also = () if self.also_resolve is None else (self.also_resolve(),)
 
         def follow() -> Sequence[str]:
@@ -291,6 +303,8 @@ class Balancer(NetworkFunction):
         That comes before anything new is written: the program of an earlier run may still forward by these maps.
         """
         if note is None or note.get("maps") != self.maps["reals"].id:
+            if isinstance(self.maps, ObjectMaps) and self.maps.found and self._resume_numbers(self.maps):
+                return True
             self._restart_numbering()
             self.connections.clear()
             if self.pin_dir is not None:
@@ -310,6 +324,16 @@ class Balancer(NetworkFunction):
             if self.routes is not None and note.get("marks") is None:
                 self.routes.clear()
         return True
+
+    def _resume_numbers(self, maps: ObjectMaps) -> bool:
+        """Take over the numbers of VIPs and reals that somebody else's maps have; False: they cannot be used."""
+        self._restart_numbering()
+        try:
+            self.numbering.resume(maps.numbers(self.inventory))
+            self._set_inventory(self.numbering.plan(self.table))
+        except (ValueError, NumbersExhaustedError):
+            return False
+        return max(self.inventory.vips) < maps.rings
 
     def _write_note(self, planned: Inventory | None = None) -> None:
         if self.pin_dir is not None:
@@ -397,7 +421,7 @@ class Balancer(NetworkFunction):
         facts = self._look(table, inventory)
         if table.gateway_mac != self.table.gateway_mac:
             require_routes(facts, ADVICE)
-        sending = send_by(self.sending, facts)
+        sending = self._send_by(self.sending, facts, require=True)
         targets_changed = len(np.setxor1d(inventory.targets(), self.inventory.targets())) > 0
         inventory.shadowed()  # computed here, in the thread, for _set_inventory()
         return Change.between(self.numbering, self.inventory, inventory, sending, purge=targets_changed)
@@ -469,9 +493,12 @@ class Balancer(NetworkFunction):
 
     def targets(self) -> FlowBatch:
         """Give all (VIP, real) pairs in the TOML's order; under dest-id only those that can have a mark."""
-        batch = FlowBatch.empty(len(self._targets))
+        # A compiled object knows no marks, also where there are some.
+        without = self.meaning is None and self._context.strategy is not None
+        targets = self._targets[:0] if without else self._targets
+        batch = FlowBatch.empty(len(targets))
         batch.rows["nf"] = self.number
-        batch.rows["target"] = self._targets
+        batch.rows["target"] = targets
         return batch
 
     def claims(self, batch: FlowBatch, since: int | None = None) -> NDArray[np.bool_]:
@@ -502,6 +529,8 @@ class Balancer(NetworkFunction):
         For flow-id, the map of the entries: each entry shows whether it is live. For dest-id, the numbers of VIPs and
         reals, and the order in which targets got their marks.
         """
+        if self.table.program is not None:
+            return repr(("object", self.table.program)).encode()
         if self.meaning is MarkMeaning.FLOW:
             return repr(("flow", self.maps["hw_accel_mapping"].id)).encode()
         return repr((self.inventory.vip_numbers, self.inventory.real_numbers, self._history)).encode()
@@ -511,6 +540,8 @@ class Balancer(NetworkFunction):
 
         These flows have routes from now on, although the maps may be new ones.
         """
+        if self.marks is None:
+            return np.zeros(len(batch), dtype=bool)
         live = self._mark_entries.recognise(batch, marks)
         return self._write_routes(batch, live)
 
@@ -559,6 +590,11 @@ class Balancer(NetworkFunction):
     def _mark_entries(self) -> MarkEntries:
         assert self.marks is not None, "there are no marks without a strategy"
         return self.marks
+
+
+def meaning_of(context: Context, table: KatranTable) -> MarkMeaning | None:
+    """What marks mean to the balancer; None: nothing, it has no interface with rules, or a program without marks."""
+    return context.strategy.meaning if context.strategy and table.program is None else None
 
 
 def _most_flows(config: Config) -> int:

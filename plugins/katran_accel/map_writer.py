@@ -94,7 +94,7 @@ class MapWriter:
             (("stats", "vip_slow_stats"), change.new_vips),
             (("reals_stats", "real_slow_stats"), change.new_reals),
         ):
-            for name in names:
+            for name in filter(maps.__contains__, names):
                 zeros = np.zeros((len(new), possible_cpus()), dtype=maps[name].spec.value)
                 _write(maps[name], np.array(sorted(new), dtype=np.uint32), zeros)
         if self._marks is not None:
@@ -111,10 +111,15 @@ class MapWriter:
             ("vip_lpm_map", inventory.lpm_key, prefixes),
             ("vip_map", inventory.vip_definition, single),
         ):
+            if name not in maps:
+                continue
             keys, metas = np.zeros(len(numbers), maps[name].spec.key), np.zeros(len(numbers), lay.VIP_META)
             for row, number in enumerate(numbers):
-                keys[row], metas[row] = key_of(number), inventory.vip_meta(number)
+                keys[row], metas[row] = key_of(number), self._vip_meta(inventory, number)
             _write(maps[name], keys, metas)
+
+    def _vip_meta(self, inventory: Inventory, number: int) -> tuple[int, int]:
+        return inventory.vip_meta(number)
 
     def send_by(self, sending: Sending, inventory: Inventory) -> None:
         """Write reals, and by what packets are sent to them. A group is complete before a real moves to it.
@@ -195,15 +200,17 @@ class MapWriter:
 
     def remove(self, change: Change) -> None:
         """End what is gone: from then on no packet is sent by it."""
-        inventory = change.inventory
-        self._remove_other_vips(inventory)
+        self._remove_other_vips(change.inventory)
+        self._end_reals(change.inventory)
+        if self._marks is not None:
+            self._marks.end(change.gone_vips, change.gone_reals)
+
+    def _end_reals(self, inventory: Inventory) -> None:
         reals = self._maps["reals"].read_array()
         gone = np.ones(len(reals), dtype=bool)
         gone[list(inventory.reals.values())] = False
         reals["flags"][gone] |= np.uint8(lay.RealFlag.GONE)
         self._maps["reals"].write_array(0, reals)
-        if self._marks is not None:
-            self._marks.end(change.gone_vips, change.gone_reals)
 
     def _remove_other_vips(self, inventory: Inventory) -> None:
         """Remove VIPs that are not in the inventory, those of an earlier run included."""
@@ -212,6 +219,8 @@ class MapWriter:
             ("vip_lpm_map", inventory.lpm_key),
             ("vip_addresses", inventory.address_key),
         ):
+            if name not in self._maps:
+                continue
             wanted = {key_of(number).tobytes() for number in inventory.vips}
             keys, _ = self._maps[name].lookup_all()
             self._maps[name].delete_batch(keys[[key.tobytes() not in wanted for key in keys]])

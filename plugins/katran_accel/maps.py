@@ -43,6 +43,8 @@ MOST_DEVICES = 256
 MOST_MACS = 256
 """Of `hw_accel_macs`."""
 LRU_CPUS = 128
+OF_OBJECTS = ("pckt_srcs", "subprograms")
+"""Maps of compiled objects that nfcore's program does not have, but drives."""
 SPARE_RINGS = 16
 """`ch_rings` has room for a multiple of so many rings, at least one of them spare: a reload may add VIPs."""
 _ELEMENT_SPACING = 8
@@ -154,12 +156,17 @@ def _mark_specs(sizes: Sizes) -> Iterator[MapSpec]:
 class BalancerMaps:
     """The maps of one balancer, created or reopened from their pins."""
 
+    is_own = True
+    """Whether they are those of nfcore's program. Another one knows neither nfcore's maps nor its flags."""
     maps: dict[str, Map]
     lrus: dict[int, Map] = field(default_factory=dict)
     """CPU → its connection table."""
 
     def __getitem__(self, name: str) -> Map:
         return self.maps[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.maps
 
     @property
     def rings(self) -> int:
@@ -275,14 +282,15 @@ def _open_or_create(spec: MapSpec, pin_dir: Path | None, *, renew: bool) -> Map:
         return Map.create(spec)
     pin = pin_dir / spec.name
     if pin.exists() and not renew:
-        return _open_kept(spec, pin)
+        return open_kept(spec, pin)
     pin.unlink(missing_ok=True)
     created = Map.create(spec)
     created.pin(pin)
     return created
 
 
-def _open_kept(spec: MapSpec, pin: Path) -> Map:
+def open_kept(spec: MapSpec, pin: Path) -> Map:
+    """Open a pinned map. HostError, with what to do, when it is not like `spec`."""
     try:
         return Map.open_pinned(pin, spec)
     except HostError as error:
@@ -302,7 +310,7 @@ def check_pins(sizes: Sizes, cpus: list[int], pin_dir: Path) -> None:
     kept = [spec for name, spec in specs.items() if name not in RENEWED]
     for spec in [*kept, *(replace(inner, name=f"lru_{cpu}") for cpu in cpus)]:
         if (pin_dir / spec.name).exists():
-            _open_kept(spec, pin_dir / spec.name).close()
+            open_kept(spec, pin_dir / spec.name).close()
 
 
 def forwarding_cpus(wanted: list[int] | None) -> list[int]:
@@ -317,7 +325,7 @@ def perf_pages() -> int:
 
 def remove_pins(pin_dir: Path) -> Iterator[Path]:
     """Unpin the balancer's maps and program and remove the folder, with the file system mounted for it."""
-    names = {PROGRAM}
+    names = {PROGRAM, *OF_OBJECTS}
     for meaning in MarkMeaning:
         names |= map_specs(
             Sizes(vips=1, lru_entries=1, mark_width=1, meaning=meaning, events="ringbuf", devices=1)

@@ -19,16 +19,33 @@ from .inventory import Inventory
 Counts = NDArray[np.uint64]
 IPV6_HEADER = 40
 _SLOT, _ACCEL = lay.StatsSlot, lay.AccelCounter
+_OWN = {
+    f"nfcore_{name}_total"
+    for name in ("vip_new_flows", "real_new_flows", "lru_inserts", "ring_routed", "real_gone", "marks_rejected")
+}
+"""Metrics of counters that nfcore's program alone has."""
 
 
 def accel_counters(balancer: Balancer) -> Counts:
-    """`hw_accel_stats` by :class:`layouts.AccelCounter`, summed over the CPUs."""
+    """`hw_accel_stats` by :class:`layouts.AccelCounter`, summed over the CPUs.
+
+    A compiled object has no such map: all packets that are for a VIP take its slow path.
+    """
+    if "hw_accel_stats" not in balancer.maps:
+        counts = np.zeros(len(lay.AccelCounter), dtype=np.uint64)
+        counts[_ACCEL.SLOW] = balancer.maps["stats"].read_slice(_SLOT.LRU, 1)["v1"].sum()
+        return counts
     total: Counts = balancer.maps["hw_accel_stats"].read_array().sum(axis=1).astype(np.uint64)
     return total
 
 
 def _summed(balancer: Balancer, name: str, entries: int) -> NDArray[np.void]:
-    """Sum a per-CPU map of `struct lb_stats` over the CPUs. Only the first `entries` are read, the others are 0."""
+    """Sum a per-CPU map of `struct lb_stats` over the CPUs. Only the first `entries` are read, the others are 0.
+
+    Those of a map that a compiled object does not have are 0.
+    """
+    if name not in balancer.maps:
+        return np.zeros(max(lay.MAX_VIPS, lay.MAX_REALS), dtype=lay.LB_STATS)
     per_cpu = balancer.maps[name].read_slice(0, entries)
     total = np.zeros(balancer.maps[name].spec.max_entries, dtype=lay.LB_STATS)
     for field in ("v1", "v2"):
@@ -131,14 +148,14 @@ class BalancerMetrics:
         self._names = _Names.of(now)
 
     def families(self) -> Iterator[MetricFamily]:
-        """Give all metrics of the balancer."""
+        """Give all metrics of the balancer; of a compiled object those that Katran's maps have."""
         now = _Readings.take(self._balancer)
-        yield self._paths(now)
-        yield from self._per_vip(now)
-        yield from self._per_real(now)
-        yield from self._tables(now)
-        yield from _verdicts(now)
-        yield from _reports(now)
+        is_own = self._balancer.maps.is_own
+        found = [self._paths(now), *self._per_vip(now), *self._per_real(now), *self._tables(now), *_verdicts(now)]
+        yield from (family for family in found if is_own or family.name not in _OWN)
+        yield _drops(now, is_own=is_own)
+        if is_own:
+            yield from _reports(now)
 
     def _paths(self, now: _Readings) -> MetricFamily:
         fast, slow, total = now.of(_ACCEL.FAST), now.of(_ACCEL.SLOW), now.v1(_SLOT.XDP_TOTAL)
@@ -227,13 +244,18 @@ def _verdicts(now: _Readings) -> Iterator[MetricFamily]:
     for kind in (_ACCEL.INELIGIBLE, _ACCEL.UNKNOWN_MARK, _ACCEL.OTHER_FLOW, _ACCEL.STALE):
         rejected.add(now.of(kind), kind=kind.name.lower())
     yield rejected
+
+
+def _drops(now: _Readings, *, is_own: bool) -> MetricFamily:
     drops = counter("nfcore_drops_total", "Frames dropped, by reason.", "packets", "reason")
-    drops.add(now.of(_ACCEL.MALFORMED), reason="malformed")
-    drops.add(now.both(_SLOT.TOO_BIG), reason="too_big")
+    if is_own:
+        drops.add(now.of(_ACCEL.MALFORMED), reason="malformed")
+        # Katran's programs count here what they answer.
+        drops.add(now.both(_SLOT.TOO_BIG), reason="too_big")
+        drops.add(now.v1(_SLOT.NO_NEXT_HOP), reason="no_next_hop")
     drops.add(now.both(_SLOT.RING_DROP), reason="no_real")
-    drops.add(now.v1(_SLOT.NO_NEXT_HOP), reason="no_next_hop")
     drops.add(now.both(_SLOT.ENCAP_FAIL), reason="no_headroom")
-    yield drops
+    return drops
 
 
 def _reports(now: _Readings) -> Iterator[MetricFamily]:

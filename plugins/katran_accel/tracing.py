@@ -13,6 +13,7 @@ from nfcore.kernel import XdpAction
 
 from . import layouts as lay
 from .balancer import Balancer
+from .metrics import accel_counters
 
 REASONS = {
     lay.AccelCounter.MALFORMED: "to a VIP, but truncated, a fragment or with IP options",
@@ -52,7 +53,7 @@ def _snapshot(balancer: Balancer) -> tuple[NDArray[np.int64], NDArray[np.int64],
     """Packets per VIP, packets per real, and `hw_accel_stats`, summed over the CPUs."""
     vips = balancer.maps["stats"].read_slice(0, max(balancer.inventory.vips) + 1)["v1"].sum(axis=1)
     reals = balancer.maps["reals_stats"].read_slice(0, max(balancer.inventory.reals.values()) + 1)["v1"].sum(axis=1)
-    accel = balancer.maps["hw_accel_stats"].read_array().sum(axis=1)
+    accel = accel_counters(balancer)
     return vips.astype(np.int64), reals.astype(np.int64), accel.astype(np.int64)
 
 

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compiled object with Katran's maps in place of nfcore's program.
+
+file ──► maps compared with the published layouts ──► loaded, on the maps that are pinned already ──► ObjectMaps
+
+Its maps have the sizes that the file gives them. What nfcore's program has beside Katran's maps is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfcore.errors import HostError
+from nfcore.kernel import Map, MapSpec, MapType, ObjectFile, Program, ensure_bpffs
+
+from . import layouts as lay
+from .config import NAME
+from .inventory import Inventory, identity
+from .maps import PROGRAM, U32, BalancerMaps, Sizes, map_specs, open_kept
+
+NEEDED = ("vip_map", "ch_rings", "reals", "lru_mapping", "fallback_cache", "stats", "reals_stats", "ctl_array")
+"""Without these there is nothing to drive."""
+OF_ANY_SIZE = ("fallback_cache", "lru_mapping")
+SUBPROGRAMS = "subprograms"
+"""Programs that the object calls: in slot 0 itself, for what it has decapsulated."""
+
+
+@dataclass
+class ObjectMaps(BalancerMaps):
+    """The maps of a compiled object, as far as nfcore drives them."""
+
+    is_own = False
+    found: bool = False
+    """Whether somebody had pinned them: what they hold is in use."""
+
+    def write_ring(self, number: int, ring: NDArray[np.uint32]) -> None:
+        """Write a ring by system calls: the map is not made for shared memory."""
+        self["ch_rings"].write_array(number * lay.RING_SLOTS, ring)
+
+    def numbers(self, inventory: Inventory) -> dict[str, object]:
+        """Find the numbers of an inventory's VIPs and reals in the maps, as :meth:`.Numbering.note` gives them.
+
+        What else has a number there is resting: packets may be on their way by it.
+        """
+        vips, reals = {}, {}
+        keys = {name: self._vip_numbers(name) for name in ("vip_map", "vip_lpm_map") if name in self.maps}
+        for number, vip in inventory.vips.items():
+            key = inventory.lpm_key(number) if vip.is_prefix else inventory.vip_definition(number)
+            found = keys.get("vip_lpm_map" if vip.is_prefix else "vip_map", {}).get(key.tobytes())
+            if found is not None:
+                vips[identity(vip)] = found
+        rows = self["reals"].read_slice(0, lay.MAX_REALS)
+        families = rows["flags"] & lay.RealFlag.IPV6
+        in_use: NDArray[np.bool_] = np.asarray(rows["addr"].any(axis=1))
+        in_use[0] = False  # the number of no real
+        for address in inventory.reals:
+            wanted = inventory.real_definition(address)
+            same = in_use & (rows["addr"] == wanted["addr"]).all(axis=1) & (families == wanted["flags"])
+            if same.any():
+                reals[str(address)] = int(same.argmax())
+        others = {number for of_map in keys.values() for number in of_map.values()} - set(vips.values())
+        resting = {"vips": sorted(others), "reals": sorted({*np.flatnonzero(in_use).tolist()} - {*reals.values()})}
+        return {"vips": vips, "reals": reals, "resting": resting}
+
+    def _vip_numbers(self, name: str) -> dict[bytes, int]:
+        keys, metas = self[name].lookup_all()
+        return {key.tobytes(): int(meta["vip_num"]) for key, meta in zip(keys, metas, strict=True)}
+
+
+def open_object(path: Path, sizes: Sizes, cpus: list[int], pin_dir: Path | None) -> tuple[ObjectMaps, Program]:
+    """Load the object on the maps that are pinned in `pin_dir`, and on new ones, which are pinned there, too.
+
+    HostError, with the key of the TOML: libbpf or the kernel refuses it, it has no program, or a map or pin has
+    another shape. Then nothing is left.
+    """
+    with _named(), ObjectFile.open(path) as opened:
+        specs, program = _driven(opened, sizes), _program_of(opened)
+        if pin_dir is not None:
+            ensure_bpffs(pin_dir)
+        return _load(opened, program, specs, cpus, pin_dir)
+
+
+def check_object(path: Path, sizes: Sizes, cpus: list[int], pin_dir: Path | None) -> None:
+    """HostError when :func:`open_object` would refuse file or pins. Changes nothing; the verifier is not asked."""
+    with _named(), ObjectFile.open(path) as opened, ExitStack() as kept:
+        specs = _driven(opened, sizes)
+        _program_of(opened)
+        _open_pinned(kept, opened, specs, pin_dir)
+        if pin_dir is not None:
+            for spec in (_table_spec(specs, cpu) for cpu in cpus):
+                if (pin := pin_dir / spec.name).exists():
+                    kept.enter_context(open_kept(spec, pin))
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Begin messages with the key of the TOML."""
+    try:
+        yield
+    except HostError as error:
+        raise HostError(f"{NAME}.program: {error}") from error
+
+
+def _load(
+    opened: ObjectFile, program: str, specs: dict[str, MapSpec], cpus: list[int], pin_dir: Path | None
+) -> tuple[ObjectMaps, Program]:
+    with ExitStack() as undone, ExitStack() as meanwhile:
+        pinned = _open_pinned(meanwhile, opened, specs, pin_dir)
+        for name, kept in pinned.items():
+            opened.reuse(name, kept)
+        if "lru_mapping" not in pinned:
+            opened.set_inner("lru_mapping", meanwhile.enter_context(Map.create(_table_spec(specs, 0))))
+        opened.load(program)
+        maps = ObjectMaps({}, found="reals" in pinned)
+        undone.callback(maps.close)
+        for name, spec in specs.items():
+            maps.maps[name] = opened.take_map(name, spec)
+        loaded = undone.enter_context(opened.take_program(program))
+        if SUBPROGRAMS in maps:
+            maps[SUBPROGRAMS].update(0, loaded)
+        for cpu in cpus:
+            maps.lrus[cpu] = _open_table(maps["lru_mapping"], _table_spec(specs, cpu), cpu, pin_dir)
+            maps["lru_mapping"].update(cpu, maps.lrus[cpu])
+        _leave_only(maps["lru_mapping"], cpus)
+        if pin_dir is not None:
+            for name, each in [*maps.maps.items(), *((table.spec.name, table) for table in maps.lrus.values())]:
+                if not (pin := pin_dir / name).exists():
+                    each.pin(pin)
+                    undone.callback(pin.unlink)
+        undone.pop_all()
+    return maps, loaded
+
+
+def _program_of(opened: ObjectFile) -> str:
+    """The name of the program to load: Katran's, or the only one for XDP."""
+    found = opened.programs
+    if PROGRAM in found or len(found) == 1:
+        return PROGRAM if PROGRAM in found else found[0]
+    there = f"it has {', '.join(found)}" if found else "it has none for XDP"
+    raise HostError(f"{opened.path} has no XDP program {PROGRAM}, and none that is the only one: {there}")
+
+
+def _driven(opened: ObjectFile, sizes: Sizes) -> dict[str, MapSpec]:
+    """Specify the object's maps that nfcore drives, with the sizes and flags that they have in the file.
+
+    HostError with everything in which they differ from the published layouts.
+    """
+    there, problems = opened.maps, [f"has no map {name}" for name in NEEDED if name not in opened.maps]
+    specs = {}
+    for name, published in _published(sizes).items():
+        if name in there:
+            problems += [f"map {name}: {text}" for text in _differences(there[name], published)]
+            specs[name] = replace(published, max_entries=there[name].max_entries, flags=there[name].flags)
+            if published.inner is not None and (inner := there[name].inner) is not None:
+                specs[name] = replace(specs[name], inner=replace(published.inner, flags=inner.flags))
+    if problems:
+        raise HostError(f"{opened.path} cannot be driven as Katran's: {'; '.join(problems)}")
+    return specs
+
+
+def _published(sizes: Sizes) -> dict[str, MapSpec]:
+    """Specify Katran's maps, as far as nfcore drives them in an object."""
+    more = (
+        MapSpec("pckt_srcs", MapType.ARRAY, U32, lay.REAL_DEFINITION, 2),
+        MapSpec(SUBPROGRAMS, MapType.PROG_ARRAY, U32, U32, 1),
+    )
+    return map_specs(replace(sizes, meaning=None, devices=0)) | {spec.name: spec for spec in more}
+
+
+def _differences(found: MapSpec, published: MapSpec) -> Iterator[str]:
+    """Say in what a map is not as published. Most may be larger."""
+    for what, is_so, should in (
+        ("type", found.type.name, published.type.name),
+        ("key size", found.key_size, published.key_size),
+        ("value size", found.value_size, published.value_size),
+    ):
+        if is_so != should:
+            yield f"its {what} is {is_so}, published is {should}"
+    entries, wanted = found.max_entries, published.max_entries
+    if found.name == "ch_rings":
+        if not entries or entries % lay.RING_SLOTS:
+            yield f"it has {entries} entries, which are no whole rings of {lay.RING_SLOTS}"
+        elif entries < wanted:
+            yield f"it has {entries // lay.RING_SLOTS} rings, and {wanted // lay.RING_SLOTS} are needed"
+    elif found.name == "stats":
+        # The counters that are of no VIP follow those of the VIPs.
+        if entries != wanted:
+            yield f"it has {entries} entries, published are {wanted}"
+    elif found.name not in OF_ANY_SIZE and entries < wanted:
+        yield f"it has {entries} entries, published are {wanted}"
+    if found.inner is not None and published.inner is not None and found.inner.max_entries:
+        inner = replace(found.inner, name="inner", max_entries=published.inner.max_entries)
+        yield from (f"of the maps in it {text}" for text in _differences(inner, published.inner))
+
+
+def _open_pinned(
+    opened_here: ExitStack, opened: ObjectFile, specs: dict[str, MapSpec], pin_dir: Path | None
+) -> dict[str, Map]:
+    """Open those of the object's maps that are pinned. HostError: one is not as in the file."""
+    found: dict[str, Map] = {}
+    if pin_dir is None:
+        return found
+    for name, spec in opened.maps.items():
+        if (pin := pin_dir / name).exists():
+            found[name] = opened_here.enter_context(open_kept(specs.get(name, spec), pin))
+    return found
+
+
+def _table_spec(specs: dict[str, MapSpec], cpu: int) -> MapSpec:
+    """The spec of a CPU's connection table."""
+    inner = specs["lru_mapping"].inner
+    assert inner is not None  # map_specs() gave it
+    return replace(inner, name=f"lru_{cpu}")
+
+
+def _open_table(tables: Map, spec: MapSpec, cpu: int, pin_dir: Path | None) -> Map:
+    """Open the connection table of a CPU: the pinned one, the one that a Katran server has given it, or a new one."""
+    if pin_dir is not None and (pin := pin_dir / spec.name).exists():
+        return open_kept(spec, pin)
+    number = tables.lookup(cpu)
+    return Map.create(spec) if number is None else Map.from_id(int(number), spec)
+
+
+def _leave_only(tables: Map, cpus: list[int]) -> None:
+    """Take the connection tables of all other CPUs away: the fallback is theirs."""
+    for cpu in range(tables.spec.max_entries):
+        if cpu not in cpus and tables.lookup(cpu) is not None:
+            tables.delete(cpu)
