@@ -37,6 +37,8 @@ _LIBRARY = "libbpf.so.1"
 _LAST_LINES = 20
 """Lines of libbpf's report, the verifier's log among them, that a message shows."""
 _LONGEST_LINE = 300
+_VERIFIER_LOG = "BEGIN PROG LOAD LOG"
+"""Is in the line before the verifier's."""
 _INFO = 1
 """Of ``enum libbpf_print_level``: the report has warnings (0) and this."""
 _MACHINE_BPF = 247
@@ -168,6 +170,8 @@ class ObjectFile(Closing):
                 return
             if lacking := missing_capabilities(TO_LOAD):
                 raise ObjectError(f"{self.path} cannot be loaded: nfcore {describe_lack(lacking)}")
+            if any(_VERIFIER_LOG in line for line in report):
+                raise ObjectError(f"the kernel's verifier refused {program} of {self.path}:{_last(report)}")
             cause = cause_of(code)
             reason = os.strerror(code) + (f": {cause}" if cause else "")
             raise ObjectError(f"{program} of {self.path} cannot be loaded: {reason}{_last(report)}")

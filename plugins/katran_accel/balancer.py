@@ -140,6 +140,8 @@ class Balancer(NetworkFunction):
             self._writer = MapWriter(self.maps, self.marks, self.table.listed_macs)
         else:
             self.maps, self.program = open_object(Path(self.table.program), sizes, self.cpus, self.pin_dir)
+            if lacking := self.maps.lacking(self.inventory):
+                raise HostError(f"{NAME}.program: {self.table.program} {lacking}")
             self._writer = ObjectWriter(self.maps)
         self.connections = Connections(self.maps)
         resumed = self._resume_maps(note)
@@ -404,6 +406,8 @@ class Balancer(NetworkFunction):
             message = f"does not fit yet: there are {self.maps.rings} VIP numbers, and the number of a removed VIP "
             message += f"rests for {self.numbering.vips.rest:g} s; wait, or restart"
             problems.append(Problem(vips, message))
+        if lacking := self.maps.lacking(inventory):
+            problems.append(Problem(f"{NAME}.program", f"is {self.table.program}, which {lacking}"))
         if self.routes is not None and _most_flows(config) > self.routes.room:
             message = f"and offload.waiting are {_most_flows(config)} together; at most {self.routes.room} fit, "
             problems.append(Problem("offload.max_rules", message + "and more need a restart"))

@@ -24,8 +24,13 @@ from .config import NAME
 from .inventory import Inventory, identity
 from .maps import PROGRAM, U32, BalancerMaps, Sizes, map_specs, open_kept
 
-NEEDED = ("vip_map", "ch_rings", "reals", "lru_mapping", "fallback_cache", "stats", "reals_stats", "ctl_array")
-"""Without these there is nothing to drive."""
+PUBLISHED = {
+    *("vip_map", "ch_rings", "reals", "lru_mapping", "fallback_cache", "global_lru_maps", "fallback_glru", "ctl_array"),
+    *("stats", "reals_stats", "lru_miss_stats", "vip_miss_stats", "quic_stats_map", "stable_rt_stats"),
+    *("tpr_stats_map", "decap_vip_stats", "server_id_stats", "server_id_map", "vip_to_down_reals_map"),
+    *("lpm_src_v4", "lpm_src_v6", "decap_dst", "event_pipe"),
+}
+"""Katran's maps. An object needs those of them that the configuration uses: see also :meth:`ObjectMaps.lacking`."""
 OF_ANY_SIZE = ("fallback_cache", "lru_mapping")
 SUBPROGRAMS = "subprograms"
 """Programs that the object calls: in slot 0 itself, for what it has decapsulated."""
@@ -67,6 +72,11 @@ class ObjectMaps(BalancerMaps):
         others = {number for of_map in keys.values() for number in of_map.values()} - set(vips.values())
         resting = {"vips": sorted(others), "reals": sorted({*np.flatnonzero(in_use).tolist()} - {*reals.values()})}
         return {"vips": vips, "reals": reals, "resting": resting}
+
+    def lacking(self, inventory: Inventory) -> str:
+        """Say what the object does not have for an inventory; empty when there is all."""
+        prefixes = [vip.name for vip in inventory.vips.values() if vip.is_prefix]
+        return "" if not prefixes or "vip_lpm_map" in self else f"has no map vip_lpm_map, which {prefixes[0]} needs"
 
     def _vip_numbers(self, name: str) -> dict[bytes, int]:
         keys, metas = self[name].lookup_all()
@@ -151,10 +161,11 @@ def _driven(opened: ObjectFile, sizes: Sizes) -> dict[str, MapSpec]:
 
     HostError with everything in which they differ from the published layouts.
     """
-    there, problems = opened.maps, [f"has no map {name}" for name in NEEDED if name not in opened.maps]
-    specs = {}
-    for name, published in _published(sizes).items():
-        if name in there:
+    there, problems, specs = opened.maps, [], {}
+    for name, published in _driven_specs(sizes).items():
+        if name not in there:
+            problems += [f"has no map {name}"] if name in PUBLISHED else []
+        else:
             problems += [f"map {name}: {text}" for text in _differences(there[name], published)]
             specs[name] = replace(published, max_entries=there[name].max_entries, flags=there[name].flags)
             if published.inner is not None and (inner := there[name].inner) is not None:
@@ -164,13 +175,15 @@ def _driven(opened: ObjectFile, sizes: Sizes) -> dict[str, MapSpec]:
     return specs
 
 
-def _published(sizes: Sizes) -> dict[str, MapSpec]:
+def _driven_specs(sizes: Sizes) -> dict[str, MapSpec]:
     """Specify Katran's maps, as far as nfcore drives them in an object."""
     more = (
         MapSpec("pckt_srcs", MapType.ARRAY, U32, lay.REAL_DEFINITION, 2),
         MapSpec(SUBPROGRAMS, MapType.PROG_ARRAY, U32, U32, 1),
     )
-    return map_specs(replace(sizes, meaning=None, devices=0)) | {spec.name: spec for spec in more}
+    # No spare rings: an object has as many as it has.
+    known = map_specs(replace(sizes, meaning=None, devices=0, rings=max(sizes.vips, 1)))
+    return known | {spec.name: spec for spec in more}
 
 
 def _differences(found: MapSpec, published: MapSpec) -> Iterator[str]:

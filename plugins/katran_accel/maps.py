@@ -29,6 +29,7 @@ from nfcore.kernel import (
 from nfcore.refusals import explain
 
 from . import layouts as lay
+from .inventory import Inventory
 
 PROGRAM = "balancer_ingress"
 """Name of the program and of its pin."""
@@ -172,6 +173,10 @@ class BalancerMaps:
     def rings(self) -> int:
         """How many rings fit into `ch_rings`."""
         return self["ch_rings"].spec.max_entries // lay.RING_SLOTS
+
+    def lacking(self, inventory: Inventory) -> str:
+        """Say what there is not for an inventory; empty: nfcore's program has all."""
+        return ""
 
     def write_ring(self, number: int, ring: NDArray[np.uint32]) -> None:
         """Write the ring of a VIP number below :attr:`rings`, slot by slot under the packets; shape (RING_SLOTS,)."""
