@@ -139,14 +139,14 @@ class Balancer(NetworkFunction):
             self._open_marks()
             self._writer = MapWriter(self.maps, self.marks, self.table.listed_macs)
         else:
-            self.maps, self.program = open_object(Path(self.table.program), sizes, self.cpus, self.pin_dir)
-            if lacking := self.maps.lacking(self.inventory):
-                raise HostError(f"{NAME}.program: {self.table.program} {lacking}")
+            self._send_by(Sending(), facts, require=True)
+            path = Path(self.table.program)
+            self.maps, self.program = open_object(path, sizes, self.inventory, self.cpus, self.pin_dir)
             self._writer = ObjectWriter(self.maps)
         self.connections = Connections(self.maps)
         resumed = self._resume_maps(note)
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
-        sending = self._send_by(self._writer.sent_by_others(), facts, require=True)
+        sending = self._send_by(self._writer.sent_by_others(), facts)
         run_steps(self._apply(Change.between(self.numbering, None, self.inventory, sending, purge=resumed)))
         context.services.health.trouble_sources.append(lambda: self.sending.troubles)
         context.services.health.warning_sources.append(lambda: self.sending.warnings)

@@ -8,7 +8,7 @@ Its maps have the sizes that the file gives them. What nfcore's program has besi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,23 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.errors import HostError
-from nfcore.kernel import Map, MapSpec, MapType, ObjectFile, Program, ensure_bpffs
+from nfcore.kernel import Map, MapSpec, ObjectFile, Program, ensure_bpffs
 
 from . import layouts as lay
 from .config import NAME
 from .inventory import Inventory, identity
-from .maps import PROGRAM, U32, BalancerMaps, Sizes, map_specs, open_kept
+from .maps import OF_OBJECTS, PROGRAM, BalancerMaps, Sizes, map_specs, open_kept
 
 PUBLISHED = {
     *("vip_map", "ch_rings", "reals", "lru_mapping", "fallback_cache", "global_lru_maps", "fallback_glru", "ctl_array"),
     *("stats", "reals_stats", "lru_miss_stats", "vip_miss_stats", "quic_stats_map", "stable_rt_stats"),
     *("tpr_stats_map", "decap_vip_stats", "server_id_stats", "server_id_map", "vip_to_down_reals_map"),
-    *("lpm_src_v4", "lpm_src_v6", "decap_dst", "event_pipe"),
+    *("lpm_src_v4", "lpm_src_v6", "decap_dst", "pckt_srcs", "subprograms", "event_pipe"),
 }
 """Katran's maps. An object needs those of them that the configuration uses: see also :meth:`ObjectMaps.lacking`."""
 OF_ANY_SIZE = ("fallback_cache", "lru_mapping")
-SUBPROGRAMS = "subprograms"
-"""Programs that the object calls: in slot 0 itself, for what it has decapsulated."""
 
 
 @dataclass
@@ -75,22 +73,25 @@ class ObjectMaps(BalancerMaps):
 
     def lacking(self, inventory: Inventory) -> str:
         """Say what the object does not have for an inventory; empty when there is all."""
-        prefixes = [vip.name for vip in inventory.vips.values() if vip.is_prefix]
-        return "" if not prefixes or "vip_lpm_map" in self else f"has no map vip_lpm_map, which {prefixes[0]} needs"
+        return _lacking(self.maps, inventory)
 
     def _vip_numbers(self, name: str) -> dict[bytes, int]:
         keys, metas = self[name].lookup_all()
         return {key.tobytes(): int(meta["vip_num"]) for key, meta in zip(keys, metas, strict=True)}
 
 
-def open_object(path: Path, sizes: Sizes, cpus: list[int], pin_dir: Path | None) -> tuple[ObjectMaps, Program]:
+def open_object(
+    path: Path, sizes: Sizes, inventory: Inventory, cpus: list[int], pin_dir: Path | None
+) -> tuple[ObjectMaps, Program]:
     """Load the object on the maps that are pinned in `pin_dir`, and on new ones, which are pinned there, too.
 
-    HostError, with the key of the TOML: libbpf or the kernel refuses it, it has no program, or a map or pin has
-    another shape. Then nothing is left.
+    HostError, with the key of the TOML: libbpf or the kernel refuses it, it has no program, lacks a map that the
+    inventory needs, or a map or pin has another shape. Then nothing is left, and pinned maps are as they were.
     """
     with _named(), ObjectFile.open(path) as opened:
         specs, program = _driven(opened, sizes), _program_of(opened)
+        if lacking := _lacking(specs, inventory):
+            raise HostError(f"{path} {lacking}")
         if pin_dir is not None:
             ensure_bpffs(pin_dir)
         return _load(opened, program, specs, cpus, pin_dir)
@@ -132,8 +133,8 @@ def _load(
         for name, spec in specs.items():
             maps.maps[name] = opened.take_map(name, spec)
         loaded = undone.enter_context(opened.take_program(program))
-        if SUBPROGRAMS in maps:
-            maps[SUBPROGRAMS].update(0, loaded)
+        if "subprograms" in maps:
+            maps["subprograms"].update(0, loaded)
         for cpu in cpus:
             maps.lrus[cpu] = _open_table(maps["lru_mapping"], _table_spec(specs, cpu), cpu, pin_dir)
             maps["lru_mapping"].update(cpu, maps.lrus[cpu])
@@ -161,10 +162,12 @@ def _driven(opened: ObjectFile, sizes: Sizes) -> dict[str, MapSpec]:
 
     HostError with everything in which they differ from the published layouts.
     """
+    # No spare rings: an object has as many as it has.
+    used = map_specs(replace(sizes, meaning=None, devices=0, rings=max(sizes.vips, 1)))
     there, problems, specs = opened.maps, [], {}
-    for name, published in _driven_specs(sizes).items():
+    for name, published in (OF_OBJECTS | used).items():
         if name not in there:
-            problems += [f"has no map {name}"] if name in PUBLISHED else []
+            problems += [f"has no map {name}"] if name in used.keys() & PUBLISHED else []
         else:
             problems += [f"map {name}: {text}" for text in _differences(there[name], published)]
             specs[name] = replace(published, max_entries=there[name].max_entries, flags=there[name].flags)
@@ -175,15 +178,10 @@ def _driven(opened: ObjectFile, sizes: Sizes) -> dict[str, MapSpec]:
     return specs
 
 
-def _driven_specs(sizes: Sizes) -> dict[str, MapSpec]:
-    """Specify Katran's maps, as far as nfcore drives them in an object."""
-    more = (
-        MapSpec("pckt_srcs", MapType.ARRAY, U32, lay.REAL_DEFINITION, 2),
-        MapSpec(SUBPROGRAMS, MapType.PROG_ARRAY, U32, U32, 1),
-    )
-    # No spare rings: an object has as many as it has.
-    known = map_specs(replace(sizes, meaning=None, devices=0, rings=max(sizes.vips, 1)))
-    return known | {spec.name: spec for spec in more}
+def _lacking(names: Container[str], inventory: Inventory) -> str:
+    """Say what of the maps that an inventory needs is not there."""
+    prefixes = [vip.name for vip in inventory.vips.values() if vip.is_prefix]
+    return f"has no map vip_lpm_map, which {prefixes[0]} needs" if prefixes and "vip_lpm_map" not in names else ""
 
 
 def _differences(found: MapSpec, published: MapSpec) -> Iterator[str]:

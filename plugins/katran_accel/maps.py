@@ -44,8 +44,6 @@ MOST_DEVICES = 256
 MOST_MACS = 256
 """Of `hw_accel_macs`."""
 LRU_CPUS = 128
-OF_OBJECTS = ("pckt_srcs", "subprograms")
-"""Maps of compiled objects that nfcore's program does not have, but drives."""
 SPARE_RINGS = 16
 """`ch_rings` has room for a multiple of so many rings, at least one of them spare: a reload may add VIPs."""
 _ELEMENT_SPACING = 8
@@ -58,6 +56,14 @@ FEWEST_PERF_PAGES = 64
 RENEWED = frozenset({*OF_ONE_RUN, "ch_rings", "hw_accel_next_hops"})
 """Maps that a start need not find as it wants them: reports, pools and devices are of one run; rings are built and next
 hops found at every start, and their maps kept only when they fit."""
+
+
+OF_OBJECTS = {
+    "pckt_srcs": MapSpec("pckt_srcs", MapType.ARRAY, U32, lay.REAL_DEFINITION, 2),
+    "subprograms": MapSpec("subprograms", MapType.PROG_ARRAY, U32, U32, 1),
+}
+"""Maps that are driven when a compiled object has them, whatever the configuration uses: the sources of outer headers;
+the programs that the object calls, in slot 0 itself."""
 
 
 @dataclass(frozen=True)

@@ -169,8 +169,9 @@ def test_maps_of_a_running_server_are_adopted(tmp_path: Path, pins: Path, made: 
             for program in (server.program, balancer.program):
                 assert [sent_to(program.test_run(frame)) for frame in FLOWS] == before
             assert frames_seen(server) == frames + 2 * len(FLOWS)
-            # What the TOML does not have is gone, and its number is not given to others at once.
+            # What the TOML does not have is gone, with its connections, and its number is not given to others at once.
             assert server.program.test_run(other).verdict.name == "XDP_PASS"
+            assert 29 not in server.tables[cpu].lookup_all()[1]["pos"]
             assert balancer.numbering.vips.resting == [3]
             assert balancer.numbering.reals.resting == [29]
 
