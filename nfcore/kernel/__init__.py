@@ -20,7 +20,7 @@ from .cpus import online_cpus, possible_cpus
 from .event_buffers import EventReader, PerfReader, RingBufferReader
 from .headers import Headers, find_headers
 from .libbpf import ObjectError, ObjectFile, examine_header
-from .maps import BatchResult, Map, pinned_entries
+from .maps import BatchResult, Map, pinned_entries, pinned_flags
 from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
 from .objects import Closing
 from .ownership import Owner, Ownership, owner_of
@@ -91,6 +91,7 @@ __all__ = [
     "online_cpus",
     "owner_of",
     "pinned_entries",
+    "pinned_flags",
     "possible_cpus",
     "program_map",
     "removal_advice",

@@ -68,6 +68,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "bpf_map__is_internal": (ctypes.c_bool, [_Pointer]),
     "bpf_map__inner_map": (_Pointer, [_Pointer]),
     "bpf_map__set_inner_map_fd": (ctypes.c_int, [_Pointer, ctypes.c_int]),
+    "bpf_map__set_map_flags": (ctypes.c_int, [_Pointer, ctypes.c_uint32]),
     "bpf_map__set_pin_path": (ctypes.c_int, [_Pointer, ctypes.c_char_p]),
     "bpf_map__reuse_fd": (ctypes.c_int, [_Pointer, ctypes.c_int]),
     "bpf_map__fd": (ctypes.c_int, [_Pointer]),
@@ -144,15 +145,19 @@ class ObjectFile(Closing):
 
     def reuse(self, name: str, opened: Map) -> None:
         """Let the programs use an existing map. It must fit; that is not checked."""
-        self._set("bpf_map__reuse_fd", name, opened)
+        self._set("bpf_map__reuse_fd", name, opened.fd)
 
     def set_inner(self, name: str, prototype: Map) -> None:
         """Make a map of maps for maps like `prototype`, which must exist until the object is loaded."""
-        self._set("bpf_map__set_inner_map_fd", name, prototype)
+        self._set("bpf_map__set_inner_map_fd", name, prototype.fd)
 
-    def _set(self, function: str, name: str, opened: Map) -> None:
+    def set_flags(self, name: str, flags: int) -> None:
+        """Create a map with other flags than the file's; MapFlags."""
+        self._set("bpf_map__set_map_flags", name, flags)
+
+    def _set(self, function: str, name: str, value: int) -> None:
         with _reporting() as report:
-            if getattr(_library(), function)(self._maps[name].handle, opened.fd) < 0:
+            if getattr(_library(), function)(self._maps[name].handle, value) < 0:
                 code = ctypes.get_errno()
                 raise ObjectError(f"{self.path}: libbpf refuses map {name}: {os.strerror(code)}{_last(report)}")
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.errors import HostError
-from nfcore.kernel import Map, MapSpec, ObjectFile, Program, ensure_bpffs
+from nfcore.kernel import Map, MapFlags, MapSpec, ObjectFile, Program, ensure_bpffs, pinned_flags
 
 from . import layouts as lay
 from .config import NAME
@@ -31,6 +31,9 @@ PUBLISHED = {
     *("lpm_src_v4", "lpm_src_v6", "decap_dst", "pckt_srcs", "subprograms", "event_pipe"),
 }
 """Katran's maps. An object needs those of them that the configuration uses: see also :meth:`ObjectMaps.lacking`."""
+IN_SHARED_MEMORY = ("ch_rings",)
+"""Maps that are created with a flag more than the file gives them, which no program notices. By system calls it takes
+300 times as long to fill them; so are filled those that somebody else has made."""
 OF_ANY_SIZE = ("fallback_cache", "lru_mapping")
 
 
@@ -43,8 +46,11 @@ class ObjectMaps(BalancerMaps):
     """Whether somebody had pinned them: what they hold is in use."""
 
     def write_ring(self, number: int, ring: NDArray[np.uint32]) -> None:
-        """Write a ring by system calls: the map is not made for shared memory."""
-        self["ch_rings"].write_array(number * lay.RING_SLOTS, ring)
+        """Write a ring slot by slot under the packets; in a map that somebody else has made, by system calls."""
+        if self["ch_rings"].spec.flags & MapFlags.MMAPABLE:
+            super().write_ring(number, ring)
+        else:
+            self["ch_rings"].write_array(number * lay.RING_SLOTS, ring)
 
     def numbers(self, inventory: Inventory) -> dict[str, object]:
         """Find the numbers of an inventory's VIPs and reals in the maps, as :meth:`.Numbering.note` gives them.
@@ -125,6 +131,11 @@ def _load(
         pinned = _open_pinned(meanwhile, opened, specs, pin_dir)
         for name, kept in pinned.items():
             opened.reuse(name, kept)
+        for name in IN_SHARED_MEMORY:
+            if name in pinned:
+                specs = {**specs, name: pinned[name].spec}
+            else:
+                opened.set_flags(name, specs[name].flags)
         if "lru_mapping" not in pinned:
             opened.set_inner("lru_mapping", meanwhile.enter_context(Map.create(_table_spec(specs, 0))))
         opened.load(program)
@@ -170,7 +181,8 @@ def _driven(opened: ObjectFile, sizes: Sizes) -> dict[str, MapSpec]:
             problems += [f"has no map {name}"] if name in used.keys() & PUBLISHED else []
         else:
             problems += [f"map {name}: {text}" for text in _differences(there[name], published)]
-            specs[name] = replace(published, max_entries=there[name].max_entries, flags=there[name].flags)
+            shared = MapFlags.MMAPABLE if name in IN_SHARED_MEMORY else 0
+            specs[name] = replace(published, max_entries=there[name].max_entries, flags=there[name].flags | shared)
             if published.inner is not None and (inner := there[name].inner) is not None:
                 specs[name] = replace(specs[name], inner=replace(published.inner, flags=inner.flags))
     if problems:
@@ -219,7 +231,10 @@ def _open_pinned(
         return found
     for name, spec in opened.maps.items():
         if (pin := pin_dir / name).exists():
-            found[name] = opened_here.enter_context(open_kept(specs.get(name, spec), pin))
+            wanted = specs.get(name, spec)
+            if name in IN_SHARED_MEMORY and not pinned_flags(pin) & MapFlags.MMAPABLE:
+                wanted = replace(wanted, flags=spec.flags)
+            found[name] = opened_here.enter_context(open_kept(wanted, pin))
     return found
 
 

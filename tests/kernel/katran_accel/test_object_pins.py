@@ -158,6 +158,7 @@ def test_maps_of_a_running_server_are_adopted(tmp_path: Path, pins: Path, made: 
         assert sent_to(server.program.test_run(other)) == "198.18.20.99"
         with opened(tmp_path, made) as balancer:
             assert balancer.maps["reals"].id == server.maps["reals"].id
+            assert balancer.maps["ch_rings"].spec.flags == 0
             assert balancer.maps.lrus[cpu].id == server.tables[cpu].id
             assert list(balancer.inventory.vips) == [7]
             assert {str(real): number for real, number in balancer.inventory.reals.items()} == {
@@ -224,12 +225,20 @@ def test_connection_tables_of_another_size_are_refused_by_name(tmp_path: Path, p
         pass
 
 
-def test_pins_of_nfcores_own_program_are_refused(tmp_path: Path, pins: Path, made: Path) -> None:
-    with opened(tmp_path, None):
-        pass
+def test_pins_of_nfcores_own_program_are_taken_over_or_refused_by_name(tmp_path: Path, pins: Path, made: Path) -> None:
+    with on_one_cpu():
+        with opened(tmp_path, None) as own:
+            before = [sent_to(own.program.test_run(frame)) for frame in FLOWS]
+        alone = VIPS.replace('{ address = "198.18.20.11" }', '{ address = "198.18.20.11", weight = 0 }')
+        # The object goes on where nfcore's program was, and the other way round.
+        for program in (made, None):
+            with opened(tmp_path, program, alone) as balancer:
+                assert [sent_to(balancer.program.test_run(frame)) for frame in FLOWS] == before
+    (pins / "ch_rings").unlink()
     with (
-        pytest.raises(HostError, match=r"ch_rings: flags is 0x400, expected 0x0.* run nfcore cleanup"),
-        opened(tmp_path, made),
+        Map.create(MapSpec("ch_rings", MapType.ARRAY, "u4", "u4", lay.RING_SLOTS)) as small,  # type: ignore[arg-type]
+        pytest.raises(HostError, match=r"ch_rings: max_entries is 65537, expected 1048592.* run nfcore cleanup"),
     ):
-        pass
-    assert pins.is_mount()
+        small.pin(pins / "ch_rings")
+        with opened(tmp_path, made):
+            pass
