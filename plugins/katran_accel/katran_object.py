@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.errors import HostError
-from nfcore.kernel import Map, MapFlags, MapSpec, ObjectFile, Program, ensure_bpffs, pinned_flags
+from nfcore.kernel import Map, MapFlags, MapSpec, MapType, ObjectFile, Program, ensure_bpffs, pinned_flags
 
 from . import layouts as lay
 from .config import NAME
@@ -31,7 +31,7 @@ PUBLISHED = {
     *("lpm_src_v4", "lpm_src_v6", "decap_dst", "pckt_srcs", "subprograms", "event_pipe"),
 }
 """Katran's maps. An object needs those of them that the configuration uses: see also :meth:`ObjectMaps.lacking`."""
-IN_SHARED_MEMORY = ("ch_rings",)
+IN_SHARED_MEMORY = ("ch_rings", "server_id_map")
 """Maps that are created with a flag more than the file gives them, which no program notices. By system calls it takes
 300 times as long to fill them; so are filled those that somebody else has made."""
 OF_ANY_SIZE = ("fallback_cache", "lru_mapping")
@@ -129,15 +129,7 @@ def _load(
 ) -> tuple[ObjectMaps, Program]:
     with ExitStack() as undone, ExitStack() as meanwhile:
         pinned = _open_pinned(meanwhile, opened, specs, pin_dir)
-        for name, kept in pinned.items():
-            opened.reuse(name, kept)
-        for name in IN_SHARED_MEMORY:
-            if name in pinned:
-                specs = {**specs, name: pinned[name].spec}
-            else:
-                opened.set_flags(name, specs[name].flags)
-        if "lru_mapping" not in pinned:
-            opened.set_inner("lru_mapping", meanwhile.enter_context(Map.create(_table_spec(specs, 0))))
+        specs = _prepare(meanwhile, opened, specs, pinned)
         opened.load(program)
         maps = ObjectMaps({}, found="reals" in pinned)
         undone.callback(maps.close)
@@ -157,6 +149,21 @@ def _load(
                     undone.callback(pin.unlink)
         undone.pop_all()
     return maps, loaded
+
+
+def _prepare(
+    meanwhile: ExitStack, opened: ObjectFile, specs: dict[str, MapSpec], pinned: dict[str, Map]
+) -> dict[str, MapSpec]:
+    """Say which maps the object gets, and how those are made that it does not get. Gives the specs of all driven ones."""
+    for name, kept in pinned.items():
+        opened.reuse(name, kept)
+    for name, spec in specs.items():
+        if name not in pinned:
+            opened.set_flags(name, spec.flags)
+            # The file need not say what maps it is made for.
+            if spec.inner is not None:
+                opened.set_inner(name, meanwhile.enter_context(Map.create(spec.inner)))
+    return {name: pinned[name].spec if name in pinned else spec for name, spec in specs.items()}
 
 
 def _program_of(opened: ObjectFile) -> str:
@@ -181,8 +188,10 @@ def _driven(opened: ObjectFile, sizes: Sizes) -> dict[str, MapSpec]:
             problems += [f"has no map {name}"] if name in used.keys() & PUBLISHED else []
         else:
             problems += [f"map {name}: {text}" for text in _differences(there[name], published)]
-            shared = MapFlags.MMAPABLE if name in IN_SHARED_MEMORY else 0
-            specs[name] = replace(published, max_entries=there[name].max_entries, flags=there[name].flags | shared)
+            flags = there[name].flags
+            if name in IN_SHARED_MEMORY and published.type is MapType.ARRAY:
+                flags |= MapFlags.MMAPABLE
+            specs[name] = replace(published, max_entries=there[name].max_entries, flags=flags)
             if published.inner is not None and (inner := there[name].inner) is not None:
                 specs[name] = replace(specs[name], inner=replace(published.inner, flags=inner.flags))
     if problems:
