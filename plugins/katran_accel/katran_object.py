@@ -154,7 +154,7 @@ def _load(
 def _prepare(
     meanwhile: ExitStack, opened: ObjectFile, specs: dict[str, MapSpec], pinned: dict[str, Map]
 ) -> dict[str, MapSpec]:
-    """Say which maps the object gets, and how those are made that it does not get. Gives the specs of all driven ones."""
+    """Say which maps the object gets, and how the others are made. Gives the specs of those that nfcore drives."""
     for name, kept in pinned.items():
         opened.reuse(name, kept)
     for name, spec in specs.items():
