@@ -26,11 +26,12 @@ from nfcore.kernel import BPF_SOURCES, EventReader, PerfReader, Program, RingBuf
 from nfcore.kernel.links import format_mac
 
 from . import layouts as lay
+from .adoption import note_of_pins
 from .config import NAME, KatranTable
 from .connection_table import Connections, VipFinder
 from .flow_routes import FlowRoutes
 from .inventory import NUMBERING, Inventory, Numbering, NumbersExhaustedError
-from .katran_object import ObjectMaps, open_object
+from .katran_object import open_object
 from .map_writer import Change, MapWriter
 from .maps import (
     PROGRAM,
@@ -279,14 +280,21 @@ class Balancer(NetworkFunction):
     # Numbers and pinned maps
 
     def _read_note(self) -> dict[str, object] | None:
-        """Continue the numbering of an earlier run with these pins, and return its note.
+        """Continue the numbering of an earlier run with these pins, or of another control plane, and return its note.
 
         None, with a new numbering, when there is no note, it cannot be read, or it leaves too few numbers.
         """
         text = None if self.pin_dir is None else self._state.get_text(NUMBERING)
+        of_pins = None if self.pin_dir is None else note_of_pins(self.pin_dir, self.inventory)
         try:
-            note = json.loads(text or "null")
+            note: dict[str, object] | None = json.loads(text or "null")
             if not isinstance(note, dict) or type(note.get("generation")) is not int:
+                note = None
+            if of_pins is not None and (note is None or note.get("maps") != of_pins["maps"]):
+                note = of_pins
+                # From the first map that this start adds, these are nfcore's: also when it fails.
+                self._state.set(NUMBERING, json.dumps(note))
+            if note is None:
                 return None
             self.numbering.resume(note)
             self._set_inventory(self.numbering.plan(self.table))
@@ -305,8 +313,6 @@ class Balancer(NetworkFunction):
         That comes before anything new is written: the program of an earlier run may still forward by these maps.
         """
         if note is None or note.get("maps") != self.maps["reals"].id:
-            if isinstance(self.maps, ObjectMaps) and self.maps.found and self._resume_numbers(self.maps):
-                return True
             self._restart_numbering()
             self.connections.clear()
             if self.pin_dir is not None:
@@ -326,16 +332,6 @@ class Balancer(NetworkFunction):
             if self.routes is not None and note.get("marks") is None:
                 self.routes.clear()
         return True
-
-    def _resume_numbers(self, maps: ObjectMaps) -> bool:
-        """Take over the numbers of VIPs and reals that somebody else's maps have; False: they cannot be used."""
-        self._restart_numbering()
-        try:
-            self.numbering.resume(maps.numbers(self.inventory))
-            self._set_inventory(self.numbering.plan(self.table))
-        except (ValueError, NumbersExhaustedError):
-            return False
-        return max(self.inventory.vips) < maps.rings
 
     def _write_note(self, planned: Inventory | None = None) -> None:
         if self.pin_dir is not None:

@@ -21,8 +21,8 @@ from nfcore.kernel import Map, MapFlags, MapSpec, MapType, ObjectFile, Program, 
 
 from . import layouts as lay
 from .config import NAME
-from .inventory import Inventory, identity
-from .maps import OF_OBJECTS, PROGRAM, BalancerMaps, Sizes, map_specs, open_kept
+from .inventory import Inventory
+from .maps import OF_OBJECTS, PROGRAM, BalancerMaps, Sizes, map_specs, open_kept, open_table
 
 PUBLISHED = {
     *("vip_map", "ch_rings", "reals", "lru_mapping", "fallback_cache", "global_lru_maps", "fallback_glru", "ctl_array"),
@@ -42,8 +42,6 @@ class ObjectMaps(BalancerMaps):
     """The maps of a compiled object, as far as nfcore drives them."""
 
     is_own = False
-    found: bool = False
-    """Whether somebody had pinned them: what they hold is in use."""
 
     def write_ring(self, number: int, ring: NDArray[np.uint32]) -> None:
         """Write a ring slot by slot under the packets; in a map that somebody else has made, by system calls."""
@@ -52,38 +50,9 @@ class ObjectMaps(BalancerMaps):
         else:
             self["ch_rings"].write_array(number * lay.RING_SLOTS, ring)
 
-    def numbers(self, inventory: Inventory) -> dict[str, object]:
-        """Find the numbers of an inventory's VIPs and reals in the maps, as :meth:`.Numbering.note` gives them.
-
-        What else has a number there is resting: packets may be on their way by it.
-        """
-        vips, reals = {}, {}
-        keys = {name: self._vip_numbers(name) for name in ("vip_map", "vip_lpm_map") if name in self.maps}
-        for number, vip in inventory.vips.items():
-            key = inventory.lpm_key(number) if vip.is_prefix else inventory.vip_definition(number)
-            found = keys.get("vip_lpm_map" if vip.is_prefix else "vip_map", {}).get(key.tobytes())
-            if found is not None:
-                vips[identity(vip)] = found
-        rows = self["reals"].read_slice(0, lay.MAX_REALS)
-        families = rows["flags"] & lay.RealFlag.IPV6
-        in_use: NDArray[np.bool_] = np.asarray(rows["addr"].any(axis=1))
-        in_use[0] = False  # the number of no real
-        for address in inventory.reals:
-            wanted = inventory.real_definition(address)
-            same = in_use & (rows["addr"] == wanted["addr"]).all(axis=1) & (families == wanted["flags"])
-            if same.any():
-                reals[str(address)] = int(same.argmax())
-        others = {number for of_map in keys.values() for number in of_map.values()} - set(vips.values())
-        resting = {"vips": sorted(others), "reals": sorted({*np.flatnonzero(in_use).tolist()} - {*reals.values()})}
-        return {"vips": vips, "reals": reals, "resting": resting}
-
     def lacking(self, inventory: Inventory) -> str:
         """Say what the object does not have for an inventory; empty when there is all."""
         return _lacking(self.maps, inventory)
-
-    def _vip_numbers(self, name: str) -> dict[bytes, int]:
-        keys, metas = self[name].lookup_all()
-        return {key.tobytes(): int(meta["vip_num"]) for key, meta in zip(keys, metas, strict=True)}
 
 
 def open_object(
@@ -108,11 +77,10 @@ def check_object(path: Path, sizes: Sizes, cpus: list[int], pin_dir: Path | None
     with _named(), ObjectFile.open(path) as opened, ExitStack() as kept:
         specs = _driven(opened, sizes)
         _program_of(opened)
-        _open_pinned(kept, opened, specs, pin_dir)
-        if pin_dir is not None:
-            for spec in (_table_spec(specs, cpu) for cpu in cpus):
-                if (pin := pin_dir / spec.name).exists():
-                    kept.enter_context(open_kept(spec, pin))
+        pinned = _open_pinned(kept, opened, specs, pin_dir)
+        if "lru_mapping" in pinned:
+            for cpu in cpus:
+                open_table(pinned["lru_mapping"], _table_spec(specs, cpu), cpu, pin_dir).close()
 
 
 @contextmanager
@@ -131,7 +99,7 @@ def _load(
         pinned = _open_pinned(meanwhile, opened, specs, pin_dir)
         specs = _prepare(meanwhile, opened, specs, pinned)
         opened.load(program)
-        maps = ObjectMaps({}, found="reals" in pinned)
+        maps = ObjectMaps({})
         undone.callback(maps.close)
         for name, spec in specs.items():
             maps.maps[name] = opened.take_map(name, spec)
@@ -139,8 +107,9 @@ def _load(
         if "subprograms" in maps:
             maps["subprograms"].update(0, loaded)
         for cpu in cpus:
-            maps.lrus[cpu] = _open_table(maps["lru_mapping"], _table_spec(specs, cpu), cpu, pin_dir)
-            maps["lru_mapping"].update(cpu, maps.lrus[cpu])
+            maps.lrus[cpu] = open_table(maps["lru_mapping"], _table_spec(specs, cpu), cpu, pin_dir)
+        for cpu, table in maps.lrus.items():
+            maps["lru_mapping"].update(cpu, table)
         _leave_only(maps["lru_mapping"], cpus)
         if pin_dir is not None:
             for name, each in [*maps.maps.items(), *((table.spec.name, table) for table in maps.lrus.values())]:
@@ -252,14 +221,6 @@ def _table_spec(specs: dict[str, MapSpec], cpu: int) -> MapSpec:
     inner = specs["lru_mapping"].inner
     assert inner is not None  # map_specs() gave it
     return replace(inner, name=f"lru_{cpu}")
-
-
-def _open_table(tables: Map, spec: MapSpec, cpu: int, pin_dir: Path | None) -> Map:
-    """Open the connection table of a CPU: the pinned one, the one that a Katran server has given it, or a new one."""
-    if pin_dir is not None and (pin := pin_dir / spec.name).exists():
-        return open_kept(spec, pin)
-    number = tables.lookup(cpu)
-    return Map.create(spec) if number is None else Map.from_id(int(number), spec)
 
 
 def _leave_only(tables: Map, cpus: list[int]) -> None:

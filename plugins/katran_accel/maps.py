@@ -204,6 +204,10 @@ class BalancerMaps:
         try:
             if pin_dir is not None:
                 ensure_bpffs(pin_dir)
+            adopted = pin_dir is not None and are_of_others(pin_dir)
+            if adopted and pin_dir is not None:
+                # Before the first of them changes: somebody's program may forward by them.
+                check_pins(sizes, cpus, pin_dir)
             rings = 0 if pin_dir is None else _pinned_rings(pin_dir, sizes.vips)
             routes = sizes.routes if pin_dir is None else _enlarged_routes(pin_dir, sizes.routes)
             specs = map_specs(replace(sizes, rings=rings, routes=routes))
@@ -217,7 +221,12 @@ class BalancerMaps:
             for cpu in cpus:
                 inner = specs["lru_mapping"].inner
                 assert inner is not None  # map_specs() gave it
-                maps.lrus[cpu] = _open_or_create(replace(inner, name=f"lru_{cpu}"), pin_dir, renew=False)
+                table = replace(inner, name=f"lru_{cpu}")
+                if adopted:
+                    maps.lrus[cpu] = open_table(maps["lru_mapping"], table, cpu, pin_dir)
+                    _pin_if_new(maps.lrus[cpu], pin_dir)
+                else:
+                    maps.lrus[cpu] = _open_or_create(table, pin_dir, renew=False)
                 maps["lru_mapping"].update(cpu, maps.lrus[cpu])
         except BaseException:
             maps.close()
@@ -265,6 +274,27 @@ def _enlarged_routes(pin_dir: Path, wanted: int) -> int:
         pin.unlink()
         new.pin(pin)
     return wanted
+
+
+def are_of_others(pin_dir: Path) -> bool:
+    """Whether another control plane has pinned Katran's maps in a folder: nfcore's program has one more."""
+    return [(pin_dir / name).exists() for name in ("vip_map", "reals", "vip_addresses")] == [True, True, False]
+
+
+def open_table(tables: Map, spec: MapSpec, cpu: int, pin_dir: Path | None) -> Map:
+    """Open the connection table of a CPU: the pinned one, that which another control plane has given it, or a new one.
+
+    HostError: it has another shape.
+    """
+    if pin_dir is not None and (pin := pin_dir / spec.name).exists():
+        return open_kept(spec, pin)
+    number = tables.lookup(cpu)
+    return Map.create(spec) if number is None else Map.from_id(int(number), spec)
+
+
+def _pin_if_new(table: Map, pin_dir: Path | None) -> None:
+    if pin_dir is not None and not (pin := pin_dir / table.spec.name).exists():
+        table.pin(pin)
 
 
 def unpin_other_tables(pin_dir: Path, cpus: list[int]) -> None:
@@ -322,6 +352,10 @@ def check_pins(sizes: Sizes, cpus: list[int], pin_dir: Path) -> None:
     for spec in [*kept, *(replace(inner, name=f"lru_{cpu}") for cpu in cpus)]:
         if (pin_dir / spec.name).exists():
             open_kept(spec, pin_dir / spec.name).close()
+    if are_of_others(pin_dir) and (pin := pin_dir / "lru_mapping").exists():
+        with open_kept(specs[pin.name], pin) as tables:
+            for cpu in cpus:
+                open_table(tables, replace(inner, name=f"lru_{cpu}"), cpu, pin_dir).close()
 
 
 def forwarding_cpus(wanted: list[int] | None) -> list[int]:

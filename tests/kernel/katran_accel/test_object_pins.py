@@ -177,6 +177,40 @@ def test_maps_of_a_running_server_are_adopted(tmp_path: Path, pins: Path, made: 
             assert balancer.numbering.reals.resting == [29]
 
 
+def test_nfcores_own_program_takes_over_from_a_server(tmp_path: Path, pins: Path, made: Path) -> None:
+    with on_one_cpu() as cpu, katran_server(made, pins, cpu) as server:
+        before = [sent_to(server.program.test_run(frame)) for frame in FLOWS]
+        with opened(tmp_path, None) as balancer:
+            assert list(balancer.inventory.vips) == [7]
+            assert balancer.maps.lrus[cpu].id == server.tables[cpu].id
+            # Also the server's program, by its own rings: packets reach it until nfcore's is attached.
+            for program in (server.program, balancer.program):
+                assert [sent_to(program.test_run(frame)) for frame in FLOWS] == before
+            new = tcp("198.18.30.2", "198.18.10.1")
+            assert sent_to(server.program.test_run(new)) in REALS
+        alone = VIPS.replace('{ address = "198.18.20.11" }', '{ address = "198.18.20.11", weight = 0 }')
+        with opened(tmp_path, None, alone) as balancer:
+            assert list(balancer.inventory.vips) == [7]
+            assert [sent_to(balancer.program.test_run(frame)) for frame in FLOWS] == before
+
+
+def test_a_server_goes_on_when_its_maps_are_refused(tmp_path: Path, pins: Path, made: Path) -> None:
+    with on_one_cpu() as cpu, katran_server(made, pins, cpu) as server:
+        before = [sent_to(server.program.test_run(frame)) for frame in FLOWS]
+        names = {pin.name for pin in pins.iterdir()}
+        for program in (made, None):
+            with (
+                pytest.raises(HostError, match=rf"does not fit the map lru_{cpu}: max_entries is 4096, expected 1024"),
+                opened(tmp_path, program, lru_size=1024),
+            ):
+                pass
+            assert {pin.name for pin in pins.iterdir()} == names
+            assert [sent_to(server.program.test_run(frame)) for frame in FLOWS] == before
+            assert server.tables[cpu].id == server.maps["lru_mapping"].lookup(cpu)
+        with opened(tmp_path, None) as balancer:
+            assert [sent_to(balancer.program.test_run(frame)) for frame in FLOWS] == before
+
+
 def test_new_flows_go_by_the_toml_once_maps_are_adopted(tmp_path: Path, pins: Path, made: Path) -> None:
     with on_one_cpu() as cpu, katran_server(made, pins, cpu) as server:
         known = sent_to(server.program.test_run(FLOWS[0]))
@@ -213,16 +247,6 @@ def test_pins_of_another_shape_are_refused_by_name(
     for part in ("katran_accel.program", f"{pins / name} does not fit the map {name}: {reason}"):
         assert part in str(refused.value)
     assert {pin.name for pin in pins.iterdir() if "." not in pin.name} == {name}
-
-
-def test_connection_tables_of_another_size_are_refused_by_name(tmp_path: Path, pins: Path, made: Path) -> None:
-    with (
-        on_one_cpu() as cpu,
-        katran_server(made, pins, cpu),
-        pytest.raises(HostError, match=rf"does not fit the map lru_{cpu}: max_entries is 4096, expected 1024"),
-        opened(tmp_path, made, lru_size=1024),
-    ):
-        pass
 
 
 def test_pins_of_nfcores_own_program_are_taken_over_or_refused_by_name(tmp_path: Path, pins: Path, made: Path) -> None:
