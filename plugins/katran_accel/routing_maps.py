@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nfcore.api.config import Network
 from nfcore.api.flows import pack_address
-from nfcore.kernel import Map, MapType
+from nfcore.kernel import Map, MapFlags, MapType
 
 from . import layouts as lay
 from .config import KatranTable
@@ -23,10 +24,12 @@ _EGRESS = 2
 
 
 class RoutingMaps:
-    """The maps of one program, as far as it has them."""
+    """The maps of one program, as far as it has them. is_own: it is nfcore's, and knows nfcore's own flags."""
 
-    def __init__(self, maps: Mapping[str, Map]) -> None:
-        self._maps = maps
+    def __init__(self, maps: Mapping[str, Map], *, is_own: bool = True) -> None:
+        self._maps, self._is_own = maps, is_own
+        self._ids: NDArray[np.uint32] | None = None
+        """Server ids that an array without shared memory has; None: unknown."""
 
     def write(self, inventory: Inventory) -> None:
         """Let the maps say what the TOML says. The reals that they name are in `reals` before."""
@@ -39,28 +42,26 @@ class RoutingMaps:
                 write(self._maps[name], table)
         if "server_id_map" in self._maps:
             self._write_server_ids(inventory.server_ids)
-        if "lpm_src_v4" in self._maps:
-            self._write_source_routes(inventory.source_routes)
+        self._write_source_routes(inventory.source_routes)
         if "vip_to_down_reals_map" in self._maps:
             self._write_down_reals(inventory)
 
     @staticmethod
     def _write_sources(map_: Map, table: KatranTable) -> None:
-        """Write the own addresses, slot 0 that of IPv4."""
+        """Write those of the own addresses that are given, slot 0 that of IPv4."""
         rows = np.zeros(2, lay.REAL_DEFINITION)
-        for row, address in zip(rows, (table.source_v4, table.source_v6), strict=True):
-            if address:
-                row["addr"] = pack_address(ip_address(address))
         rows["flags"][1] = lay.RealFlag.IPV6
-        map_.write_array(0, rows)
+        for slot, address in enumerate((table.source_v4, table.source_v6)):
+            if address:
+                rows["addr"][slot] = pack_address(ip_address(address))
+                map_.update(slot, rows[slot])
 
-    @staticmethod
-    def _write_decap_addresses(map_: Map, table: KatranTable) -> None:
+    def _write_decap_addresses(self, map_: Map, table: KatranTable) -> None:
         addresses = table.decap.addresses
         keys, flags = np.zeros(len(addresses), lay.ADDRESS), np.zeros(len(addresses), U32)
         for row, each in enumerate(addresses):
             keys["addr"][row] = pack_address(each.address)
-            flags[row] = lay.ONLY_FAMILY[each.address.version] | _EGRESS * each.egress
+            flags[row] = _EGRESS * each.egress | (lay.ONLY_FAMILY[each.address.version] if self._is_own else 0)
         replace_entries(map_, keys, flags)
 
     def _write_server_ids(self, reals: Mapping[int, int]) -> None:
@@ -70,6 +71,12 @@ class RoutingMaps:
         if map_.spec.type is MapType.HASH:
             replace_entries(map_, ids, numbers)
             return
+        if not map_.spec.flags & MapFlags.MMAPABLE:
+            known = np.flatnonzero(map_.read_array()) if self._ids is None else self._ids
+            others = np.setdiff1d(known, ids).astype(U32)
+            write_entries(map_, np.concatenate([ids, others]), np.concatenate([numbers, np.zeros_like(others)]))
+            self._ids = ids
+            return
         elements = map_.mmap()
         others = np.setdiff1d(np.flatnonzero(elements), ids)
         elements[ids] = numbers
@@ -77,6 +84,8 @@ class RoutingMaps:
 
     def _write_source_routes(self, routes: Mapping[Network, int]) -> None:
         for version, name in ((4, "lpm_src_v4"), (6, "lpm_src_v6")):
+            if name not in self._maps:
+                continue
             chosen = [(network, real) for network, real in routes.items() if network.version == version]
             map_ = self._maps[name]
             keys = np.zeros(len(chosen), map_.spec.key)
