@@ -8,7 +8,8 @@
 set -eu
 
 usage='usage: scripts/setup.sh [EXTRA]...   (extras of pyproject.toml: test, dev)'
-packages='python3-bpfcc python3-venv linux-libc-dev iproute2 ethtool util-linux'
+packages='python3-bpfcc python3-venv linux-libc-dev iproute2 ethtool util-linux libbpf1'
+test_packages='clang libbpf-dev'
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -41,6 +42,10 @@ as_root() {
     fi
 }
 
+# Tests compile objects as others do.
+case " $* " in
+    *' test '*) packages="$packages $test_packages" ;;
+esac
 . scripts/packages.sh
 # shellcheck disable=SC2086  # a list of words
 install_missing $packages

@@ -19,7 +19,8 @@ from .compiler import BPF_SOURCES, CompileError, VerifierError, compile_as, comp
 from .cpus import online_cpus, possible_cpus
 from .event_buffers import EventReader, PerfReader, RingBufferReader
 from .headers import Headers, find_headers
-from .maps import BatchResult, Map, pinned_entries
+from .libbpf import ObjectError, ObjectFile, examine_header
+from .maps import BatchResult, Map, pinned_entries, pinned_flags
 from .mapspec import MapFlags, MapSpec, MapType, UpdateFlags
 from .objects import Closing
 from .ownership import Owner, Ownership, owner_of
@@ -52,6 +53,8 @@ __all__ = [
     "MapFlags",
     "MapSpec",
     "MapType",
+    "ObjectError",
+    "ObjectFile",
     "Owner",
     "Ownership",
     "PerfReader",
@@ -77,6 +80,7 @@ __all__ = [
     "detach_xdp",
     "egress_programs",
     "ensure_bpffs",
+    "examine_header",
     "find_headers",
     "interface_exists",
     "interface_index",
@@ -87,6 +91,7 @@ __all__ = [
     "online_cpus",
     "owner_of",
     "pinned_entries",
+    "pinned_flags",
     "possible_cpus",
     "program_map",
     "removal_advice",

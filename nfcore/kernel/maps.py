@@ -458,11 +458,21 @@ def _create(spec: MapSpec, inner_fd: int) -> int:
 
 def pinned_entries(path: Path) -> int:
     """``max_entries`` of the map pinned at ``path``; HostError when nothing is pinned there."""
+    return _pinned_info(path)[0]
+
+
+def pinned_flags(path: Path) -> int:
+    """MapFlags of the map pinned at ``path``; HostError when nothing is pinned there."""
+    return _pinned_info(path)[1]
+
+
+def _pinned_info(path: Path) -> tuple[int, int]:
     fd = obj_get(path)
     try:
-        return int(_MAP_INFO.unpack_from(object_info(fd, 80))[4])
+        entries, flags = _MAP_INFO.unpack_from(object_info(fd, 80))[4:6]
     finally:
         os.close(fd)
+    return int(entries), int(flags)
 
 
 def _compare(fd: int, spec: MapSpec, place: str) -> None:

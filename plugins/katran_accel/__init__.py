@@ -22,7 +22,7 @@ from nfcore.api.network_function import PacketTrace
 from nfcore.api.steps import Steps
 from nfcore.errors import HostError, Problem
 
-from .balancer import Balancer
+from .balancer import Balancer, meaning_of
 from .capture.command import capture
 from .capture.service import CaptureService
 from .config import NAME, KatranTable, check_table, check_whole, count_pairs
@@ -76,8 +76,7 @@ class KatranAccelPlugin:
     def setup(self, context: Context) -> None:
         """Create the maps, load the program, register the network function."""
         table = _table(context.config)
-        meaning = context.strategy.meaning if context.strategy else None
-        self._balancer = Balancer(context.config, table, meaning)
+        self._balancer = Balancer(context.config, table, meaning_of(context, table))
         self._balancer.open(context)
         self._metrics = BalancerMetrics(self._balancer)
         self._capture = CaptureService(self._balancer)

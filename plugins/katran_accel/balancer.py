@@ -27,11 +27,13 @@ from nfcore.kernel import BPF_SOURCES, EventReader, PerfReader, Program, RingBuf
 from nfcore.kernel.links import format_mac
 
 from . import layouts as lay
+from .adoption import note_of_pins
 from .config import NAME, KatranTable
 from .connection_table import Connections, VipFinder
 from .features import Features
 from .flow_routes import FlowRoutes
 from .inventory import NUMBERING, Inventory, Numbering, NumbersExhaustedError
+from .katran_object import open_object
 from .map_writer import Change, MapWriter
 from .maps import (
     PROGRAM,
@@ -57,6 +59,7 @@ from .next_hops import (
     require_routes,
     send_by,
 )
+from .object_writer import ObjectWriter, to_one_station
 from .routing import Routing
 
 LOOPBACK = 1
@@ -70,6 +73,7 @@ NEEDS_RESTART = (
     "maglev",
     "pin_dir",
     "destination_mac",
+    "program",
     "healthcheck",
     "server_id_map",
     "capture",
@@ -147,16 +151,23 @@ class Balancer(NetworkFunction):
             capture=self.table.capture,
             introspection=self.table.introspection,
         )
-        self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
+        self.maps: BalancerMaps
+        if self.table.program is None:
+            self.maps = BalancerMaps.open(sizes, self.cpus, self.pin_dir)
+            self.program = self._load(context, facts)
+            self._open_marks()
+            self._writer = MapWriter(self.maps, self.marks, self.table.listed_macs)
+        else:
+            self._send_by(Sending(), facts, require=True)
+            path = Path(self.table.program)
+            self.maps, self.program = open_object(path, sizes, self.inventory, self.cpus, self.pin_dir)
+            self._writer = ObjectWriter(self.maps)
         self.connections = Connections(self.maps)
-        self.program = self._load(context, facts)
-        self._open_marks()
-        self._writer = MapWriter(self.maps, self.marks, self.table.listed_macs)
         if self.table.introspection:
             self.maps["ctl_array"].write_array(lay.CTL_INTROSPECTION, np.ones(1, "<u8").view(lay.CTL_VALUE))
         resumed = self._resume_maps(note)
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
-        sending = send_by(self._writer.sent_by_others(), facts)
+        sending = self._send_by(self._writer.sent_by_others(), facts)
         run_steps(self._apply(Change.between(self.numbering, None, self.inventory, sending, purge=resumed)))
         context.services.health.trouble_sources.append(lambda: self.sending.troubles)
         context.services.health.warning_sources.append(lambda: self.sending.warnings)
@@ -227,6 +238,11 @@ class Balancer(NetworkFunction):
             return assume(Device("trace", LOOPBACK), self._own_mac, macs[0] if macs else NO_MAC, inventory.reals)
         return look(self._devices, fixed, inventory.reals, confirm=confirm)
 
+    def _send_by(self, before: Sending, facts: Facts, *, require: bool = False) -> Sending:
+        """Find out by what packets are to be sent. require: HostError when the program cannot send so."""
+        sending = send_by(before, facts)
+        return sending if self.table.program is None else to_one_station(sending, require=require)
+
     def resolve(self) -> Callable[[], Sequence[str]]:
         """Ask the kernel again where packets go, on a thread of its own."""
         table, inventory, before = self.table, self.inventory, self.sending
@@ -236,7 +252,7 @@ class Balancer(NetworkFunction):
             self._confirm_at = self._clock() + CONFIRM_PERIOD
         facts = self._look(table, inventory, confirm=confirm)
         # With thousands of reals this takes a while, and mostly nothing has changed.
-        now = before if facts.devices == before.devices else send_by(before, facts)
+        now = before if facts.devices == before.devices else self._send_by(before, facts)
         also = () if self.also_resolve is None else (self.also_resolve(),)
 
         def follow() -> Sequence[str]:
@@ -286,14 +302,21 @@ class Balancer(NetworkFunction):
     # Numbers and pinned maps
 
     def _read_note(self) -> dict[str, object] | None:
-        """Continue the numbering of an earlier run with these pins, and return its note.
+        """Continue the numbering of an earlier run with these pins, or of another control plane, and return its note.
 
         None, with a new numbering, when there is no note, it cannot be read, or it leaves too few numbers.
         """
         text = None if self.pin_dir is None else self._state.get_text(NUMBERING)
+        of_pins = None if self.pin_dir is None else note_of_pins(self.pin_dir, self.inventory)
         try:
-            note = json.loads(text or "null")
+            note: dict[str, object] | None = json.loads(text or "null")
             if not isinstance(note, dict) or type(note.get("generation")) is not int:
+                note = None
+            if of_pins is not None and (note is None or note.get("maps") != of_pins["maps"]):
+                note = of_pins
+                # From the first map that this start adds, these are nfcore's: also when it fails.
+                self._state.set(NUMBERING, json.dumps(note))
+            if note is None:
                 return None
             self.numbering.resume(note)
             self._set_inventory(self.numbering.plan(self.table))
@@ -390,7 +413,8 @@ class Balancer(NetworkFunction):
             for key in NEEDS_RESTART
             if after[key] != before[key]
         ]
-        problems += self.features.changes(Features.of(table))
+        if self.table.program is None:
+            problems += self.features.changes(Features.of(table))
         vips = f"{NAME}.vips"
         # What is invalid was made so by hand, for a reason that the TOML does not know.
         routing = Routing.of(table).with_invalid(self.inventory.routing.invalid_ids)
@@ -405,6 +429,8 @@ class Balancer(NetworkFunction):
             message = f"does not fit yet: there are {self.maps.rings} VIP numbers, and the number of a removed VIP "
             message += f"rests for {self.numbering.vips.rest:g} s; wait, or restart"
             problems.append(Problem(vips, message))
+        if lacking := self.maps.lacking(inventory):
+            problems.append(Problem(f"{NAME}.program", f"is {self.table.program}, which {lacking}"))
         if self.routes is not None and _most_flows(config) > self.routes.room:
             message = f"and offload.waiting are {_most_flows(config)} together; at most {self.routes.room} fit, "
             problems.append(Problem("offload.max_rules", message + "and more need a restart"))
@@ -422,7 +448,7 @@ class Balancer(NetworkFunction):
         facts = self._look(table, inventory)
         if table.gateway_mac != self.table.gateway_mac:
             require_routes(facts, ADVICE)
-        sending = send_by(self.sending, facts)
+        sending = self._send_by(self.sending, facts, require=True)
         inventory.shadowed()  # computed here, in the thread, for _set_inventory()
         return self._change_to(inventory, sending)
 
@@ -448,7 +474,7 @@ class Balancer(NetworkFunction):
                 self.inventory = inventory
             else:
                 facts = yield partial(self._look, self.table, inventory)
-                yield from self._apply(self._change_to(inventory, send_by(self.sending, facts)))
+                yield from self._apply(self._change_to(inventory, self._send_by(self.sending, facts)))
         finally:
             self._reloading = False
 
@@ -526,9 +552,12 @@ class Balancer(NetworkFunction):
 
     def targets(self) -> FlowBatch:
         """Give all (VIP, real) pairs in the TOML's order; under dest-id only those that can have a mark."""
-        batch = FlowBatch.empty(len(self._targets))
+        # A compiled object knows no marks, also where there are some.
+        without = self.meaning is None and self._context.strategy is not None
+        targets = self._targets[:0] if without else self._targets
+        batch = FlowBatch.empty(len(targets))
         batch.rows["nf"] = self.number
-        batch.rows["target"] = self._targets
+        batch.rows["target"] = targets
         return batch
 
     def claims(self, batch: FlowBatch, since: int | None = None) -> NDArray[np.bool_]:
@@ -559,6 +588,8 @@ class Balancer(NetworkFunction):
         For flow-id, the map of the entries: each entry shows whether it is live. For dest-id, the numbers of VIPs and
         reals, and the order in which targets got their marks.
         """
+        if self.table.program is not None:
+            return repr(("object", self.table.program)).encode()
         if self.meaning is MarkMeaning.FLOW:
             return repr(("flow", self.maps["hw_accel_mapping"].id)).encode()
         return repr((self.inventory.vip_numbers, self.inventory.real_numbers, self._history)).encode()
@@ -568,6 +599,8 @@ class Balancer(NetworkFunction):
 
         These flows have routes from now on, although the maps may be new ones.
         """
+        if self.marks is None:
+            return np.zeros(len(batch), dtype=bool)
         live = self._mark_entries.recognise(batch, marks)
         return self._write_routes(batch, live)
 
@@ -616,6 +649,11 @@ class Balancer(NetworkFunction):
     def _mark_entries(self) -> MarkEntries:
         assert self.marks is not None, "there are no marks without a strategy"
         return self.marks
+
+
+def meaning_of(context: Context, table: KatranTable) -> MarkMeaning | None:
+    """What marks mean to the balancer; None: nothing, it has no interface with rules, or a program without marks."""
+    return context.strategy.meaning if context.strategy and table.program is None else None
 
 
 def _most_flows(config: Config) -> int:

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, InstanceOf, PlainSerializer
 
-from nfcore.api.config import Config, ConfigTable, Network, parse_network
+from nfcore.api.config import NO_BACKEND, Config, ConfigTable, Network, parse_network
 from nfcore.api.flows import PROTOCOL_NUMBERS, Address
 from nfcore.errors import Problem, Remark, key_path
+from nfcore.kernel import examine_header
 
 from .entry_files import EntryFile, read_server_ids, read_source_routes
 from .hosts import no_host, server_address, try_to
@@ -79,10 +81,14 @@ def _tunnel_source(version: int, value: object) -> str:
     return str(value if address is None else address)
 
 
-def _absolute_path(value: object) -> str | None:
+def _absolute_path(of_what: str, value: object) -> str | None:
     if value is None or (isinstance(value, str) and value.startswith("/") and "\0" not in value):
         return value
-    raise ValueError("should be the absolute path of a folder, such as '/run/nfcore/bpf/lb'")
+    raise ValueError(f"should be the absolute path of {of_what}")
+
+
+_folder = partial(_absolute_path, "a folder, such as '/run/nfcore/bpf/lb'")
+_object = partial(_absolute_path, "a compiled object, such as '/usr/lib/bpf/balancer.bpf.o'")
 
 
 def _cpus(value: object) -> list[int] | None:
@@ -269,8 +275,10 @@ class KatranTable(ConfigTable):
     """Version of the ring. 2 shares slots by weight; 1, of older Katran set-ups, hardly regards weights."""
     vlan: bool = False
     """Frames with one or two VLAN tags are balanced, too, and keep them."""
-    pin_dir: Annotated[str | None, BeforeValidator(_absolute_path)] = None
+    pin_dir: Annotated[str | None, BeforeValidator(_folder)] = None
     """Folder of a bpf file system where program and maps are pinned and outlive the daemon."""
+    program: Annotated[str | None, BeforeValidator(_object)] = None
+    """A compiled object with Katran's maps that is loaded in place of nfcore's program."""
     encapsulation: Literal["ipip", "gue"] = "ipip"
     gue_port: int = Field(default=6080, ge=1, le=65_535)
     """UDP port of GUE, to reals and in `decap`."""
@@ -322,9 +330,11 @@ class KatranTable(ConfigTable):
 
 
 def check_whole(config: Config) -> Iterator[Problem]:
-    """Find interfaces in `gateway_mac` that do not have the balancer."""
+    """Find interfaces in `gateway_mac` that do not have the balancer, and what a compiled object cannot do."""
     table = config.sections[NAME]
     assert isinstance(table, KatranTable)  # config_section() declares it
+    if table.program is not None:
+        yield from _check_use_of_object(config)
     known = [interface.name for interface in config.interfaces if NAME in interface.chain]
     for name in table.gateway_mac if isinstance(table.gateway_mac, dict) else ():
         if name not in known:
@@ -333,9 +343,24 @@ def check_whole(config: Config) -> Iterator[Problem]:
             yield Problem(key_path(f"{NAME}.gateway_mac", name), message)
 
 
+def _check_use_of_object(config: Config) -> Iterator[Problem]:
+    """Find what a compiled object does not do: several interfaces, chains, marks."""
+    where, own = f"{NAME}.program", [each for each in config.interfaces if NAME in each.chain]
+    if len(own) > 1:
+        names = ", ".join(each.name for each in own)
+        yield Problem(where, f"sends by one MAC address, that of one interface, but {NAME} is on {names}: leave one")
+    for interface in own:
+        if len(interface.chain) > 1:
+            others = " and ".join(each for each in interface.chain if each != NAME)
+            yield Problem(where, f"cannot be in a chain: leave {others} out of that of {interface.name}")
+        if backends := [each for each in interface.offload if each != NO_BACKEND]:
+            ignored = f"[marking] and the rules of {', '.join(backends)} on {interface.name} are not used"
+            yield Remark(where, f"knows no marks: {ignored}, every packet takes the slow path")
+
+
 def count_pairs(table: KatranTable) -> int:
-    """Count the (VIP, real) pairs: the balancer's targets."""
-    return sum(len(vip.reals) for vip in table.vips)
+    """Count the (VIP, real) pairs that may have marks: the balancer's targets."""
+    return 0 if table.program is not None else sum(len(vip.reals) for vip in table.vips)
 
 
 def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
@@ -347,6 +372,7 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     vips = raw.get("vips")
     tables = [vip if isinstance(vip, dict) else {} for vip in (vips if isinstance(vips, list) else ())]
     networks = [try_to(parse_network, vip.get("address")) for vip in tables]
+    yield from _check_object(raw, path, networks)
     seen: dict[tuple[object, ...], int] = {}
     of_keys: dict[tuple[object, ...], tuple[int, Network]] = {}
     services: dict[Address, int] = {}
@@ -377,6 +403,30 @@ def check_table(raw: Mapping[str, Any], path: str) -> Iterator[Problem]:
     prefixes = sum(network is not None and network.prefixlen < network.max_prefixlen for network in networks)
     if prefixes > MAX_PREFIX_VIPS:
         yield Problem(f"{path}.vips", f"has {prefixes} prefixes; at most {MAX_PREFIX_VIPS} fit")
+
+
+_COMPILED_IN = (
+    *("destination_mac", "encapsulation", "gue_port", "gue_checksum", "icmp", "too_big", "mtu", "fragments", "vlan"),
+    *("tcp_server_ids", "new_flow_limit"),
+)
+"""Keys about which a compiled object is not asked."""
+
+
+def _check_object(raw: Mapping[str, Any], path: str, networks: Sequence[Network | None]) -> Iterator[Problem]:
+    """Check that `program` is an object file, and find what is not for it."""
+    program = try_to(_object, raw.get("program"))
+    if program is None:
+        return
+    if problem := examine_header(Path(program)):
+        yield Problem(f"{path}.program", f"is {program!r}, which {problem}")
+    if raw.get("capture") is True:
+        yield Problem(f"{path}.capture", f"is true, but {program} gives nfcore no samples; leave it out")
+    for key in (key for key in raw if key in _COMPILED_IN):
+        yield Remark(f"{path}.{key}", f"is not used: {program} is compiled to do it one way")
+    for number, network in enumerate(networks):
+        if network is not None and network.version == 4 and network.prefixlen < network.max_prefixlen:
+            where = f"{path}.vips[{number}].address"
+            yield Remark(where, f"is {network}; Katran's own programs look for prefixes of IPv6 only")
 
 
 def _check_reals(

@@ -195,6 +195,10 @@ class Connections:
             keys, values = table.lookup_all()
             owners = finder.owners_of_entries(keys)
             valid = (owners != NO_VIP) & np.isin(targets_of(owners, values["pos"]), targets)
+            if not self._maps.is_own:
+                # Katran stores no port for prefixes, also of one port: such an entry is any VIP's.
+                of_any = (owners == NO_VIP) & (keys["dport"] == 0)
+                valid |= of_any & np.isin(values["pos"], list(inventory.reals.values()))
             delete_entries(table, keys[~valid])
 
     def restore(self, batch: FlowBatch, inventory: Inventory, finder: VipFinder, stand: Stand) -> None:

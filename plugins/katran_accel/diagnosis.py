@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nfcore.api.context import Context
@@ -14,11 +15,13 @@ from nfcore.api.flows import Address
 from nfcore.api.rules import Device
 from nfcore.control.client import daemon_answers, request
 from nfcore.errors import NfcoreError
+from nfcore.kernel import check_bpffs
 from nfcore.kernel.ethtool import link_facts
 from nfcore.kernel.links import format_mac, read_link, virtual_links_of
 
-from .balancer import ADVICE, Balancer
+from .balancer import ADVICE, Balancer, meaning_of
 from .config import LEAST_MTU, NAME, KatranTable
+from .katran_object import check_object
 from .maps import Sizes, check_pins, forwarding_cpus
 from .next_hops import NO_MAC, DeviceFacts, Facts, look, look_patiently, name_reals, require_next_hops
 from .routing import reals_of_table
@@ -44,23 +47,28 @@ def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:
 
 def preconditions(context: Context, table: KatranTable) -> Iterator[Finding]:
     """Check the folder of pins, as far as a start cannot do without."""
-    if not table.pin_dir:
-        return
-    pin_dir, meaning = Path(table.pin_dir), context.strategy.meaning if context.strategy else None
-    config = context.config
-    sizes = Sizes(1, table.lru_size, config.marking.width, meaning, config.offload.events)
+    config, pin_dir = context.config, Path(table.pin_dir) if table.pin_dir else None
+    sizes = Sizes(1, table.lru_size, config.marking.width, meaning_of(context, table), config.offload.events)
     sizes = replace(sizes, introspection=table.introspection)
+    cpus = forwarding_cpus(table.forwarding_cpus)
+    if table.program is not None:
+        look = partial(check_object, Path(table.program), sizes, cpus, pin_dir)
+        yield finding_of(f"{NAME}.program", look, f"{table.program}, its maps are Katran's")
+    if pin_dir is None:
+        return
 
     def check() -> None:
         context.locks.folder(pin_dir)
-        check_pins(sizes, forwarding_cpus(table.forwarding_cpus), pin_dir)
+        if table.program is None:
+            check_pins(sizes, cpus, pin_dir)
+        else:
+            check_bpffs(pin_dir)
 
     yield finding_of(f"{NAME}.pin_dir", check, f"{pin_dir}, what is pinned there fits")
 
 
 def _program(context: Context, table: KatranTable) -> Finding:
-    meaning = context.strategy.meaning if context.strategy else None
-    balancer = Balancer(context.config, table, meaning)
+    balancer = Balancer(context.config, table, meaning_of(context, table))
     try:
         balancer.open(context)
         return Finding(f"{NAME}: program", Status.OK, f"loads, {balancer.program.jited_size:,} bytes")

@@ -79,7 +79,7 @@ class MapWriter:
         self._maps, self._macs = maps, frozenset(macs)
         self._marks = marks
         self._rings = RingBuilder()
-        self.routing = RoutingMaps(maps.maps)
+        self.routing = RoutingMaps(maps.maps, is_own=maps.is_own)
 
     def close(self) -> None:
         """Close the program that builds rings."""
@@ -113,10 +113,15 @@ class MapWriter:
             ("vip_lpm_map", inventory.lpm_key, prefixes),
             ("vip_map", inventory.vip_definition, single),
         ):
+            if name not in maps:
+                continue
             keys, metas = np.zeros(len(numbers), maps[name].spec.key), np.zeros(len(numbers), lay.VIP_META)
             for row, number in enumerate(numbers):
-                keys[row], metas[row] = key_of(number), inventory.vip_meta(number)
+                keys[row], metas[row] = key_of(number), self._vip_meta(inventory, number)
             write_entries(maps[name], keys, metas)
+
+    def _vip_meta(self, inventory: Inventory, number: int) -> tuple[int, int]:
+        return inventory.vip_meta(number)
 
     def send_by(self, sending: Sending, inventory: Inventory) -> None:
         """Write reals, and by what packets are sent to them. A group is complete before a real moves to it.
@@ -197,15 +202,17 @@ class MapWriter:
 
     def remove(self, change: Change) -> None:
         """End what is gone: from then on no packet is sent by it."""
-        inventory = change.inventory
-        self._remove_other_vips(inventory)
+        self._remove_other_vips(change.inventory)
+        self._end_reals(change.inventory)
+        if self._marks is not None:
+            self._marks.end(change.gone_vips, change.gone_reals)
+
+    def _end_reals(self, inventory: Inventory) -> None:
         reals = self._maps["reals"].read_array()
         gone = np.ones(len(reals), dtype=bool)
         gone[list(inventory.reals.values())] = False
         reals["flags"][gone] |= np.uint8(lay.RealFlag.GONE)
         self._maps["reals"].write_array(0, reals)
-        if self._marks is not None:
-            self._marks.end(change.gone_vips, change.gone_reals)
 
     def _remove_other_vips(self, inventory: Inventory) -> None:
         """Remove VIPs that are not in the inventory, those of an earlier run included."""
@@ -214,6 +221,8 @@ class MapWriter:
             ("vip_lpm_map", inventory.lpm_key),
             ("vip_addresses", inventory.address_key),
         ):
+            if name not in self._maps:
+                continue
             wanted = {key_of(number).tobytes() for number in inventory.vips}
             keys, _ = self._maps[name].lookup_all()
             self._maps[name].delete_batch(keys[[key.tobytes() not in wanted for key in keys]])

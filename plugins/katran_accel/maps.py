@@ -31,6 +31,7 @@ from nfcore.refusals import explain
 from . import layouts as lay
 from .capture.layouts import CAPTURE_MAPS, EVENT_PIPE
 from .features import ALL_FEATURES, NO_FEATURES, Features
+from .inventory import Inventory
 
 PROGRAM = "balancer_ingress"
 """Name of the program and of its pin."""
@@ -60,6 +61,14 @@ FEWEST_PERF_PAGES = 64
 RENEWED = frozenset({*OF_ONE_RUN, "ch_rings", "hw_accel_next_hops"})
 """Maps that a start need not find as it wants them: reports, pools and devices are of one run; rings are built and next
 hops found at every start, and their maps kept only when they fit."""
+
+
+OF_OBJECTS = {
+    "pckt_srcs": MapSpec("pckt_srcs", MapType.ARRAY, U32, lay.REAL_DEFINITION, 2),
+    "subprograms": MapSpec("subprograms", MapType.PROG_ARRAY, U32, U32, 1),
+}
+"""Maps that are driven when a compiled object has them, whatever the configuration uses: the sources of outer headers;
+the programs that the object calls, in slot 0 itself."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,8 @@ def _mark_specs(sizes: Sizes) -> Iterator[MapSpec]:
 class BalancerMaps:
     """The maps of one balancer, created or reopened from their pins."""
 
+    is_own = True
+    """Whether they are those of nfcore's program. Another one knows neither nfcore's maps nor its flags."""
     maps: dict[str, Map]
     lrus: dict[int, Map] = field(default_factory=dict)
     """CPU → its connection table."""
@@ -177,10 +188,17 @@ class BalancerMaps:
     def __getitem__(self, name: str) -> Map:
         return self.maps[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.maps
+
     @property
     def rings(self) -> int:
         """How many rings fit into `ch_rings`."""
         return self["ch_rings"].spec.max_entries // lay.RING_SLOTS
+
+    def lacking(self, inventory: Inventory) -> str:
+        """Say what there is not for an inventory; empty: nfcore's program has all."""
+        return ""
 
     def write_ring(self, number: int, ring: NDArray[np.uint32]) -> None:
         """Write the ring of a VIP number below :attr:`rings`, slot by slot under the packets; shape (RING_SLOTS,)."""
@@ -202,6 +220,10 @@ class BalancerMaps:
         try:
             if pin_dir is not None:
                 ensure_bpffs(pin_dir)
+            adopted = pin_dir is not None and are_of_others(pin_dir)
+            if adopted and pin_dir is not None:
+                # Before the first of them changes: somebody's program may forward by them.
+                check_pins(sizes, cpus, pin_dir)
             rings = 0 if pin_dir is None else _pinned_rings(pin_dir, sizes.vips)
             routes = sizes.routes if pin_dir is None else _enlarged_routes(pin_dir, sizes.routes)
             specs = map_specs(replace(sizes, rings=rings, routes=routes))
@@ -215,7 +237,12 @@ class BalancerMaps:
             for cpu in cpus:
                 inner = specs["lru_mapping"].inner
                 assert inner is not None  # map_specs() gave it
-                maps.lrus[cpu] = _open_or_create(replace(inner, name=f"lru_{cpu}"), pin_dir, renew=False)
+                table = replace(inner, name=f"lru_{cpu}")
+                if adopted:
+                    maps.lrus[cpu] = open_table(maps["lru_mapping"], table, cpu, pin_dir)
+                    _pin_if_new(maps.lrus[cpu], pin_dir)
+                else:
+                    maps.lrus[cpu] = _open_or_create(table, pin_dir, renew=False)
                 maps["lru_mapping"].update(cpu, maps.lrus[cpu])
         except BaseException:
             maps.close()
@@ -265,6 +292,27 @@ def _enlarged_routes(pin_dir: Path, wanted: int) -> int:
     return wanted
 
 
+def are_of_others(pin_dir: Path) -> bool:
+    """Whether another control plane has pinned Katran's maps in a folder: nfcore's program has one more."""
+    return [(pin_dir / name).exists() for name in ("vip_map", "reals", "vip_addresses")] == [True, True, False]
+
+
+def open_table(tables: Map, spec: MapSpec, cpu: int, pin_dir: Path | None) -> Map:
+    """Open the connection table of a CPU: the pinned one, that which another control plane has given it, or a new one.
+
+    HostError: it has another shape.
+    """
+    if pin_dir is not None and (pin := pin_dir / spec.name).exists():
+        return open_kept(spec, pin)
+    number = tables.lookup(cpu)
+    return Map.create(spec) if number is None else Map.from_id(int(number), spec)
+
+
+def _pin_if_new(table: Map, pin_dir: Path | None) -> None:
+    if pin_dir is not None and not (pin := pin_dir / table.spec.name).exists():
+        table.pin(pin)
+
+
 def unpin_other_tables(pin_dir: Path, cpus: list[int]) -> None:
     """Unpin the connection tables of CPUs that have none now."""
     kept = {f"lru_{cpu}" for cpu in cpus}
@@ -291,14 +339,15 @@ def _open_or_create(spec: MapSpec, pin_dir: Path | None, *, renew: bool) -> Map:
         return Map.create(spec)
     pin = pin_dir / spec.name
     if pin.exists() and not renew:
-        return _open_kept(spec, pin)
+        return open_kept(spec, pin)
     pin.unlink(missing_ok=True)
     created = Map.create(spec)
     created.pin(pin)
     return created
 
 
-def _open_kept(spec: MapSpec, pin: Path) -> Map:
+def open_kept(spec: MapSpec, pin: Path) -> Map:
+    """Open a pinned map. HostError, with what to do, when it is not like `spec`."""
     try:
         return Map.open_pinned(pin, spec)
     except HostError as error:
@@ -318,7 +367,11 @@ def check_pins(sizes: Sizes, cpus: list[int], pin_dir: Path) -> None:
     kept = [spec for name, spec in specs.items() if name not in RENEWED]
     for spec in [*kept, *(replace(inner, name=f"lru_{cpu}") for cpu in cpus)]:
         if (pin_dir / spec.name).exists():
-            _open_kept(spec, pin_dir / spec.name).close()
+            open_kept(spec, pin_dir / spec.name).close()
+    if are_of_others(pin_dir) and (pin := pin_dir / "lru_mapping").exists():
+        with open_kept(specs[pin.name], pin) as tables:
+            for cpu in cpus:
+                open_table(tables, replace(inner, name=f"lru_{cpu}"), cpu, pin_dir).close()
 
 
 def forwarding_cpus(wanted: list[int] | None) -> list[int]:
@@ -333,7 +386,7 @@ def perf_pages() -> int:
 
 def remove_pins(pin_dir: Path) -> Iterator[Path]:
     """Unpin the balancer's maps and program and remove the folder, with the file system mounted for it."""
-    names = {PROGRAM}
+    names = {PROGRAM, *OF_OBJECTS}
     for meaning in MarkMeaning:
         sizes = Sizes(1, 1, 1, meaning, "ringbuf", devices=1, capture=True, introspection=True)
         names |= map_specs(replace(sizes, features=ALL_FEATURES)).keys()

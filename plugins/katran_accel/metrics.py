@@ -16,12 +16,22 @@ from .balancer import Balancer
 from .config import NAME
 from .counter_maps import read_counters, read_feature_counters
 from .feature_metrics import FeatureCounters, FeatureMetrics, count_unknown_reals
-from .features import Features
+from .features import ALL_FEATURES, Features
 from .inventory import Inventory
 
 Counts = NDArray[np.uint64]
 IPV6_HEADER = 40
 _SLOT, _ACCEL = lay.StatsSlot, lay.AccelCounter
+_OWN = {
+    f"nfcore_{name}_total"
+    for name in (
+        *("vip_new_flows", "real_new_flows", "lru_inserts", "ring_routed", "real_gone", "marks_rejected"),
+        *("reports", "reports_lost", "mark_pool_empty"),
+    )
+}
+"""Metrics of counters that nfcore's program alone has."""
+_OF_OBJECTS = Features({**ALL_FEATURES.defines, "ICMP": 1, "TOO_BIG": 1})
+"""What a compiled object may count."""
 
 
 def _misses(balancer: Balancer) -> int:
@@ -32,13 +42,25 @@ def _misses(balancer: Balancer) -> int:
 
 
 def accel_counters(balancer: Balancer) -> Counts:
-    """`hw_accel_stats` by :class:`layouts.AccelCounter`, summed over the CPUs."""
+    """`hw_accel_stats` by :class:`layouts.AccelCounter`, summed over the CPUs.
+
+    A compiled object has no such map: all packets that are for a VIP take its slow path.
+    """
+    if "hw_accel_stats" not in balancer.maps:
+        counts = np.zeros(len(lay.AccelCounter), dtype=np.uint64)
+        counts[_ACCEL.SLOW] = balancer.maps["stats"].read_slice(_SLOT.LRU, 1)["v1"].sum()
+        return counts
     total: Counts = balancer.maps["hw_accel_stats"].read_array().sum(axis=1).astype(np.uint64)
     return total
 
 
 def _summed(balancer: Balancer, name: str, entries: int) -> NDArray[np.void]:
-    """Sum a per-CPU map of `struct lb_stats` over the CPUs. Only the first `entries` are read, the others are 0."""
+    """Sum a per-CPU map of `struct lb_stats` over the CPUs. Only the first `entries` are read, the others are 0.
+
+    Those of a map that a compiled object does not have are 0.
+    """
+    if name not in balancer.maps:
+        return np.zeros(max(lay.MAX_VIPS, lay.MAX_REALS), dtype=lay.LB_STATS)
     total = np.zeros(balancer.maps[name].spec.max_entries, dtype=lay.LB_STATS)
     total[:entries] = read_counters(balancer.maps[name], count=entries)
     return total
@@ -132,7 +154,8 @@ class BalancerMetrics:
         self._balancer = balancer
         self._ratchet = MonotonicDifference()
         self._names = _Names.of(balancer.inventory)
-        self._of_features = FeatureMetrics(balancer.features, balancer.inventory)
+        self._features = balancer.features if balancer.maps.is_own else _OF_OBJECTS
+        self._of_features = FeatureMetrics(self._features, balancer.inventory)
 
     def follow(self) -> None:
         """Take over the VIPs and reals of a reload. A number that was given again counts from 0."""
@@ -143,14 +166,12 @@ class BalancerMetrics:
         self._of_features.follow(now)
 
     def families(self) -> Iterator[MetricFamily]:
-        """Give all metrics of the balancer."""
+        """Give all metrics of the balancer; of a compiled object those that Katran's maps have."""
         now = _Readings.take(self._balancer)
-        yield self._paths(now)
-        yield from self._per_vip(now)
-        yield from self._per_real(now)
-        yield from self._tables(now)
-        yield from _verdicts(now, self._balancer.features)
-        yield from _reports(now)
+        is_own = self._balancer.maps.is_own
+        found = [self._paths(now), *self._per_vip(now), *self._per_real(now), *self._tables(now)]
+        found += [*_verdicts(now), _drops(now, self._features, is_own=is_own), *_reports(now)]
+        yield from (family for family in found if is_own or family.name not in _OWN)
         yield from self._of_features.families(now.stats, now.of_features)
 
     def _paths(self, now: _Readings) -> MetricFamily:
@@ -227,7 +248,7 @@ class BalancerMetrics:
         yield from (lookups, kinds, inserted, fallback, room, routed, gone)
 
 
-def _verdicts(now: _Readings, features: Features) -> Iterator[MetricFamily]:
+def _verdicts(now: _Readings) -> Iterator[MetricFamily]:
     verdicts = counter("nfcore_verdicts_total", "Frames by the program's verdict.", "packets", "verdict")
     for verdict, slot in (("tx", _SLOT.XDP_TX), ("drop", _SLOT.XDP_DROP), ("pass", _SLOT.XDP_PASS)):
         verdicts.add(now.v1(slot), verdict=verdict)
@@ -240,16 +261,16 @@ def _verdicts(now: _Readings, features: Features) -> Iterator[MetricFamily]:
     for kind in (_ACCEL.INELIGIBLE, _ACCEL.UNKNOWN_MARK, _ACCEL.OTHER_FLOW, _ACCEL.STALE):
         rejected.add(now.of(kind), kind=kind.name.lower())
     yield rejected
-    yield _drops(now, features)
 
 
-def _drops(now: _Readings, features: Features) -> MetricFamily:
+def _drops(now: _Readings, features: Features, *, is_own: bool) -> MetricFamily:
     drops = counter("nfcore_drops_total", "Frames dropped, by reason.", "packets", "reason")
-    drops.add(now.of(_ACCEL.MALFORMED), reason="malformed")
+    if is_own:
+        drops.add(now.of(_ACCEL.MALFORMED), reason="malformed")
+        drops.add(now.v1(_SLOT.NO_NEXT_HOP), reason="no_next_hop")
     if "TOO_BIG" not in features:  # then they are answered, and none is dropped
         drops.add(now.both(_SLOT.TOO_BIG), reason="too_big")
     drops.add(now.both(_SLOT.RING_DROP), reason="no_real")
-    drops.add(now.v1(_SLOT.NO_NEXT_HOP), reason="no_next_hop")
     drops.add(now.both(_SLOT.ENCAP_FAIL), reason="no_headroom")
     if (unknown := count_unknown_reals(now.of_features)) is not None:
         drops.add(unknown, reason="unknown_real")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nfcore.api.flows import pack_address
 from nfcore.errors import HostError
-from nfcore.kernel import Map, MapType
+from nfcore.kernel import Map, MapFlags, MapType
 
 from . import layouts as lay
 from .config import KatranTable
@@ -26,10 +26,12 @@ _EGRESS = 2
 
 
 class RoutingMaps:
-    """The maps of one program, as far as it has them."""
+    """The maps of one program, as far as it has them. is_own: it is nfcore's, and knows nfcore's own flags."""
 
-    def __init__(self, maps: Mapping[str, Map]) -> None:
-        self._maps = maps
+    def __init__(self, maps: Mapping[str, Map], *, is_own: bool = True) -> None:
+        self._maps, self._is_own = maps, is_own
+        self._ids: NDArray[np.uint32] | None = None
+        """Server ids that an array without shared memory has; None: unknown."""
 
     def write(self, inventory: Inventory) -> None:
         """Let the maps say what the TOML says. The reals that they name are in `reals` before."""
@@ -42,28 +44,26 @@ class RoutingMaps:
                 write(self._maps[name], table)
         if "server_id_map" in self._maps:
             self._write_server_ids(inventory.routing.server_ids.keys, inventory.server_id_numbers())
-        if "lpm_src_v4" in self._maps:
-            self._write_source_routes(inventory.routing.source_routes.keys, inventory.source_route_numbers())
+        self._write_source_routes(inventory.routing.source_routes.keys, inventory.source_route_numbers())
         if "vip_to_down_reals_map" in self._maps:
             self._write_down_reals(inventory)
 
     @staticmethod
     def _write_sources(map_: Map, table: KatranTable) -> None:
-        """Write the own addresses, slot 0 that of IPv4."""
+        """Write those of the own addresses that are given, slot 0 that of IPv4."""
         rows = np.zeros(2, lay.REAL_DEFINITION)
-        for row, address in zip(rows, (table.source_v4, table.source_v6), strict=True):
-            if address:
-                row["addr"] = pack_address(ip_address(address))
         rows["flags"][1] = lay.RealFlag.IPV6
-        map_.write_array(0, rows)
+        for slot, address in enumerate((table.source_v4, table.source_v6)):
+            if address:
+                rows["addr"][slot] = pack_address(ip_address(address))
+                map_.update(slot, rows[slot])
 
-    @staticmethod
-    def _write_decap_addresses(map_: Map, table: KatranTable) -> None:
+    def _write_decap_addresses(self, map_: Map, table: KatranTable) -> None:
         addresses = table.decap.addresses
         keys, flags = np.zeros(len(addresses), lay.ADDRESS), np.zeros(len(addresses), U32)
         for row, each in enumerate(addresses):
             keys["addr"][row] = pack_address(each.address)
-            flags[row] = lay.ONLY_FAMILY[each.address.version] | _EGRESS * each.egress
+            flags[row] = _EGRESS * each.egress | (lay.ONLY_FAMILY[each.address.version] if self._is_own else 0)
         replace_entries(map_, keys, flags)
 
     def change(self, before: Inventory, after: Inventory) -> None:
@@ -75,10 +75,9 @@ class RoutingMaps:
             if "server_id_map" in self._maps:
                 old, new = before.routing.server_ids, after.routing.server_ids
                 self._change_server_ids(*_differences(old, before.server_id_numbers(), new, after.server_id_numbers()))
-            if "lpm_src_v4" in self._maps:
-                old, new = before.routing.source_routes, after.routing.source_routes
-                numbers = before.source_route_numbers(), after.source_route_numbers()
-                self._change_source_routes(*_differences(old, numbers[0], new, numbers[1]))
+            old, new = before.routing.source_routes, after.routing.source_routes
+            numbers = before.source_route_numbers(), after.source_route_numbers()
+            self._change_source_routes(*_differences(old, numbers[0], new, numbers[1]))
         except HostError:
             self.write(before)
             raise
@@ -87,6 +86,12 @@ class RoutingMaps:
         map_ = self._maps["server_id_map"]
         if map_.spec.type is MapType.HASH:
             replace_entries(map_, ids, numbers)
+            return
+        if not map_.spec.flags & MapFlags.MMAPABLE:
+            known = np.flatnonzero(map_.read_array()) if self._ids is None else self._ids
+            others = np.setdiff1d(known, ids).astype(U32)
+            write_entries(map_, np.concatenate([ids, others]), np.concatenate([numbers, np.zeros_like(others)]))
+            self._ids = ids
             return
         elements = map_.mmap()
         others = np.setdiff1d(np.flatnonzero(elements), ids)
@@ -98,6 +103,10 @@ class RoutingMaps:
         if map_.spec.type is MapType.HASH:
             write_entries(map_, ids, numbers)
             delete_entries(map_, gone)
+            return
+        if not map_.spec.flags & MapFlags.MMAPABLE:
+            write_entries(map_, np.concatenate([ids, gone]), np.concatenate([numbers, np.zeros(len(gone), U32)]))
+            self._ids = None
             return
         elements = map_.mmap()
         elements[ids] = numbers
@@ -117,8 +126,9 @@ class RoutingMaps:
             delete_entries(map_, _source_keys(gone[gone["family"] == version], map_))
 
     def _source_maps(self) -> Iterator[tuple[int, Map]]:
-        yield 4, self._maps["lpm_src_v4"]
-        yield 6, self._maps["lpm_src_v6"]
+        for version, name in ((4, "lpm_src_v4"), (6, "lpm_src_v6")):
+            if name in self._maps:
+                yield version, self._maps[name]
 
     def _write_down_reals(self, inventory: Inventory) -> None:
         outer = self._maps["vip_to_down_reals_map"]

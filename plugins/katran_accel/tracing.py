@@ -17,6 +17,7 @@ from . import layouts as lay
 from .balancer import Balancer
 from .counter_maps import SAMPLE, read_counters, read_feature_counters
 from .feature_metrics import FeatureCounters
+from .metrics import accel_counters
 from .trace_reasons import FrameFacts, Raised, explain
 
 
@@ -52,7 +53,7 @@ class _Counters:
         return cls(
             read_counters(balancer.maps["stats"]),
             read_counters(balancer.maps["reals_stats"], count=reals)["v1"].astype(np.int64),
-            balancer.maps["hw_accel_stats"].read_array().sum(axis=1).astype(np.int64),
+            accel_counters(balancer).astype(np.int64),
             read_feature_counters(balancer.maps.maps),
         )
 

@@ -71,7 +71,7 @@ def find_sources(context: Context, table: KatranTable, wanted: HealthcheckTable,
     problems = []
     for version, addresses in sorted(reals.items()):
         configured = wanted.source_v4 if version == 4 else wanted.source_v6
-        source = _source_towards(interface, addresses) if configured == "auto" else ip_address(configured)
+        source = source_towards(interface, addresses) if configured == "auto" else ip_address(configured)
         if source is None:
             text = f"is 'auto', but {interface} has no IPv{version} address towards {addresses[0]}; set one"
             problems.append(Problem(f"{TABLE}.source_v{version}", text))
@@ -82,7 +82,7 @@ def find_sources(context: Context, table: KatranTable, wanted: HealthcheckTable,
     return found
 
 
-def _source_towards(interface: str, reals: Iterable[Address]) -> Address | None:
+def source_towards(interface: str, reals: Iterable[Address]) -> Address | None:
     """Give the source that the kernel chooses for packets to the reals by an interface. Sends nothing."""
     for real in reals:
         with (

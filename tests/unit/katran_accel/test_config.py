@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -312,3 +313,33 @@ def test_mistakes_in_health_checks(key: str, value: object, right: str) -> None:
 def test_every_real_has_a_mark_of_its_own_and_none_has_mark_0() -> None:
     largest = HealthcheckTable(base_mark=(1 << 32) - 1 - MAX_REALS)
     assert 0 < largest.base_mark + 1 < largest.base_mark + MAX_REALS - 1 < 1 << 32
+
+
+def test_a_compiled_object_is_an_elf_file_for_bpf(tmp_path: Path) -> None:
+    head = bytes.fromhex("7f454c46020101000000000000000000")
+    files = {
+        "good.o": (head + b"\1\0\xf7\0", None),
+        "host.o": (head + b"\1\0\x3e\0", "is an ELF file for another machine than BPF"),
+        "big-endian.o": (head[:5] + b"\2" + head[6:] + b"\0\1\0\xf7", "for another machine than BPF"),
+        "short.o": (head, "for another machine than BPF"),
+        "text.o": (b"int main;", "is no ELF file"),
+        "empty.o": (b"", "is no ELF file"),
+    }
+    for name, (content, wrong) in files.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        found = list(check_table({"program": str(path)}, "katran_accel"))
+        assert [problem.path for problem in found] == ([] if wrong is None else ["katran_accel.program"])
+        assert wrong is None or (wrong in found[0].message and str(path) in found[0].message)
+    (missing,) = check_table({"program": str(tmp_path / "none.o")}, "katran_accel")
+    assert "none.o', which cannot be read: No such file or directory" in missing.message
+    (pipe,) = check_table({"program": "/dev/null"}, "katran_accel")
+    assert pipe.message == "is '/dev/null', which is no file"
+
+
+def test_what_a_compiled_object_does_not_regard_is_remarked(tmp_path: Path) -> None:
+    path = tmp_path / "good.o"
+    path.write_bytes(bytes.fromhex("7f454c460201010000000000000000000100f700"))
+    table = {"program": str(path), "destination_mac": "any", "vips": [vip("198.18.10.0/24"), vip("2001:db8::/64")]}
+    remarks = [each.path for each in check_table(table, "katran_accel") if isinstance(each, Remark)]
+    assert remarks == ["katran_accel.destination_mac", "katran_accel.vips[0].address"]
