@@ -64,6 +64,8 @@ class RoutingChange:
         raw, whole = self.parameters, self.parameters.get("replace", False)
         if not isinstance(whole, bool):
             self._refuse([Problem("replace", f"is {whole!r:.40}; should be true or false")])
+        if whole and self.parameters.get("remove"):
+            self._refuse([Problem("remove", "has no meaning beside replace, which removes all that is not added")])
         listed = list_entries(self.kind, raw, ADD)
         keys = self.table.model_dump(include={"encapsulation", "server_id_map", "source_v4", "source_v6"})
         problems = [*self._unreadable(), *check_entries(self.kind, listed, keys)]

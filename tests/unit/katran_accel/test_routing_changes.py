@@ -81,6 +81,11 @@ def test_what_is_replaced_keeps_its_state_where_it_stays_the_same() -> None:
     assert counts == {"added": 1, "removed": 2, "invalidated": 0, "restored": 0}
 
 
+def test_replace_and_remove_exclude_each_other() -> None:
+    said = "remove: has no meaning beside replace, which removes all that is not added"
+    assert refusal(begin(), replace=True, remove=[7]) == [said]
+
+
 def test_an_id_that_is_gone_is_forgotten() -> None:
     gone = begin(7, 9).with_invalid(np.array([9, 1000], SERVER_ID))
     assert ids(gone) == {7: A, 8: B, 9: ""}
