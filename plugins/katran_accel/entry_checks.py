@@ -69,7 +69,7 @@ class Listed:
         if row < len(self.inline):
             return f"{self.path}[{self.inline[row]}]", ""
         assert self.file is not None  # the row is its
-        return f"{self.path}_file", f"line {self.file.lines.numbers[row - len(self.inline)]}: "
+        return f"{self.path}_file", f"{self.file.path}, line {self.file.lines.numbers[row - len(self.inline)]}: "
 
     @property
     def whole(self) -> str:
@@ -79,7 +79,7 @@ class Listed:
     def name(self, row: int) -> str:
         """Name the place of an entry within another one's message."""
         where, line = self.place(row)
-        return f"{line.removesuffix(': ')} of {where}" if line else where
+        return line.removesuffix(": ") or where
 
 
 def list_entries(kind: Kind, raw: Mapping[str, Any], path: str) -> Listed:

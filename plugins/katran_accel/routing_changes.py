@@ -64,6 +64,8 @@ class RoutingChange:
         raw, whole = self.parameters, self.parameters.get("replace", False)
         if not isinstance(whole, bool):
             self._refuse([Problem("replace", f"is {whole!r:.40}; should be true or false")])
+        if whole and self.parameters.get("remove"):
+            self._refuse([Problem("remove", "has no meaning beside replace, which removes all that is not added")])
         listed = list_entries(self.kind, raw, ADD)
         keys = self.table.model_dump(include={"encapsulation", "server_id_map", "source_v4", "source_v6"})
         problems = [*self._unreadable(), *check_entries(self.kind, listed, keys)]
@@ -93,17 +95,25 @@ class RoutingChange:
             yield Problem(ADD, f"is {rows!r:.80}; should be a list of objects")
             return
         for number, row in enumerate(rows):
-            try:
-                self.kind.model.model_validate(row)
-            except ValidationError as error:
-                for detail in error.errors(include_url=False):
-                    where = ".".join((f"{ADD}[{number}]", *map(str, detail["loc"])))
-                    yield Problem(where, f"is {detail['input']!r:.80}; {detail['msg'].removeprefix('Value error, ')}")
+            yield from self._faults(row, f"{ADD}[{number}]")
         if path is not None:
             try:
                 self.kind.read(path)
             except ValueError as error:
                 yield Problem(f"{ADD}_file", f"is {path!r:.80}; {error}")
+
+    def _faults(self, row: object, where: str) -> Iterator[Problem]:
+        if not isinstance(row, dict):
+            keys = " and ".join(self.kind.model.model_fields)
+            yield Problem(where, f"is {row!r:.80}; should be an object with the keys {keys}")
+            return
+        try:
+            self.kind.model.model_validate(row)
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                key = ".".join((where, *map(str, detail["loc"])))
+                said = f"is {detail['input']!r:.80}; {detail['msg'].removeprefix('Value error, ')}"
+                yield Problem(key, "is missing" if detail["type"] == "missing" else said)
 
     def _keys(self, name: str, known: Entries) -> NDArray[Any]:
         """Give the keys that a parameter names, each of which has to exist."""

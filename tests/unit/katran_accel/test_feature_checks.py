@@ -211,8 +211,8 @@ def write(folder: Path, *lines: str) -> str:
 def test_a_file_adds_to_the_list(tmp_path: Path) -> None:
     path = write(tmp_path, "# comment", "", f"8,{OTHER}", f" 7 , {OTHER}  # not its real", f"8,{OTHER}")
     assert found(vips=QUIC, server_ids=ids((7, ONE)), server_ids_file=path) == [
-        f"k.server_ids_file: line 4: '7' is already k.server_ids[0], with the real '{ONE}'; list each once",
-        "? k.server_ids_file: line 5: '8' is already line 3 of k.server_ids_file, with the same real",
+        f"k.server_ids_file: {path}, line 4: '7' is already k.server_ids[0], with the real '{ONE}'; list each once",
+        f"? k.server_ids_file: {path}, line 5: '8' is already {path}, line 3, with the same real",
     ]
 
 
