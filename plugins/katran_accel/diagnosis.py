@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from nfcore.api.context import Context
@@ -12,11 +13,13 @@ from nfcore.api.findings import Finding, Status, finding_of
 from nfcore.api.rules import Device
 from nfcore.control.client import daemon_answers, request
 from nfcore.errors import NfcoreError
+from nfcore.kernel import check_bpffs
 from nfcore.kernel.ethtool import link_facts
 from nfcore.kernel.links import format_mac, read_link, virtual_links_of
 
 from .balancer import ADVICE, Balancer
 from .config import NAME, KatranTable, VipTable
+from .features import Features
 from .maps import Sizes, check_pins, forwarding_cpus
 from .next_hops import NO_MAC, DeviceFacts, Facts, look, look_patiently, name_reals, require_next_hops
 
@@ -40,7 +43,10 @@ def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:
 
 
 def preconditions(context: Context, table: KatranTable) -> Iterator[Finding]:
-    """Check the folder of pins, as far as a start cannot do without."""
+    """Check the folders of pins, as far as a start cannot do without."""
+    if Features.of(table).decap:
+        folder = context.config.nf.call_pins
+        yield finding_of(f"{NAME}.decap", partial(check_bpffs, folder), f"its program can be pinned in {folder}")
     if not table.pin_dir:
         return
     pin_dir, meaning = Path(table.pin_dir), context.strategy.meaning if context.strategy else None
