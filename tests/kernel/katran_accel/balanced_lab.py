@@ -13,7 +13,7 @@ from __future__ import annotations
 import select
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +68,23 @@ class BalancedLab:
     folder: Path
     daemons: Daemons
 
-    def config(self, katran: str, *, protocol: str = "tcp", flags: str = "", more: str = "") -> Path:
-        """Write the TOML: both VIPs with all reals. katran: keys of the table; more: tables behind the VIPs."""
+    def config(
+        self,
+        katran: str,
+        *,
+        protocol: str = "tcp",
+        flags: str = "",
+        others: Mapping[int, str] | None = None,
+        more: str = "",
+    ) -> Path:
+        """Write the TOML: both VIPs with all reals.
+
+        katran: keys of the table; others: version → one more real of this VIP; more: tables behind the VIPs.
+        """
         tables = [f"[katran_accel]\nlru_size = 1024\n{katran}"]
         for version, vip in VIP.items():
-            reals = ", ".join(f'{{ address = "{self.address(real, version)}" }}' for real in self.lab.reals)
+            tables_of_reals = [f'{{ address = "{self.address(real, version)}" }}' for real in self.lab.reals]
+            reals = ", ".join([*tables_of_reals, *([others[version]] if others else [])])
             head = f'[[katran_accel.vips]]\naddress = "{vip}"\nport = {PORT}\nprotocol = "{protocol}"'
             tables.append(f"{head}\nflags = [{flags}]\nreals = [{reals}]")
         path = self.folder / "nf.toml"

@@ -5,19 +5,15 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Iterator
 
 import pytest
 
 from tests.kernel.site import eventually
 
-from .balanced_lab import BOTH_VERSIONS, CLIENT, ENCAPSULATIONS, VIP, BalancedLab, first_ready, open_balanced_lab
+from .balanced_lab import BOTH_VERSIONS, CLIENT, ENCAPSULATIONS, BalancedLab, first_ready, open_balanced_lab
+from .ping import ping
 
-ECHO_REQUEST, ECHO_REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
-ECHO = struct.Struct("!BBHHH")
-"""Type, code, checksum, id, sequence number."""
-OUR_TTL = 64
 LONG = 4000
 DATAGRAMS = 20
 
@@ -31,41 +27,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BalancedLab]:
 @BOTH_VERSIONS
 @pytest.mark.parametrize("data", [b"", b"odd", os.urandom(1400)], ids=["empty", "odd", "long"])
 def test_echo_requests_to_a_vip_are_answered(world: BalancedLab, version: int, data: bytes) -> None:
-    protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
-    with (
-        world.daemons.running(world.config("")),
-        world.open("client", version, socket.SOCK_RAW, protocol) as client,
-    ):
+    with world.daemons.running(world.config("")):
         for number in range(3):
-            request = ECHO.pack(ECHO_REQUEST[version], 0, 0, 7, number) + data
-            client.sendto(_checked(request) if version == 4 else request, (VIP[version], 0))
-            assert _reply(client, version) == (7, number, data)
+            assert ping(world, version, data, number) == (number, data)
         # By the program: no host of the lab that has the VIP's address got anything.
         assert world.daemons.metric("nfcore_verdicts_total", verdict="tx") == 3
-
-
-def _checked(echo: bytes) -> bytes:
-    """An ICMPv4 message with its checksum: the kernel makes only that of ICMPv6."""
-    padded = echo + bytes(len(echo) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
-    total = (total & 0xFFFF) + (total >> 16)
-    checksum = ~(total + (total >> 16)) & 0xFFFF
-    return echo[:2] + checksum.to_bytes(2, "big") + echo[4:]
-
-
-def _reply(client: socket.socket, version: int) -> tuple[int, int, bytes]:
-    """Id, number and data of the next echo reply, which comes from the VIP; its checksums are right."""
-    while True:
-        packet, sender = client.recvfrom(2048)
-        message = packet[20:] if version == 4 else packet
-        if message[0] == ECHO_REPLY[version]:
-            break
-    assert sender[0] == VIP[version]
-    if version == 4:
-        assert _checked(message[:2] + bytes(2) + message[4:]) == message
-        assert packet[8] == OUR_TTL - 1  # the router's
-    _, _, _, identifier, number = ECHO.unpack_from(message)
-    return identifier, number, message[ECHO.size :]
 
 
 @BOTH_VERSIONS
