@@ -113,6 +113,11 @@ class NfTable(ConfigTable):
         path = Path(self.socket)
         return path.with_name(path.name + ending)
 
+    @property
+    def call_pins(self) -> Path:
+        """Folder for the pins of maps by which programs call each other."""
+        return self.beside_socket(".chain")
+
 
 class InterfaceTable(ConfigTable):
     """`[[interfaces]]`: one device."""

@@ -7,16 +7,14 @@
                       └── no mark, or nobody's ──► the first function    │  each by chain_programs[slot]
                                                        └─► the second ◄──┘
 
-A slot of `chain_programs` stands for a network function, in the order in which the TOML's chains name them. The kernel
-empties this map when no process and no pin has it any more. So it is pinned beside the socket: the chain of a killed
-daemon goes on.
+A slot of `chain_programs` stands for a network function, in the order in which the TOML's chains name them. The map is
+pinned beside the socket: the chain of a killed daemon goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -30,6 +28,7 @@ from ..api.rules import Device
 from ..errors import HostError
 from ..kernel import (
     BPF_SOURCES,
+    CallPin,
     Closing,
     Map,
     MapFlags,
@@ -37,25 +36,18 @@ from ..kernel import (
     MapType,
     Program,
     compile_program,
-    ensure_bpffs,
-    remove_bpffs,
+    remove_call_pins,
 )
 
 DISPATCHER = "chain_ingress"
 """Name of the program in front of a chain."""
-PIN = "chain_programs"
-"""Begins the name of the pin; the id of the map follows."""
+PROGRAMS = "chain_programs"
 _U32 = np.dtype("<u4")
 
 
 def functions_of(config: Config) -> list[str]:
     """Give all network functions of a configuration, in the order in which its chains name them first."""
     return list(dict.fromkeys(name for interface in config.interfaces for name in interface.chain))
-
-
-def chain_pins(config: Config) -> Path:
-    """The folder for the pin of the chains' programs: beside the socket."""
-    return config.nf.beside_socket(".chain")
 
 
 class MarkOwnerTable:
@@ -90,10 +82,9 @@ class Chains(Closing):
         """Make the maps, and let the context tell each function what to build with. HostError."""
         config = context.config
         self._context, self._functions = context, functions_of(config)
-        self._folder = chain_pins(config)
         self._maps: dict[str, Map] = {}
         self._dispatchers: dict[str, Program] = {}
-        self._pin: Path | None = None
+        self._pin = CallPin(config.nf.call_pins, PROGRAMS)
         if all(len(interface.chain) == 1 for interface in config.interfaces):
             return
         try:
@@ -108,7 +99,7 @@ class Chains(Closing):
 
     def _builds(self) -> Iterator[tuple[str, ChainBuild]]:
         """What each function that has a successor is built with. The checks see to it that it has one successor."""
-        programs = {"chain_programs": self._maps["chain_programs"]}
+        programs = {PROGRAMS: self._maps[PROGRAMS]}
         for interface in self._context.config.interfaces:
             for name, following in zip(interface.chain, interface.chain[1:], strict=False):
                 yield name, ChainBuild({"CHAIN_NEXT": self._functions.index(following)}, programs)
@@ -131,15 +122,13 @@ class Chains(Closing):
         """Let the functions call each other, and pin the map by which they do, unless this is a trace. HostError."""
         if not self._maps:
             return
-        programs = self._maps["chain_programs"]
+        programs = self._maps[PROGRAMS]
         for device in self._context.devices:
             for nf in self.functions(device):
                 programs.update(self._functions.index(nf.name), nf.program)
         if self._context.tracing:
             return
-        ensure_bpffs(self._folder)
-        self._pin = self._folder / f"{PIN}_{programs.id}"
-        programs.pin(self._pin)
+        self._pin.pin(programs)
 
     def program(self, device: Device) -> Program:
         """Give the program to attach to a device: that of its only function, or a dispatcher. HostError."""
@@ -161,16 +150,12 @@ class Chains(Closing):
         functions = self.functions(device)
         if len(functions) == 1:
             return []
-        programs = self._maps["chain_programs"]
+        programs = self._maps[PROGRAMS]
         return [nf.name for nf in functions if programs.lookup(self._functions.index(nf.name)) != nf.program.id]
 
     def remove_earlier(self) -> None:
         """Remove the pins of killed runs. To be called when no dispatcher of theirs is attached any more."""
-        for pin in _pins(self._folder):
-            if pin != self._pin:
-                pin.unlink(missing_ok=True)
-        if self._pin is None:
-            remove_bpffs(self._folder)
+        self._pin.remove_earlier()
 
     def close(self) -> None:
         """Close programs and maps, and remove this run's pin. Idempotent."""
@@ -180,10 +165,7 @@ class Chains(Closing):
         for each in self._maps.values():
             each.close()
         self._maps.clear()
-        if self._pin is not None:
-            self._pin.unlink(missing_ok=True)
-            self._pin = None
-            remove_bpffs(self._folder)
+        self._pin.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +181,7 @@ def try_dispatcher(chain: Sequence[str], carrier: Carrier | None) -> int:
 def map_specs(functions: int, mark_width: int) -> tuple[MapSpec, MapSpec]:
     """The maps of so many functions, and of marks with so many bits."""
     return (
-        MapSpec("chain_programs", MapType.PROG_ARRAY, _U32, _U32, functions),
+        MapSpec(PROGRAMS, MapType.PROG_ARRAY, _U32, _U32, functions),
         MapSpec("chain_owners", MapType.ARRAY, _U32, _U32, 1 << mark_width, MapFlags.MMAPABLE),
     )
 
@@ -219,12 +201,5 @@ def compile_dispatcher(
 
 def remove_leftovers(config: Config) -> Iterator[str]:
     """Remove the pins of a killed run, whose programs are detached; yields a line for each."""
-    folder = chain_pins(config)
-    for pin in _pins(folder):
-        pin.unlink()
+    for pin in remove_call_pins(config.nf.call_pins, PROGRAMS):
         yield f"nfcore: removed pin {pin}"
-    remove_bpffs(folder)
-
-
-def _pins(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{PIN}_[0-9]*")) if folder.is_dir() else []

@@ -26,7 +26,6 @@ from ..kernel import XdpMode, check_bpffs
 from ..refusals import explain
 from .attachment import examine_program
 from .bootstrap import CORE, state_path
-from .chain import chain_pins
 
 log = logging.getLogger(__name__)
 _NEW_FILES = 3
@@ -49,7 +48,7 @@ def preconditions(context: Context, plugins: PluginManager) -> Iterator[Finding]
     yield from _groups(config)
     yield finding_of("nf.socket", partial(_try_socket, config), config.nf.socket)
     if any(len(interface.chain) > 1 for interface in config.interfaces):
-        folder = chain_pins(config)
+        folder = config.nf.call_pins
         yield finding_of("chains", partial(check_bpffs, folder), f"can be pinned in {folder}")
     yield from examine_carriers(Carrier(config.marking.carrier), context.devices)
     for plugin in plugins.implementing("preconditions"):

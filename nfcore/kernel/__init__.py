@@ -15,6 +15,7 @@ Knows neither network functions nor NICs. bcc is needed only to compile, and onl
 it: this package imports without it.
 """
 
+from .call_pins import CallPin, remove_call_pins
 from .compiler import BPF_SOURCES, CompileError, VerifierError, compile_as, compile_program
 from .cpus import online_cpus, possible_cpus
 from .event_buffers import EventReader, PerfReader, RingBufferReader
@@ -45,6 +46,7 @@ __all__ = [
     "BPF_SOURCES",
     "AttachedXdp",
     "BatchResult",
+    "CallPin",
     "Closing",
     "CompileError",
     "EventReader",
@@ -96,4 +98,5 @@ __all__ = [
     "program_map",
     "removal_advice",
     "remove_bpffs",
+    "remove_call_pins",
 ]

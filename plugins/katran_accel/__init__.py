@@ -21,6 +21,7 @@ from nfcore.api.metrics import MetricFamily
 from nfcore.api.network_function import PacketTrace
 from nfcore.api.steps import Steps
 from nfcore.errors import HostError, Problem
+from nfcore.kernel import remove_call_pins
 
 from .balancer import Balancer, meaning_of
 from .capture.command import capture
@@ -30,6 +31,7 @@ from .connections.methods import ConnectionMethods
 from .decap.command import decap
 from .diagnosis import METHOD, diagnose, preconditions
 from .feature_checks import check_features
+from .features import PROGRAMS
 from .healthcheck import service as healthcheck
 from .healthcheck.command import healthcheck as show_healthcheck
 from .inventory import NUMBERING
@@ -165,7 +167,8 @@ class KatranAccelPlugin:
         if table.pin_dir:
             lines += [f"{NAME}: removed pin {pin}" for pin in remove_pins(Path(table.pin_dir))]
             context.state_file.remove(NUMBERING)
-        return lines
+        pins = remove_call_pins(context.config.nf.call_pins, PROGRAMS)
+        return lines + [f"{NAME}: removed pin {pin}" for pin in pins]
 
     @hookimpl
     def benchmark(self) -> object:

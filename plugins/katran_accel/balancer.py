@@ -23,14 +23,22 @@ from nfcore.api.network_function import NetworkFunction, TargetFacts
 from nfcore.api.rules import Device
 from nfcore.api.steps import Steps, pause, run_steps
 from nfcore.errors import ConfigError, HostError, Problem
-from nfcore.kernel import BPF_SOURCES, EventReader, PerfReader, Program, RingBufferReader, compile_program
+from nfcore.kernel import (
+    BPF_SOURCES,
+    CallPin,
+    EventReader,
+    PerfReader,
+    Program,
+    RingBufferReader,
+    compile_program,
+)
 from nfcore.kernel.links import format_mac
 
 from . import layouts as lay
 from .adoption import note_of_pins
 from .config import NAME, KatranTable
 from .connection_table import Connections, VipFinder
-from .features import Features
+from .features import PROGRAMS, Features
 from .flow_routes import FlowRoutes
 from .inventory import NUMBERING, Inventory, Numbering, NumbersExhaustedError
 from .katran_object import open_object
@@ -121,6 +129,7 @@ class Balancer(NetworkFunction):
         self.cpus = forwarding_cpus(table.forwarding_cpus)
         self.pin_dir = Path(table.pin_dir) if table.pin_dir else None
         self._unpin_on_close: Path | None = None
+        self._call_pin = CallPin(config.nf.call_pins, PROGRAMS)
         self._reader: EventReader | None = None
         self.also_resolve: Callable[[], Callable[[], Sequence[str]]] | None = None
         """Of a part of the plugin that has something from the network, too."""
@@ -169,6 +178,8 @@ class Balancer(NetworkFunction):
         self._history = [f"{vip}/{real}" for vip, real in self.inventory.pairs()]
         sending = self._send_by(self._writer.sent_by_others(), facts)
         run_steps(self._apply(Change.between(self.numbering, None, self.inventory, sending, purge=resumed)))
+        if PROGRAMS in self.maps.maps and not context.tracing:
+            self._call_pin.pin(self.maps[PROGRAMS])
         context.services.health.trouble_sources.append(lambda: self.sending.troubles)
         context.services.health.warning_sources.append(lambda: self.sending.warnings)
 
@@ -183,6 +194,7 @@ class Balancer(NetworkFunction):
             self.program.close()
         if hasattr(self, "maps"):
             self.maps.close()
+        self._call_pin.remove()
         if self._unpin_on_close is not None:
             list(remove_pins(self._unpin_on_close))
             self._state.remove(NUMBERING)
@@ -190,6 +202,8 @@ class Balancer(NetworkFunction):
     def attached(self, device: Device) -> None:
         """Pin the program, if the maps are pinned: from now on the pins are in use."""
         self._unpin_on_close = None
+        if device.ifindex == self._devices[-1].ifindex:
+            self._call_pin.remove_earlier()
         if self.pin_dir is not None:
             (self.pin_dir / PROGRAM).unlink(missing_ok=True)
             self.program.pin(self.pin_dir / PROGRAM)
@@ -211,7 +225,7 @@ class Balancer(NetworkFunction):
         defines, maps = {**defines, **chain.defines}, {**self.maps.maps, **chain.maps}
         program = compile_program(BPF_SOURCES / "balancer/balancer.c", PROGRAM, defines=defines, maps=maps)
         if self.features.decap:
-            self.maps["subprograms"].update(0, program.fd)
+            self.maps[PROGRAMS].update(0, program.fd)
         return program
 
     def _device_defines(self, facts: Facts) -> dict[str, int | str]:

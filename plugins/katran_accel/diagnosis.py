@@ -21,6 +21,7 @@ from nfcore.kernel.links import format_mac, read_link, virtual_links_of
 
 from .balancer import ADVICE, Balancer, meaning_of
 from .config import LEAST_MTU, NAME, KatranTable
+from .features import Features
 from .katran_object import check_object
 from .maps import Sizes, check_pins, forwarding_cpus
 from .next_hops import NO_MAC, DeviceFacts, Facts, look, look_patiently, name_reals, require_next_hops
@@ -46,7 +47,7 @@ def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:
 
 
 def preconditions(context: Context, table: KatranTable) -> Iterator[Finding]:
-    """Check the folder of pins, as far as a start cannot do without."""
+    """Check the folders of pins, as far as a start cannot do without."""
     config, pin_dir = context.config, Path(table.pin_dir) if table.pin_dir else None
     sizes = Sizes(1, table.lru_size, config.marking.width, meaning_of(context, table), config.offload.events)
     sizes = replace(sizes, introspection=table.introspection)
@@ -54,6 +55,9 @@ def preconditions(context: Context, table: KatranTable) -> Iterator[Finding]:
     if table.program is not None:
         look = partial(check_object, Path(table.program), sizes, cpus, pin_dir)
         yield finding_of(f"{NAME}.program", look, f"{table.program}, its maps are Katran's")
+    if Features.of(table).decap:
+        folder = context.config.nf.call_pins
+        yield finding_of(f"{NAME}.decap", partial(check_bpffs, folder), f"its program can be pinned in {folder}")
     if pin_dir is None:
         return
 

@@ -20,6 +20,8 @@ from .config import NAME, KatranTable
 from .layouts import VipFlag
 
 U8, U32 = np.dtype("u1"), np.dtype("<u4")
+PROGRAMS = "subprograms"
+"""Map by which the program calls itself. Each run has its own: the program of a killed one must not call another's."""
 GLOBAL_LRU_CPUS = 128
 GLOBAL_LRU_ENTRIES, FALLBACK_GLOBAL_LRU_ENTRIES = 100_000, 10_000
 _OF_FLAGS = {
@@ -148,7 +150,7 @@ class Features:
             )
         if self.decap:
             yield MapSpec("decap_dst", hashed, lay.ADDRESS, U32, lay.MAX_DECAP_ADDRESSES)
-            yield MapSpec("subprograms", MapType.PROG_ARRAY, U32, U32, 1)
+            yield MapSpec(PROGRAMS, MapType.PROG_ARRAY, U32, U32, 1)
         if "DECAP_GUE" in self:
             yield MapSpec("decap_vip_stats", per_cpu, U32, lay.LB_STATS, lay.MAX_VIPS)
 

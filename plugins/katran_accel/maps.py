@@ -30,7 +30,7 @@ from nfcore.refusals import explain
 
 from . import layouts as lay
 from .capture.layouts import CAPTURE_MAPS, EVENT_PIPE
-from .features import ALL_FEATURES, NO_FEATURES, Features
+from .features import ALL_FEATURES, NO_FEATURES, PROGRAMS, Features
 from .inventory import Inventory
 
 PROGRAM = "balancer_ingress"
@@ -233,7 +233,8 @@ class BalancerMaps:
             if hops is not None and hops.exists() and pinned_entries(hops) == specs[hops.name].max_entries:
                 renewed -= {hops.name}
             for name, spec in specs.items():
-                maps.maps[name] = _open_or_create(spec, pin_dir, renew=name in renewed)
+                pinned_in = None if name == PROGRAMS else pin_dir
+                maps.maps[name] = _open_or_create(spec, pinned_in, renew=name in renewed)
             for cpu in cpus:
                 inner = specs["lru_mapping"].inner
                 assert inner is not None  # map_specs() gave it
