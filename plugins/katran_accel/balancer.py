@@ -202,7 +202,7 @@ class Balancer(NetworkFunction):
     def attached(self, device: Device) -> None:
         """Pin the program, if the maps are pinned: from now on the pins are in use."""
         self._unpin_on_close = None
-        if device.ifindex == self._devices[-1].ifindex:
+        if not self._devices or device.ifindex == self._devices[-1].ifindex:
             self._call_pin.remove_earlier()
         if self.pin_dir is not None:
             (self.pin_dir / PROGRAM).unlink(missing_ok=True)

@@ -31,13 +31,13 @@ address = "198.18.10.2"
 port = 443
 protocol = "udp"
 flags = ["quic"]
-reals = [{ address = "198.18.20.11" }, { address = "198.18.20.12" }]
+reals = [{ address = "198.18.20.11", local = true }, { address = "198.18.20.12" }]
 [[katran_accel.vips]]
 address = "198.18.10.3"
 port = 53
 protocol = "udp"
 flags = ["udp_stable_routing", "udp_flow_migration", "hash_no_src_port"]
-reals = [{ address = "198.18.20.11", down = true }, { address = "198.18.20.12" }]
+reals = [{ address = "198.18.20.11", local = true, down = true }, { address = "198.18.20.12" }]
 [katran_accel.decap]
 ipip = true
 gue = true

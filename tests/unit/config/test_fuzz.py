@@ -158,6 +158,8 @@ source_routes = [
   { prefix = "2001:db8::/48", real = "2001:db8::20" },
 ]
 source_routes_file = "SOURCE_ROUTES"
+capture = true
+introspection = true
 [katran_accel.decap]
 ipip = true
 gue = true
@@ -460,7 +462,8 @@ def test_the_documents_are_valid_and_have_every_key(cases: list[Case], tmp_path:
             for model in models(table)
             for name, field in model.model_fields.items()
         }
-    assert wanted <= keys
+    # A compiled object goes with neither a chain nor most other keys.
+    assert wanted - {"program"} <= keys
 
 
 EXTREMES = {
