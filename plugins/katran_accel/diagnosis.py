@@ -16,7 +16,7 @@ from nfcore.api.rules import Device
 from nfcore.control.client import daemon_answers, request
 from nfcore.errors import NfcoreError
 from nfcore.kernel import check_bpffs
-from nfcore.kernel.ethtool import link_facts
+from nfcore.kernel.ethtool import LinkFacts, link_facts
 from nfcore.kernel.links import format_mac, read_link, virtual_links_of
 
 from .balancer import ADVICE, Balancer, meaning_of
@@ -32,6 +32,9 @@ METHOD = f"{NAME}.next_hops"
 IP_HEADER = {4: 20, 6: 40}
 """Family → bytes of its header, without options."""
 TCP_HEADER, UDP_HEADER = 20, 8
+_TAKES_TAGS_OFF = {"rx-vlan-hw-parse": "rxvlan off", "rx-vlan-stag-hw-parse": "rx-vlan-stag-hw-parse off"}
+_LEAVES_TAGS_BESIDE = {"tx-vlan-hw-insert": "txvlan off", "tx-vlan-stag-hw-insert": "tx-vlan-stag-hw-insert off"}
+"""Feature of a NIC, and of a veth's peer, that keeps VLAN tags out of frames → how `ethtool -K` switches it off."""
 MOST_HOPS = 3
 """Next hops that a finding names."""
 
@@ -43,6 +46,8 @@ def diagnose(context: Context, table: KatranTable) -> Iterator[Finding]:
     for device in devices:
         yield _mtu(table, device.name, device.ifindex)
         yield from _other_macs(table, device)
+        if table.vlan:
+            yield from examine_tags(device.name, link_facts(device.ifindex, device.name))
     yield from _gateways(context, table, devices)
 
 
@@ -93,6 +98,21 @@ def _other_macs(table: KatranTable, device: Device) -> Iterator[Finding]:
         advice = f"if clients reach VIPs by it: {NAME}.destination_mac = {json.dumps(['own', *macs])}, and a restart"
         text = f"frames to {named} go to the kernel's stack, uncounted"
         yield Finding(f"{NAME}: other MAC addresses of {device.name}", Status.WARNING, text, advice)
+
+
+def examine_tags(name: str, facts: LinkFacts) -> Iterator[Finding]:
+    """Say whether VLAN tags are in the frames that XDP sees, and what helps if not."""
+    what = f"{NAME}: VLAN tags on {name}"
+    if facts.driver != "veth":
+        on = [option for feature, option in _TAKES_TAGS_OFF.items() if facts.features.get(feature)]
+        text, advice = "the NIC takes them off, and XDP does not see them", f"ethtool -K {name} {' '.join(on)}"
+    elif facts.peer is not None:
+        on = [option for feature, option in _LEAVES_TAGS_BESIDE.items() if facts.peer.features.get(feature)]
+        text = f"its peer {facts.peer.name} leaves those of its own packets beside the frames, where XDP does not look"
+        advice = facts.peer.command(" ".join(on))
+    else:
+        return
+    yield Finding(what, Status.WARNING, text, advice) if on else Finding(what, Status.OK, "are in the frames")
 
 
 def _gateways(context: Context, table: KatranTable, devices: Sequence[Device]) -> Iterator[Finding]:

@@ -92,16 +92,19 @@ def prebuild() -> None:
             count_marks(marks, target, answer).close()
     for strategy in ("dest-id", "flow-id"):
         with tempfile.TemporaryDirectory() as folder:
-            _load_balancer(Path(folder), f'strategy = "{strategy}"\ncarrier = "metadata"')
+            marking = f'strategy = "{strategy}"\ncarrier = "metadata"'
+            for more in ("", "vlan = true"):
+                _load_balancer(Path(folder), marking, more)
             _load_chain(Path(folder), strategy)
     try_dispatcher(CHAIN, Carrier.METADATA)
 
 
-def _load_balancer(folder: Path, marking: str) -> None:
+def _load_balancer(folder: Path, marking: str, more: str) -> None:
     """Load the balancer's program as a daemon does. That of carrier skb-mark depends on the kernel."""
     config, plugins, device = folder / "nf.toml", PluginManager(), _some_device()
     parts = {"interface": device.name, "marking": marking, "offload": OFFLOAD}
-    config.write_text(config_text(folder, "katran_accel", "tc_offload", _BALANCER, **parts))
+    table = _BALANCER.replace("[katran_accel]", f"[katran_accel]\n{more}")
+    config.write_text(config_text(folder, "katran_accel", "tc_offload", table, **parts))
     context = make_context(load_config(config, plugins), plugins, [device])
     plugins.call("katran_accel", "diagnose", context=context)
 

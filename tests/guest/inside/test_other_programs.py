@@ -153,17 +153,16 @@ def test_flower_of_other_programs_is_not_read_as_ours(
 
 def test_the_probe_finds_a_prio_for_itself(simnic: SimNic, settings: Settings) -> None:
     run("tc", "qdisc", "add", "dev", simnic.name, "clsact")
-    taken = [*range(6008, 6016), 6006]
-    for prio in taken:
+    for prio in (*range(6008, 6012), *range(6013, 6016)):
         add(simnic, prio, *KINDS["u32"])
     backend = TcBackend(settings)
     backend.open()
     assert backend.capabilities().mark_width == 32
     assert backend.capabilities().ipv6 and backend.capabilities().drop
-    add(simnic, 6007, *KINDS["matchall"])
+    add(simnic, 6012, *KINDS["matchall"])
     backend.reprobe()
     assert backend.capabilities().temporary
-    assert "6006 to 6015 have filters of other programs" in backend.capabilities().notes[0]
+    assert "6008 to 6015 have filters of other programs" in backend.capabilities().notes[0]
     run("tc", "filter", "del", "dev", simnic.name, "ingress", "prio", "6010")
     backend.reprobe()
     assert backend.capabilities().mark_width == 32

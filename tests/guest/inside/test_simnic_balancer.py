@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nfcore.api.flows import FlowMatch
+from nfcore.api.flows import NO_TAGS, SERVICE_TAG, VLAN_ID, FlowMatch
 from nfcore.bench.testbed import Daemons, config_text
 from tests.guest.inside.programs import OFFLOAD
 from tests.waiting import eventually
@@ -53,10 +53,13 @@ class Site:
     nic: SimNic
     folder: Path
     daemons: Daemons
+    vlans: tuple[int, int] = NO_TAGS
+    """VLAN tags of all packets."""
 
     def config(self, strategy: str) -> Path:
         path = self.folder / "nf.toml"
-        table = f'[katran_accel]\ngateway_mac = "{GATEWAY}"\nlru_size = 1024\npin_dir = "{self.folder}/pins"\n{VIPS}'
+        table = f'[katran_accel]\ngateway_mac = "{GATEWAY}"\nlru_size = 1024\npin_dir = "{self.folder}/pins"\n'
+        table += f"vlan = {str(self.vlans != NO_TAGS).lower()}\n{VIPS}"
         marking = f'strategy = "{strategy}"\ncarrier = "metadata"'
         parts = {"interface": self.nic.name, "marking": marking, "offload": OFFLOAD}
         path.write_text(config_text(self.folder, "katran_accel", "tc_offload", table, **parts))
@@ -74,9 +77,11 @@ class Site:
     def forwarded(self, flow: FlowMatch) -> bytes:
         """Send a packet of ``flow``; the frame that comes back."""
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
-            wire.bind((self.nic.wire, 0x86DD if flow.family == 6 else 0x0800))
+            # The kernel takes the outer tag off.
+            kind = 0x8100 if self.vlans[1] else 0x86DD if flow.family == 6 else 0x0800
+            wire.bind((self.nic.wire, kind))
             wire.settimeout(PATIENCE)
-            self.nic.send(flow)
+            self.nic.send(flow, vlans=self.vlans)
             return wire.recv(2048)
 
     def filters(self) -> list[dict[str, Any]]:
@@ -96,8 +101,12 @@ def site(simnic: SimNic, tmp_path: Path) -> Iterator[Site]:
     made.daemons.kill_all()
 
 
-@pytest.mark.parametrize("strategy", ["dest-id", "flow-id"])
-def test_flows_are_forwarded_by_marks_of_the_hardware(site: Site, strategy: str) -> None:
+QINQ = (SERVICE_TAG | 200, 7)
+
+
+@pytest.mark.parametrize(("strategy", "vlans"), [("dest-id", NO_TAGS), ("flow-id", NO_TAGS), ("flow-id", QINQ)])
+def test_flows_are_forwarded_by_marks_of_the_hardware(site: Site, strategy: str, vlans: tuple[int, int]) -> None:
+    site.vlans = vlans
     config = site.config(strategy)
     daemon = site.daemons.start(config)
     slow = [site.forwarded(flow) for flow in FLOWS]
@@ -111,6 +120,10 @@ def test_flows_are_forwarded_by_marks_of_the_hardware(site: Site, strategy: str)
 
     # All rules are in hardware alone, and what they mark takes the fast path: the frames are the same.
     assert [(each["skip_sw"], each["in_hw"]) for each in site.filters()] == [(True, True)] * len(FLOWS)
+    tags = [VLAN_ID & vlan or None for vlan in vlans]
+    assert [[each["keys"].get(key) for key in ("vlan_id", "cvlan_id")] for each in site.filters()] == [tags] * len(
+        FLOWS
+    )
     hits, before = site.hits(), site.paths()
     for _ in range(10):
         assert [site.forwarded(flow) for flow in FLOWS] == slow

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nfcore.api.flows import FlowMatch
+from nfcore.api.flows import NO_TAGS, FlowMatch
 from nfcore.bench.testbed import NIC_MAC
 from nfcore.testing import sample_frame
 
@@ -40,9 +40,9 @@ class SimNic:
         for name, value in parameters.items():
             (_MODULE / "parameters" / name).write_text(str(value), encoding="ascii")
 
-    def send(self, match: FlowMatch, count: int = 1, size: int = 32) -> int:
-        """Have ``count`` frames of a flow, with ``size`` bytes of payload, arrive; bytes of a frame."""
-        frame = bytes.fromhex(NIC_MAC.replace(":", "")) + sample_frame(match, size)[6:]
+    def send(self, match: FlowMatch, count: int = 1, size: int = 32, vlans: tuple[int, int] = NO_TAGS) -> int:
+        """Have ``count`` frames of a flow, with ``size`` bytes of payload and VLAN tags, arrive; bytes of a frame."""
+        frame = bytes.fromhex(NIC_MAC.replace(":", "")) + sample_frame(match, size, vlans=vlans)[6:]
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
             wire.bind((self.wire, 0))
             for _ in range(count):

@@ -105,6 +105,16 @@ def test_an_mtu_without_room_is_a_warning(config: Path) -> None:
     assert "1520" in told["eth1: room for encapsulation"][1]
 
 
+def test_tags_that_xdp_would_not_see_are_a_warning_until_the_advice_is_followed(config: Path) -> None:
+    config.write_text(config.read_text().replace("[softnic]", "[katran_accel]\nvlan = true\n[softnic]"))
+    what = "katran_accel: VLAN tags on eth1"
+    status, told = findings(config)
+    assert (status, told[what][0]) == (0, "warning")
+    command = told[what][1][told[what][1].index("ethtool -K port0") :].split()
+    subprocess.run(["nsenter", f"--net=/run/netns/{NAMESPACE}", *command], check=True)
+    assert findings(config)[1][what][0] == "ok"
+
+
 def test_the_advised_mss_is_what_clients_then_keep_to(config: Path) -> None:
     ip(NAMESPACE, "link", "set", "eth1", "mtu", "1500")
     _, told = findings(config)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The advice about the MTU: bytes by the family of the VIP and of its reals, and whose MSS it is."""
+"""The advice about the MTU: bytes by the family of the VIP and of its reals, and whose MSS it is. And about tags."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nfcore.api.findings import Status
+from nfcore.kernel.ethtool import LinkFacts, Peer
 from nfcore.plugins.katran_accel.config import KatranTable
-from nfcore.plugins.katran_accel.diagnosis import examine_mtu
+from nfcore.plugins.katran_accel.diagnosis import examine_mtu, examine_tags
 
 V4, V6 = "198.18.20.11", "2001:db8:20::11"
 
@@ -80,3 +82,24 @@ def test_reals_of_server_ids_count_too_and_no_mtu_is_too_small_to_be_a_key() -> 
     assert examine_mtu(given, "eth1", 1540).status is Status.OK
     assert "katran_accel.mtu = 576 " in examine_mtu(given, "eth1", 616).advice
     assert "katran_accel.mtu" not in examine_mtu(given, "eth1", 615).advice
+
+
+def test_tags_that_a_nic_takes_off_are_told() -> None:
+    facts = LinkFacts(up=True, mtu=1500, driver="", features={"rx-vlan-hw-parse": True}, fixed=frozenset())
+    (found,) = examine_tags("eth1", facts)
+    assert (found.status, found.advice) == (Status.WARNING, "ethtool -K eth1 rxvlan off")
+    (found,) = examine_tags("eth1", replace(facts, features={"rx-vlan-hw-parse": False}))
+    assert (found.status, found.advice) == (Status.OK, "")
+
+
+def test_tags_that_a_peer_leaves_beside_its_frames_are_told() -> None:
+    features = {"tx-vlan-hw-insert": True, "tx-vlan-stag-hw-insert": True}
+    peer = Peer("wire0", "network", features, has_program=True)
+    # What the veth itself has makes no difference.
+    facts = LinkFacts(True, 1500, "veth", {"rx-vlan-hw-parse": True}, frozenset(), peer)
+    (found,) = examine_tags("eth1", facts)
+    assert found.status is Status.WARNING
+    assert found.advice == "ip netns exec network ethtool -K wire0 txvlan off tx-vlan-stag-hw-insert off"
+    (found,) = examine_tags("eth1", replace(facts, peer=replace(peer, features={"tx-vlan-hw-insert": False})))
+    assert found.status is Status.OK
+    assert not list(examine_tags("eth1", replace(facts, peer=None)))
