@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from nfcore.api.flows import FLOW_KEY
 from nfcore.config.loader import load_config
 from nfcore.errors import ConfigError
 from nfcore.hooks.manager import PluginManager
@@ -14,7 +17,7 @@ from nfcore.plugins.katran_accel.config import KatranTable
 from nfcore.plugins.katran_accel.features import Features
 from tests.paths import ROOT
 
-from .world import TWO_FAMILIES, World, open_world
+from .world import TWO_FAMILIES, World, open_world, sent_to, tcp
 
 INSTRUCTIONS_BEFORE = {"dest-id": 5306, "flow-id": 5788}
 """Of the program that could do TCP and UDP in IPIP and nothing else."""
@@ -100,3 +103,32 @@ def test_a_feature_that_a_reload_does_not_want_stays_unused(tmp_path: Path) -> N
         plain = [vip.model_copy(update={"flags": []}) for vip in balancer.table.vips]
         balancer.reconfigure(balancer.config, balancer.table.model_copy(update={"vips": plain}))
         assert "QUIC" in balancer.features
+
+
+def test_more_new_flows_than_the_limit_are_sent_but_not_stored(tmp_path: Path) -> None:
+    routed = TWO_FAMILIES.replace('protocol = "tcp"', 'protocol = "tcp"\nflags = ["src_routing"]')
+    keys = 'new_flow_limit = 10\nsource_routes = [{ prefix = "198.18.1.0/24", real = "198.18.20.13" }]'
+    with open_world(tmp_path, vips=routed, katran=keys) as world:
+        flows = [tcp("198.18.1.2", "198.18.10.1", sport=sport, flags="S") for sport in range(1, 2001)]
+        reals = [sent_to(world.send(frame)) for frame in flows]
+        stored, _ = world.balancer.maps.lrus[world.cpu].lookup_all()
+        assert 10 <= len(stored) < len(flows)  # those of the seconds that this takes
+        assert reals[:10] == ["198.18.20.13"] * 10
+        # In a flood the ring decides alone.
+        ring = [world.ring_real(0, "198.18.1.2", sport, 80) for sport in range(1, 2001)]
+        assert all(real in ("198.18.20.13", chosen) for real, chosen in zip(reals, ring, strict=True))
+        assert reals.count("198.18.20.13") < len(flows)
+
+
+def test_flows_of_other_hosts_go_where_their_table_says(tmp_path: Path) -> None:
+    with open_world(tmp_path, vips=TWO_FAMILIES.replace('"tcp"', '"tcp"\nflags = ["global_lru"]')) as world:
+        frames = [tcp("198.18.1.2", "198.18.10.1", sport=sport) for sport in range(1, 20)]
+        keys = np.zeros(len(frames), FLOW_KEY)
+        keys["src"][:, :4], keys["dst"][:, :4] = [198, 18, 1, 2], [198, 18, 10, 1]
+        keys["sport"], keys["dport"], keys["proto"] = range(1, 20), 80, 6
+        number = world.balancer.inventory.reals[ip_address("198.18.20.12")]
+        world.balancer.maps["fallback_glru"].update_batch(keys, np.full(len(frames), number, "<u4"))
+        assert {sent_to(world.send(frame)) for frame in frames} == {"198.18.20.12"}
+        # A SYN begins a new flow, and what it gets is remembered here.
+        world.send(tcp("198.18.1.2", "198.18.10.1", sport=1, flags="S"))
+        assert sent_to(world.send(frames[0])) == world.ring_real(0, "198.18.1.2", 1, 80)
