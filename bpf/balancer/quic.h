@@ -2,6 +2,18 @@
 /* QUIC: the connection id that a server has chosen names its real. The first packets of a client have none. */
 #pragma once
 
+#include <linux/icmp.h>
+#include <linux/icmpv6.h>
+
+#include "lib/map_handle.h"
+#include "lib/packet.h"
+#include "counters.h"
+#include "introspection.h"
+#include "katran_abi.h"
+#include "real.h"
+#include "server_id.h"
+
+#ifdef QUIC
 #define QUIC_LONG_HEADER 0x80
 #define QUIC_PACKET_TYPE 0x30
 #define QUIC_0RTT 0x10 /* and Initial, 0x00: the client's own connection id */
@@ -122,3 +134,4 @@ static __always_inline enum id_result route_by_quic(struct xdp_md *ctx, const st
 	count_quic_version(id[0] >> 6);
 	return go_by_quic_id(ctx, vip, lru, key, route, server);
 }
+#endif

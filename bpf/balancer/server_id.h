@@ -1,15 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/*
- * Packets that name their real by a server id: QUIC connection ids, UDP stable routing, TCP server ids. An id goes
- * before the connection table and before the mark, and corrects the table.
- */
+/* What all packets that name their real have in common: from a server id to the real, and the connection table. */
 #pragma once
 
 #include "lib/map_handle.h"
 #include "lib/packet.h"
-#include "lib/tcp_server_id.h"
 #include "counters.h"
-#include "introspection.h"
 #include "katran_abi.h"
 #include "lru.h"
 #include "real.h"
@@ -83,86 +78,3 @@ static __always_inline enum lru_before correct_entry(void *lru, const struct flo
 	return LRU_HAD_OTHER;
 }
 #endif
-
-#ifdef QUIC
-#include "quic.h"
-#endif
-#ifdef UDP_STABLE_ROUTING
-#include "stable_routing.h"
-#endif
-
-#ifdef TCP_SERVER_IDS
-/* The server id of a TCP packet, 0: it has none. */
-static __always_inline __u32 id_in_tcp(struct xdp_md *ctx, const struct packet *packet, int family)
-{
-	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
-	void *tcp = data + l4_at(packet, family);
-
-	if (tcp + TCP_HEADER_BYTES > data_end)
-		return 0;
-	return tcp_server_id(tcp, data_end);
-}
-
-static __always_inline enum id_result route_by_tcp(struct xdp_md *ctx, const struct packet *packet,
-						   const struct vip_meta *vip, void *lru, const struct flow_key *key,
-						   struct route *route, int family)
-{
-	__u32 id, *real_key;
-
-	if (is_syn(packet)) {
-		COUNT_FIELD(tpr_stats_map, tcp_server_id_stats, tcp_syn);
-		count_first_packet(vip->vip_num);
-		return ID_NONE;
-	}
-	id = id_in_tcp(ctx, packet, family);
-	real_key = id ? real_of_id(id) : NULL;
-	if (!real_key || !*real_key || !route_to(route, *real_key)) {
-		COUNT_FIELD(tpr_stats_map, tcp_server_id_stats, ch_routed);
-		return ID_NONE;
-	}
-	COUNT_FIELD(tpr_stats_map, tcp_server_id_stats, sid_routed);
-	if (!(vip->flags & VIP_LRU_BYPASS) && correct_entry(lru, key, route->real_key) == LRU_HAD_OTHER) {
-		COUNT_FIELD(tpr_stats_map, tcp_server_id_stats, dst_mismatch_in_lru);
-		count_mismatch(vip->vip_num);
-		return ID_MOVES_FLOW;
-	}
-	return ID_NAMES_REAL;
-}
-#endif
-
-/* Whether a mark must not decide about the packet. Flows of VIPs with ids in UDP have no marks. */
-static __always_inline int names_real(struct xdp_md *ctx, const struct packet *packet, int family)
-{
-#ifdef TCP_SERVER_IDS
-	return packet->flow.proto == IPPROTO_TCP && id_in_tcp(ctx, packet, family);
-#else
-	return 0;
-#endif
-}
-
-/* Sets the route by an id in the packet. What an ICMP error quotes is not searched for ids. */
-static __always_inline enum id_result route_by_id(struct xdp_md *ctx, const struct packet *packet,
-						  const struct vip_meta *vip, void *lru, const struct flow_key *key,
-						  struct route *route, int family)
-{
-	enum id_result result = ID_NONE;
-
-#ifdef QUIC
-	if (vip->flags & VIP_QUIC && packet->flow.proto == IPPROTO_UDP) {
-		if (is_error(packet))
-			count_quic_error(packet, family);
-		else
-			result = route_by_quic(ctx, packet, vip, lru, key, route, family);
-	}
-#endif
-#ifdef UDP_STABLE_ROUTING
-	if (result == ID_NONE && vip->flags & VIP_UDP_STABLE_ROUTING && packet->flow.proto == IPPROTO_UDP &&
-	    !is_error(packet))
-		result = route_by_stable_id(ctx, packet, route, family);
-#endif
-#ifdef TCP_SERVER_IDS
-	if (packet->flow.proto == IPPROTO_TCP && !is_error(packet))
-		result = route_by_tcp(ctx, packet, vip, lru, key, route, family);
-#endif
-	return result;
-}

@@ -5,6 +5,7 @@
 #include "lib/map_handle.h"
 #include "lib/packet.h"
 #include "before_ring.h"
+#include "by_id.h"
 #include "counters.h"
 #include "fast_path.h"
 #include "flow_route.h"
@@ -16,7 +17,6 @@
 #include "reason.h"
 #include "report.h"
 #include "ring.h"
-#include "server_id.h"
 #include "too_big.h"
 #include "vip.h"
 

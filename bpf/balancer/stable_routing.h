@@ -2,6 +2,12 @@
 /* UDP stable routing: the payload begins with a type and the id of the real. The connection table is not used. */
 #pragma once
 
+#include "lib/packet.h"
+#include "katran_abi.h"
+#include "real.h"
+#include "server_id.h"
+
+#ifdef UDP_STABLE_ROUTING
 #define STABLE_TYPE 0x52
 #define STABLE_BYTES 8
 #define COUNT_STABLE(field) COUNT_FIELD(stable_rt_stats, stable_routing_stats, field)
@@ -38,3 +44,4 @@ static __always_inline enum id_result route_by_stable_id(struct xdp_md *ctx, con
 	COUNT_STABLE(cid_routed);
 	return ID_NAMES_REAL;
 }
+#endif
