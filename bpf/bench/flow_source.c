@@ -4,8 +4,8 @@
  *
  *   last frame ──► rewind ──► next flow's addresses ──► mark ──► tail call ──► the program, as deployed
  *
- * Build-time choices: IPV6, FRAME_BYTES, SERVICES, PICK_AT_RANDOM, SCATTERED, MARKS (none: no metadata),
- * FD_<map>.
+ * Build-time choices: IPV6, FRAME_BYTES, SERVICES, PICK_AT_RANDOM, SCATTERED, MARKS (none: no metadata), FLOW_AT (offset
+ * of the flow's IP header, when it is not behind an untagged Ethernet header), FD_<map>.
  */
 #include <linux/bpf.h>
 

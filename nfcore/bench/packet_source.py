@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernel import BPF_SOURCES, Closing, Map, MapFlags, MapSpec, MapType, Program, TestRun, compile_program
-from .traffic import ACK, FRAME_BYTES, MAX_FLOWS, SERVICE, Family, first_frame
+from .traffic import ACK, ETHERNET_BYTES, MAX_FLOWS, SERVICE, Family, first_frame
 
 STATE = np.dtype([("random", "<u8"), ("flows", "<u4"), ("flow", "<u4"), ("packets", "<u4"), ("left", "<u4")])
 """`struct bench_state` of bpf/bench/pick.h."""
+PREFIX = np.dtype([("bytes", "u1", (64,))])
+"""`struct bench_prefix` of bpf/bench/rewind.h."""
 
+MAC_BYTES = 6
 _U32 = np.dtype("<u4")
 _SEED = 0x9E3779B97F4A7C15
 
@@ -59,14 +62,22 @@ class FlowSource(Closing):
         tcp_flags: int = ACK,
         scattered: bool = False,
         beyond: int = 0,
+        frame: bytes = b"",
+        flow_at: int = ETHERNET_BYTES,
     ) -> None:
-        """`beyond`: the packets are of so many flows behind those that :meth:`set_flow_count` tells."""
+        """`beyond`: the packets are of so many flows behind those that :meth:`set_flow_count` tells.
+
+        frame: other packets than TCP segments without options; flow_at: where the flow's IP header is in this frame.
+        """
         self.services = services
         self.family: Family = family
         self.in_turn = in_turn
         self._marks, self._tcp_flags, self._scattered, self._beyond = marks, tcp_flags, scattered, beyond
-        self._frame = first_frame(family, tcp_flags)
-        defines: dict[str, int | str] = {"FRAME_BYTES": FRAME_BYTES[family], "SERVICES": f"{len(services)}u"}
+        self._given, self._flow_at = frame, flow_at
+        self._frame = frame or first_frame(family, tcp_flags)
+        defines: dict[str, int | str] = {"FRAME_BYTES": len(self._frame), "SERVICES": f"{len(services)}u"}
+        if flow_at != ETHERNET_BYTES:
+            defines["FLOW_AT"] = flow_at
         if family == 6:
             defines["IPV6"] = 1
         if marks:
@@ -78,6 +89,8 @@ class FlowSource(Closing):
         with ExitStack() as stack:
             self._maps = {spec.name: stack.enter_context(Map.create(spec)) for spec in _specs(len(services))}
             self._maps["bench_services"].write_array(0, services)
+            prefix = np.frombuffer(self._frame[2 * MAC_BYTES : flow_at].ljust(PREFIX.itemsize, b"\0"), PREFIX)
+            self._maps["bench_prefix"].write_array(0, prefix)
             program = compile_bench("flow_source.c", "bench_source", defines, self._maps)
             self._program = stack.enter_context(program)
             self._open = stack.pop_all()
@@ -94,6 +107,8 @@ class FlowSource(Closing):
             tcp_flags=self._tcp_flags,
             scattered=self._scattered,
             beyond=self._beyond,
+            frame=self._given,
+            flow_at=self._flow_at,
         )
 
     def close(self) -> None:
@@ -161,6 +176,7 @@ def _specs(services: int) -> list[MapSpec]:
         MapSpec("bench_state", MapType.ARRAY, _U32, STATE, 1, MapFlags.MMAPABLE),
         MapSpec("bench_services", MapType.ARRAY, _U32, SERVICE, services),
         MapSpec("bench_target", MapType.PROG_ARRAY, _U32, _U32, 1),
+        MapSpec("bench_prefix", MapType.ARRAY, _U32, PREFIX, 1),
     ]
 
 

@@ -24,7 +24,7 @@ from .profile import kernel_profile
 from .results import Figure, Results, Skipped, Target
 from .rules import measure_rules
 from .scraping import measure_scraping
-from .sizes import Sizes
+from .sizes import FEATURE_FLOWS, Sizes
 from .traffic import Family
 from .workload import BenchRequest, Workload
 
@@ -95,7 +95,10 @@ class Bench:
             "live": [("", self._live)],
             "control": control,
             "rules": [("", self._rules)],
+            "features": [(f"process {number + 1}", self._features) for number in range(self._sizes.processes)],
         }
+        if self._workload.feature_subjects is None:
+            steps["features"] = []
         if not self._workload.reports_flows:
             # Without reported flows there is nothing to count in the others.
             steps |= {"live": [], "control": [own], "rules": []}
@@ -141,6 +144,9 @@ class Bench:
     def _datapath(self, show_progress: ShowProgress) -> None:
         self._series += in_process(partial(measure_datapath, self._workload, self._sizes, self._behind), show_progress)
 
+    def _features(self, show_progress: ShowProgress) -> None:
+        self._series += in_process(partial(measure_features, self._workload, self._sizes), show_progress)
+
     def _cores(self, family: Family, show_progress: ShowProgress) -> None:
         if len(os.sched_getaffinity(0)) < 2:
             raise HostError("this process may run on one CPU only")
@@ -176,10 +182,7 @@ def measure_datapath(
     workload: Workload, sizes: Sizes, behind: Workload | None, show_progress: ShowProgress
 ) -> list[Series]:
     """Measure one family after the other in this process, pinned to one CPU."""
-    allowed = os.sched_getaffinity(0)
-    cpu = max(allowed)
-    os.sched_setaffinity(0, {cpu})
-    try:
+    with _one_cpu() as cpu:
         measured: list[Series] = []
         for family in sizes.families:
             fast_flows = sizes.fast_flows
@@ -189,6 +192,28 @@ def measure_datapath(
                 # These programs need no table of flows, so one setup is enough.
                 fast_flows = ()
         return measured
+
+
+def measure_features(workload: Workload, sizes: Sizes, show_progress: ShowProgress) -> list[Series]:
+    """Measure what optional features cost, one family after the other in this process, pinned to one CPU."""
+    assert workload.feature_subjects is not None  # without, there is no such step
+    flows = tuple(number for number in sizes.flows if number <= FEATURE_FLOWS)
+    measured: list[Series] = []
+    with _one_cpu() as cpu:
+        for family in sizes.families:
+            with workload.feature_subjects(BenchRequest(family, (cpu,), flows, flows)) as subjects:
+                measured += measure(subjects, sizes.rounds, show_progress)
+    return measured
+
+
+@contextmanager
+def _one_cpu() -> Iterator[int]:
+    """Keep this process on one CPU for a block."""
+    allowed = os.sched_getaffinity(0)
+    cpu = max(allowed)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield cpu
     finally:
         os.sched_setaffinity(0, allowed)
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from .traffic import Family
 
 FLOWS = (100, 10_000, 100_000, 1_000_000)
-PARTS = ("datapath", "cores", "live", "control", "rules")
+PARTS = ("datapath", "cores", "live", "control", "rules", "features")
+FEATURE_FLOWS = 10_000
+"""Most flows of the part `features`, which is measured only when it is asked for."""
 
 
 @dataclass(frozen=True)

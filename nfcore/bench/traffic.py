@@ -36,6 +36,7 @@ SCATTERED_SOURCES, SCATTERED_STEP = 131_072, 81_007
 _SOURCE_V4 = ipaddress.ip_address("198.19.0.0")
 _SCATTERED_V4 = ipaddress.ip_address("198.18.0.0")
 _SOURCE_V6 = ipaddress.ip_address("2001:db8:19::")
+ETHERNET_BYTES = 14
 _ETHERNET = bytes.fromhex("02005e000001 02005e000002")
 _ETHERTYPE: dict[Family, int] = {4: 0x0800, 6: 0x86DD}
 _IP_BYTES: dict[Family, int] = {4: 20, 6: 40}
@@ -82,14 +83,28 @@ def make_frames(
 
 def first_frame(family: Family, tcp_flags: int) -> bytes:
     """Return the frame in which the wrapper (bpf/bench) changes only addresses and ports. Checksums are zero."""
-    size = FRAME_BYTES[family] - len(_ETHERNET) - 2
-    ethernet = _ETHERNET + struct.pack("!H", _ETHERTYPE[family])
+    size = FRAME_BYTES[family] - ETHERNET_BYTES - _IP_BYTES[family]
+    return ethernet(family) + packet(family, IPPROTO_TCP, tcp_header(tcp_flags).ljust(size, b"\0"))
+
+
+def ethernet(family: Family) -> bytes:
+    """Return the Ethernet header of all frames."""
+    return _ETHERNET + struct.pack("!H", _ETHERTYPE[family])
+
+
+def tcp_header(flags: int, options: bytes = b"") -> bytes:
+    """Return a TCP header in which the wrapper changes the ports; `options`: whole words."""
+    words = 5 + len(options) // 4
+    return struct.pack("!HHIIBBHHH", FIRST_PORT, 0, 0, 0, words << 4, flags, 0xFFFF, 0, 0) + options
+
+
+def packet(family: Family, protocol: int, l4: bytes, source: bytes = b"", destination: bytes = b"") -> bytes:
+    """Return an IP packet with this behind its header; packed addresses, by default those that the wrapper changes."""
     if family == 4:
-        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, size, 0, 0, 64, IPPROTO_TCP, 0, _SOURCE_V4.packed, bytes(4))
-    else:
-        ip = struct.pack("!IHBB16s16s", 0x60000000, size - 40, IPPROTO_TCP, 64, _SOURCE_V6.packed, bytes(16))
-    tcp = struct.pack("!HHIIBBHHH", FIRST_PORT, 0, 0, 0, 0x50, tcp_flags, 0xFFFF, 0, 0)
-    return (ethernet + ip + tcp).ljust(FRAME_BYTES[family], b"\0")
+        ends = source or _SOURCE_V4.packed, destination or bytes(4)
+        return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(l4), 0, 0, 64, protocol, 0, *ends) + l4
+    ends = source or _SOURCE_V6.packed, destination or bytes(16)
+    return struct.pack("!IHBB16s16s", 0x60000000, len(l4), protocol, 64, *ends) + l4
 
 
 def unwrap(frame: bytes, family: Family) -> tuple[int, bytes] | None:

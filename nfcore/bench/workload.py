@@ -7,7 +7,7 @@ The hook `benchmark` returns a :class:`Workload`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -61,6 +61,10 @@ class Workload(Protocol):
 
     def subjects(self, request: BenchRequest) -> AbstractContextManager[Sequence[Subject]]:
         """Open the programs with their packets for a block. The caller is pinned to the first of the CPUs."""
+
+    @property
+    def feature_subjects(self) -> Callable[[BenchRequest], AbstractContextManager[Sequence[Subject]]] | None:
+        """As :meth:`subjects`, of programs with optional features, beside one that has none; None: there are none."""
 
     def toml(self, vips: int, reals: int) -> str:
         """Return the plugin's TOML tables for a daemon with `vips` services of `reals` reals each."""

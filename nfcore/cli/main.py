@@ -278,7 +278,10 @@ def trace(
 @app.command()
 def bench(
     parts: Annotated[
-        str, typer.Option(metavar="PART,…", help="What to measure: some of datapath, cores, live, control, rules.")
+        str,
+        typer.Option(
+            metavar="PART,…", help="What to measure: some of datapath, cores, live, control, rules, features."
+        ),
     ] = "datapath,cores,live,control,rules",
     quick: Annotated[bool, typer.Option("--quick", help="Takes less than 3 minutes instead of 20.")] = False,
     smoke: Annotated[
@@ -304,6 +307,8 @@ def bench(
       nfcore bench --quick
 
       nfcore bench --parts datapath,cores --json --report /tmp/datapath.html
+
+      nfcore bench --parts features
     """
     from ..bench.sizes import Sizes
     from ..daemon.bootstrap import require_privileges

@@ -288,6 +288,7 @@ class FlowActionsWorkload:
     notes = NOTES
     reports_flows = False
     chained_with = "katran_accel"
+    feature_subjects = None
 
     def prepare(self, families: Sequence[Family]) -> None:
         """Do nothing: there is little to compute."""

@@ -174,8 +174,9 @@ class KatranAccelPlugin:
     def benchmark(self) -> object:
         """Let `nfcore bench` measure the balancer."""
         from .benchmark import KatranWorkload  # noqa: PLC0415 - a daemon has no use for it
+        from .feature_benchmark import feature_subjects  # noqa: PLC0415
 
-        return KatranWorkload()
+        return KatranWorkload(feature_subjects)
 
     def _report_healthcheck(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._healthcheck is None:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import ipaddress
 import statistics
 import timeit
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from operator import attrgetter
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,8 +85,16 @@ _FIRST_VIP: dict[Family, str] = {4: "198.18.0.1", 6: "2001:db8:10::1"}
 _FIRST_REAL: dict[Family, str] = {4: "198.18.64.1", 6: "2001:db8:20::1"}
 
 
-def make_table(family: Family, lru_size: int, cpus: Sequence[int]) -> KatranTable:
-    """Return the configuration of the balancer.
+def make_table(
+    family: Family,
+    lru_size: int,
+    cpus: Sequence[int],
+    *,
+    protocol: str = "tcp",
+    flags: Sequence[str] = (),
+    keys: Mapping[str, object] = MappingProxyType({}),
+) -> KatranTable:
+    """Return the configuration of the balancer; `keys`: more of them, as in the TOML.
 
     The last real of each VIP is the first one of the next VIP: 4,096 reals would be one more than the limit.
     """
@@ -94,14 +103,20 @@ def make_table(family: Family, lru_size: int, cpus: Sequence[int]) -> KatranTabl
         {
             "address": str(vip + number),
             "port": PORT,
-            "protocol": "tcp",
+            "protocol": protocol,
+            "flags": list(flags),
             "reals": [{"address": str(real + number * (REALS_PER_VIP - 1) + place)} for place in range(REALS_PER_VIP)],
         }
         for number in range(VIPS)
     ]
     return KatranTable.model_validate(
-        {"gateway_mac": GATEWAY, "forwarding_cpus": list(cpus), "lru_size": lru_size, "vips": vips}
+        {"gateway_mac": GATEWAY, "forwarding_cpus": list(cpus), "lru_size": lru_size, "vips": vips, **keys}
     )
+
+
+def first_real(family: Family) -> str:
+    """Return the first real of :func:`make_table`."""
+    return _FIRST_REAL[family]
 
 
 @contextmanager
@@ -305,6 +320,11 @@ class KatranWorkload:
     notes = NOTES
     reports_flows = True
     chained_with = ""
+
+    def __init__(
+        self, feature_subjects: Callable[[BenchRequest], AbstractContextManager[Sequence[Subject]]] | None = None
+    ) -> None:
+        self.feature_subjects = feature_subjects
 
     def prepare(self, families: Sequence[Family]) -> None:
         """Build the rings once, for all processes."""

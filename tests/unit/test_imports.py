@@ -139,7 +139,7 @@ def test_plugins_import_what_is_for_them() -> None:
                 continue
             inner = target.removeprefix("nfcore.")
             allowed = room_of(target) in FOR_PLUGINS or inner in FOR_THEIR_COMMANDS
-            allowed |= room_of(target) in FOR_THEIR_BENCHMARK and module.endswith(".benchmark")
+            allowed |= room_of(target) in FOR_THEIR_BENCHMARK and module.endswith("benchmark")
             assert allowed, f"{module} imports {target}"
 
 
