@@ -147,9 +147,6 @@ static __always_inline int has_ports(__u32 protocol)
 /* Reads the ports at `l4` of a packet that cannot be balanced. */
 static __always_inline enum parse_result read_ports_only(struct packet *packet, void *l4, void *data_end)
 {
-#ifdef VLAN
-	asm volatile("" : "+r"(l4)); /* the pointer that is checked is the one that is read by: clang makes two */
-#endif
 	if (!has_ports(packet->flow.proto))
 		return PARSE_OTHER;
 	/* The compiler must not compute it anew: the verifier knows the bounds of the pointer that is compared. */
