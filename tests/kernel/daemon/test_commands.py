@@ -69,6 +69,7 @@ def test_explain_says_what_a_flow_waits_for(site: Site, rounds: Rounds) -> None:
     with site.running(site.config(offload="inserts_per_second = 0.001\ninsert_burst = 1")):
         rounds.several(3)
         assert eventually(lambda: site.metric("nfcore_flows", state="waiting") == 7)
+        assert eventually(lambda: site.metric("nfcore_flows", state="installed") == 1)
         states = {}
         for number in range(8):
             (found,) = explain(site, flow_text(number))["found"]
