@@ -32,6 +32,7 @@ enum accel_counter {
 	ACCEL_POOL_EMPTY, /* reported without a mark */
 	ACCEL_MALFORMED, /* to a VIP: truncated, IP options, fragment; or with less than an IP header */
 	ACCEL_REAL_GONE, /* known flow whose real is gone: the ring chooses another */
+	ACCEL_TOO_BIG, /* longer than the MTU: dropped, and nobody is told */
 	ACCEL_COUNTERS,
 };
 

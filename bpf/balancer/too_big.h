@@ -123,6 +123,8 @@ static __always_inline int answer_too_big(struct xdp_md *ctx, const struct packe
 	sample_event(ctx, EVENT_TOO_BIG);
 	return family == AF_INET ? tell_mtu_v4(ctx, packet) : tell_mtu_v6(ctx, packet);
 #else
+	/* Katran does not count these in its own slot, which is that of answers. */
+	count(ACCEL_TOO_BIG);
 	return XDP_DROP;
 #endif
 }

@@ -206,6 +206,7 @@ class AccelCounter(IntEnum):
     POOL_EMPTY = 8
     MALFORMED = 9
     REAL_GONE = 10
+    TOO_BIG = 11
 
 
 def make_target(vip_num: int, real: int) -> int:

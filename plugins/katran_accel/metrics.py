@@ -268,8 +268,8 @@ def _drops(now: _Readings, features: Features, *, is_own: bool) -> MetricFamily:
     if is_own:
         drops.add(now.of(_ACCEL.MALFORMED), reason="malformed")
         drops.add(now.v1(_SLOT.NO_NEXT_HOP), reason="no_next_hop")
-    if "TOO_BIG" not in features:  # then they are answered, and none is dropped
-        drops.add(now.both(_SLOT.TOO_BIG), reason="too_big")
+        if "TOO_BIG" not in features:  # then they are answered, and none is dropped
+            drops.add(now.of(_ACCEL.TOO_BIG), reason="too_big")
     drops.add(now.both(_SLOT.RING_DROP), reason="no_real")
     drops.add(now.both(_SLOT.ENCAP_FAIL), reason="no_headroom")
     if (unknown := count_unknown_reals(now.of_features)) is not None:

@@ -132,7 +132,7 @@ def explain(raised: Raised, frame: FrameFacts, verdict: XdpAction, mtu: int) -> 
         *_of_flow(raised, frame),
         *_of_verdict(raised, frame, verdict),
     ]
-    # Without too_big = "answer" no counter tells of what is dropped for its length.
+    # The counter of what is dropped for its length does not say how long it was.
     if not found and verdict is XdpAction.DROP and raised.path != "none" and frame.ip_bytes > mtu:
         return f"of {frame.ip_bytes} bytes, longer than the MTU of {mtu}: dropped"
     return "; ".join(found)

@@ -15,6 +15,8 @@ from nfcore.errors import ConfigError
 from nfcore.hooks.manager import PluginManager
 from nfcore.plugins.katran_accel.config import KatranTable
 from nfcore.plugins.katran_accel.features import Features
+from nfcore.plugins.katran_accel.layouts import AccelCounter
+from nfcore.plugins.katran_accel.metrics import BalancerMetrics
 from tests.paths import ROOT
 
 from .world import TWO_FAMILIES, World, open_world, sent_to, tcp
@@ -118,6 +120,15 @@ def test_more_new_flows_than_the_limit_are_sent_but_not_stored(tmp_path: Path) -
         ring = [world.ring_real(0, "198.18.1.2", sport, 80) for sport in range(1, 2001)]
         assert all(real in ("198.18.20.13", chosen) for real, chosen in zip(reals, ring, strict=True))
         assert reals.count("198.18.20.13") < len(flows)
+
+
+def test_what_is_dropped_for_its_length_is_counted(tmp_path: Path) -> None:
+    with open_world(tmp_path) as world:
+        assert world.send(tcp("198.18.1.2", "198.18.10.1", size=1461)).verdict.name == "XDP_DROP"
+        assert world.send(tcp("198.18.1.2", "198.18.10.1", size=1460)).verdict.name == "XDP_TX"
+        assert world.count(AccelCounter.TOO_BIG) == 1
+        (drops,) = (each for each in BalancerMetrics(world.balancer).families() if each.name == "nfcore_drops_total")
+        assert {sample.labels["reason"]: sample.value for sample in drops.samples}["too_big"] == 1
 
 
 def test_flows_of_other_hosts_go_where_their_table_says(tmp_path: Path) -> None:
