@@ -16,9 +16,11 @@ from tests.katran_model.balancer import Step
 from tests.katran_model.counters import Stat
 from tests.katran_model.features import Features, Quirks
 from tests.katran_model.generator import FrameSource, Population
+from tests.katran_model.maps import FlowKey, VipKey
 from tests.katran_model.mutations import fuzzed
 from tests.katran_model.packet import Verdict, read_header, read_ip
 from tests.katran_model.suites import Facts, published
+from tests.katran_model.unfit import is_unfit
 
 from .twin import BALANCER, Twin, open_twin, right
 
@@ -230,6 +232,46 @@ def test_frames_by_chance_with_features(tmp_path: Path, name: str) -> None:
             if number % 1000 == 999:
                 assert twin.counters() == twin.model.total.published()
     assert min(verdicts[verdict] for verdict in (Verdict.TX, Verdict.DROP, Verdict.PASS)) > FRAMES / 50
+
+
+def flows_of_others(twin: Twin, source: FrameSource) -> dict[FlowKey, int]:
+    """Flows to VIPs that look into the tables of other hosts, each with a real that the ring may not have for it."""
+    flows = {}
+    while len(flows) < 20:
+        packet = read_ip(source.frame(), twin.features)
+        if isinstance(packet, Verdict) or is_unfit(packet) or not read_header(packet):
+            continue
+        vip = twin.model.maps.vips.get(VipKey(packet.dst, packet.dport, packet.flow_protocol))
+        if vip and vip.flags & GLOBAL:
+            key = FlowKey(packet.src, packet.dst, packet.sport, packet.dport, packet.flow_protocol)
+            flows[key] = len(flows) % 3 + 1
+    return flows
+
+
+def with_more_down(facts: Facts) -> Facts:
+    """One real more of each VIP whose flows migrate is down, and so in no ring."""
+    down = {vip[:3]: {vip[3][0] - 1, *vip[3]} for vip in facts.down_reals}
+    vips = [
+        replace(vip, reals=tuple(set(vip.reals) - down.get((vip.address, vip.port, vip.protocol), set())))
+        for vip in facts.vips
+    ]
+    rows = tuple((*vip, tuple(sorted(reals))) for vip, reals in down.items())
+    return replace(facts, vips=tuple(vips), down_reals=rows)
+
+
+def test_frames_by_chance_with_flows_of_others_and_reals_that_go_down(tmp_path: Path) -> None:
+    features, facts = replace(FEATURE_SETS["vlan-everything"], prefix_vips_v4=True), everything()
+    later = with_more_down(facts)
+    with open_twin(tmp_path, facts, features=features) as twin:
+        source = FrameSource(Population.of(twin.model.maps, features), SEED + 2)
+        twin.remember(flows_of_others(twin, source))
+        for now in (facts, later, facts):
+            twin.reload(now)
+            for _ in range(FRAMES // 3):
+                twin.send(fuzzed(source))
+            assert twin.counters() == twin.model.total.published()
+        assert twin.model.total.pairs["stats", Stat.GLOBAL_LRU][1] > 0
+        assert twin.model.total.pairs["stats", Stat.MIGRATED][0] > 0
 
 
 @pytest.mark.parametrize("name", ["nothing", "ids", "vlan-everything"])

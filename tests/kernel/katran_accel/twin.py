@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from nfcore.api.flows import FLOW_KEY
 from nfcore.plugins.katran_accel.config import KatranTable
 from nfcore.plugins.katran_accel.layouts import StatsSlot, VipFlag
 from tests.katran_model.balancer import Balancer, Step
 from tests.katran_model.counters import CounterValues
 from tests.katran_model.features import Features, Quirks
-from tests.katran_model.maps import Maps
+from tests.katran_model.maps import FlowKey, Maps
 from tests.katran_model.packet import Verdict
 from tests.katran_model.suites import Facts, maps_of, published
 
@@ -127,7 +128,19 @@ class Twin:
         maps.vips = {key: vip._replace(flags=vip.flags & known) for key, vip in maps.vips.items()}
         maps.reals = {number: each for number, each in maps.reals.items() if number in self.numbers.values()}
         maps.lru_cpus = self.model.maps.lru_cpus
+        maps.fallback_global_lru = self.model.maps.fallback_global_lru
         self.model.maps = maps
+
+    def remember(self, flows: Mapping[FlowKey, int]) -> None:
+        """Write flows of other hosts, with the model's numbers of their reals, into both tables of them."""
+        ours = {theirs: number for number, theirs in self.numbers.items()}
+        keys = np.zeros(len(flows), FLOW_KEY)
+        for row, flow in zip(keys, flows, strict=True):
+            row["src"], row["dst"] = list(flow.src), list(flow.dst)
+            row["sport"], row["dport"], row["proto"] = flow.sport, flow.dport, flow.protocol
+        numbers = np.array([ours[number] for number in flows.values()], "<u4")
+        self.world.balancer.maps["fallback_glru"].update_batch(keys, numbers)
+        self.model.maps.fallback_global_lru.update(flows)
 
     def reload(self, facts: Facts) -> None:
         """Give both other VIPs."""
