@@ -75,10 +75,10 @@ def _source(version: int, value: object) -> str:
 
 
 def _tunnel_source(version: int, value: object) -> str:
-    address = None if value == "" else try_to(server_address, value)
-    if value != "" and (address is None or address.version != version):
+    address = None if value == "" else server_address(value)
+    if address is not None and address.version != version:
         raise ValueError(f"should be an IPv{version} address")
-    return str(value if address is None else address)
+    return "" if address is None else str(address)
 
 
 def _absolute_path(of_what: str, value: object) -> str | None:

@@ -121,6 +121,7 @@ def check_entries(kind: Kind, listed: Listed, raw: Mapping[str, Any]) -> Iterato
     """Find lines of the file that are wrong, duplicates, and what cannot be; `raw`: the keys of [katran_accel]."""
     yield from _check_file(listed)
     yield from _check_duplicates(listed)
+    yield from _remark_services(listed, raw.get("vips"))
     yield from _check_ids(listed, raw) if kind is SERVER_IDS else _check_routes(listed, raw)
 
 
@@ -162,6 +163,21 @@ def _check_duplicates(listed: Listed) -> Iterator[Problem]:
 
     yield from _tell(again[other_real], tell, rest)
     yield from _tell(again[~other_real], partial(tell, kind=Remark), partial(rest, kind=Remark))
+
+
+def _remark_services(listed: Listed, vips: object) -> Iterator[Problem]:
+    """Find reals that are the address of a VIP; `vips`: the raw list."""
+    raw = [vip.get("address") if isinstance(vip, dict) else None for vip in (vips if isinstance(vips, list) else ())]
+    services = {address: number for number, text in enumerate(raw) if (address := try_to(server_address, text))}
+    to_service = np.array([address in services for address in listed.addresses], dtype=bool)
+
+    def tell(row: int) -> Problem:
+        (where, line), real = listed.place(row), listed.real(row)
+        vip = f"{listed.path.rpartition('.')[0]}.vips[{services[real]}]"
+        return Remark(where, f"{line}'{real}' is that of {vip}, too: a packet sent there may come back")
+
+    rows = np.flatnonzero(to_service[listed.reals])
+    yield from _tell(rows, tell, lambda count: Remark(listed.whole, f"{count:,} more lead to addresses of VIPs"))
 
 
 def _check_ids(ids: Listed, raw: Mapping[str, Any]) -> Iterator[Problem]:

@@ -52,6 +52,8 @@ class RoutingMethods:
         _check_known(method, parameters, PARAMETERS + (STATES if kind is SERVER_IDS else ()))
         map_, why = NEEDED[kind.name]
         if map_ not in self._balancer.maps.maps:
+            if (program := self._balancer.table.program) is not None:
+                raise HostError(f"the program reads no {kind.word}s: {program} has no map {map_}")
             raise HostError(f"the program reads no {kind.word}s: {why}; change the TOML and restart nfcore")
         async with self._services.turn:
             change = RoutingChange(kind, parameters, self._balancer.table, method)

@@ -65,8 +65,10 @@ class CaptureService:
     def start(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Begin a capture. ConfigError: a parameter is wrong. HostError: one runs, or the program cannot."""
         if self._maps is None:
-            message = "the daemon's program has no captures: set katran_accel.capture = true and restart it"
-            raise HostError(message)
+            advice = "set katran_accel.capture = true and restart it"
+            if self._balancer.table.program is not None:
+                advice = "a compiled object (katran_accel.program) gives nfcore no samples"
+            raise HostError(f"the daemon's program has no captures: {advice}")
         wanted = read_filter(parameters, self._balancer.inventory)
         if self._running:
             raise HostError(f"a capture is running, and there is one at a time: stop it, or wait up to {SILENCE:g} s")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -374,3 +375,15 @@ def test_a_daemon_with_a_nic_runs_it_without_marks(site: Site, tmp_path: Path) -
     assert site.program() is None
     assert "removed pin" in succeed("cleanup", str(config))
     assert not site.pins.exists()
+
+
+def test_what_an_object_cannot_is_not_blamed_on_the_vips(world: World) -> None:
+    methods = world.context.services.methods
+    with pytest.raises(HostError, match=r"the program reads no server ids: .*\.o has no map server_id_map"):
+        asyncio.run(methods["katran_accel.server_ids.change"]({"add": [{"id": 9, "real": "198.18.20.11"}]}))
+    with pytest.raises(HostError, match=r"the program reads no source routes: .*\.o has no map lpm_src_v4"):
+        asyncio.run(
+            methods["katran_accel.source_routes.change"]({"add": [{"prefix": "198.18.8.0/24", "real": "198.18.20.11"}]})
+        )
+    with pytest.raises(HostError, match=r"a compiled object \(katran_accel.program\) gives nfcore no samples"):
+        methods["capture.start"]({})

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from nfcore.errors import Remark
 from nfcore.plugins.katran_accel import layouts as lay
-from nfcore.plugins.katran_accel.config import check_table
+from nfcore.plugins.katran_accel.config import KatranTable, check_table
 from nfcore.plugins.katran_accel.feature_checks import check_features
 
 from .test_config import vip
@@ -263,3 +264,23 @@ def test_too_many_prefixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found(vips=ROUTED, source_routes_file=path, source_routes=routes(("198.18.9.0/24", ONE))) == [
         "k.source_routes: has 3 IPv4 prefixes, with those of its file; at most 2 fit"
     ]
+
+
+def test_an_id_or_a_route_that_leads_to_a_vip_is_remarked() -> None:
+    service = str(vip()["address"])
+    text = f"'{service}' is that of k.vips[0], too: a packet sent there may come back"
+    assert found(vips=QUIC, server_ids=ids((1, ONE), (2, service))) == [f"? k.server_ids[1]: {text}"]
+    assert found(vips=ROUTED, source_routes=routes(("198.18.7.0/24", service))) == [f"? k.source_routes[0]: {text}"]
+
+
+@pytest.mark.parametrize(
+    ("value", "should"),
+    [
+        ("127.0.0.1", "should be the address of one server, not a loopback address"),
+        ("198.18.2", "should be an IPv4 or IPv6 address such as '198.18.20.11'"),
+        ("2001:db8::1", "should be an IPv4 address"),
+    ],
+)
+def test_the_source_of_tunnels_is_an_address_of_a_host(value: str, should: str) -> None:
+    with pytest.raises(ValidationError, match=should):
+        KatranTable.model_validate({"vips": [vip()], "source_v4": value})
