@@ -17,7 +17,7 @@ from tests.katran_model.counters import Stat
 from tests.katran_model.features import Features, Quirks
 from tests.katran_model.generator import FrameSource, Population
 from tests.katran_model.maps import FlowKey, VipKey
-from tests.katran_model.mutations import fuzzed
+from tests.katran_model.mutations import fuzzed, truncations
 from tests.katran_model.packet import Verdict, read_header, read_ip
 from tests.katran_model.suites import Facts, published
 from tests.katran_model.unfit import is_unfit
@@ -303,3 +303,14 @@ def test_a_mark_changes_nothing_of_a_frame(
         slots += [f"reals_stats[{number}]" for number in range(1, len(SERVERS) + 1)]
         came, wanted = twin.counters(), twin.model.total.published()
         assert [(slot, came.get(slot)) for slot in slots] == [(slot, wanted.get(slot)) for slot in slots]
+
+
+@pytest.mark.parametrize("name", ["nothing", "vlan-everything"])
+def test_published_frames_cut_at_every_byte(tmp_path: Path, name: str) -> None:
+    features = replace(FEATURE_SETS[name], prefix_vips_v4=True)
+    frames = {case.frame for suite in BALANCERS for case in published().suites[suite].cases}
+    with open_twin(tmp_path, published().suites["source-routing"].state, features=features) as twin:
+        for frame in sorted(frames, key=lambda frame: (len(frame), frame)):
+            for cut in truncations(frame[:400]):
+                twin.send(cut)
+        assert twin.counters() == twin.model.total.published()
