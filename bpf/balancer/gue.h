@@ -8,6 +8,7 @@
 
 #include <linux/udp.h>
 
+#include "lib/checksum.h"
 #include "lib/map_handle.h"
 #include "lib/packet.h"
 #include "counters.h"
@@ -18,15 +19,6 @@
 
 #ifdef ENCAP_GUE
 enum own_source { SOURCE_V4, SOURCE_V6 }; /* slots of `pckt_srcs` */
-
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
 
 /* Sum of the 32-bit words at `from`. One's complement sums do not depend on the width or order of the words. */
 static __always_inline __u64 add_words(const void *from, int words)

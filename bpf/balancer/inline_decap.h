@@ -10,6 +10,7 @@
 #include <linux/udp.h>
 
 #include "lib/carriers/carrier.h"
+#include "lib/decap_address.h"
 #include "lib/map_handle.h"
 #include "lib/packet.h"
 #include "counters.h"
@@ -62,7 +63,7 @@ static __always_inline __u32 decap_flags(const struct packet *packet, int family
 {
 	__u32 *flags = bpf_map_lookup_elem(MAP(decap_dst), packet->flow.dst);
 
-	return flags && *flags & (family == AF_INET ? DECAP_ONLY_IPV4 : DECAP_ONLY_IPV6) ? *flags : 0;
+	return flags && *flags & (family == AF_INET ? DECAP_IPV4 : DECAP_IPV6) ? *flags : 0;
 }
 
 static __always_inline int is_own_source(const struct packet *packet, int family)
@@ -71,8 +72,7 @@ static __always_inline int is_own_source(const struct packet *packet, int family
 	__u32 slot = family == AF_INET ? 0 : 1;
 	struct real_definition *own = bpf_map_lookup_elem(MAP(pckt_srcs), &slot);
 
-	return own && !((own->addr[0] ^ packet->flow.dst[0]) | (own->addr[1] ^ packet->flow.dst[1]) |
-			(own->addr[2] ^ packet->flow.dst[2]) | (own->addr[3] ^ packet->flow.dst[3]));
+	return own && same_address(own->addr, packet->flow.dst);
 #else
 	return 1;
 #endif

@@ -50,13 +50,6 @@ enum real_flag {
 	REAL_GONE = 1u << 7, /* nfcore's own, Katran never sets it: nothing is sent to the real any more */
 };
 
-enum decap_flag {
-	DECAP_EGRESS = 1u << 1,
-	/* nfcore's own, as those of VIPs: the keys of both families look alike. */
-	DECAP_ONLY_IPV4 = 1u << 30,
-	DECAP_ONLY_IPV6 = 1u << 31,
-};
-
 enum ctl_slot {
 	CTL_GATEWAY_MAC = 0,
 	CTL_INTROSPECTION = 5, /* a u64: whether introspection.h samples packets */

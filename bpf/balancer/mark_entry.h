@@ -44,11 +44,6 @@ struct hw_accel_target {
 	__u32 real_generation;
 };
 
-static __always_inline int same_address(const __be32 left[4], const __be32 right[4])
-{
-	return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]) | (left[3] ^ right[3]));
-}
-
 static __always_inline int flow_matches(const struct hw_accel_flow *entry, const struct packet *packet, int family)
 {
 	const struct flow_key *want = &entry->flow, *have = &packet->flow;

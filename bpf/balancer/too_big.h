@@ -6,6 +6,7 @@
 #include <linux/icmpv6.h>
 
 #include "lib/carriers/carrier.h"
+#include "lib/checksum.h"
 #include "lib/ipv4_checksum.h"
 #include "lib/packet.h"
 #include "counters.h"
@@ -25,15 +26,6 @@ static __always_inline int is_too_big(const struct packet *packet)
 }
 
 #ifdef TOO_BIG
-static __always_inline __u16 finish_checksum(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
 /*
  * Cuts the packet after `quoted` bytes and opens `headers` bytes in front of it, with the Ethernet header back to the
  * client. Returns a pointer to these bytes, or NULL.
@@ -82,7 +74,7 @@ static __always_inline int tell_mtu_v4(struct xdp_md *ctx, const struct packet *
 	icmp->code = ICMP_FRAG_NEEDED;
 	icmp->checksum = 0;
 	icmp->un.gateway = bpf_htonl(MTU);
-	icmp->checksum = finish_checksum(bpf_csum_diff(NULL, 0, (void *)icmp, sizeof(*icmp) + QUOTED_OF_IPV4, 0));
+	icmp->checksum = ~fold(bpf_csum_diff(NULL, 0, (void *)icmp, sizeof(*icmp) + QUOTED_OF_IPV4, 0));
 	return XDP_TX;
 }
 
@@ -109,8 +101,7 @@ static __always_inline int tell_mtu_v6(struct xdp_md *ctx, const struct packet *
 	icmp->icmp6_mtu = bpf_htonl(MTU);
 	pseudo = bpf_csum_diff(NULL, 0, (void *)&ip->saddr, 2 * sizeof(ip->saddr), 0);
 	pseudo += (__u64)ip->payload_len + bpf_htons(IPPROTO_ICMPV6);
-	icmp->icmp6_cksum =
-		finish_checksum(pseudo + bpf_csum_diff(NULL, 0, (void *)icmp, sizeof(*icmp) + QUOTED_OF_IPV6, 0));
+	icmp->icmp6_cksum = ~fold(pseudo + bpf_csum_diff(NULL, 0, (void *)icmp, sizeof(*icmp) + QUOTED_OF_IPV6, 0));
 	return XDP_TX;
 }
 #endif

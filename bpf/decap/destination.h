@@ -1,18 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Whether a tunnel ends here. Without STRICT_DESTINATION every tunnel does, whatever its outer destination; with it,
- * those to an address of `decap_dst`. Its keys are as published: 16 bytes, of which IPv4 fills the first four. So a key
- * may stand for addresses of both families, and the value says for which.
+ * those to an address of `decap_dst`: lib/decap_address.h.
  */
 #pragma once
 
 #include <linux/in6.h>
 #include <linux/types.h>
 
+#include "lib/decap_address.h"
 #include "lib/map_handle.h"
-
-#define DECAP_IPV4 (1u << 30)
-#define DECAP_IPV6 (1u << 31)
 
 struct decap_address {
 	__be32 words[4];

@@ -12,6 +12,7 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
+#include "lib/checksum.h"
 #include "lib/map_handle.h"
 
 enum source_match_counter { PACKETS_SEEN, PACKETS_NEED_PULL, PACKETS_ACTED };
@@ -63,9 +64,7 @@ int source_match(struct __sk_buff *skb)
 	/* Less the old address, more the new one. */
 	sum = bpf_csum_diff((void *)&headers->inner.saddr, sizeof(headers->inner.saddr), (void *)&headers->outer.saddr,
 			    sizeof(headers->outer.saddr), (__u16)~headers->tcp.check);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	headers->tcp.check = ~sum;
+	headers->tcp.check = ~fold(sum);
 	headers->inner.saddr = headers->outer.saddr;
 	return TC_ACT_PIPE;
 }

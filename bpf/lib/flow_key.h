@@ -12,3 +12,8 @@ struct flow_key {
 	__u8 proto;
 	__u8 pad[3]; /* of a packet 0; user space keeps there what a masked match leaves open */
 };
+
+static __always_inline int same_address(const __be32 left[4], const __be32 right[4])
+{
+	return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]) | (left[3] ^ right[3]));
+}

@@ -7,7 +7,6 @@ shape (N,).
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -18,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfcore.api.flows import ANY_CPU, FLOW_KEY, Anything, FlowBatch, masks_of, pack_address, take_rows
-from nfcore.errors import HostError
 from nfcore.kernel import Map
 
 from . import layouts as lay
 from .config import VipTable
 from .hashing import ring_slots
 from .inventory import Inventory
+from .map_entries import delete_entries
 from .maps import BalancerMaps
 
 NO_VIP = -1
@@ -258,14 +257,6 @@ def _restore_into(table: Map, batch: FlowBatch, keys: NDArray[np.void], values: 
     if not to_write.all():
         to_write[~to_write] = stand(batch[~to_write]) & (existing["by_syn"][~to_write] == 0)
     table.update_batch(keys[to_write], values[to_write])
-
-
-def delete_entries(table: Map, keys: NDArray[np.void]) -> int:
-    """Delete entries of a table; returns how many were there. HostError when the kernel refuses."""
-    result = table.delete_batch(keys)
-    if result.errno:
-        raise HostError(f"cannot delete from the connection table {table.spec.name}: {os.strerror(result.errno)}")
-    return result.done
 
 
 def _vips(batch: FlowBatch) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from nfcore.kernel import MapFlags, MapSpec, MapType
 
 from . import layouts as lay
 from .config import NAME, KatranTable
+from .decap.layouts import DESTINATIONS
 from .layouts import VipFlag
 
 U8, U32 = np.dtype("u1"), np.dtype("<u4")
@@ -149,7 +150,7 @@ class Features:
                 "vip_to_down_reals_map", MapType.HASH_OF_MAPS, lay.VIP_DEFINITION, U32, lay.MAX_VIPS, inner=down
             )
         if self.decap:
-            yield MapSpec("decap_dst", hashed, lay.ADDRESS, U32, lay.MAX_DECAP_ADDRESSES)
+            yield DESTINATIONS
             yield MapSpec(PROGRAMS, MapType.PROG_ARRAY, U32, U32, 1)
         if "DECAP_GUE" in self:
             yield MapSpec("decap_vip_stats", per_cpu, U32, lay.LB_STATS, lay.MAX_VIPS)

@@ -73,7 +73,7 @@ TCP_SERVER_ID_STATS = np.dtype(
 SOURCE_KEY_V4 = np.dtype([("prefixlen", "<u4"), ("addr", "u1", (4,))])
 SOURCE_KEY_V6 = np.dtype([("prefixlen", "<u4"), ("addr", "u1", (16,))])
 ADDRESS = np.dtype([("addr", "u1", (16,))])
-"""Key of `decap_dst`."""
+"""Key of `decap_dst`; an IPv4 address fills the first four bytes."""
 CTL_VALUE = np.dtype([("mac", "u1", (6,)), ("pad", "u1", (2,))])
 """Also a row of `hw_accel_next_hops`, where pad[0] is 1 when the MAC address is known; and a key of `hw_accel_macs`."""
 DEVICE = np.dtype([("ifindex", "<u4"), ("number", "<u4"), ("mac", "u1", (6,)), ("pad", "u1", (2,))])
@@ -132,7 +132,7 @@ MARK_POOL = np.dtype(
 
 
 ONLY_FAMILY = {4: 1 << 30, 6: 1 << 31}
-"""Flags of `vip_meta`, nfcore's own: packets of this family alone go to the VIP."""
+"""Flags of `vip_meta` and `decap_dst`, nfcore's own: the entry is for packets of this family alone."""
 BENEATH_SHIFT = 16
 """Where in the flags of a prefix VIP's `vip_meta` the length of the prefix beneath it is, and one (VIP_BENEATH)."""
 

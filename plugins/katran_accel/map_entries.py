@@ -39,11 +39,12 @@ def replace_entries(map_: Map, keys: NDArray[Any], values: NDArray[Any]) -> None
     delete_entries(map_, present[~np.isin(there, wanted)])
 
 
-def delete_entries(map_: Map, keys: NDArray[Any]) -> None:
-    """Remove keys, those that are there. HostError when the kernel refuses one."""
+def delete_entries(map_: Map, keys: NDArray[Any]) -> int:
+    """Remove keys; returns how many were there. HostError when the kernel refuses one."""
     result = map_.delete_batch(keys)
     if result.errno:
         raise HostError(f"cannot delete a key of map {map_.spec.name}: {os.strerror(result.errno)}")
+    return result.done
 
 
 def _rows(keys: NDArray[Any]) -> NDArray[np.void]:

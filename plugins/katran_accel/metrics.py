@@ -36,9 +36,8 @@ _OF_OBJECTS = Features({**ALL_FEATURES.defines, "ICMP": 1, "TOO_BIG": 1})
 
 def _misses(balancer: Balancer) -> int:
     """Packets of flows that were in no table: those with a real, as Katran counts them, and those without."""
-    slots = balancer.maps["stats"].read_slice(_SLOT.LRU, _SLOT.RING_DROP - _SLOT.LRU + 1)
-    without = slots[_SLOT.RING_DROP - _SLOT.LRU]
-    return int(slots["v2"][0].sum() + without["v1"].sum() + without["v2"].sum())
+    slots = read_counters(balancer.maps["stats"], _SLOT.LRU, _SLOT.RING_DROP - _SLOT.LRU + 1)
+    return int(slots["v2"][0] + slots["v1"][-1] + slots["v2"][-1])
 
 
 def accel_counters(balancer: Balancer) -> Counts:

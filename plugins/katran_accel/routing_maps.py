@@ -87,16 +87,14 @@ class RoutingMaps:
         if map_.spec.type is MapType.HASH:
             replace_entries(map_, ids, numbers)
             return
-        if not map_.spec.flags & MapFlags.MMAPABLE:
-            known = np.flatnonzero(map_.read_array()) if self._ids is None else self._ids
-            others = np.setdiff1d(known, ids).astype(U32)
-            write_entries(map_, np.concatenate([ids, others]), np.concatenate([numbers, np.zeros_like(others)]))
-            self._ids = ids
-            return
-        elements = map_.mmap()
-        others = np.setdiff1d(np.flatnonzero(elements), ids)
-        elements[ids] = numbers
-        elements[others] = 0
+        self._change_server_ids(ids, numbers, np.setdiff1d(self._held_ids(map_), ids).astype(U32))
+        self._ids = ids
+
+    def _held_ids(self, map_: Map) -> NDArray[Any]:
+        """The ids that an array has. Reading one without shared memory takes seconds: once is enough."""
+        if map_.spec.flags & MapFlags.MMAPABLE:
+            return np.flatnonzero(map_.mmap())
+        return np.flatnonzero(map_.read_array()) if self._ids is None else self._ids
 
     def _change_server_ids(self, ids: NDArray[Any], numbers: NDArray[np.uint32], gone: NDArray[Any]) -> None:
         map_ = self._maps["server_id_map"]

@@ -12,6 +12,7 @@ import numpy as np
 
 from nfcore.api.context import Services
 from nfcore.api.json_rows import JsonRows
+from nfcore.api.parameters import take_parameters
 from nfcore.api.steps import run_beside
 from nfcore.errors import ConfigError, HostError, Problem
 
@@ -49,7 +50,7 @@ class RoutingMethods:
 
     async def _change(self, kind: Kind, parameters: Mapping[str, Any]) -> Any:
         method = f"{NAME}.{kind.name}.change"
-        _check_known(method, parameters, PARAMETERS + (STATES if kind is SERVER_IDS else ()))
+        take_parameters(method, parameters, *PARAMETERS, *(STATES if kind is SERVER_IDS else ()))
         map_, why = NEEDED[kind.name]
         if map_ not in self._balancer.maps.maps:
             if (program := self._balancer.table.program) is not None:
@@ -67,7 +68,7 @@ class RoutingMethods:
 
     def _list(self, kind: Kind, parameters: Mapping[str, Any]) -> Any:
         method = f"{NAME}.{kind.name}.list"
-        _check_known(method, parameters, ("real", "after", "limit"))
+        take_parameters(method, parameters, "real", "after", "limit")
         routing, limit = self._balancer.inventory.routing, parameters.get("limit", PAGE)
         if not (type(limit) is int and 1 <= limit <= LONGEST_PAGE):
             problem = Problem("limit", f"is {limit!r:.40}; should be a number from 1 to {LONGEST_PAGE:,}")
@@ -116,10 +117,3 @@ def _of_real(method: str, entries: Entries, real: object) -> Any:
         raise ConfigError(method, [Problem("real", f"is {real!r:.80}; should be the address of a real")])
     wanted = [number for number, known in enumerate(entries.addresses) if known == address]
     return np.isin(entries.reals, wanted)
-
-
-def _check_known(method: str, parameters: object, names: tuple[str, ...]) -> None:
-    if not isinstance(parameters, Mapping):
-        raise ConfigError(method, [Problem("params", f"is {parameters!r:.80}; should be an object")])
-    if unknown := sorted(parameters.keys() - set(names)):
-        raise ConfigError(method, [Problem(f"{unknown[0]:.40}", f"is no parameter; there are: {', '.join(names)}")])

@@ -13,7 +13,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nfcore.api.parameters import take_parameters
 from nfcore.errors import ConfigError, HostError, Problem
 
 from .. import layouts as lay
@@ -42,6 +43,8 @@ MOST_PACKETS = 500
 """In one response: some milliseconds of work."""
 DEFAULTS: Mapping[str, Any] = {"vip": None, "real": None, "verdicts": [], "reasons": [], "sample": 1, "snaplen": 128}
 """Parameters of `capture.start`."""
+_SOURCE = "capture"
+"""What refusals begin with."""
 _NAMED = 20
 """How many VIPs or reals an error names."""
 _COLUMNS = [name for name in CAPTURE_SAMPLE.names or () if name not in ("pad", "frame")]
@@ -82,7 +85,7 @@ class CaptureService:
     async def read(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Give packets, with `wait` once there is one or so many seconds have passed."""
         given = {"capture": "", "wait": 0, "limit": MOST_PACKETS, **parameters}
-        _refuse_unknown(parameters, {"capture", "wait", "limit"})
+        take_parameters(_SOURCE, parameters, "capture", "limit", "wait")
         wait, limit = _number(given, "wait", 0, 1e9), min(int(_number(given, "limit", 1, 1e9)), MOST_PACKETS)
         maps, capture = self._maps_of(given["capture"]), self._running
         loop = asyncio.get_running_loop()
@@ -99,7 +102,7 @@ class CaptureService:
 
     def stop(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """End a capture; the response is that of a last read."""
-        _refuse_unknown(parameters, {"capture"})
+        take_parameters(_SOURCE, parameters, "capture")
         maps = self._maps_of(parameters.get("capture", ""))
         self._end()
         return self._answer(maps, maps.read(MOST_PACKETS))
@@ -174,7 +177,7 @@ def _name(ifindex: int) -> str:
 def read_filter(parameters: Mapping[str, Any], inventory: Inventory) -> Filter:
     """Read the parameters of `capture.start`. ConfigError names what is wrong, and what there is."""
     given = {**DEFAULTS, **parameters}
-    _refuse_unknown(parameters, DEFAULTS)
+    take_parameters(_SOURCE, parameters, *sorted(DEFAULTS))
     return Filter(
         _bits(given, "verdicts", VERDICTS),
         _bits(given, "reasons", REASONS),
@@ -186,12 +189,7 @@ def read_filter(parameters: Mapping[str, Any], inventory: Inventory) -> Filter:
 
 
 def _wrong(name: str, message: str) -> ConfigError:
-    return ConfigError("capture", [Problem(name, message)])
-
-
-def _refuse_unknown(parameters: Mapping[str, Any], known: Collection[str]) -> None:
-    for name in sorted(parameters.keys() - set(known)):
-        raise _wrong(name, f"is no parameter; there are: {', '.join(sorted(known))}")
+    return ConfigError(_SOURCE, [Problem(name, message)])
 
 
 def _number(given: Mapping[str, Any], name: str, least: int, most: float) -> float:

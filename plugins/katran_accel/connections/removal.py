@@ -21,7 +21,8 @@ from nfcore.api.flows import FlowBatch, FlowMatch, take_rows
 from nfcore.api.steps import Steps, pause
 
 from ..balancer import Balancer
-from ..connection_table import VipFinder, delete_entries, entry_keys
+from ..connection_table import VipFinder, entry_keys
+from ..map_entries import delete_entries
 from ..maps import wait_for_programs
 from .entries import Table, connection_tables
 from .selection import Selection

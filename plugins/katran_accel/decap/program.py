@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from nfcore.api.flows import Address
+from nfcore.api.flows import Address, pack_address
 from nfcore.errors import HostError
 from nfcore.kernel import (
     BPF_SOURCES,
@@ -27,6 +27,7 @@ from nfcore.kernel import (
     program_map,
 )
 
+from ..layouts import ADDRESS, ONLY_FAMILY
 from . import layouts as lay
 
 FUNCTION = "nfcore_decap"
@@ -86,10 +87,10 @@ class Decapsulation(Closing):
             undo.pop_all()
 
     def _add_destination(self, address: Address) -> None:
-        key = np.zeros(1, lay.ADDRESS)
-        key["addr"][0, : len(address.packed)] = np.frombuffer(address.packed, np.uint8)
+        key = np.zeros(1, ADDRESS)
+        key["addr"][0] = pack_address(address)
         table = self._maps[lay.DESTINATIONS.name]
-        table.update(key[0], (table.lookup(key[0]) or 0) | lay.FAMILY_FLAGS[address.version])
+        table.update(key[0], (table.lookup(key[0]) or 0) | ONLY_FAMILY[address.version])
 
     def counts(self) -> DecapCounts:
         """Read the counters."""
